@@ -1,0 +1,137 @@
+"""Builds the two extension modules, and on request the CUDA kernels; everything else is in pyproject.toml.
+
+Environment: ``XPKERN_CUDA=1`` also compiles ``csrc/cuda/kernels.cu`` with nvcc; ``CXX`` chooses the compiler.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError, PlatformError
+
+#: Flags of every translation unit. ``-ffp-contract=off``: a product and a sum are fused only where the source says
+#: ``fma``, otherwise results would change with the compiler. No ``-ffast-math`` (NaN tests and the rounding step of
+#: exp need IEEE rules), never ``-march=native`` (a wheel must run on other machines).
+COMMON_FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "-g0",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fvisibility=hidden",
+    "-pthread",
+    "-Wall",
+    "-Wextra",
+    "-Wno-psabi",
+    "-Icsrc",
+]
+
+#: Flags of ``csrc/cpu/isa_<name>.cpp``: the only files compiled for more than the machine's baseline.
+ISA_FLAGS = {
+    "scalar": [],
+    "avx2": ["-mavx2", "-mfma"],
+    "avx512": ["-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mfma"],
+    "neon": [],
+}
+
+#: Instruction sets built for each machine, by ``platform.machine()``; any other machine gets the scalar one.
+ISAS = {
+    "x86_64": ["scalar", "avx2", "avx512"],
+    "amd64": ["scalar", "avx2", "avx512"],
+    "aarch64": ["scalar", "neon"],
+    "arm64": ["scalar", "neon"],
+}
+
+NVCC_FLAGS = ["-std=c++17", "-O3", "-fmad=false", "-Icsrc", "-DXPKERN_ISA=cuda", "--fatbin", "-arch=all-major"]
+
+
+def sources_of_cpu_engine(machine: str) -> list[str]:
+    """Return the sources of ``xpkern.engine._cpu`` for a machine."""
+    isas = ISAS.get(machine.lower(), ["scalar"])
+    return ["csrc/cpu/module.cpp", "csrc/cpu/thread_pool.cpp", *(f"csrc/cpu/isa_{isa}.cpp" for isa in isas)]
+
+
+def flags_of_source(source: str) -> list[str]:
+    """Return the compiler flags of one translation unit."""
+    name = Path(source).stem
+    isa = name.removeprefix("isa_") if name.startswith("isa_") else "scalar"
+    return [*COMMON_FLAGS, *ISA_FLAGS[isa], f"-DXPKERN_ISA={isa}"]
+
+
+class BuildExtensions(build_ext):
+    """Compile with flags per file, in parallel, and only what changed."""
+
+    def finalize_options(self) -> None:
+        """Keep the objects in ``build/``, in a folder of their own for each compiler, Python and pybind11."""
+        chosen = self.build_temp
+        super().finalize_options()
+        if chosen is None:
+            import pybind11
+
+            key = repr((os.environ.get("CXX"), os.environ.get("CFLAGS"), pybind11.__version__, sys.version))
+            digest = hashlib.sha256(key.encode()).hexdigest()[:8]
+            self.build_temp = str(Path("build") / f"objects-{sys.implementation.cache_tag}-{digest}")
+
+    def run(self) -> None:
+        """Build the extension modules, then the CUDA kernels if asked."""
+        super().run()
+        if os.environ.get("XPKERN_CUDA", "0") not in ("", "0"):
+            self.build_cuda()
+
+    def build_extension(self, ext: Extension) -> None:
+        """Compile the sources of one module and link them."""
+        import pybind11
+
+        Path(self.build_temp).mkdir(parents=True, exist_ok=True)
+        include_dirs = [pybind11.get_include(), *ext.include_dirs]
+        newest_header = max(os.path.getmtime(path) for path in ["setup.py", *Path("csrc").rglob("*.hpp")])
+
+        def compile_one(source: str) -> str:
+            folder = Path(self.build_temp)
+            target = folder / Path(source).with_suffix(".o")
+            if not target.exists() or os.path.getmtime(target) < max(newest_header, os.path.getmtime(source)):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.unlink(missing_ok=True)
+                self.compiler.compile(
+                    [source], output_dir=str(folder), include_dirs=include_dirs, extra_postargs=flags_of_source(source)
+                )
+            return str(target)
+
+        with ThreadPoolExecutor(self.parallel or os.cpu_count()) as pool:
+            objects = list(pool.map(compile_one, ext.sources))
+        self.compiler.link_shared_object(
+            objects, self.get_ext_fullpath(ext.name), extra_postargs=["-pthread"], target_lang="c++"
+        )
+
+    def build_cuda(self) -> None:
+        """Compile ``csrc/cuda/kernels.cu`` to a fat binary beside the engine."""
+        nvcc = os.environ.get("NVCC") or shutil.which("nvcc")
+        if nvcc is None:
+            raise PlatformError("XPKERN_CUDA=1 needs nvcc: put it on PATH, set NVCC, or unset XPKERN_CUDA")
+        root = Path("." if self.inplace else self.build_lib)
+        target = root / "xpkern" / "engine" / "kernels.fatbin"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        result = subprocess.run([nvcc, *NVCC_FLAGS, "-o", str(target), "csrc/cuda/kernels.cu"], check=False)
+        if result.returncode != 0:
+            raise CompileError(f"nvcc failed on csrc/cuda/kernels.cu (exit code {result.returncode})")
+
+
+if __name__ == "__main__":
+    modules = {
+        "xpkern.engine._cpu": sources_of_cpu_engine(platform.machine()),
+        "xpkern.observe._csv": ["csrc/cpu/csv_module.cpp"],
+    }
+    written = {name: [source for source in sources if Path(source).exists()] for name, sources in modules.items()}
+    setup(
+        ext_modules=[Extension(name, sources) for name, sources in written.items() if sources],
+        cmdclass={"build_ext": BuildExtensions},
+    )
