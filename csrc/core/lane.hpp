@@ -1,0 +1,120 @@
+// Scalar lanes: one star at a time. The same operations on packs of stars are in cpu/pack.hpp; everything else in the
+// core is written once, in terms of these names, for either.
+#pragma once
+
+#include "platform.hpp"
+
+XPKERN_NAMESPACE_BEGIN
+
+// LaneTraits<Lane>: Scalar (element type), Mask (result of a comparison), Bits (integers as wide as the scalar), width
+// (stars in a lane).
+template <class Lane>
+struct LaneTraits;
+
+template <>
+struct LaneTraits<float> {
+    using Scalar = float;
+    using Mask = bool;
+    using Bits = uint32_t;
+    static constexpr int width = 1;
+};
+
+template <>
+struct LaneTraits<double> {
+    using Scalar = double;
+    using Mask = bool;
+    using Bits = uint64_t;
+    static constexpr int width = 1;
+};
+
+template <class Lane>
+using Scalar = typename LaneTraits<Lane>::Scalar;
+template <class Lane>
+using Mask = typename LaneTraits<Lane>::Mask;
+
+#if XPKERN_FUSED
+XPKERN_INLINE float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+XPKERN_INLINE double fma(double a, double b, double c) { return __builtin_fma(a, b, c); }
+#else
+XPKERN_INLINE float fma(float a, float b, float c) { return a * b + c; }
+XPKERN_INLINE double fma(double a, double b, double c) { return a * b + c; }
+#endif
+
+XPKERN_INLINE float sqrt(float a) { return __builtin_sqrtf(a); }
+XPKERN_INLINE double sqrt(double a) { return __builtin_sqrt(a); }
+// As the SIMD instructions: the second operand where either is NaN. clamp() therefore keeps a NaN.
+XPKERN_INLINE float min(float a, float b) { return a < b ? a : b; }
+XPKERN_INLINE double min(double a, double b) { return a < b ? a : b; }
+XPKERN_INLINE float max(float a, float b) { return a > b ? a : b; }
+XPKERN_INLINE double max(double a, double b) { return a > b ? a : b; }
+XPKERN_INLINE float abs(float a) { return __builtin_fabsf(a); }
+XPKERN_INLINE double abs(double a) { return __builtin_fabs(a); }
+
+XPKERN_INLINE float select(bool mask, float a, float b) { return mask ? a : b; }
+XPKERN_INLINE double select(bool mask, double a, double b) { return mask ? a : b; }
+XPKERN_INLINE bool any(bool mask) { return mask; }
+XPKERN_INLINE bool all(bool mask) { return mask; }
+
+template <class Lane>
+XPKERN_INLINE Lane clamp(const Lane& a, const Lane& lower, const Lane& upper) {
+    return max(lower, min(upper, a));
+}
+
+// The value of one star of a lane, for code that leaves the lanes.
+XPKERN_INLINE float get(float a, int) { return a; }
+XPKERN_INLINE double get(double a, int) { return a; }
+XPKERN_INLINE bool get(bool a, int) { return a; }
+
+#if defined(__CUDA_ARCH__)
+XPKERN_INLINE uint32_t to_bits(float a) { return __float_as_uint(a); }
+XPKERN_INLINE uint64_t to_bits(double a) { return static_cast<uint64_t>(__double_as_longlong(a)); }
+XPKERN_INLINE float from_bits(uint32_t a) { return __uint_as_float(a); }
+XPKERN_INLINE double from_bits(uint64_t a) { return __longlong_as_double(static_cast<long long>(a)); }
+#else
+template <class To, class From>
+XPKERN_INLINE To copy_bits(From from) {
+    static_assert(sizeof(To) == sizeof(From), "bits are copied between types of one size");
+    To to;
+    __builtin_memcpy(&to, &from, sizeof(To));
+    return to;
+}
+XPKERN_INLINE uint32_t to_bits(float a) { return copy_bits<uint32_t>(a); }
+XPKERN_INLINE uint64_t to_bits(double a) { return copy_bits<uint64_t>(a); }
+XPKERN_INLINE float from_bits(uint32_t a) { return copy_bits<float>(a); }
+XPKERN_INLINE double from_bits(uint64_t a) { return copy_bits<double>(a); }
+#endif
+
+// Memory holds the stars of a lane next to each other; any alignment will do.
+template <class Lane>
+struct Memory {
+    static XPKERN_INLINE Lane load(const Lane* from) { return *from; }
+    static XPKERN_INLINE void store(Lane* to, const Lane& a) { *to = a; }
+};
+template <class Lane>
+XPKERN_INLINE Lane load(const Scalar<Lane>* from) {
+    return Memory<Lane>::load(from);
+}
+template <class Lane>
+XPKERN_INLINE void store(Scalar<Lane>* to, const Lane& a) {
+    Memory<Lane>::store(to, a);
+}
+
+// convert<To>(from): change of precision, star by star; convert_mask<To>(mask) fits a mask to lanes of another precision.
+template <class To, class From>
+struct Converter {
+    static XPKERN_INLINE To apply(const From& from) { return static_cast<To>(from); }
+};
+template <class To, class From>
+XPKERN_INLINE To convert(const From& from) {
+    return Converter<To, From>::apply(from);
+}
+template <class To, class FromMask>
+struct MaskConverter {
+    static XPKERN_INLINE Mask<To> apply(const FromMask& mask) { return mask; }
+};
+template <class To, class FromMask>
+XPKERN_INLINE Mask<To> convert_mask(const FromMask& mask) {
+    return MaskConverter<To, FromMask>::apply(mask);
+}
+
+XPKERN_NAMESPACE_END

@@ -1,0 +1,47 @@
+// What the core needs of the outside world: fixed-width integers, inlining, and the namespace of one build.
+//
+// The core is compiled once per instruction set (and by NVRTC, which has no standard headers). Each build lives in a
+// namespace of its own, so that no inline function of an AVX-512 object can be picked by the linker for a baseline one.
+#pragma once
+
+#ifndef XPKERN_ISA
+#error "XPKERN_ISA must name this build (scalar, avx2, avx512, neon, cuda); the build system defines it"
+#endif
+
+#define XPKERN_NAMESPACE_BEGIN \
+    namespace xpkern {         \
+    namespace XPKERN_ISA {
+#define XPKERN_NAMESPACE_END \
+    }                        \
+    }
+
+#if defined(__CUDACC_RTC__)
+using int32_t = int;
+using int64_t = long long;
+using uint32_t = unsigned int;
+using uint64_t = unsigned long long;
+#else
+#include <stdint.h>
+#endif
+
+#if defined(__CUDACC__)
+#define XPKERN_INLINE __host__ __device__ __forceinline__
+#define XPKERN_FUNCTION __host__ __device__
+#else
+#define XPKERN_INLINE inline __attribute__((always_inline))
+#define XPKERN_FUNCTION inline
+#endif
+
+// Loops over the registers of a pack or over a handful of accumulators must be unrolled, or the accumulators spill.
+#if defined(__CUDACC__) || defined(__clang__)
+#define XPKERN_UNROLL _Pragma("unroll")
+#else
+#define XPKERN_UNROLL _Pragma("GCC unroll 64")
+#endif
+
+// Whether a fused multiply-add is one instruction of this build; where it is not, fma() rounds twice.
+#if defined(__FMA__) || defined(__aarch64__) || defined(__CUDACC__)
+#define XPKERN_FUSED 1
+#else
+#define XPKERN_FUSED 0
+#endif

@@ -1,0 +1,313 @@
+// Packs: the stars of one SIMD register group, with the operations of core/lane.hpp.
+//
+// Pack<float, N> and Pack<double, N> hold the same N stars, so that one kernel can mix precisions; a double pack is then
+// two registers. Written on the compilers' vector extension, with intrinsics only where it has no word (fma, sqrt).
+#pragma once
+
+#include "../core/lane.hpp"
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+XPKERN_NAMESPACE_BEGIN
+
+#if defined(__AVX512F__)
+constexpr int REGISTER_BYTES = 64;
+#elif defined(__AVX2__)
+constexpr int REGISTER_BYTES = 32;
+#else
+constexpr int REGISTER_BYTES = 16;
+#endif
+
+// Floats in a register: the number of stars that the float kernels handle at once.
+constexpr int FLOAT_WIDTH = REGISTER_BYTES / 4;
+constexpr int DOUBLE_WIDTH = REGISTER_BYTES / 8;
+
+template <class Element, int N>
+struct Pack {
+    static constexpr int per_register = REGISTER_BYTES / static_cast<int>(sizeof(Element));
+    static constexpr int registers = N / per_register;
+    static_assert(registers * per_register == N, "a pack fills whole registers");
+    typedef Element Register __attribute__((vector_size(REGISTER_BYTES)));
+    Register v[registers];
+
+    Pack() = default;
+    explicit XPKERN_INLINE Pack(Element all) {
+        XPKERN_UNROLL
+        for (int k = 0; k < registers; ++k) v[k] = all - Register{};
+    }
+    XPKERN_INLINE Pack& operator+=(const Pack& b) { return *this = *this + b; }
+    XPKERN_INLINE Pack& operator-=(const Pack& b) { return *this = *this - b; }
+    XPKERN_INLINE Pack& operator*=(const Pack& b) { return *this = *this * b; }
+    XPKERN_INLINE Pack operator-() const {
+        Pack result;
+        XPKERN_UNROLL
+        for (int k = 0; k < registers; ++k) result.v[k] = -v[k];
+        return result;
+    }
+};
+
+#define XPKERN_PACK_OPERATOR(op)                                                              \
+    template <class Element, int N>                                                           \
+    XPKERN_INLINE Pack<Element, N> operator op(const Pack<Element, N>& a, const Pack<Element, N>& b) { \
+        Pack<Element, N> result;                                                              \
+        XPKERN_UNROLL                                                                         \
+        for (int k = 0; k < result.registers; ++k) result.v[k] = a.v[k] op b.v[k];            \
+        return result;                                                                        \
+    }
+XPKERN_PACK_OPERATOR(+)
+XPKERN_PACK_OPERATOR(-)
+XPKERN_PACK_OPERATOR(*)
+XPKERN_PACK_OPERATOR(/)
+XPKERN_PACK_OPERATOR(&)
+XPKERN_PACK_OPERATOR(|)
+#undef XPKERN_PACK_OPERATOR
+
+template <class Element, int N>
+XPKERN_INLINE Pack<Element, N> operator<<(const Pack<Element, N>& a, int count) {
+    Pack<Element, N> result;
+    XPKERN_UNROLL
+    for (int k = 0; k < result.registers; ++k) result.v[k] = a.v[k] << count;
+    return result;
+}
+template <class Element, int N>
+XPKERN_INLINE Pack<Element, N> operator>>(const Pack<Element, N>& a, int count) {
+    Pack<Element, N> result;
+    XPKERN_UNROLL
+    for (int k = 0; k < result.registers; ++k) result.v[k] = a.v[k] >> count;
+    return result;
+}
+
+// A mask holds all ones or zero in integers as wide as what was compared.
+template <int bytes>
+struct SignedInteger;
+template <>
+struct SignedInteger<4> {
+    using Type = int32_t;
+    using Unsigned = uint32_t;
+};
+template <>
+struct SignedInteger<8> {
+    using Type = int64_t;
+    using Unsigned = uint64_t;
+};
+
+template <class Element, int N>
+struct LaneTraits<Pack<Element, N>> {
+    using Scalar = Element;
+    using Mask = Pack<typename SignedInteger<sizeof(Element)>::Type, N>;
+    using Bits = Pack<typename SignedInteger<sizeof(Element)>::Unsigned, N>;
+    static constexpr int width = N;
+};
+
+#define XPKERN_PACK_COMPARISON(op)                                                                 \
+    template <class Element, int N>                                                                \
+    XPKERN_INLINE Mask<Pack<Element, N>> operator op(const Pack<Element, N>& a, const Pack<Element, N>& b) { \
+        Mask<Pack<Element, N>> result;                                                             \
+        XPKERN_UNROLL                                                                              \
+        for (int k = 0; k < result.registers; ++k)                                                 \
+            result.v[k] = (typename Mask<Pack<Element, N>>::Register)(a.v[k] op b.v[k]);           \
+        return result;                                                                             \
+    }
+XPKERN_PACK_COMPARISON(<)
+XPKERN_PACK_COMPARISON(>)
+XPKERN_PACK_COMPARISON(<=)
+XPKERN_PACK_COMPARISON(>=)
+XPKERN_PACK_COMPARISON(==)
+#undef XPKERN_PACK_COMPARISON
+
+template <class Integer, int N>
+XPKERN_INLINE Pack<Integer, N> operator!(const Pack<Integer, N>& mask) {
+    Pack<Integer, N> result;
+    XPKERN_UNROLL
+    for (int k = 0; k < result.registers; ++k) result.v[k] = ~mask.v[k];
+    return result;
+}
+
+template <class Element, int N>
+XPKERN_INLINE Pack<Element, N> select(const Mask<Pack<Element, N>>& mask, const Pack<Element, N>& a,
+                                      const Pack<Element, N>& b) {
+    Pack<Element, N> result;
+    XPKERN_UNROLL
+    for (int k = 0; k < result.registers; ++k) result.v[k] = mask.v[k] ? a.v[k] : b.v[k];
+    return result;
+}
+
+template <class Element, int N>
+XPKERN_INLINE Element get(const Pack<Element, N>& a, int star) {
+    return a.v[star / a.per_register][star % a.per_register];
+}
+
+template <class Integer, int N>
+XPKERN_INLINE bool any(const Pack<Integer, N>& mask) {
+    Integer found = 0;
+    for (int star = 0; star < N; ++star) found |= get(mask, star);
+    return found != 0;
+}
+template <class Integer, int N>
+XPKERN_INLINE bool all(const Pack<Integer, N>& mask) {
+    return !any(!mask);
+}
+
+template <class Element, int N>
+XPKERN_INLINE Pack<Element, N> fma(const Pack<Element, N>& a, const Pack<Element, N>& b, const Pack<Element, N>& c) {
+    Pack<Element, N> result;
+    XPKERN_UNROLL
+    for (int k = 0; k < result.registers; ++k) {
+#if defined(__AVX512F__)
+        if constexpr (sizeof(Element) == 4)
+            result.v[k] = _mm512_fmadd_ps(a.v[k], b.v[k], c.v[k]);
+        else
+            result.v[k] = _mm512_fmadd_pd(a.v[k], b.v[k], c.v[k]);
+#elif defined(__FMA__)
+        if constexpr (sizeof(Element) == 4)
+            result.v[k] = _mm256_fmadd_ps(a.v[k], b.v[k], c.v[k]);
+        else
+            result.v[k] = _mm256_fmadd_pd(a.v[k], b.v[k], c.v[k]);
+#elif defined(__aarch64__)
+        if constexpr (sizeof(Element) == 4)
+            result.v[k] = vfmaq_f32(c.v[k], a.v[k], b.v[k]);
+        else
+            result.v[k] = vfmaq_f64(c.v[k], a.v[k], b.v[k]);
+#else
+        result.v[k] = a.v[k] * b.v[k] + c.v[k];
+#endif
+    }
+    return result;
+}
+
+template <class Element, int N>
+XPKERN_INLINE Pack<Element, N> sqrt(const Pack<Element, N>& a) {
+    Pack<Element, N> result;
+    XPKERN_UNROLL
+    for (int k = 0; k < result.registers; ++k) {
+#if defined(__AVX512F__)
+        if constexpr (sizeof(Element) == 4)
+            result.v[k] = _mm512_sqrt_ps(a.v[k]);
+        else
+            result.v[k] = _mm512_sqrt_pd(a.v[k]);
+#elif defined(__AVX2__)
+        if constexpr (sizeof(Element) == 4)
+            result.v[k] = _mm256_sqrt_ps(a.v[k]);
+        else
+            result.v[k] = _mm256_sqrt_pd(a.v[k]);
+#else
+        for (int i = 0; i < a.per_register; ++i) result.v[k][i] = sqrt(a.v[k][i]);
+#endif
+    }
+    return result;
+}
+
+template <class Element, int N>
+XPKERN_INLINE Pack<Element, N> min(const Pack<Element, N>& a, const Pack<Element, N>& b) {
+    return select(a < b, a, b);
+}
+template <class Element, int N>
+XPKERN_INLINE Pack<Element, N> max(const Pack<Element, N>& a, const Pack<Element, N>& b) {
+    return select(a > b, a, b);
+}
+template <class Element, int N>
+XPKERN_INLINE Pack<Element, N> abs(const Pack<Element, N>& a) {
+    return max(a, -a);
+}
+
+template <class To, class From>
+XPKERN_INLINE To reinterpret(const From& from) {
+    To to;
+    static_assert(sizeof(To) == sizeof(From), "bits are reinterpreted between packs of one size");
+    XPKERN_UNROLL
+    for (int k = 0; k < to.registers; ++k) to.v[k] = (typename To::Register)from.v[k];
+    return to;
+}
+template <int N>
+XPKERN_INLINE Pack<uint32_t, N> to_bits(const Pack<float, N>& a) {
+    return reinterpret<Pack<uint32_t, N>>(a);
+}
+template <int N>
+XPKERN_INLINE Pack<uint64_t, N> to_bits(const Pack<double, N>& a) {
+    return reinterpret<Pack<uint64_t, N>>(a);
+}
+template <int N>
+XPKERN_INLINE Pack<float, N> from_bits(const Pack<uint32_t, N>& a) {
+    return reinterpret<Pack<float, N>>(a);
+}
+template <int N>
+XPKERN_INLINE Pack<double, N> from_bits(const Pack<uint64_t, N>& a) {
+    return reinterpret<Pack<double, N>>(a);
+}
+
+template <class Element, int N>
+struct Memory<Pack<Element, N>> {
+    static XPKERN_INLINE Pack<Element, N> load(const Element* from) {
+        Pack<Element, N> result;
+        __builtin_memcpy(&result, from, sizeof(result));
+        return result;
+    }
+    static XPKERN_INLINE void store(Element* to, const Pack<Element, N>& a) { __builtin_memcpy(to, &a, sizeof(a)); }
+};
+
+// Precision: the registers of a double pack narrow to one float register and back.
+template <int N>
+struct Converter<Pack<float, N>, Pack<float, N>> {
+    static XPKERN_INLINE Pack<float, N> apply(const Pack<float, N>& from) { return from; }
+};
+template <int N>
+struct Converter<Pack<double, N>, Pack<double, N>> {
+    static XPKERN_INLINE Pack<double, N> apply(const Pack<double, N>& from) { return from; }
+};
+
+// The halves of a register hold the same elements as a register of the narrower type's upper and lower part.
+template <class Wide, class Narrow, int N>
+struct PrecisionChange {
+    static constexpr int half = Pack<Wide, N>::per_register;
+    typedef Wide WideRegister __attribute__((vector_size(REGISTER_BYTES)));
+    typedef Narrow HalfRegister __attribute__((vector_size(REGISTER_BYTES / 2)));
+    static XPKERN_INLINE Pack<Narrow, N> narrow(const Pack<Wide, N>& from) {
+        Pack<Narrow, N> result;
+        XPKERN_UNROLL
+        for (int k = 0; k < from.registers; ++k) {
+            const HalfRegister part = __builtin_convertvector(from.v[k], HalfRegister);
+            __builtin_memcpy(reinterpret_cast<Narrow*>(&result) + k * half, &part, sizeof(part));
+        }
+        return result;
+    }
+    static XPKERN_INLINE Pack<Wide, N> widen(const Pack<Narrow, N>& from) {
+        Pack<Wide, N> result;
+        XPKERN_UNROLL
+        for (int k = 0; k < result.registers; ++k) {
+            HalfRegister part;
+            __builtin_memcpy(&part, reinterpret_cast<const Narrow*>(&from) + k * half, sizeof(part));
+            result.v[k] = __builtin_convertvector(part, WideRegister);
+        }
+        return result;
+    }
+};
+template <int N>
+struct Converter<Pack<float, N>, Pack<double, N>> {
+    static XPKERN_INLINE Pack<float, N> apply(const Pack<double, N>& from) {
+        return PrecisionChange<double, float, N>::narrow(from);
+    }
+};
+template <int N>
+struct Converter<Pack<double, N>, Pack<float, N>> {
+    static XPKERN_INLINE Pack<double, N> apply(const Pack<float, N>& from) {
+        return PrecisionChange<double, float, N>::widen(from);
+    }
+};
+template <int N>
+struct MaskConverter<Pack<float, N>, Pack<int64_t, N>> {
+    static XPKERN_INLINE Pack<int32_t, N> apply(const Pack<int64_t, N>& mask) {
+        return PrecisionChange<int64_t, int32_t, N>::narrow(mask);
+    }
+};
+template <int N>
+struct MaskConverter<Pack<double, N>, Pack<int32_t, N>> {
+    static XPKERN_INLINE Pack<int64_t, N> apply(const Pack<int32_t, N>& mask) {
+        return PrecisionChange<int64_t, int32_t, N>::widen(mask);
+    }
+};
+
+XPKERN_NAMESPACE_END

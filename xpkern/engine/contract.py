@@ -1,0 +1,254 @@
+"""What every engine does: the types that go in and come out, and the protocol itself.
+
+An engine computes; it knows nothing of files. Arrays are C-contiguous; ``n`` counts stars, ``m`` samples (66 by
+default), ``p = m (m + 1) / 2`` the packed triangle of a whitener, ``k`` stellar parameters (5 by default).
+
+The *linear* parameters are (teff [kK], feh, logg, ext, plx [mas]); the coordinates *x* are
+(teff, feh, logg, ln ext, ln plx).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from xpkern.fit.start import StartGrid
+    from xpkern.model.flux_model import FluxModel
+    from xpkern.model.noise import Noise
+    from xpkern.model.type_prior import TypePrior
+    from xpkern.observe.calibration import Calibration
+
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+
+
+@dataclass
+class Coefficients:
+    """XP spectra of n stars as the archive stores them. Nothing in here is NaN: what is absent is marked so.
+
+    Attributes
+    ----------
+    bp, rp : (n, n_bp), (n, n_rp) float64
+        Coefficients of the basis functions; zeros where the spectrum is absent.
+    bp_error, rp_error : same shapes, float32
+        Their standard errors, as in the archive (they contain the standard deviation s).
+    bp_correlation, rp_correlation : (n, n_bp (n_bp - 1) / 2) and the same for RP, float32
+        Strict lower triangle of the correlation matrix, row-major.
+    bp_standard_deviation, rp_standard_deviation : (n,) float32
+        The archive's s; only ``sigma="zgr23"`` uses it.
+    has_bp, has_rp : (n,) bool
+        Whether the spectrum exists and is usable.
+    """
+
+    bp: Float64
+    rp: Float64
+    bp_error: Float32
+    rp_error: Float32
+    bp_correlation: Float32
+    rp_correlation: Float32
+    bp_standard_deviation: Float32
+    rp_standard_deviation: Float32
+    has_bp: NDArray[np.bool_]
+    has_rp: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.bp)
+
+
+@dataclass
+class Calibrated:
+    """Fluxes and whiteners of n stars.
+
+    Attributes
+    ----------
+    flux : (n, m) float32
+        Flux [1e-18 W m-2 nm-1]; 0 where missing.
+    whitener : (n, p) float32
+        Packed lower triangle, row-major, of the Cholesky factor G of C = G G^T, the diagonal holding 1 / G_jj;
+        a missing sample has a zero row, column and reciprocal diagonal.
+    status : (n,) uint32
+        Bits of :class:`xpkern.status.Status`.
+    """
+
+    flux: Float32
+    whitener: Float32
+    status: NDArray[np.uint32]
+
+
+@dataclass
+class StarData:
+    """What the loss of n stars is computed from.
+
+    Attributes
+    ----------
+    flux : (n, m) float32
+    whitener : (n, p) float32
+        As in :class:`Calibrated`.
+    mean, sigma : (n, k) float64
+        Gaussian constraints on the linear parameters; ``sigma = inf`` where there is none (``mean`` is then 0).
+    """
+
+    flux: Float32
+    whitener: Float32
+    mean: Float64
+    sigma: Float64
+
+    def __len__(self) -> int:
+        return len(self.flux)
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """Which optional terms the star loss has (Eqs. 13-14 and 19).
+
+    Attributes
+    ----------
+    prior : bool
+        - 2 ln p_GMM(teff, feh, logg).
+    jacobian_ext, jacobian_plx : bool
+        - 2 ln ext and - 2 ln plx.
+    """
+
+    prior: bool = True
+    jacobian_ext: bool = True
+    jacobian_plx: bool = True
+
+
+@dataclass(frozen=True)
+class Box:
+    """Where the optimum is sought: lower and upper bounds of the linear parameters, each (k,) float64."""
+
+    lower: Float64
+    upper: Float64
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """How hard the optimiser tries.
+
+    Attributes
+    ----------
+    max_iterations : int
+        Evaluations of the loss in each stage before the star goes to the next one.
+    tolerance : float
+        Converged when the predicted drop of the loss is below ``tolerance * max(1, 0.01 * loss)``.
+    """
+
+    max_iterations: int = 40
+    tolerance: float = 1e-5
+
+
+@dataclass
+class Evaluation:
+    """The star loss and its derivatives at given parameters, all float64.
+
+    Attributes
+    ----------
+    loss, chi2, ln_prior : (n,)
+        ``ln_prior`` is the normalised GMM density, computed even where the loss leaves it out.
+    gradient : (n, k)
+        Of the loss, in x.
+    hessian : (n, k, k)
+        Of the loss, in x; exact.
+    fisher : (n, k, k)
+        J^T C^-1 J + diag(1 / sigma^2), in the linear parameters (Eqs. 21-22).
+    """
+
+    loss: Float64
+    chi2: Float64
+    ln_prior: Float64
+    gradient: Float64
+    hessian: Float64
+    fisher: Float64
+
+
+@dataclass
+class Solution(Evaluation):
+    """Where the fit ended: an :class:`Evaluation` at ``params``, and how it got there.
+
+    A star without data has NaN in every float and a status bit.
+
+    Attributes
+    ----------
+    params : (n, k) float64
+        Linear parameters.
+    decrement : (n,) float64
+        Predicted drop of the loss of one more Newton step, g^T H^-1 g / 2 in x.
+    residual : (n, m) float32
+        (predicted - observed) / sigma with sigma the square root of C's diagonal; 0 where missing.
+    iterations : (n,) int32
+        Evaluations of the loss, over all stages.
+    status : (n,) uint32
+        Bits of :class:`xpkern.status.Status`.
+    """
+
+    params: Float64 = field(default_factory=lambda: np.empty((0, 0)))
+    decrement: Float64 = field(default_factory=lambda: np.empty(0))
+    residual: Float32 = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    iterations: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+    status: NDArray[np.uint32] = field(default_factory=lambda: np.empty(0, np.uint32))
+
+
+class Engine(Protocol):
+    """The operations of an engine. ``threads=None`` means every core this process may use."""
+
+    name: str
+
+    def calibrate(
+        self,
+        calibration: Calibration,
+        coefficients: Coefficients,
+        noise: Noise,
+        photometry_flux: Float64,
+        photometry_error: Float64,
+        *,
+        threads: int | None = None,
+    ) -> Calibrated:
+        """Flux and whitener from coefficients (Eqs. 2-4); bands (n, 5) with error inf are missing."""
+        ...
+
+    def predict(self, model: FluxModel, params: Float64, *, threads: int | None = None) -> Float64:
+        """Flux (n, m) of linear parameters (n, k) (Eq. 8)."""
+        ...
+
+    def evaluate(
+        self,
+        model: FluxModel,
+        prior: TypePrior,
+        stars: StarData,
+        params: Float64,
+        terms: LossTerms,
+        *,
+        threads: int | None = None,
+    ) -> Evaluation:
+        """Loss, gradient, Hessian and Fisher matrix at linear parameters (n, k)."""
+        ...
+
+    def start(self, grid: StartGrid, stars: StarData, *, threads: int | None = None) -> Float64:
+        """Best grid point of each star as linear parameters (n, k)."""
+        ...
+
+    def fit(
+        self,
+        model: FluxModel,
+        prior: TypePrior,
+        stars: StarData,
+        start: StartGrid | Float64,
+        terms: LossTerms,
+        box: Box,
+        options: FitOptions,
+        *,
+        threads: int | None = None,
+    ) -> Solution:
+        """Optimum of the star loss from the best point of a grid, or from given parameters (n, k)."""
+        ...
+
+    def train_step(
+        self, model: FluxModel, stars: StarData, params: Float64, *, threads: int | None = None
+    ) -> tuple[float, list[Float64], list[Float64], Float64]:
+        """Eq. 12 averaged over the stars, and its gradient in weights, biases and ln R."""
+        ...
