@@ -51,6 +51,8 @@ ISAS = {
     "arm64": ["scalar", "neon"],
 }
 
+CSV_SOURCES = ["csrc/cpu/csv_module.cpp"]
+
 NVCC_FLAGS = ["-std=c++17", "-O3", "-fmad=false", "-Icsrc", "-DXPKERN_ISA=cuda", "--fatbin", "-arch=all-major"]
 
 
@@ -128,7 +130,7 @@ class BuildExtensions(build_ext):
 if __name__ == "__main__":
     modules = {
         "xpkern.engine._cpu": sources_of_cpu_engine(platform.machine()),
-        "xpkern.observe._csv": ["csrc/cpu/csv_module.cpp"],
+        "xpkern.observe._csv": CSV_SOURCES,
     }
     written = {name: [source for source in sources if Path(source).exists()] for name, sources in modules.items()}
     setup(
