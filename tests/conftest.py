@@ -1,0 +1,75 @@
+"""Fixtures every test may use: a fresh generator, the shared data, the engines, small random models."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from xpkern.engine import available_engines, get_engine
+from xpkern.model.flux_model import FluxModel
+from xpkern.model.type_prior import TypePrior
+
+#: A new seed for every run, so that the tests see new numbers; set XPKERN_TEST_SEED to repeat a failure.
+SEED = int(os.environ.get("XPKERN_TEST_SEED", secrets.randbits(32)))
+
+ENGINES = [name for name, reason in available_engines().items() if reason is None]
+
+
+def pytest_report_header() -> str:
+    return f"XPKERN_TEST_SEED={SEED}, engines: {', '.join(ENGINES)}"
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item):
+    outcome = yield
+    report = outcome.get_result()
+    if report.failed:
+        report.sections.append(("seed", f"repeat with XPKERN_TEST_SEED={SEED}"))
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> np.random.Generator:
+    """A generator of its own for each test, from the run's seed and the test's name."""
+    name = np.frombuffer(request.node.nodeid.encode(), np.uint8)
+    return np.random.default_rng([SEED, *name])
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of the shared test data; tests that need it are skipped where it is absent."""
+    default = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("XPKERN_SHARED_DATA", default))
+    if not folder.is_dir():
+        pytest.skip(f"shared data not found at {folder} (set XPKERN_SHARED_DATA)")
+    return folder
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request: pytest.FixtureRequest):
+    """Every engine that can be used here, one after the other."""
+    return get_engine(request.param)
+
+
+@pytest.fixture(scope="session")
+def optimum(shared_data: Path) -> dict[str, np.ndarray]:
+    """128 mock stars with the best optima of Eq. 19 that many float64 searches found."""
+    with np.load(shared_data / "vectors" / "optimum_128.npz") as stored:
+        return dict(stored)
+
+
+@pytest.fixture(scope="session")
+def optimum_model(optimum: dict[str, np.ndarray]) -> tuple[FluxModel, TypePrior]:
+    """Model and prior of :func:`optimum`."""
+    model = FluxModel.from_arrays(
+        [optimum[f"W{layer}"] for layer in range(4)],
+        [optimum[f"b{layer}"] for layer in range(4)],
+        optimum["R"],
+        optimum["input_zp"],
+        optimum["input_scale"],
+        optimum["wl"],
+    )
+    return model, TypePrior.from_arrays(optimum["gmm_w"], optimum["gmm_mu"], optimum["gmm_cov"])

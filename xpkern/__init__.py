@@ -1,0 +1,61 @@
+"""Stellar parameters, distances and extinctions from Gaia XP spectra."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from xpkern.engine import available_engines, get_engine
+from xpkern.engine.contract import Box, FitOptions, LossTerms
+from xpkern.errors import InputError, ModelFileError, NotSupported, XpkernError
+from xpkern.fit.fit import fit
+from xpkern.fit.result import Fit
+from xpkern.model import FluxModel, Noise, TypePrior, load_model, save_model
+from xpkern.observe.observations import Observations
+from xpkern.status import Status
+from xpkern.version import __version__
+
+if TYPE_CHECKING:
+    from xpkern.catalog.run import make_catalog
+    from xpkern.observe.read import iter_xp, read_xp
+
+__all__ = [
+    "Box",
+    "Fit",
+    "FitOptions",
+    "FluxModel",
+    "InputError",
+    "LossTerms",
+    "ModelFileError",
+    "Noise",
+    "NotSupported",
+    "Observations",
+    "Status",
+    "TypePrior",
+    "XpkernError",
+    "__version__",
+    "available_engines",
+    "fit",
+    "get_engine",
+    "iter_xp",
+    "load_model",
+    "make_catalog",
+    "read_xp",
+    "save_model",
+]
+
+#: Imported on first use: reading and writing catalogues needs libraries that computing does not.
+_LAZY = {
+    "read_xp": "xpkern.observe.read",
+    "iter_xp": "xpkern.observe.read",
+    "make_catalog": "xpkern.catalog.run",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value

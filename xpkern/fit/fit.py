@@ -1,0 +1,136 @@
+"""The fit of a block of stars, from observations to parameters with errors."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from xpkern.engine import Engine, get_engine
+from xpkern.engine.contract import Box, FitOptions, Float64, LossTerms
+from xpkern.errors import InputError
+from xpkern.fit.covariance import invert_fisher
+from xpkern.fit.result import Fit
+from xpkern.fit.start import StartGrid, start_grid
+from xpkern.model.flux_model import FluxModel
+from xpkern.model.type_prior import TypePrior
+from xpkern.observe.observations import Observations
+from xpkern.status import UNFITTED, Status
+
+#: Extinctions and parallaxes [mas] the search may reach: Eq. 19 is unbounded below beyond any such box.
+EXT_BOUNDS = (0.0, 15.0)
+PLX_BOUNDS = (1e-4, 1e3)
+
+
+def default_box(prior: TypePrior) -> Box:
+    """Box of the search: the prior's support, 0 < ext < 15, 1e-4 < plx / mas < 1e3."""
+    lower, upper = prior.support()
+    return Box(
+        lower=np.append(lower, [EXT_BOUNDS[0], PLX_BOUNDS[0]]),
+        upper=np.append(upper, [EXT_BOUNDS[1], PLX_BOUNDS[1]]),
+    )
+
+
+def fit(
+    obs: Observations,
+    model: FluxModel,
+    prior: TypePrior,
+    *,
+    engine: str | Engine = "auto",
+    threads: int | None = None,
+    terms: LossTerms | None = None,
+    box: Box | None = None,
+    options: FitOptions | None = None,
+    start: StartGrid | Float64 | None = None,
+) -> Fit:
+    """Find the parameters at which the star loss (Eq. 19) is lowest.
+
+    Parameters
+    ----------
+    obs : Observations
+    model : FluxModel
+    prior : TypePrior
+    engine : str or Engine
+        Name of an engine, or "auto" for the fastest one found here.
+    threads : int, optional
+        Every core this process may use when not given. The result does not depend on it.
+    terms : LossTerms, optional
+        Which terms the loss has; all of them when not given.
+    box : Box, optional
+        Where the optimum is sought; :func:`default_box` when not given.
+    options : FitOptions, optional
+    start : StartGrid or (n, 5) float64, optional
+        Where the search starts: a grid to choose from, or linear parameters. :func:`xpkern.fit.start.start_grid`
+        when not given.
+
+    Returns
+    -------
+    Fit
+
+    Raises
+    ------
+    InputError
+        If model, prior, box, start and observations do not fit together, or no such engine exists here.
+    """
+    if len(obs.wavelength) != model.n_samples or not np.allclose(obs.wavelength, model.wavelength):
+        raise InputError("observations and model have different wavelengths", field="wavelength")
+    if prior.means.shape[1] != model.n_inputs:
+        raise InputError(f"the prior has {prior.means.shape[1]} dimensions, the model {model.n_inputs} inputs")
+    box = default_box(prior) if box is None else _checked_box(box, model.n_parameters)
+    if start is None:
+        start = start_grid(model, prior)
+    elif not isinstance(start, StartGrid):
+        start = _checked_start(start, (len(obs), model.n_parameters))
+    chosen = get_engine(engine)
+    solution = chosen.fit(
+        model,
+        prior,
+        obs.star_data(),
+        start,
+        LossTerms() if terms is None else terms,
+        box,
+        FitOptions() if options is None else options,
+        threads=threads,
+    )
+    covariance, inverse, floored = invert_fisher(solution.fisher)
+    status = obs.status | solution.status
+    fitted = (status & np.uint32(UNFITTED)) == 0
+    status[floored] |= np.uint32(Status.COVARIANCE_FLOORED)
+    status[fitted & (solution.ln_prior < prior.ln_prior_threshold)] |= np.uint32(Status.EXTRAPOLATED)
+    if model.scale_sigma > 0:
+        status[fitted] |= np.uint32(Status.THEORETICAL_SCALE)
+    return Fit(
+        params=solution.params,
+        cov=covariance,
+        icov=inverse,
+        fisher=solution.fisher,
+        hessian=solution.hessian,
+        loss=solution.loss,
+        chi2=solution.chi2,
+        ln_prior=solution.ln_prior,
+        gradient_norm=np.linalg.norm(solution.gradient, axis=1),
+        decrement=solution.decrement,
+        residual=solution.residual,
+        status=status,
+        iterations=solution.iterations,
+        engine=chosen.name,
+        observations=obs,
+        model=model,
+        prior=prior,
+    )
+
+
+def _checked_box(box: Box, size: int) -> Box:
+    lower, upper = np.asarray(box.lower, dtype=np.float64), np.asarray(box.upper, dtype=np.float64)
+    if lower.shape != (size,) or upper.shape != (size,) or not (lower < upper).all():
+        raise InputError(f"needs lower < upper, each ({size},)", field="box")
+    if lower[-2] < 0 or lower[-1] <= 0:
+        raise InputError("extinction must be >= 0 and parallax > 0 in it", field="box")
+    return Box(lower, upper)
+
+
+def _checked_start(start: Float64, shape: tuple[int, int]) -> Float64:
+    params = np.ascontiguousarray(start, dtype=np.float64)
+    if params.shape != shape:
+        raise InputError(f"shape {params.shape}, expected {shape}", field="start")
+    if not np.isfinite(params).all() or (params[:, -2:] <= 0).any():
+        raise InputError("needs finite parameters with ext > 0 and plx > 0", field="start")
+    return params

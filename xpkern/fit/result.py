@@ -1,0 +1,120 @@
+"""What a fit returns."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xpkern.engine.contract import Float32, Float64
+from xpkern.model.flux_model import FluxModel
+from xpkern.model.type_prior import TypePrior
+from xpkern.observe.observations import Observations
+from xpkern.status import UNFITTED
+
+if TYPE_CHECKING:
+    from astropy.table import Table
+
+
+@dataclass
+class Fit:
+    """Parameters of n stars, their errors, and how the fit went. A star without a fit has NaN and a status bit.
+
+    Attributes
+    ----------
+    params : (n, 5) float64
+        teff [kK], feh, logg [dex], ext, plx [mas] at the optimum.
+    cov, icov : (n, 5, 5) float64
+        Covariance of ``params``, positive definite, and its inverse. They come from ``fisher`` alone: neither the
+        prior nor the Jacobian terms enter.
+    fisher : (n, 5, 5) float64
+        J^T C^-1 J plus the Gaussian constraints (Eqs. 21-22), in the linear parameters.
+    hessian : (n, 5, 5) float64
+        Of the loss, in x = (teff, feh, logg, ln ext, ln plx).
+    loss, chi2, ln_prior : (n,) float64
+        Eq. 19, the part of it due to the flux, and the normalised prior density.
+    gradient_norm : (n,) float64
+        Euclidean norm of the gradient of the loss in x.
+    decrement : (n,) float64
+        How much one more Newton step would lower the loss.
+    residual : (n, 66) float32
+        (predicted - observed) / sigma, sigma from the diagonal of C; 0 where missing.
+    status : (n,) uint32
+        Bits of :class:`xpkern.status.Status`.
+    iterations : (n,) int32
+        Evaluations of the loss.
+    engine : str
+        Name of the engine that computed it.
+    observations : Observations
+        What was fitted, with its columns.
+    model : FluxModel
+    prior : TypePrior
+    """
+
+    params: Float64
+    cov: Float64
+    icov: Float64
+    fisher: Float64
+    hessian: Float64
+    loss: Float64
+    chi2: Float64
+    ln_prior: Float64
+    gradient_norm: Float64
+    decrement: Float64
+    residual: Float32
+    status: NDArray[np.uint32]
+    iterations: NDArray[np.int32]
+    engine: str
+    observations: Observations
+    model: FluxModel
+    prior: TypePrior
+
+    def __len__(self) -> int:
+        return len(self.params)
+
+    @property
+    def source_id(self) -> NDArray[np.int64]:
+        """Identifiers of the stars, (n,) int64."""
+        return self.observations.source_id
+
+    @property
+    def fitted(self) -> NDArray[np.bool_]:
+        """Which stars have a solution, (n,) bool."""
+        return (self.status & np.uint32(UNFITTED)) == 0
+
+    def to_table(self, layout: str = "default") -> Table:
+        """The catalogue as an astropy Table whose columns carry units and descriptions.
+
+        Parameters
+        ----------
+        layout : {"default", "zgr23"}
+            Columns in the style of Gaia, or those ZGR23 published.
+
+        Raises
+        ------
+        InputError
+            If the layout is unknown.
+        """
+        from xpkern.catalog.table import catalog_table
+
+        return catalog_table(self, layout)
+
+    def write(self, path: str | os.PathLike[str], layout: str = "default") -> None:
+        """Write the catalogue to an HDF5 file (``.h5``), which appears under its name only once it is complete.
+
+        Parameters
+        ----------
+        path : path-like
+        layout : {"default", "zgr23"}
+
+        Raises
+        ------
+        InputError
+            If the layout or the file's ending is unknown.
+        """
+        from xpkern.catalog.writer import write_catalog
+
+        write_catalog(path, self, layout)

@@ -1,0 +1,86 @@
+"""Where the search for the optimum starts: a grid of stellar types and extinctions, seen through broad bands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xpkern.engine.contract import Float64
+from xpkern.model.flux_model import FluxModel
+from xpkern.model.type_prior import TypePrior
+
+#: XP samples to a broad band: wide enough to be cheap, narrow enough to keep the shape of the spectrum.
+SAMPLES_PER_BAND = 5
+
+#: Samples redward of this [nm] are photometric bands, each a band of its own.
+_LAST_XP_WAVELENGTH = 1050.0
+
+#: First and last extinction of the grid: below, a spectrum does not notice; above, the fit finds its way.
+EXT_RANGE = (0.01, 3.0)
+
+
+@dataclass(frozen=True, eq=False)
+class StartGrid:
+    """Candidates and what they look like in broad bands.
+
+    Attributes
+    ----------
+    params : (c, k) float64
+        Linear parameters; the parallax is 1 mas.
+    ln_prior : (c,) float64
+        Normalised density of the stellar type.
+    band_of_sample : (m,) int32
+        Band that each sample belongs to; -1 where it is not used.
+    band_flux : (c, b) float64
+        Mean model flux of each band at 1 mas.
+    """
+
+    params: Float64
+    ln_prior: Float64
+    band_of_sample: NDArray[np.int32]
+    band_flux: Float64
+
+    def __len__(self) -> int:
+        return len(self.params)
+
+
+def start_grid(model: FluxModel, prior: TypePrior, n_ext: int = 8) -> StartGrid:
+    """Means of the prior's components times ``n_ext`` extinctions.
+
+    Parameters
+    ----------
+    model : FluxModel
+    prior : TypePrior
+    n_ext : int
+        Extinctions, evenly spaced in ln E over :data:`EXT_RANGE`.
+
+    Returns
+    -------
+    StartGrid
+    """
+    types = prior.means
+    extinctions = np.geomspace(*EXT_RANGE, n_ext)
+    params = np.ones((len(types) * n_ext, model.n_parameters))
+    params[:, : model.n_inputs] = np.repeat(types, n_ext, axis=0)
+    params[:, -2] = np.tile(extinctions, len(types))
+    bands = _bands(model.wavelength)
+    flux = np.exp(model.ln_flux(params))
+    return StartGrid(
+        params=params,
+        ln_prior=prior.ln_density(params[:, : model.n_inputs]),
+        band_of_sample=bands,
+        band_flux=np.column_stack([flux[:, bands == band].mean(axis=1) for band in range(bands.max() + 1)]),
+    )
+
+
+def _bands(wavelength: Float64) -> NDArray[np.int32]:
+    spectrum = wavelength < _LAST_XP_WAVELENGTH
+    samples = int(spectrum.sum())
+    bands = np.empty(len(wavelength), np.int32)
+    n_bands = max(samples // SAMPLES_PER_BAND, min(samples, 1))
+    for band, members in enumerate(np.array_split(np.flatnonzero(spectrum), max(n_bands, 1))):
+        bands[members] = band
+    bands[~spectrum] = n_bands + np.arange(len(wavelength) - samples)
+    return bands

@@ -1,0 +1,188 @@
+"""Model files: one HDF5 file with the flux model, the prior, the noise and the model card."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from xpkern.errors import InputError, ModelFileError
+from xpkern.model.flux_model import FluxModel
+from xpkern.model.noise import Noise
+from xpkern.model.type_prior import TypePrior
+
+FORMAT_VERSION = 1
+
+_FLUX_ARRAYS = ("input_zp", "input_scale", "wavelength")
+_PRIOR_ARRAYS = ("weights", "means", "covariances")
+_NOISE_NUMBERS = ("common", "bp", "rp", "scale", "floor")
+_PROVENANCE = "provenance_"
+
+
+def default_model_path() -> Path:
+    """Where the model that comes with the package lies."""
+    return Path(str(resources.files("xpkern.model").joinpath("data", "default.h5")))
+
+
+def save_model(path: str | os.PathLike[str], model: FluxModel, prior: TypePrior) -> None:
+    """Write a model file; it appears under its name only once it is complete.
+
+    Parameters
+    ----------
+    path : path-like
+        Name of the file; what stands there is replaced.
+    model : FluxModel
+    prior : TypePrior
+    """
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    os.close(handle)
+    try:
+        with h5py.File(temporary, "w") as file:
+            _write(file, model, prior)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _write(file: h5py.File, model: FluxModel, prior: TypePrior) -> None:
+    def put(name: str, values: np.ndarray) -> None:
+        file.create_dataset(name, data=values, track_times=False)
+
+    file.attrs["format_version"] = FORMAT_VERSION
+    file.attrs["ext_unit"] = model.ext_unit
+    file.attrs["scale_sigma"] = model.scale_sigma
+    file.attrs["licence"] = model.licence
+    for key, value in sorted(model.provenance.items()):
+        file.attrs[_PROVENANCE + key] = value
+    for layer, (weight, bias) in enumerate(zip(model.weights, model.biases, strict=True)):
+        put(f"flux/weights_{layer}", weight)
+        put(f"flux/biases_{layer}", bias)
+    for name in _FLUX_ARRAYS:
+        put(f"flux/{name}", getattr(model, name))
+    put("flux/ln_ext_curve", np.log(model.ext_curve))
+    put("flux/theoretical", np.asarray(model.theoretical, dtype=np.uint8))
+    for name in _PRIOR_ARRAYS:
+        put(f"prior/{name}", getattr(prior, name))
+    file["prior"].attrs["ln_prior_threshold"] = prior.ln_prior_threshold
+    put("noise/independent", model.noise.independent)
+    for name in ("kind", "sigma", *_NOISE_NUMBERS):
+        file["noise"].attrs[name] = getattr(model.noise, name)
+    file.create_dataset("card", data=model.card, dtype=h5py.string_dtype(), track_times=False)
+
+
+def load_model(path: str | os.PathLike[str] | None = None) -> tuple[FluxModel, TypePrior]:
+    """Read a model file.
+
+    Parameters
+    ----------
+    path : path-like, optional
+        Name of the file; without it, the model that comes with the package.
+
+    Returns
+    -------
+    FluxModel, TypePrior
+
+    Raises
+    ------
+    ModelFileError
+        If the file is absent, unreadable, of another format, or holds arrays of wrong shape or numbers that are not
+        finite; the message names the file and the field.
+    """
+    name = str(default_model_path() if path is None else path)
+    try:
+        with h5py.File(name, "r") as file:
+            reader = _Reader(file, name)
+            return reader.flux_model(), reader.type_prior()
+    except FileNotFoundError:
+        raise ModelFileError("no such model file", file=name) from None
+    except OSError as error:
+        raise ModelFileError(f"not a readable HDF5 file ({error})", file=name) from None
+
+
+class _Reader:
+    """The fields of one open model file; every failure names the file and the field."""
+
+    def __init__(self, file: h5py.File, name: str) -> None:
+        self.file, self.name = file, name
+        version = self.attribute("/", "format_version")
+        if version != FORMAT_VERSION:
+            message = f"version {version!r} of the model format; this version of xpkern reads {FORMAT_VERSION}"
+            raise ModelFileError(message, file=name, field="format_version")
+
+    def array(self, field: str) -> np.ndarray:
+        item = self.file.get(field)
+        if not isinstance(item, h5py.Dataset):
+            raise ModelFileError("missing", file=self.name, field=field)
+        try:
+            return np.asarray(item[()], dtype=np.float64)
+        except (TypeError, ValueError, OSError) as error:
+            raise ModelFileError(f"not an array of numbers ({error})", file=self.name, field=field) from None
+
+    def attribute(self, group: str, field: str) -> Any:
+        item = self.file.get(group)
+        if item is None or field not in item.attrs:
+            raise ModelFileError("missing", file=self.name, field=f"{group.strip('/')}/{field}".lstrip("/"))
+        return item.attrs[field]
+
+    def number(self, group: str, field: str) -> float:
+        value = self.attribute(group, field)
+        if not isinstance(value, (int, float, np.integer, np.floating)) or not np.isfinite(value):
+            raise ModelFileError(f"{value!r} is not a finite number", file=self.name, field=f"{group}/{field}")
+        return float(value)
+
+    @contextmanager
+    def named(self, group: str) -> Iterator[None]:
+        """Give the errors of a constructor the name of the file and of the group."""
+        try:
+            yield
+        except ModelFileError:
+            raise
+        except InputError as error:
+            field = group if error.field is None else f"{group}/{error.field}"
+            raise ModelFileError(error.message, file=self.name, field=field) from None
+
+    def flux_model(self) -> FluxModel:
+        layers = 0
+        while f"flux/weights_{layers}" in self.file:
+            layers += 1
+        with self.named("noise"):
+            fields: dict[str, Any] = {field: self.number("noise", field) for field in _NOISE_NUMBERS}
+            fields |= {field: str(self.attribute("noise", field)) for field in ("kind", "sigma")}
+            noise = Noise(self.array("noise/independent"), **fields)
+        with self.named("flux"):
+            card = self.file.get("card")
+            ln_ext_curve = self.array("flux/ln_ext_curve")
+            with np.errstate(over="ignore"):
+                ext_curve = np.exp(ln_ext_curve)
+            return FluxModel(
+                weights=[self.array(f"flux/weights_{layer}") for layer in range(max(layers, 1))],
+                biases=[self.array(f"flux/biases_{layer}") for layer in range(max(layers, 1))],
+                ext_curve=ext_curve,
+                **{field: self.array(f"flux/{field}") for field in _FLUX_ARRAYS},
+                noise=noise,
+                scale_sigma=self.number("/", "scale_sigma"),
+                theoretical=self.array("flux/theoretical") != 0,
+                ext_unit=str(self.attribute("/", "ext_unit")),
+                provenance={
+                    key[len(_PROVENANCE) :]: str(value)
+                    for key, value in self.file.attrs.items()
+                    if key.startswith(_PROVENANCE)
+                },
+                licence=str(self.attribute("/", "licence")),
+                card=card.asstr()[()] if isinstance(card, h5py.Dataset) else "",
+            )
+
+    def type_prior(self) -> TypePrior:
+        with self.named("prior"):
+            arrays = {field: self.array(f"prior/{field}") for field in _PRIOR_ARRAYS}
+            return TypePrior(**arrays, ln_prior_threshold=self.number("prior", "ln_prior_threshold"))

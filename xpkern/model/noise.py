@@ -1,0 +1,115 @@
+"""The noise that is added to the archive's covariance of a spectrum (Eq. 2)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from xpkern.engine.contract import Float64
+from xpkern.errors import InputError
+from xpkern.grid import N_BANDS, N_FLUX, N_XP
+from xpkern.model.arrays import constant, digest
+
+#: The two readings of the archive's errors; see :class:`Noise`.
+SIGMA_CONVENTIONS = ("archive", "zgr23")
+
+
+@dataclass(frozen=True, eq=False)
+class Noise:
+    """Systematic errors of a flux vector, as fractions of the observed flux f (Eq. 2).
+
+    ::
+
+        C = C_gaia + diag((independent f)^2) + common^2 f f^T + bp^2 f_BP f_BP^T + rp^2 f_RP f_RP^T + scale^2 f f^T
+
+    ``common``, ``bp`` and ``rp`` act on the XP samples only; ``independent`` and ``scale`` on all of them, the
+    infrared bands included, whose own squared error stands in for C_gaia. f_BP and f_RP are the two sides, each
+    times its merge weight (they add up to f).
+
+    Attributes
+    ----------
+    independent : (m,) float64
+        Error of each sample on its own.
+    common, bp, rp : float
+        Error common to all XP samples, to those of BP, to those of RP.
+    scale : float
+        Error common to all samples: a model whose absolute scale is theoretical carries it.
+    sigma : {"archive", "zgr23"}
+        How the archive's errors are read. "archive": the covariance of the coefficients is diag(e) rho diag(e), for
+        the errors e already contain the standard deviation s. "zgr23": that over s^2, per band, which is what
+        ZGR23's footnote 2 amounts to.
+    floor : float
+        Eigenvalues of C of the XP samples below this [(1e-18 W m-2 nm-1)^2] are raised to it.
+    kind : str
+        Name of the noise model in a model file; "eq2".
+    """
+
+    independent: Float64
+    common: float = 0.005
+    bp: float = 0.001
+    rp: float = 0.001
+    scale: float = 0.0
+    sigma: str = "archive"
+    floor: float = 1e-9
+    kind: str = "eq2"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "independent", constant(self.independent, "independent", (None,)))
+        if (self.independent < 0).any():
+            raise InputError("negative error", field="independent")
+        for name in ("common", "bp", "rp", "scale", "floor"):
+            value = float(getattr(self, name))
+            if not (math.isfinite(value) and value >= 0):
+                raise InputError(f"{value} is not a finite number >= 0", field=name)
+            object.__setattr__(self, name, value)
+        if self.sigma not in SIGMA_CONVENTIONS:
+            raise InputError(f"{self.sigma!r} is none of {', '.join(SIGMA_CONVENTIONS)}", field="sigma")
+        if self.kind != "eq2":
+            raise InputError(f"noise model {self.kind!r} is unknown to this version", field="kind")
+
+    @classmethod
+    def eq2(
+        cls,
+        *,
+        sigma: str = "archive",
+        photometry_floor: float = 0.01,
+        scale: float = 0.0,
+        theoretical: ArrayLike | None = None,
+        theoretical_error: float = 0.1,
+    ) -> Noise:
+        """The noise of ZGR23 on the 66 samples of :data:`xpkern.grid.WAVELENGTH`.
+
+        Parameters
+        ----------
+        sigma : {"archive", "zgr23"}
+            How the archive's errors are read.
+        photometry_floor : float
+            Fractional error added to every infrared band (absent from the paper, 1 % in its authors' code).
+        scale : float
+            Fractional error of the absolute scale.
+        theoretical : (66,) bool, optional
+            Samples whose model is an extrapolation by physics, not learned from data.
+        theoretical_error : float
+            Fractional error of those, in place of their other one.
+
+        Raises
+        ------
+        InputError
+            If a number is negative, not finite, or ``theoretical`` has another shape.
+        """
+        independent = np.concatenate([np.full(N_XP, 0.005), np.full(N_BANDS, float(photometry_floor))])
+        if theoretical is not None:
+            mask = np.asarray(theoretical, dtype=bool)
+            if mask.shape != (N_FLUX,):
+                raise InputError(f"shape {mask.shape}, expected ({N_FLUX},)", field="theoretical")
+            independent[mask] = float(theoretical_error)
+        return cls(independent=independent, scale=scale, sigma=sigma)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 (hex) of everything that enters C."""
+        return digest([self.kind, self.independent, self.common, self.bp, self.rp, self.scale, self.sigma, self.floor])

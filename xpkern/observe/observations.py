@@ -1,0 +1,301 @@
+"""A block of stars, ready to be fitted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from xpkern.engine.contract import Float32, Float64, StarData
+from xpkern.engine.packed import packed_size, present_samples
+from xpkern.errors import InputError
+from xpkern.grid import N_FLUX, N_PARAMETERS, WAVELENGTH
+from xpkern.model.noise import Noise
+from xpkern.observe.whiteners import dense_whitener, drop_samples, pack_whitener
+from xpkern.status import UNFITTED, Status
+
+
+@dataclass
+class Observations:
+    """Fluxes, whiteners and constraints of n stars. Nothing in the numerical arrays is NaN: missing is explicit.
+
+    Attributes
+    ----------
+    source_id : (n,) int64
+    flux : (n, 66) float32
+        Flux [1e-18 W m-2 nm-1] at ``wavelength``, infrared bands included; 0 where missing.
+    whitener : (n, 2211) float32
+        Packed Cholesky factors; see :class:`xpkern.engine.contract.Calibrated`.
+    plx, plx_err : (n,) float64
+        Parallax and its error [mas]; 0 and inf where missing.
+    status : (n,) uint32
+        Bits of :class:`xpkern.status.Status`.
+    constraint_mean, constraint_err : (n, 5) float64, or None
+        Gaussian constraints on the linear parameters other than the parallax; 0 and inf where there is none.
+    columns : dict of str to (n,) array
+        What is known of the stars from elsewhere, such as ra, dec, phot_g_mean_mag; NaN where absent.
+    noise : Noise, optional
+        The noise model the whiteners contain.
+    wavelength : (66,) float64
+        Samples [nm].
+    reasons : list of (source_id, row, field, message)
+        Why rows of the input could not be used.
+    """
+
+    source_id: NDArray[np.int64]
+    flux: Float32
+    whitener: Float32
+    plx: Float64
+    plx_err: Float64
+    status: NDArray[np.uint32]
+    constraint_mean: Float64 | None = None
+    constraint_err: Float64 | None = None
+    columns: dict[str, np.ndarray] = field(default_factory=dict)
+    noise: Noise | None = None
+    wavelength: Float64 = field(default_factory=WAVELENGTH.copy)
+    reasons: list[tuple[int, int, str, str]] = field(default_factory=list)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        *,
+        flux: ArrayLike,
+        whitener: ArrayLike | None = None,
+        packed_factor: ArrayLike | None = None,
+        plx: ArrayLike | None = None,
+        plx_err: ArrayLike | None = None,
+        source_id: ArrayLike | None = None,
+        constraint_mean: ArrayLike | None = None,
+        constraint_err: ArrayLike | None = None,
+    ) -> Observations:
+        """Stars from plain arrays.
+
+        Parameters
+        ----------
+        flux : (n, 66) array_like
+            Flux [1e-18 W m-2 nm-1]. A sample that is not finite is taken out of the covariance and counted in the
+            status.
+        whitener : (n, 66, 66) array_like
+            Any L with L^T L = C^-1; zero columns are missing samples. This or ``packed_factor`` is required.
+        packed_factor : (n, 2211) array_like
+            The stored form itself. A row of the factor that is not finite is a missing sample.
+        plx, plx_err : (n,) array_like, optional
+            Parallax and its error [mas]; not finite, or an error that is not positive, means missing.
+        source_id : (n,) array_like, optional
+            0, 1, 2, … when not given.
+        constraint_mean, constraint_err : (n, 5) array_like, optional
+            Gaussian constraints on (teff, feh, logg, ext, plx); not finite means none.
+
+        Returns
+        -------
+        Observations
+
+        Raises
+        ------
+        InputError
+            If shapes do not fit together, both or neither of the whiteners are given, or a parallax is constrained
+            twice. What is wrong with one star only is a bit of its status.
+        """
+        flux = _floats(flux, "flux", (None, N_FLUX), np.float32)
+        stars = len(flux)
+        status = np.zeros(stars, np.uint32)
+        if (whitener is None) == (packed_factor is None):
+            raise InputError("give either whitener or packed_factor", field="whitener")
+        if whitener is not None:
+            square = np.asarray(whitener)
+            square = _floats(square, "whitener", (stars, N_FLUX, N_FLUX), square.dtype)
+            packed, usable = pack_whitener(square)
+            finite = np.isfinite(square).all(axis=(1, 2))
+            status[~finite] |= np.uint32(Status.BAD_ROW)
+            status[finite & ~usable] |= np.uint32(Status.SINGULAR_COVARIANCE)
+            missing = np.zeros(flux.shape, bool)
+        else:
+            packed, missing = _without_bad_rows(
+                _floats(packed_factor, "packed_factor", (stars, packed_size(N_FLUX)), np.float32)
+            )
+        missing |= ~np.isfinite(flux)
+        lost = missing & (present_samples(packed) | ~np.isfinite(flux))
+        status[lost.any(axis=1)] |= np.uint32(Status.MISSING_SAMPLES)
+        packed = drop_samples(packed, missing)
+        present = present_samples(packed)
+        status[~present.any(axis=1)] |= np.uint32(Status.NO_DATA)
+
+        plx, plx_err = _measured(plx, plx_err, "plx", (stars,))
+        status[~np.isfinite(plx_err)] |= np.uint32(Status.NO_PARALLAX)
+        mean, error = None, None
+        if constraint_mean is not None or constraint_err is not None:
+            mean, error = _measured(constraint_mean, constraint_err, "constraint_mean", (stars, N_PARAMETERS))
+            if (np.isfinite(error[:, -1]) & np.isfinite(plx_err)).any():
+                raise InputError("the parallax of a star is given here and in plx", field="constraint_mean")
+        return cls(
+            source_id=_source_ids(source_id, stars),
+            flux=np.where(present, flux, np.float32(0)),
+            whitener=packed,
+            plx=plx,
+            plx_err=plx_err,
+            status=status,
+            constraint_mean=mean,
+            constraint_err=error,
+        )
+
+    def __len__(self) -> int:
+        return len(self.source_id)
+
+    def __getitem__(self, stars: slice) -> Observations:
+        """A range of the stars; arrays are views, ``reasons`` stays whole."""
+        if not isinstance(stars, slice):
+            raise TypeError("observations are sliced by ranges: obs[a:b]")
+        return Observations(
+            source_id=self.source_id[stars],
+            flux=self.flux[stars],
+            whitener=self.whitener[stars],
+            plx=self.plx[stars],
+            plx_err=self.plx_err[stars],
+            status=self.status[stars],
+            constraint_mean=None if self.constraint_mean is None else self.constraint_mean[stars],
+            constraint_err=None if self.constraint_err is None else self.constraint_err[stars],
+            columns={name: column[stars] for name, column in self.columns.items()},
+            noise=self.noise,
+            wavelength=self.wavelength,
+            reasons=self.reasons,
+        )
+
+    @classmethod
+    def concatenate(cls, blocks: Iterable[Observations]) -> Observations:
+        """All stars of several blocks, in order.
+
+        A column that some blocks lack is NaN there (0 in columns of integers).
+
+        Raises
+        ------
+        InputError
+            If there is no block, or they differ in wavelength or noise model.
+        """
+        blocks = list(blocks)
+        if not blocks:
+            raise InputError("no observations to concatenate")
+        first = blocks[0]
+        for block in blocks[1:]:
+            if not np.array_equal(block.wavelength, first.wavelength):
+                raise InputError("blocks differ", field="wavelength")
+            if _noise_digest(block.noise) != _noise_digest(first.noise):
+                raise InputError("blocks differ in their noise model", field="noise")
+
+        def join(name: str) -> np.ndarray:
+            return np.concatenate([getattr(block, name) for block in blocks])
+
+        constrained = any(block.constraint_err is not None for block in blocks)
+        constraints = [block._constraints() for block in blocks] if constrained else []
+        return cls(
+            source_id=join("source_id"),
+            flux=join("flux"),
+            whitener=join("whitener"),
+            plx=join("plx"),
+            plx_err=join("plx_err"),
+            status=join("status"),
+            constraint_mean=np.concatenate([mean for mean, _ in constraints]) if constrained else None,
+            constraint_err=np.concatenate([error for _, error in constraints]) if constrained else None,
+            columns=_join_columns(blocks),
+            noise=first.noise,
+            wavelength=first.wavelength,
+            reasons=[reason for block in blocks for reason in block.reasons],
+        )
+
+    def whitener_dense(self, star: int) -> Float64:
+        """Lower-triangular T with T^T T = C^-1 of one star, (66, 66) float64; zero where samples are missing."""
+        index = range(len(self))[star]
+        return dense_whitener(self.whitener[index : index + 1])[0]
+
+    def star_data(self) -> StarData:
+        """What an engine needs of the stars; those that cannot be fitted have no weight anywhere."""
+        mean, error = self._constraints()
+        measured = np.isfinite(self.plx_err)
+        mean[measured, -1], error[measured, -1] = self.plx[measured], self.plx_err[measured]
+        unfitted = (self.status & np.uint32(UNFITTED)) != 0
+        whitener = self.whitener
+        if unfitted.any():
+            whitener = np.where(unfitted[:, None], np.float32(0), whitener)
+        return StarData(
+            flux=np.ascontiguousarray(self.flux),
+            whitener=np.ascontiguousarray(whitener),
+            mean=mean,
+            sigma=error,
+        )
+
+    def _constraints(self) -> tuple[Float64, Float64]:
+        """New arrays (n, 5) of the constraints, 0 and inf where there are none."""
+        shape = (len(self), N_PARAMETERS)
+        if self.constraint_mean is None or self.constraint_err is None:
+            return np.zeros(shape), np.full(shape, np.inf)
+        return self.constraint_mean.copy(), self.constraint_err.copy()
+
+
+def _floats(values: ArrayLike | None, name: str, shape: tuple[int | None, ...], dtype: np.dtype | type) -> np.ndarray:
+    try:
+        given = np.asarray(values)
+        with np.errstate(over="ignore"):
+            array = np.ascontiguousarray(given, dtype=np.float64 if np.dtype(dtype).kind != "f" else dtype)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"not an array of numbers: {error}", field=name) from None
+    if array.ndim != len(shape) or any(want not in (None, have) for have, want in zip(array.shape, shape, strict=True)):
+        wanted = ", ".join("n" if want is None else str(want) for want in shape)
+        raise InputError(f"shape {given.shape}, expected ({wanted})", field=name)
+    return array
+
+
+def _without_bad_rows(packed: Float32) -> tuple[Float32, np.ndarray]:
+    """Stored factors with 0 for what is not finite, and the samples (n, m) whose row of the factor that concerns."""
+    finite = np.isfinite(packed)
+    row_of_entry = np.tril_indices(N_FLUX)[0]
+    missing = np.zeros((len(packed), N_FLUX), bool)
+    stars, entries = np.nonzero(~finite)
+    missing[stars, row_of_entry[entries]] = True
+    packed = np.where(finite, packed, np.float32(0))
+    # a lost diagonal must not read as "missing already": the rest of its column still matters
+    diagonal = np.flatnonzero(np.tril_indices(N_FLUX)[0] == np.tril_indices(N_FLUX)[1])
+    packed[:, diagonal] = np.where(finite[:, diagonal], packed[:, diagonal], np.float32(1))
+    return packed, missing
+
+
+def _measured(
+    values: ArrayLike | None, errors: ArrayLike | None, name: str, shape: tuple[int, ...]
+) -> tuple[Float64, Float64]:
+    """Values and errors with 0 and inf where either is unusable."""
+    if (values is None) != (errors is None):
+        raise InputError("a value needs its error, and an error its value", field=name)
+    if values is None:
+        return np.zeros(shape), np.full(shape, np.inf)
+    value = _floats(values, name, shape, np.float64)
+    error = _floats(errors, f"error of {name}", shape, np.float64)
+    usable = np.isfinite(value) & np.isfinite(error) & (error > 0)
+    return np.where(usable, value, 0.0), np.where(usable, error, np.inf)
+
+
+def _source_ids(values: ArrayLike | None, stars: int) -> NDArray[np.int64]:
+    if values is None:
+        return np.arange(stars, dtype=np.int64)
+    ids = np.asarray(values)
+    if ids.shape != (stars,) or (stars > 0 and ids.dtype.kind not in "iu"):
+        raise InputError(f"shape {ids.shape} of {ids.dtype}, expected ({stars},) integers", field="source_id")
+    return ids.astype(np.int64)
+
+
+def _noise_digest(noise: Noise | None) -> str | None:
+    return None if noise is None else noise.digest
+
+
+def _join_columns(blocks: list[Observations]) -> dict[str, np.ndarray]:
+    names = dict.fromkeys(name for block in blocks for name in block.columns)
+    joined = {}
+    for name in names:
+        dtype = np.result_type(*(block.columns[name].dtype for block in blocks if name in block.columns))
+        absent: float = np.nan if dtype.kind == "f" else 0
+        joined[name] = np.concatenate(
+            [
+                block.columns[name] if name in block.columns else np.full(len(block), absent).astype(dtype)
+                for block in blocks
+            ]
+        )
+    return joined

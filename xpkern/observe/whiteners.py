@@ -1,0 +1,94 @@
+"""From any square root of an inverse covariance to the stored whitener, and back."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from xpkern.engine.contract import Float32, Float64
+from xpkern.engine.packed import forward_substitute, pack_factor, present_samples, unpack_factor
+
+
+def pack_whitener(whitener: np.ndarray) -> tuple[Float32, np.ndarray]:
+    """Stored form of whiteners L with L^T L = C^-1.
+
+    A QL factorisation, L = Q T with T lower triangular, gives T^T T = C^-1 and so C = G G^T with G = T^-1. Zero
+    columns are missing samples; they are taken out before.
+
+    Parameters
+    ----------
+    whitener : (n, m, m) float
+        Any such L.
+
+    Returns
+    -------
+    packed : (n, p) float32
+        Zeros where no factor exists.
+    usable : (n,) bool
+        False where L has a number that is not finite, or lacks rank on its non-zero columns.
+    """
+    stars, samples = whitener.shape[0], whitener.shape[2]
+    packed = np.zeros((stars, samples * (samples + 1) // 2), np.float32)
+    usable = np.isfinite(whitener).all(axis=(1, 2))
+    # what is left of a dependent column is rounding of the input, about eps times its length
+    tolerance = 4.0 * np.finfo(np.result_type(whitener.dtype, np.float32)).eps
+    present = (whitener != 0).any(axis=1) & usable[:, None]
+    patterns, pattern_of_star = np.unique(present, axis=0, return_inverse=True)
+    for index, pattern in enumerate(patterns):
+        rows = np.flatnonzero(pattern_of_star.reshape(-1) == index)
+        if not pattern.any():
+            continue
+        columns = whitener[rows][:, :, pattern].astype(np.float64)
+        # QL is QR of the columns in reverse order
+        upper = np.linalg.qr(columns[:, :, ::-1]).R
+        triangle = upper[:, ::-1, ::-1]
+        diagonal = np.einsum("njj->nj", triangle)
+        full_rank = (np.abs(diagonal) > tolerance * np.linalg.norm(columns, axis=1)).all(axis=1)
+        usable[rows[~full_rank]] = False
+        rows, triangle, diagonal = rows[full_rank], triangle[full_rank], diagonal[full_rank]
+        triangle = triangle * np.sign(diagonal)[:, :, None]
+        inverse_diagonal = triangle.copy()
+        np.einsum("njj->nj", inverse_diagonal)[:] = 1.0 / np.einsum("njj->nj", triangle)
+        identity = np.broadcast_to(np.eye(pattern.sum()), triangle.shape)
+        factor = np.zeros((len(rows), samples, samples))
+        factor[np.ix_(np.arange(len(rows)), pattern, pattern)] = forward_substitute(inverse_diagonal, identity)
+        packed[rows] = pack_factor(factor, np.broadcast_to(pattern, (len(rows), samples)))
+    return packed, usable
+
+
+def drop_samples(packed: Float32, dropped: np.ndarray) -> Float32:
+    """Whiteners of the same stars with some samples deleted from C.
+
+    Without the dropped rows G is no longer triangular, but H H^T is still what remains of C; an orthogonal
+    transformation, H = G' Q, makes it triangular again. C itself is never formed.
+
+    Parameters
+    ----------
+    packed : (n, p) float32
+    dropped : (n, m) bool
+
+    Returns
+    -------
+    (n, p) float32
+        A new array.
+    """
+    result = packed.copy()
+    present = present_samples(packed)
+    for star in np.flatnonzero((dropped & present).any(axis=1)):
+        stored = unpack_factor(packed[star : star + 1])[0]
+        diagonal = np.einsum("jj->j", stored)
+        diagonal[present[star]] = 1.0 / diagonal[present[star]]
+        kept = present[star] & ~dropped[star]
+        triangle = np.linalg.qr(stored[kept].T).R.T
+        triangle = triangle * np.sign(np.diagonal(triangle))
+        factor = np.zeros_like(stored)
+        factor[np.ix_(kept, kept)] = triangle[:, : kept.sum()]
+        result[star] = pack_factor(factor[None], kept[None])[0]
+    return result
+
+
+def dense_whitener(packed: Float32) -> Float64:
+    """Lower-triangular T = G^-1 with T^T T = C^-1, (n, m, m) float64; zero rows and columns where missing."""
+    factor = unpack_factor(packed)
+    identity = np.zeros_like(factor)
+    np.einsum("njj->nj", identity)[:] = present_samples(packed)
+    return forward_substitute(factor, identity)
