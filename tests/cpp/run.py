@@ -1,0 +1,72 @@
+"""Build the C++ tests of csrc with the address and undefined-behaviour sanitizers and run them.
+
+Every ``*_test.cpp`` in this folder is one program; it is built for each instruction set that this processor has, with
+the flags of the real build (setup.py) but for the optimisation level. Usage: ``python tests/cpp/run.py [name ...]``.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+BUILD = ROOT / "build" / "cpp_tests"
+
+SANITIZE = ["-O1", "-g1", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+
+#: Processor flags (as /proc/cpuinfo names them) that an instruction set needs.
+NEEDED = {"scalar": set(), "neon": set(), "avx2": {"avx2", "fma"}, "avx512": {"avx512f", "avx512dq", "avx512vl"}}
+
+
+def load_setup():
+    """Return setup.py as a module: the one place where compiler flags are stated."""
+    specification = importlib.util.spec_from_file_location("setup", ROOT / "setup.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+def runnable_isas(setup) -> list[str]:
+    """Return the instruction sets that are built for this machine and that its processor has."""
+    cpuinfo = Path("/proc/cpuinfo")
+    words = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
+    return [isa for isa in setup.ISAS.get(platform.machine().lower(), ["scalar"]) if words >= NEEDED[isa]]
+
+
+def build_and_run(setup, source: Path, isa: str) -> tuple[str, int, str]:
+    """Build one program for one instruction set and run it; return its name, exit code and output."""
+    program = BUILD / f"{source.stem}-{isa}"
+    flags = [flag for flag in [*setup.COMMON_FLAGS, *setup.ISA_FLAGS[isa]] if not flag.startswith(("-O", "-g"))]
+    compiler = os.environ.get("CXX", "g++")
+    command = [compiler, *flags, *SANITIZE, "-Werror", f"-DXPKERN_ISA={isa}", str(source), "-o", str(program)]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if built.returncode != 0:
+        return program.name, built.returncode, built.stderr
+    ran = subprocess.run([program], cwd=ROOT, capture_output=True, text=True, check=False)
+    return program.name, ran.returncode, ran.stdout + ran.stderr
+
+
+def main(names: list[str]) -> int:
+    """Build and run the programs named (all of them by default); return the number that failed."""
+    setup = load_setup()
+    BUILD.mkdir(parents=True, exist_ok=True)
+    sources = [path for path in sorted(HERE.glob("*_test.cpp")) if not names or path.stem in names]
+    jobs = [(source, isa) for source in sources for isa in runnable_isas(setup)]
+    failures = 0
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for name, code, output in pool.map(lambda job: build_and_run(setup, *job), jobs):
+            failures += code != 0
+            print(f"{name}: {'passed' if code == 0 else f'FAILED (exit code {code})'}")
+            if output:
+                print("    " + output.strip().replace("\n", "\n    "))
+    return failures
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
