@@ -80,12 +80,13 @@ def fit(
     elif not isinstance(start, StartGrid):
         start = _checked_start(start, (len(obs), model.n_parameters))
     chosen = get_engine(engine)
+    terms = LossTerms() if terms is None else terms
     solution = chosen.fit(
         model,
         prior,
         obs.star_data(),
         start,
-        LossTerms() if terms is None else terms,
+        terms,
         box,
         FitOptions() if options is None else options,
         threads=threads,
@@ -115,6 +116,8 @@ def fit(
         observations=obs,
         model=model,
         prior=prior,
+        terms=terms,
+        instruction_set=getattr(chosen, "instruction_set", ""),
     )
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from xpkern.engine.contract import Float32, Float64
+from xpkern.engine.contract import Float32, Float64, LossTerms
 from xpkern.model.flux_model import FluxModel
 from xpkern.model.type_prior import TypePrior
 from xpkern.observe.observations import Observations
@@ -52,6 +52,10 @@ class Fit:
         What was fitted, with its columns.
     model : FluxModel
     prior : TypePrior
+    terms : LossTerms
+        Which terms the loss had.
+    instruction_set : str
+        Which of the engine's instruction sets computed it; empty for an engine that has only one.
     """
 
     params: Float64
@@ -71,6 +75,8 @@ class Fit:
     observations: Observations
     model: FluxModel
     prior: TypePrior
+    terms: LossTerms = field(default_factory=LossTerms)
+    instruction_set: str = ""
 
     def __len__(self) -> int:
         return len(self.params)
@@ -98,9 +104,9 @@ class Fit:
         InputError
             If the layout is unknown.
         """
-        from xpkern.catalog.table import catalog_table
+        from xpkern.catalog.table import to_table
 
-        return catalog_table(self, layout)
+        return to_table(self, layout)
 
     def write(self, path: str | os.PathLike[str], layout: str = "default") -> None:
         """Write the catalogue to an HDF5 file (``.h5``), which appears under its name only once it is complete.
@@ -115,6 +121,6 @@ class Fit:
         InputError
             If the layout or the file's ending is unknown.
         """
-        from xpkern.catalog.writer import write_catalog
+        from xpkern.catalog.run import write_fit
 
-        write_catalog(path, self, layout)
+        write_fit(self, path, layout)
