@@ -1,0 +1,334 @@
+"""The engine that specifies the others: NumPy, float64, readable, unhurried."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from xpkern.engine.contract import (
+    Box,
+    Calibrated,
+    Coefficients,
+    Evaluation,
+    FitOptions,
+    Float32,
+    Float64,
+    LossTerms,
+    Solution,
+    StarData,
+)
+from xpkern.engine.packed import forward_substitute, pack_factor, packed_size, present_samples, unpack_factor
+from xpkern.engine.reference_fit import minimise
+from xpkern.engine.reference_loss import back_substitute, flux_and_jacobian, star_loss
+from xpkern.fit.start import StartGrid
+from xpkern.model.flux_model import FluxModel
+from xpkern.model.noise import Noise
+from xpkern.model.type_prior import TypePrior
+from xpkern.observe.calibration import Calibration
+from xpkern.status import Status
+
+#: Stars at a time; dense matrices of 66 x 66 then stay within tens of megabytes.
+_BLOCK = 512
+
+#: The start does not trust broad-band fluxes to better than this fraction: the grid is coarse.
+_BAND_ERROR = 0.05
+
+#: Nor the parallax of a candidate to better than this fraction, for the same reason.
+_PARALLAX_SOFTENING = 0.1
+
+#: Parallaxes [mas] that the start may propose.
+_START_PLX = (1e-4, 1e3)
+
+
+class ReferenceEngine:
+    """See :class:`xpkern.engine.contract.Engine`. ``threads`` is accepted and ignored."""
+
+    name = "reference"
+
+    def calibrate(
+        self,
+        calibration: Calibration,
+        coefficients: Coefficients,
+        noise: Noise,
+        photometry_flux: Float64,
+        photometry_error: Float64,
+        *,
+        threads: int | None = None,
+    ) -> Calibrated:
+        """Flux and whitener from coefficients (Eqs. 2-4); bands (n, 5) with error inf are missing."""
+        stars, bands = photometry_flux.shape
+        samples = calibration.wavelength.size + bands
+        result = Calibrated(
+            flux=np.zeros((stars, samples), np.float32),
+            whitener=np.zeros((stars, packed_size(samples)), np.float32),
+            status=np.zeros(stars, np.uint32),
+        )
+        for first in range(0, stars, _BLOCK):
+            block = slice(first, first + _BLOCK)
+            flux, covariance, present = _flux_and_covariance(
+                calibration, coefficients, block, noise, photometry_flux[block], photometry_error[block]
+            )
+            result.flux[block] = np.where(present, flux, 0.0)
+            result.status[block][~present.any(axis=1)] |= np.uint32(Status.NO_DATA)
+            patterns, pattern_of_star = np.unique(present, axis=0, return_inverse=True)
+            for index, pattern in enumerate(patterns):
+                if not pattern.any():
+                    continue
+                rows = np.flatnonzero(pattern_of_star.reshape(-1) == index)
+                spectrum = int(pattern[: calibration.wavelength.size].sum())
+                kept = covariance[np.ix_(rows, pattern, pattern)]
+                factor, status = _floored_factor(kept, spectrum, noise.floor)
+                full = np.zeros((len(rows), samples, samples))
+                full[np.ix_(np.arange(len(rows)), pattern, pattern)] = factor
+                usable = (status & np.uint32(Status.SINGULAR_COVARIANCE)) == 0
+                result.whitener[first + rows] = pack_factor(full, pattern & usable[:, None])
+                result.status[first + rows] |= status
+        return result
+
+    def predict(self, model: FluxModel, params: Float64, *, threads: int | None = None) -> Float64:
+        """Flux (n, m) of linear parameters (n, k) (Eq. 8)."""
+        return np.exp(model.ln_flux(params))
+
+    def evaluate(
+        self,
+        model: FluxModel,
+        prior: TypePrior,
+        stars: StarData,
+        params: Float64,
+        terms: LossTerms,
+        *,
+        threads: int | None = None,
+    ) -> Evaluation:
+        """Loss, gradient, Hessian and Fisher matrix at linear parameters (n, k)."""
+        return star_loss(model, prior, stars, params, terms).in_x()
+
+    def start(self, grid: StartGrid, stars: StarData, *, threads: int | None = None) -> Float64:
+        """Best grid point of each star as linear parameters (n, k).
+
+        With o_b the mean flux of a band, f_cb that of a candidate at 1 mas and w_b = 1 / (mean C_ii + (0.05 o_b)^2),
+        the best parallax has a closed form, and the lowest score wins::
+
+            s = plx^2 = sum_b w o f / sum_b w f^2
+            score = sum_b w (s f - o)^2 - 2 ln p + (plx - plx_obs)^2 / (sigma^2 + (0.1 plx)^2)
+        """
+        band_of_sample = grid.band_of_sample
+        present = present_samples(stars.whitener)
+        variance = sample_variance(stars.whitener)
+        n_bands = grid.band_flux.shape[1]
+        observed, weight = np.zeros((len(stars), n_bands)), np.zeros((len(stars), n_bands))
+        for band in range(n_bands):
+            members = band_of_sample == band
+            observed[:, band] = stars.flux[:, members].mean(axis=1, dtype=np.float64)
+            spread = variance[:, members].mean(axis=1) + (_BAND_ERROR * observed[:, band]) ** 2
+            usable = present[:, members].all(axis=1)
+            weight[usable, band] = 1.0 / spread[usable]
+        # (n, c) sums over the bands
+        flux_flux = weight @ (grid.band_flux**2).T
+        flux_observed = (weight * observed) @ grid.band_flux.T
+        observed_observed = (weight * observed**2).sum(axis=1)[:, None]
+        seen = weight.any(axis=1)
+        square = flux_observed / np.where(seen[:, None], flux_flux, 1.0)
+        plx = np.sqrt(np.clip(square, _START_PLX[0] ** 2, _START_PLX[1] ** 2))
+        score = plx**4 * flux_flux - 2.0 * plx**2 * flux_observed + observed_observed - 2.0 * grid.ln_prior
+        plx_observed, plx_error = stars.mean[:, -1, None], stars.sigma[:, -1, None]
+        score += (plx - plx_observed) ** 2 / (plx_error**2 + (_PARALLAX_SOFTENING * plx) ** 2)
+        # without any band, the parallax is what was observed, and the type the most probable one
+        alone = np.where(np.isfinite(plx_error) & (plx_observed > 0), plx_observed, 1.0)
+        plx = np.where(seen[:, None], plx, np.clip(alone, *_START_PLX))
+        score = np.where(seen[:, None], score, -2.0 * grid.ln_prior)
+        best = score.argmin(axis=1)
+        params = grid.params[best].copy()
+        params[:, -1] = plx[np.arange(len(stars)), best]
+        return params
+
+    def fit(
+        self,
+        model: FluxModel,
+        prior: TypePrior,
+        stars: StarData,
+        start: StartGrid | Float64,
+        terms: LossTerms,
+        box: Box,
+        options: FitOptions,
+        *,
+        threads: int | None = None,
+    ) -> Solution:
+        """Optimum of the star loss from the best point of a grid, or from given parameters (n, k)."""
+        first = self.start(start, stars) if isinstance(start, StartGrid) else start
+        fitted = present_samples(stars.whitener).any(axis=1)
+        inside = np.flatnonzero(fitted)
+        solution = _unfitted(len(stars), model)
+        for block in np.array_split(inside, max(1, -(-len(inside) // _BLOCK))):
+            few = StarData(stars.flux[block], stars.whitener[block], stars.mean[block], stars.sigma[block])
+            optimum = minimise(model, prior, few, first[block], terms, box, options)
+            evaluation = optimum.loss.in_x()
+            solution.loss[block] = evaluation.loss
+            solution.chi2[block] = evaluation.chi2
+            solution.ln_prior[block] = evaluation.ln_prior
+            solution.gradient[block] = evaluation.gradient
+            solution.hessian[block] = evaluation.hessian
+            solution.fisher[block] = evaluation.fisher
+            solution.params[block] = optimum.loss.params
+            solution.decrement[block] = optimum.decrement
+            solution.iterations[block] = optimum.iterations
+            solution.status[block] = optimum.status
+            sigma = np.sqrt(sample_variance(few.whitener))
+            difference = optimum.loss.flux - few.flux
+            solution.residual[block] = np.divide(difference, sigma, out=np.zeros_like(sigma), where=sigma > 0)
+        return solution
+
+    def train_step(
+        self, model: FluxModel, stars: StarData, params: Float64, *, threads: int | None = None
+    ) -> tuple[float, list[Float64], list[Float64], Float64]:
+        """Eq. 12 averaged over the stars, and its gradient in weights, biases and ln R.
+
+        ::
+
+            mean over stars of chi^2 + sum W^2 / n_W
+        """
+        at = flux_and_jacobian(model, params)
+        factor = unpack_factor(stars.whitener)
+        residual = forward_substitute(factor, (at.flux - stars.flux.astype(np.float64))[:, :, None])[:, :, 0]
+        n_weights = sum(weight.size for weight in model.weights)
+        loss = float((residual**2).sum() / max(len(stars), 1))
+        loss += sum(float((weight**2).sum()) for weight in model.weights) / n_weights
+        weight_gradients = [2.0 * weight / n_weights for weight in model.weights]
+        bias_gradients = [np.zeros_like(bias) for bias in model.biases]
+        # d loss / d ln f, then backwards through the layers
+        adjoint = 2.0 * back_substitute(factor, residual) * at.flux / max(len(stars), 1)
+        ln_ext_gradient = -model.ext_curve * (params[:, -2] @ adjoint)
+        inputs = (params[:, : model.n_inputs] - model.input_zp) / model.input_scale
+        values = [inputs, *at.hidden]
+        for layer in reversed(range(len(values))):
+            weight_gradients[layer] += values[layer].T @ adjoint
+            bias_gradients[layer] += adjoint.sum(axis=0)
+            adjoint = (adjoint @ model.weights[layer].T) * (1.0 - values[layer] ** 2)
+        return loss, weight_gradients, bias_gradients, ln_ext_gradient
+
+
+def sample_variance(whitener: Float32) -> Float64:
+    """Diagonal of C, (n, m): C_ii = sum_j G_ij^2; 0 where missing."""
+    factor = unpack_factor(whitener)
+    diagonal = np.einsum("njj->nj", factor)
+    np.divide(1.0, diagonal, out=diagonal, where=diagonal > 0)
+    return np.einsum("nij,nij->ni", factor, factor)
+
+
+def _coefficient_covariance(error: Float32, correlation: Float32, deviation: Float32, convention: str) -> Float64:
+    """Sigma = diag(e) rho diag(e), over s^2 if ZGR23's reading is asked for; (n, n_coefficients, n_coefficients)."""
+    size = error.shape[1]
+    rho = np.zeros((len(error), size, size))
+    rho[(slice(None), *np.tril_indices(size, -1))] = correlation
+    rho += rho.swapaxes(1, 2) + np.eye(size)
+    scaled = error.astype(np.float64)
+    if convention == "zgr23":
+        scaled = scaled / deviation.astype(np.float64)[:, None]
+    return scaled[:, :, None] * rho * scaled[:, None, :]
+
+
+def _flux_and_covariance(
+    calibration: Calibration,
+    coefficients: Coefficients,
+    block: slice,
+    noise: Noise,
+    photometry_flux: Float64,
+    photometry_error: Float64,
+) -> tuple[Float64, Float64, np.ndarray]:
+    """Flux (n, m), C (n, m, m) of Eq. 2 and which samples exist (n, m); rows of the others hold anything finite."""
+    spectrum = calibration.wavelength.size
+    stars, bands = photometry_flux.shape
+    sides = (
+        (calibration.bp_design, "bp", noise.bp),
+        (calibration.rp_design, "rp", noise.rp),
+    )
+    present = np.ones((stars, spectrum + bands), bool)
+    flux = np.zeros((stars, spectrum + bands))
+    covariance = np.zeros((stars, spectrum + bands, spectrum + bands))
+    of_spectrum = covariance[:, :spectrum, :spectrum]
+    for design, side, common_error in sides:
+        exists = getattr(coefficients, f"has_{side}")[block]
+        # a sample the side contributes to is missing without it: at 642 nm, where they meet, either will do
+        present[:, :spectrum] &= exists[:, None] | ~design.any(axis=1)
+        side_flux = np.where(exists[:, None], getattr(coefficients, side)[block] @ design.T, 0.0)
+        sigma = _coefficient_covariance(
+            getattr(coefficients, f"{side}_error")[block],
+            getattr(coefficients, f"{side}_correlation")[block],
+            np.where(exists, getattr(coefficients, f"{side}_standard_deviation")[block], np.float32(1)),
+            noise.sigma,
+        )
+        flux[:, :spectrum] += side_flux
+        of_spectrum += np.where(exists[:, None, None], design @ sigma @ design.T, 0.0)
+        of_spectrum += common_error**2 * side_flux[:, :, None] * side_flux[:, None, :]
+    of_spectrum += noise.common**2 * flux[:, :spectrum, None] * flux[:, None, :spectrum]
+
+    measured = np.isfinite(photometry_error)
+    present[:, spectrum:] = measured
+    flux[:, spectrum:] = np.where(measured, photometry_flux, 0.0)
+    diagonal = np.einsum("njj->nj", covariance)
+    diagonal[:, spectrum:] += np.where(measured, photometry_error, 0.0) ** 2
+    diagonal += (noise.independent * flux) ** 2
+    covariance += noise.scale**2 * flux[:, :, None] * flux[:, None, :]
+    return flux, covariance, present
+
+
+def _floored_factor(covariance: Float64, spectrum: int, floor: float) -> tuple[Float64, np.ndarray]:
+    """Cholesky factors of C (n, m, m) whose leading block of ``spectrum`` XP samples has no eigenvalue below a floor.
+
+    The smallest eigenvalue of that block is at least 1 / |G^-1|_F^2 (G its factor): where this certificate exceeds
+    the floor, no eigendecomposition is needed. Elsewhere eigenvalues are raised to the floor, C is put together
+    again and factorised once more.
+
+    Returns
+    -------
+    factor : (n, m, m)
+        Zeros where there is none.
+    status : (n,) uint32
+    """
+    status = np.zeros(len(covariance), np.uint32)
+    factor, positive = _cholesky(covariance)
+    inverse = np.linalg.inv(np.where(positive[:, None, None], factor, np.eye(factor.shape[1])))
+    norm = (inverse[:, :spectrum, :spectrum] ** 2).sum(axis=(1, 2))
+    certain = positive & (norm * floor < 1.0)
+    for star in np.flatnonzero(~certain):
+        block = covariance[star, :spectrum, :spectrum]
+        if np.isfinite(covariance[star]).all():
+            values, vectors = np.linalg.eigh(block)
+            if not positive[star] or values.min(initial=np.inf) < floor:
+                raised = covariance[star].copy()
+                raised[:spectrum, :spectrum] = (vectors * np.maximum(values, floor)) @ vectors.T
+                factor[star : star + 1], positive[star : star + 1] = _cholesky(raised[None])
+                status[star] |= np.uint32(Status.EIGENVALUE_FLOORED)
+    status[~positive] = np.uint32(Status.SINGULAR_COVARIANCE)
+    return factor, status
+
+
+def _cholesky(covariance: Float64) -> tuple[Float64, np.ndarray]:
+    """Factors (n, m, m), zeros where a matrix is not positive definite, and where it is (n,) bool."""
+    factor, positive = np.zeros_like(covariance), np.isfinite(covariance).all(axis=(1, 2))
+    for star in np.flatnonzero(positive):
+        try:
+            factor[star] = np.linalg.cholesky(covariance[star])
+        except np.linalg.LinAlgError:
+            positive[star] = False
+    return factor, positive
+
+
+def _unfitted(stars: int, model: FluxModel) -> Solution:
+    """A solution in which no star has been fitted."""
+    parameters = model.n_parameters
+
+    def absent(*shape: int) -> Float64:
+        return np.full((stars, *shape), np.nan)
+
+    return Solution(
+        loss=absent(),
+        chi2=absent(),
+        ln_prior=absent(),
+        gradient=absent(parameters),
+        hessian=absent(parameters, parameters),
+        fisher=absent(parameters, parameters),
+        params=absent(parameters),
+        decrement=absent(),
+        residual=np.full((stars, model.n_samples), np.nan, np.float32),
+        iterations=np.zeros(stars, np.int32),
+        status=np.full(stars, Status.NO_DATA, np.uint32),
+    )
