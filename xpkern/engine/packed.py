@@ -31,7 +31,7 @@ def diagonal_positions(samples: int) -> np.ndarray:
 
 def present_samples(whitener: Float32) -> np.ndarray:
     """Which samples are not missing, (n, m) bool, from packed whiteners (n, p)."""
-    return whitener[:, diagonal_positions(sample_count(whitener.shape[1]))] > 0
+    return np.greater(whitener[:, diagonal_positions(sample_count(whitener.shape[1]))], 0)
 
 
 def pack_factor(factor: Float64, present: np.ndarray) -> Float32:

@@ -125,7 +125,7 @@ class ReferenceEngine:
         flux_flux = weight @ (grid.band_flux**2).T
         flux_observed = (weight * observed) @ grid.band_flux.T
         observed_observed = (weight * observed**2).sum(axis=1)[:, None]
-        seen = weight.any(axis=1)
+        seen = np.any(weight > 0, axis=1)
         square = flux_observed / np.where(seen[:, None], flux_flux, 1.0)
         plx = np.sqrt(np.clip(square, _START_PLX[0] ** 2, _START_PLX[1] ** 2))
         score = plx**4 * flux_flux - 2.0 * plx**2 * flux_observed + observed_observed - 2.0 * grid.ln_prior
@@ -303,7 +303,8 @@ def _floored_factor(covariance: Float64, spectrum: int, floor: float) -> tuple[F
 
 def _cholesky(covariance: Float64) -> tuple[Float64, np.ndarray]:
     """Factors (n, m, m), zeros where a matrix is not positive definite, and where it is (n,) bool."""
-    factor, positive = np.zeros_like(covariance), np.isfinite(covariance).all(axis=(1, 2))
+    factor = np.zeros_like(covariance)
+    positive = np.all(np.isfinite(covariance), axis=(1, 2))
     for star in np.flatnonzero(positive):
         try:
             factor[star] = np.linalg.cholesky(covariance[star])
