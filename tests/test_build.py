@@ -1,0 +1,73 @@
+"""The build: which sources get which flags on which machine. (Its products are checked by .ci/run.)"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def build():
+    specification = importlib.util.spec_from_file_location("setup", ROOT / "setup.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+def test_every_source_is_there(build):
+    for machine in build.ISAS:
+        for source in [*build.sources_of_cpu_engine(machine), *build.CSV_SOURCES]:
+            assert (ROOT / source).is_file(), source
+
+
+def test_every_translation_unit_is_built_somewhere(build):
+    built = {source for machine in build.ISAS for source in build.sources_of_cpu_engine(machine)}
+    written = {str(path.relative_to(ROOT)) for path in (ROOT / "csrc" / "cpu").glob("*.cpp")}
+    assert written == built | set(build.CSV_SOURCES)
+
+
+def test_unknown_machine_gets_the_scalar_baseline(build):
+    sources = build.sources_of_cpu_engine("riscv64")
+    assert [source for source in sources if "isa_" in source] == ["csrc/cpu/isa_scalar.cpp"]
+
+
+def test_only_the_isa_files_are_compiled_for_more_than_the_baseline(build):
+    for source in build.sources_of_cpu_engine("x86_64"):
+        wide = [flag for flag in build.flags_of_source(source) if flag.startswith("-m")]
+        assert bool(wide) == (source in ("csrc/cpu/isa_avx2.cpp", "csrc/cpu/isa_avx512.cpp")), source
+
+
+def test_each_isa_file_has_a_namespace_of_its_own(build):
+    names = [flag for isa in build.ISA_FLAGS for flag in build.flags_of_source(f"csrc/cpu/isa_{isa}.cpp")]
+    assert len({name for name in names if name.startswith("-DXPKERN_ISA=")}) == len(build.ISA_FLAGS)
+
+
+def test_no_flag_ties_a_build_to_this_machine_or_breaks_nan(build):
+    flags = {flag for source in build.sources_of_cpu_engine("x86_64") for flag in build.flags_of_source(source)}
+    assert not flags & {"-march=native", "-mtune=native", "-ffast-math", "-Ofast", "-ffinite-math-only"}
+    assert "-ffp-contract=off" in flags
+
+
+def test_cuda_without_nvcc_is_a_clear_error(tmp_path):
+    environment = {key: value for key, value in os.environ.items() if key != "NVCC"}
+    code = (
+        "import runpy, sys\n"
+        "build = runpy.run_path('setup.py')\n"
+        "from setuptools import Distribution\n"
+        "build['BuildExtensions'](Distribution()).build_cuda()\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=environment | {"PATH": str(tmp_path), "XPKERN_CUDA": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode != 0
+    assert "XPKERN_CUDA=1 needs nvcc" in result.stderr

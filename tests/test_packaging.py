@@ -1,0 +1,84 @@
+"""What is shipped: names, packages, data and what an import drags in."""
+
+import importlib
+import importlib.resources
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import xpkern
+
+ROOT = Path(__file__).resolve().parents[1]
+PYPROJECT = (ROOT / "pyproject.toml").read_text()
+
+
+def listed(section_start):
+    body = PYPROJECT.split(section_start, 1)[1].split("\n]", 1)[0]
+    return re.findall(r'"([^"]+)"', body)
+
+
+def test_every_package_is_listed():
+    found = {
+        ".".join(path.parent.relative_to(ROOT).parts)
+        for path in (ROOT / "xpkern").rglob("*.py")
+        if "data" not in path.parts
+    }
+    assert set(listed("\npackages = [")) == found | {"xpkern.csrc"}
+
+
+def test_version_is_stated_once_and_in_the_changelog():
+    assert f"## {xpkern.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+    assert f'"{xpkern.__version__}"' not in PYPROJECT
+
+
+def test_sources_are_installed_as_real_files():
+    csrc = Path(str(importlib.resources.files("xpkern.csrc")))
+    assert (csrc / "core" / "platform.hpp").is_file()
+
+
+@pytest.mark.parametrize(
+    ("package", "names"),
+    [
+        ("xpkern.model", ["default.h5", "default_card.md"]),
+        ("xpkern.observe", ["calibration_gaia_dr3.npz", "error_model.npz"]),
+    ],
+)
+def test_shipped_data_is_there(package, names):
+    data = importlib.resources.files(package) / "data"
+    assert {item.name for item in data.iterdir()} >= set(names)
+
+
+@pytest.mark.parametrize(
+    ("module", "unwanted"),
+    [
+        ("xpkern", ["matplotlib", "gaiaxpy", "pandas", "pyarrow", "astropy", "sklearn"]),
+        ("xpkern.cli", ["matplotlib", "gaiaxpy", "pandas", "pyarrow"]),
+        ("xpkern.catalog.run", ["matplotlib", "gaiaxpy"]),
+    ],
+)
+def test_import_stays_light(module, unwanted):
+    code = f"import sys, {module}; print(*(name for name in {unwanted!r} if name in sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert result.stdout.split() == []
+
+
+@pytest.mark.parametrize("tag", ["run", "test"])
+def test_readme_commands_are_one_line(tag):
+    readme = (ROOT / "README.md").read_text()
+    blocks = re.findall(rf"^<!-- fresh: {tag} -->\n```\w*\n(.*?)\n```", readme, flags=re.M | re.S)
+    assert len(blocks) == 1
+    assert "\n" not in blocks[0]
+
+
+def test_documents_name_only_files_that_exist():
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    for page in pages:
+        text = page.read_text()
+        links = [link for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text) if "://" not in link]
+        for link in links:
+            assert (page.parent / link).exists(), f"{page.name} links to {link}"
+        for name in re.findall(r"`((?:xpkern|csrc|tests|bench|docs|examples)/[\w./-]*)`", text):
+            assert (ROOT / name).exists(), f"{page.name} names {name}"
