@@ -1,0 +1,143 @@
+"""The files of one catalogue: they appear together, complete, or not at all."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TextIO
+
+from xpkern.catalog.hdf5_writer import Hdf5Writer
+from xpkern.catalog.pending import PendingFile
+from xpkern.catalog.schema import DIAGNOSTICS, StarRows, columns_of
+from xpkern.errors import InputError
+from xpkern.grid import WAVELENGTH
+
+SUFFIXES = (".h5", ".hdf5")
+
+REASON_COLUMNS = ("source_id", "row", "field", "reason")
+
+
+class CatalogOutput:
+    """A catalogue, its diagnostics companion, and the reasons of rows that could not be read, while they are written.
+
+    A context manager: what has not been committed when it ends is removed.
+
+    Parameters
+    ----------
+    path : path-like
+        Name of the catalogue, ending in ``.h5`` or ``.hdf5``; the companions are named after it.
+    layout : str
+        Name of a layout.
+    attributes : mapping
+        Of the HDF5 files.
+    diagnostics : bool
+        Whether to write the companion.
+
+    Raises
+    ------
+    InputError
+        If the layout is unknown, or the name cannot be that of a catalogue.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], layout: str, attributes: Mapping[str, object], *, diagnostics: bool = True
+    ) -> None:
+        columns = columns_of(layout)
+        self.path = checked_output(path)
+        self.reason_count = 0
+        self._reasons_stream: TextIO | None = None
+        self._files = {kind: PendingFile(name) for kind, name in file_names(self.path).items()}
+        self._writers: list[Hdf5Writer] = []
+        try:
+            self._writers.append(Hdf5Writer(self._files["catalog"].partial, columns, attributes))
+            if diagnostics:
+                with_wavelength = {**attributes, "wavelength": WAVELENGTH}
+                self._writers.append(Hdf5Writer(self._files["diagnostics"].partial, DIAGNOSTICS, with_wavelength))
+        except BaseException:
+            self.discard()
+            raise
+
+    def __enter__(self) -> CatalogOutput:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.discard()
+
+    @property
+    def rows(self) -> int:
+        """Stars appended so far."""
+        return self._writers[0].rows
+
+    def append(self, rows: StarRows) -> None:
+        """Add stars at the end of every file."""
+        for writer in self._writers:
+            writer.append(rows)
+
+    def append_reasons(self, reasons: Iterable[tuple[int, int, str, str]]) -> None:
+        """Add (source_id, row, field, reason) of rows that could not be read; the first one makes the file."""
+        for reason in reasons:
+            if self._reasons_stream is None:
+                self._reasons_stream = open(self._files["reasons"].partial, "w", newline="", encoding="utf-8")  # noqa: SIM115
+                csv.writer(self._reasons_stream, lineterminator="\n").writerow(REASON_COLUMNS)
+            csv.writer(self._reasons_stream, lineterminator="\n").writerow(reason)
+            self.reason_count += 1
+
+    def commit(self, path: Path | None = None) -> dict[str, Path]:
+        """Complete the files and give them their names, or names after ``path`` in the same folder.
+
+        Returns
+        -------
+        dict of str to Path
+            The files there are, by kind: ``"catalog"``, ``"diagnostics"``, ``"reasons"``.
+        """
+        for writer in self._writers:
+            writer.close()
+        if self._reasons_stream is not None:
+            self._reasons_stream.close()
+        written = {}
+        for kind, name in file_names(self.path if path is None else path).items():
+            if self._files[kind].partial.exists():
+                self._files[kind].commit(name)
+                written[kind] = name
+            else:
+                name.unlink(missing_ok=True)  # of an earlier catalogue of this name, and no companion of this one
+        return written
+
+    def discard(self) -> None:
+        """Remove what has not been committed."""
+        for writer in self._writers:
+            writer.abandon()
+        if self._reasons_stream is not None:
+            self._reasons_stream.close()
+        for file in self._files.values():
+            file.discard()
+
+
+def file_names(path: Path) -> dict[str, Path]:
+    """Names of a catalogue's files by kind; the catalogue comes last, so that where it is, its companions are."""
+    return {
+        "reasons": path.with_name(f"{path.stem}.reasons.csv"),
+        "diagnostics": path.with_name(f"{path.stem}.diagnostics{path.suffix}"),
+        "catalog": path,
+    }
+
+
+def checked_output(path: str | os.PathLike[str]) -> Path:
+    """Return the name as a path if a catalogue can be written there.
+
+    Raises
+    ------
+    InputError
+        If it has another ending, or its folder does not exist.
+    """
+    path = Path(path)
+    if path.suffix not in SUFFIXES:
+        raise InputError(f"a catalogue is HDF5: its name must end in {' or '.join(SUFFIXES)}", file=str(path))
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise InputError("is a folder" if path.is_dir() else "its folder does not exist", file=str(path))
+    return path

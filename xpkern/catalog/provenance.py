@@ -1,0 +1,89 @@
+"""What made a catalogue: the attributes of its file."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from xpkern.engine.contract import LossTerms
+from xpkern.version import __version__
+
+if TYPE_CHECKING:
+    from xpkern.fit.result import Fit
+    from xpkern.model import FluxModel, Noise, TypePrior
+    from xpkern.observe.calibration import Calibration
+
+ACKNOWLEDGEMENT = (
+    "made from data of the ESA mission Gaia, processed by the Gaia DPAC: https://www.cosmos.esa.int/gaia says how to "
+    "acknowledge them"
+)
+
+#: Where a fit does not know how its observations were made.
+GIVEN = "unknown: observations were given as fluxes and whiteners"
+
+
+def provenance(
+    *,
+    layout: str,
+    model: FluxModel,
+    prior: TypePrior,
+    noise: Noise | None,
+    calibration: Calibration | None,
+    terms: LossTerms,
+    engine: str,
+    instruction_set: str,
+) -> dict[str, object]:
+    """Attributes of a catalogue file.
+
+    Nothing in them depends on when, where, on how many threads or from which folder the catalogue was made.
+
+    Parameters
+    ----------
+    layout : str
+    model : FluxModel
+    prior : TypePrior
+    noise : Noise, optional
+        That the whiteners contain; None if the observations came with whiteners of unknown making.
+    calibration : Calibration, optional
+        That made fluxes of coefficients; None if they came as fluxes.
+    terms : LossTerms
+    engine, instruction_set : str
+        What computed; the instruction set is empty for an engine that has only one.
+
+    Returns
+    -------
+    dict of str to str, float or bool
+    """
+    optional_terms = {"prior": terms.prior, "jacobian_ext": terms.jacobian_ext, "jacobian_plx": terms.jacobian_plx}
+    return {
+        "xpkern_version": __version__,
+        "layout": layout,
+        "model_digest": model.digest,
+        "prior_digest": prior.digest,
+        "ln_prior_threshold": prior.ln_prior_threshold,
+        "ext_unit": model.ext_unit,
+        "scale_theoretical": bool(model.scale_sigma > 0),
+        "scale_sigma": model.scale_sigma,
+        "noise_kind": GIVEN if noise is None else noise.kind,
+        "noise_digest": GIVEN if noise is None else noise.digest,
+        "sigma_convention": GIVEN if noise is None else noise.sigma,
+        "calibration_release": GIVEN if calibration is None else calibration.release,
+        "instrument_model": GIVEN if calibration is None else calibration.instrument_model,
+        "loss_terms": " ".join(["chi2", "constraints", *(name for name, used in optional_terms.items() if used)]),
+        "engine": engine,
+        "instruction_set": instruction_set,
+        "acknowledgement": ACKNOWLEDGEMENT,
+    }
+
+
+def provenance_of_fit(fit: Fit, layout: str) -> dict[str, object]:
+    """Attributes of the catalogue of one fit, as far as the fit knows."""
+    return provenance(
+        layout=layout,
+        model=fit.model,
+        prior=fit.prior,
+        noise=fit.observations.noise,
+        calibration=None,
+        terms=fit.terms,
+        engine=fit.engine,
+        instruction_set=fit.instruction_set,
+    )

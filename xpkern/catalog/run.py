@@ -1,0 +1,215 @@
+"""From files of spectra to a catalogue, a block of stars at a time."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xpkern.catalog import flags
+from xpkern.catalog.output import CatalogOutput, checked_output
+from xpkern.catalog.provenance import provenance, provenance_of_fit
+from xpkern.catalog.rows import star_rows
+from xpkern.catalog.schema import StarRows, columns_of
+from xpkern.engine import Engine, get_engine
+from xpkern.engine.contract import FitOptions, LossTerms
+from xpkern.errors import InputError
+from xpkern.fit.fit import fit
+from xpkern.model import load_model
+from xpkern.status import Status
+
+if TYPE_CHECKING:
+    from xpkern.fit.result import Fit
+    from xpkern.model import FluxModel, TypePrior
+    from xpkern.observe.calibration import Calibration
+
+#: Stars in memory at a time: 37 MB of whiteners, enough for any number of threads to share.
+BLOCK_ROWS = 4096
+
+
+@dataclass
+class CatalogSummary:
+    """What is in a catalogue.
+
+    Attributes
+    ----------
+    files : dict of str to Path
+        The files by kind: ``"catalog"``, ``"diagnostics"`` and, if rows could not be read, ``"reasons"``.
+    rows, fitted : int
+        Stars, and those with a solution.
+    status, quality_flags : Counter
+        How many stars have each bit, by the bit.
+    """
+
+    files: dict[str, Path] = field(default_factory=dict)
+    rows: int = 0
+    fitted: int = 0
+    status: Counter[Status] = field(default_factory=Counter)
+    quality_flags: Counter[flags.QualityFlag] = field(default_factory=Counter)
+
+    def count(self, rows: StarRows, fitted: NDArray[np.bool_]) -> None:
+        """Add a block of stars."""
+        self.rows += len(rows)
+        self.fitted += int(fitted.sum())
+        for bit in Status:
+            self.status[bit] += int(np.count_nonzero(rows.status & np.uint32(bit)))
+        for flag in flags.QualityFlag:
+            self.quality_flags[flag] += int(np.count_nonzero(rows.quality_flags & np.uint8(flag)))
+
+
+def make_catalog(
+    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str],
+    *,
+    gaia_source: Any = None,
+    photometry: Any = None,
+    model: FluxModel | None = None,
+    prior: TypePrior | None = None,
+    calibration: Calibration | None = None,
+    layout: str = "default",
+    sigma: str | None = None,
+    engine: str | Engine = "auto",
+    threads: int | None = None,
+    terms: LossTerms | None = None,
+    options: FitOptions | None = None,
+    rows: int = BLOCK_ROWS,
+    on_progress: Callable[[int], object] | None = None,
+) -> CatalogSummary:
+    """Fit every star of XP files and write a catalogue.
+
+    Every source of the input has a row, in the order of the input; one that cannot be fitted has NaN and a status.
+    Memory is bounded by a block of ``rows`` stars. The files' bytes depend neither on ``rows`` nor on ``threads``.
+
+    Parameters
+    ----------
+    paths : path-like or sequence of path-like
+        XP continuous spectra, as :func:`xpkern.read_xp` takes them.
+    output : path-like
+        Name of the catalogue (``.h5``). Beside it come ``<name>.diagnostics.h5`` and, if rows could not be read,
+        ``<name>.reasons.csv``. None of them exists under its name before all are complete; what stood there is
+        replaced.
+    gaia_source, photometry : path-like, table or mapping, optional
+        Parallaxes, positions, magnitudes by source_id, as :func:`xpkern.read_xp` takes them.
+    model, prior : FluxModel, TypePrior, optional
+        Those of the default model file when not given.
+    calibration : Calibration, optional
+        The shipped one when not given.
+    layout : {"default", "zgr23"}
+    sigma : {"archive", "zgr23"}, optional
+        How the archive's errors are read; as the model's noise says when not given.
+    engine : str or Engine
+    threads : int, optional
+        Every core this process may use when not given.
+    terms : LossTerms, optional
+    options : FitOptions, optional
+    rows : int
+        Stars of a block.
+    on_progress : callable, optional
+        Called with the number of stars of each finished block.
+
+    Returns
+    -------
+    CatalogSummary
+
+    Raises
+    ------
+    InputError
+        If an input cannot be read. When a file breaks off half-way, the stars before the break are kept as
+        ``<name>.incomplete.h5`` and the message says so; under the final name there is nothing.
+    """
+    from xpkern.observe.calibration import Calibration
+    from xpkern.observe.read import iter_xp
+
+    files = [Path(paths)] if isinstance(paths, (str, os.PathLike)) else [Path(path) for path in paths]
+    _check_files(files, checked_output(output))
+    columns_of(layout)
+    if model is None or prior is None:
+        default_model, default_prior = load_model()
+        model, prior = model or default_model, prior or default_prior
+    noise = model.noise if sigma is None else replace(model.noise, sigma=sigma)
+    calibration = Calibration.default() if calibration is None else calibration
+    engine = get_engine(engine)
+    terms = LossTerms() if terms is None else terms
+    attributes = provenance(
+        layout=layout,
+        model=model,
+        prior=prior,
+        noise=noise,
+        calibration=calibration,
+        terms=terms,
+        engine=engine.name,
+        instruction_set=getattr(engine, "instruction_set", ""),
+    )
+    blocks = iter_xp(
+        files,
+        gaia_source=gaia_source,
+        photometry=photometry,
+        calibration=calibration,
+        noise=noise,
+        engine=engine,
+        threads=threads,
+        rows=rows,
+    )
+    summary = CatalogSummary()
+    with CatalogOutput(output, layout, attributes) as files_written:
+        try:
+            for observations in blocks:
+                solution = fit(observations, model, prior, engine=engine, threads=threads, terms=terms, options=options)
+                block = star_rows(solution)
+                files_written.append(block)
+                files_written.append_reasons(observations.reasons)
+                summary.count(block, solution.fitted)
+                if on_progress is not None:
+                    on_progress(len(block))
+        except InputError as error:
+            raise _with_what_was_kept(error, files_written) from error
+        summary.files = files_written.commit()
+    return summary
+
+
+def write_fit(fit: Fit, path: str | os.PathLike[str], layout: str = "default") -> None:
+    """Write a fit as a catalogue in HDF5, which appears under its name only once it is complete.
+
+    Parameters
+    ----------
+    fit : Fit
+    path : path-like
+        Ends in ``.h5``; what stands there is replaced.
+    layout : {"default", "zgr23"}
+
+    Raises
+    ------
+    InputError
+        If the layout or the ending is unknown, or the folder does not exist.
+    """
+    with CatalogOutput(path, layout, provenance_of_fit(fit, layout), diagnostics=False) as files_written:
+        files_written.append(star_rows(fit))
+        files_written.commit()
+
+
+def _check_files(inputs: list[Path], output: Path) -> None:
+    """Refuse before the first star what would fail after the last one."""
+    for index, path in enumerate(inputs):
+        if not path.exists():
+            raise InputError("no such file", file=str(path))
+        if path in inputs[:index]:
+            raise InputError("given twice", file=str(path))
+        if output.exists() and path.samefile(output):
+            raise InputError("is both input and output", file=str(path))
+
+
+def _with_what_was_kept(error: InputError, files_written: CatalogOutput) -> InputError:
+    """Keep the stars before a break under a name that says so; return the error that tells."""
+    if files_written.rows == 0:
+        return error
+    name = files_written.path
+    rows = files_written.rows
+    kept = files_written.commit(name.with_name(f"{name.stem}.incomplete{name.suffix}"))
+    message = f"{error.message}; the {rows:,} rows before it are in {kept['catalog']}"
+    return InputError(message, file=error.file, row=error.row, field=error.field)

@@ -1,0 +1,469 @@
+"""The columns of a catalogue: one table per layout, from which every writer, reader and document takes them.
+
+Three layouts share one vocabulary:
+
+``default``
+    one scalar per column, named in the style of the Gaia archive, Teff in kelvin;
+``zgr23``
+    the columns of the published catalogue (ZGR23 Table 2): its names, units, order and data types;
+``diagnostics``
+    the companion of either: what later stages need of each star beyond its parameters.
+
+A column says how its values come from a :class:`StarRows`; nothing else in the package knows a column's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from itertools import combinations
+from operator import attrgetter
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xpkern.catalog import flags
+from xpkern.catalog.flags import LN_PRIOR_PUBLISHED_OFFSET, QualityFlag
+from xpkern.engine.contract import Float32, Float64
+from xpkern.errors import InputError
+from xpkern.grid import BANDS, N_FLUX, N_PARAMETERS, N_XP, PARAMETERS, XP_WAVELENGTH
+from xpkern.status import MEANING, Status
+
+#: Parameters that a confidence classifier may speak of.
+CONFIDENT_PARAMETERS = PARAMETERS[:3]
+
+#: Upper triangle, row-major, of a matrix over the parameters.
+UPPER_TRIANGLE = np.triu_indices(N_PARAMETERS)
+
+#: Bits of ``bands_used`` after the infrared bands: the two spectra.
+BP_USED, RP_USED = 1 << len(BANDS), 1 << (len(BANDS) + 1)
+
+#: Samples [nm] that only one of the two spectra covers; the one they share, 642 nm, tells nothing.
+BP_ONLY, RP_ONLY = XP_WAVELENGTH < 640.0, XP_WAVELENGTH > 650.0
+
+
+@dataclass(frozen=True)
+class StarRows:
+    """All that the columns are computed from, for n stars; floats are NaN where a star has no fit.
+
+    Attributes
+    ----------
+    source_id : (n,) int64
+    observed : dict of str to (n,) array
+        Columns carried from the gaia_source table; absent ones read as NaN.
+    plx_observed, plx_error : (n,) float64
+        Parallax [mas] as the fit used it and its error; NaN and NaN where there is none.
+    params : (n, 5) float64
+        Linear parameters in catalogue order and units (teff in kK).
+    covariance, fisher : (n, 5, 5) float64
+        Of the linear parameters.
+    loss, chi2, ln_prior, gradient_norm, decrement : (n,) float64
+        ``ln_prior`` is that of the normalised density.
+    residual : (n, 66) float32
+        (predicted - observed) / sigma; 0 where missing.
+    used : (n, 66) bool
+        Samples that carry weight.
+    confidence : (n, 3) float64
+        In teff, feh, logg; NaN where no classifier gave one.
+    quality_flags : (n,) uint8
+    status : (n,) uint32
+    iterations : (n,) int32
+    """
+
+    source_id: NDArray[np.int64]
+    observed: dict[str, NDArray[np.generic]]
+    plx_observed: Float64
+    plx_error: Float64
+    params: Float64
+    covariance: Float64
+    fisher: Float64
+    loss: Float64
+    chi2: Float64
+    ln_prior: Float64
+    gradient_norm: Float64
+    decrement: Float64
+    residual: Float32
+    used: NDArray[np.bool_]
+    confidence: Float64
+    quality_flags: NDArray[np.uint8]
+    status: NDArray[np.uint32]
+    iterations: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.source_id)
+
+    @property
+    def error(self) -> Float64:
+        """Standard errors of the linear parameters, (n, 5)."""
+        return np.sqrt(np.einsum("nii->ni", self.covariance))
+
+    @property
+    def bands_used(self) -> NDArray[np.uint8]:
+        """One bit per infrared band in grid order, then one each for BP and RP, (n,)."""
+        bits = np.zeros(len(self), np.uint8)
+        for index in range(len(BANDS)):
+            bits[self.used[:, N_XP + index]] |= np.uint8(1 << index)
+        bits[self.used[:, :N_XP][:, BP_ONLY].any(axis=1)] |= np.uint8(BP_USED)
+        bits[self.used[:, :N_XP][:, RP_ONLY].any(axis=1)] |= np.uint8(RP_USED)
+        return bits
+
+    @property
+    def degrees_of_freedom(self) -> NDArray[np.int16]:
+        """Samples used minus parameters, (n,); may be negative for a star with hardly any data."""
+        return np.asarray(self.used.sum(axis=1) - N_PARAMETERS, np.int16)
+
+    def from_gaia(self, name: str) -> NDArray[np.generic]:
+        """A column of the gaia_source table, NaN where the table has none."""
+        return self.observed[name] if name in self.observed else np.full(len(self), np.nan)
+
+
+@dataclass(frozen=True)
+class ParameterColumn:
+    """How a fitted parameter appears in the default layout."""
+
+    name: str
+    unit: str
+    per_unit: float
+    ucd: str
+    description: str
+
+
+#: In the order of :data:`xpkern.grid.PARAMETERS`; ``per_unit`` converts the linear parameter into ``unit``.
+PARAMETER_COLUMNS = (
+    ParameterColumn("teff", "K", 1000.0, "phys.temperature.effective", "effective temperature"),
+    ParameterColumn("feh", "dex", 1.0, "phys.abund.Fe", "metallicity [Fe/H]"),
+    ParameterColumn("logg", "dex", 1.0, "phys.gravity", "log10 of the surface gravity in cm s-2"),
+    ParameterColumn(
+        "ext", "mag", 1.0, "phys.absorption", "extinction E, close to E(B-V): A_lambda = 1.0857 E R_lambda"
+    ),
+    ParameterColumn("parallax_est", "mas", 1.0, "pos.parallax", "parallax from the spectrum and the measured parallax"),
+)
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a layout.
+
+    Attributes
+    ----------
+    name : str
+    dtype : str
+        NumPy data type in the file.
+    unit : str
+        As astropy reads it; empty for dimensionless numbers and for arrays of mixed units.
+    ucd : str
+        Unified Content Descriptor (UCD1+).
+    description : str
+    values : callable
+        The column's values from :class:`StarRows`.
+    shape : tuple of int
+        Of one row's entry; () for a scalar.
+    """
+
+    name: str
+    dtype: str
+    unit: str
+    ucd: str
+    description: str
+    values: Callable[[StarRows], NDArray[np.generic]]
+    shape: tuple[int, ...] = ()
+
+    def compute(self, rows: StarRows) -> NDArray[np.generic]:
+        """The column's values with the file's data type, C-contiguous, (n, *shape)."""
+        # what overflows the file's type is a star that is hardly constrained at all: infinity says so
+        with np.errstate(over="ignore"):
+            return np.ascontiguousarray(self.values(rows), dtype=self.dtype)
+
+
+def _from_gaia(name: str) -> Callable[[StarRows], NDArray[np.generic]]:
+    return lambda rows: rows.from_gaia(name)
+
+
+def _parameter(index: int, per_unit: float) -> Callable[[StarRows], NDArray[np.generic]]:
+    return lambda rows: per_unit * rows.params[:, index]
+
+
+def _parameter_error(index: int, per_unit: float) -> Callable[[StarRows], NDArray[np.generic]]:
+    return lambda rows: per_unit * rows.error[:, index]
+
+
+def _correlation(first: int, second: int) -> Callable[[StarRows], NDArray[np.generic]]:
+    return lambda rows: rows.covariance[:, first, second] / (rows.error[:, first] * rows.error[:, second])
+
+
+def _confidence(index: int) -> Callable[[StarRows], NDArray[np.generic]]:
+    return lambda rows: rows.confidence[:, index]
+
+
+def _upper_triangle(rows_by_matrix: Callable[[StarRows], Float64]) -> Callable[[StarRows], NDArray[np.generic]]:
+    return lambda rows: rows_by_matrix(rows)[:, UPPER_TRIANGLE[0], UPPER_TRIANGLE[1]]
+
+
+def _bits(meaning: Iterable[tuple[int, str]]) -> str:
+    return "; ".join(f"{bit} {text}" for bit, text in meaning)
+
+
+# -- columns that more than one layout has ----------------------------------------------------------------------------
+
+SOURCE_ID = Column("source_id", "int64", "", "meta.id;meta.main", "Gaia source identifier", attrgetter("source_id"))
+RA = Column("ra", "float64", "deg", "pos.eq.ra;meta.main", "right ascension (ICRS) by Gaia", _from_gaia("ra"))
+DEC = Column("dec", "float64", "deg", "pos.eq.dec;meta.main", "declination (ICRS) by Gaia", _from_gaia("dec"))
+CHI2 = Column(
+    "chi2",
+    "float32",
+    "",
+    "stat.fit.chi2",
+    "chi-squared of the spectrum and the infrared bands; the parallax term is not in it",
+    attrgetter("chi2"),
+)
+LN_PRIOR = Column(
+    "ln_prior",
+    "float32",
+    "",
+    "stat.probability",
+    "natural log of the prior density of (teff in kK, feh, logg) at the solution; normalised, which is "
+    f"{LN_PRIOR_PUBLISHED_OFFSET:.3f} lower than the published catalogue's convention",
+    attrgetter("ln_prior"),
+)
+LOSS = Column("loss", "float32", "", "stat.fit.goodness", "the minimised loss, ZGR23 Eq. 19", attrgetter("loss"))
+QUALITY_FLAGS = Column(
+    "quality_flags",
+    "uint8",
+    "",
+    "meta.code.qual",
+    "quality flags of ZGR23 Table 2 as bits: "
+    + _bits((bit, flags.MEANING[bit]) for bit in QualityFlag)
+    + "; all of them where there is no fit. Below 8 is the basic reliability cut",
+    attrgetter("quality_flags"),
+)
+STATUS = Column(
+    "status",
+    "uint32",
+    "",
+    "meta.code.status",
+    "what was missing, done or suspected, as bits: " + _bits((bit, f"{bit.name}: {MEANING[bit]}") for bit in Status),
+    attrgetter("status"),
+)
+BANDS_USED = Column(
+    "bands_used",
+    "uint8",
+    "",
+    "meta.code;instr.bandpass",
+    "data that took part in the fit, as bits: "
+    + _bits((1 << index, name) for index, name in enumerate((*BANDS, "BP", "RP"))),
+    attrgetter("bands_used"),
+)
+ITERATIONS = Column(
+    "iterations", "int16", "", "meta.number", "evaluations of the loss that the fit took", attrgetter("iterations")
+)
+CONFIDENCES = tuple(
+    Column(
+        f"{name}_confidence",
+        "float32",
+        "",
+        f"stat.probability;{PARAMETER_COLUMNS[index].ucd}",
+        f"confidence in {name} from 0 to 1; NaN where the model has no classifier for it",
+        _confidence(index),
+    )
+    for index, name in enumerate(CONFIDENT_PARAMETERS)
+)
+
+# -- the layouts ------------------------------------------------------------------------------------------------------
+
+DEFAULT = (
+    SOURCE_ID,
+    RA,
+    DEC,
+    Column(
+        "phot_g_mean_mag", "float32", "mag", "phot.mag;em.opt", "G magnitude by Gaia", _from_gaia("phot_g_mean_mag")
+    ),
+    Column("parallax", "float64", "mas", "pos.parallax.trig", "parallax by Gaia as used", attrgetter("plx_observed")),
+    Column(
+        "parallax_error",
+        "float32",
+        "mas",
+        "stat.error;pos.parallax.trig",
+        "standard error of parallax as used",
+        attrgetter("plx_error"),
+    ),
+    *(
+        column
+        for index, parameter in enumerate(PARAMETER_COLUMNS)
+        for column in (
+            Column(
+                parameter.name,
+                "float32",
+                parameter.unit,
+                parameter.ucd,
+                parameter.description,
+                _parameter(index, parameter.per_unit),
+            ),
+            Column(
+                f"{parameter.name}_error",
+                "float32",
+                parameter.unit,
+                f"stat.error;{parameter.ucd}",
+                f"standard error of {parameter.name}",
+                _parameter_error(index, parameter.per_unit),
+            ),
+        )
+    ),
+    *(
+        Column(
+            f"{PARAMETER_COLUMNS[first].name}_{PARAMETER_COLUMNS[second].name}_corr",
+            "float32",
+            "",
+            f"stat.correlation;{PARAMETER_COLUMNS[first].ucd};{PARAMETER_COLUMNS[second].ucd}",
+            f"correlation of the errors of {PARAMETER_COLUMNS[first].name} and {PARAMETER_COLUMNS[second].name}",
+            _correlation(first, second),
+        )
+        for first, second in combinations(range(N_PARAMETERS), 2)
+    ),
+    CHI2,
+    Column(
+        "chi2_dof",
+        "int16",
+        "",
+        "stat.fit.dof",
+        "degrees of freedom of chi2: samples used minus 5 parameters",
+        attrgetter("degrees_of_freedom"),
+    ),
+    LN_PRIOR,
+    LOSS,
+    *CONFIDENCES,
+    QUALITY_FLAGS,
+    STATUS,
+    BANDS_USED,
+    ITERATIONS,
+)
+
+_VECTOR = "(teff [kK], feh [dex], logg [dex], E [mag], parallax [mas])"
+
+#: ZGR23 Table 2: names, order and data types are the published ones.
+ZGR23 = (
+    replace(SOURCE_ID, name="gdr3_source_id"),
+    RA,
+    DEC,
+    Column(
+        "stellar_params_est",
+        "float32",
+        "",
+        "stat.fit.param",
+        f"estimates of {_VECTOR}",
+        attrgetter("params"),
+        (N_PARAMETERS,),
+    ),
+    Column(
+        "stellar_params_err",
+        "float32",
+        "",
+        "stat.error;stat.fit.param",
+        f"standard errors of {_VECTOR}",
+        attrgetter("error"),
+        (N_PARAMETERS,),
+    ),
+    replace(CHI2, name="chi2_opt"),
+    replace(
+        LN_PRIOR,
+        description="natural log of the prior on stellar type at the solution in the published convention, which "
+        f"lacks the -{LN_PRIOR_PUBLISHED_OFFSET:.3f} of a normalised density",
+        values=lambda rows: rows.ln_prior + LN_PRIOR_PUBLISHED_OFFSET,
+    ),
+    *CONFIDENCES,
+    QUALITY_FLAGS,
+    Column(
+        "stellar_params_icov_triu",
+        "float32",
+        "",
+        "stat.covariance",
+        f"upper triangle, row-major, of the inverse covariance of {_VECTOR}",
+        _upper_triangle(attrgetter("fisher")),
+        UPPER_TRIANGLE[0].shape,
+    ),
+    Column(
+        "stellar_params_cov_triu",
+        "float32",
+        "",
+        "stat.covariance",
+        f"upper triangle, row-major, of the covariance of {_VECTOR}",
+        _upper_triangle(attrgetter("covariance")),
+        UPPER_TRIANGLE[0].shape,
+    ),
+)
+
+#: The companion of either layout, row for row.
+DIAGNOSTICS = (
+    SOURCE_ID,
+    Column(
+        "residual",
+        "float16",
+        "",
+        "stat.fit.residual",
+        "(predicted - observed flux) / sigma of each sample, in the order of the attribute wavelength; 0 where missing",
+        attrgetter("residual"),
+        (N_FLUX,),
+    ),
+    LOSS,
+    CHI2,
+    Column(
+        "gradient_norm",
+        "float32",
+        "",
+        "stat.fit",
+        "norm of the gradient of the loss in (teff in kK, feh, logg, ln ext, ln plx)",
+        attrgetter("gradient_norm"),
+    ),
+    Column(
+        "decrement",
+        "float32",
+        "",
+        "stat.fit",
+        "predicted drop of the loss in one more Newton step",
+        attrgetter("decrement"),
+    ),
+    LN_PRIOR,
+    Column(
+        "parallax_deviation",
+        "float32",
+        "",
+        "stat.fit.residual;pos.parallax",
+        "(estimated - measured parallax) / standard error of the measured one",
+        lambda rows: (rows.params[:, PARAMETERS.index("plx")] - rows.plx_observed) / rows.plx_error,
+    ),
+    Column(
+        "parallax_over_error",
+        "float32",
+        "",
+        "stat.snr;pos.parallax",
+        "measured parallax over its standard error",
+        lambda rows: rows.plx_observed / rows.plx_error,
+    ),
+    *(
+        Column(name, "float32", "", ucd, f"{what}, from the gaia_source table; NaN where it has none", _from_gaia(name))
+        for name, ucd, what in (
+            ("fidelity_v2", "stat.probability", "astrometric fidelity"),
+            ("norm_dg", "phot.mag;arith.diff", "contamination by neighbours"),
+            ("phot_bp_rp_excess_factor", "stat.value", "excess of the BP and RP fluxes over the G flux"),
+            ("ruwe", "stat.error", "renormalised unit weight error of the astrometry"),
+        )
+    ),
+    BANDS_USED,
+    ITERATIONS,
+    STATUS,
+)
+
+#: Layouts of a catalogue, by the name a user gives.
+LAYOUTS: dict[str, tuple[Column, ...]] = {"default": DEFAULT, "zgr23": ZGR23}
+
+
+def columns_of(layout: str) -> tuple[Column, ...]:
+    """Columns of a layout.
+
+    Raises
+    ------
+    InputError
+        If there is no such layout.
+    """
+    if layout not in LAYOUTS:
+        raise InputError(f"{layout!r} is none of {', '.join(LAYOUTS)}", field="layout")
+    return LAYOUTS[layout]

@@ -1,0 +1,142 @@
+"""``xpkern catalog``: from Gaia files to a catalogue."""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from xpkern.catalog.run import CatalogSummary
+
+EPILOG = """\
+examples
+  one bulk file of the archive, with parallaxes and magnitudes from a gaia_source table:
+    xpkern catalog XpContinuousMeanSpectrum_000000-003111.csv.gz --source gaia_source.csv -o catalog.h5
+  many files in the layout of the published catalogue (Zhang, Green & Rix 2023):
+    xpkern catalog XpContinuousMeanSpectrum_*.csv.gz --source gaia_source.csv --layout zgr23 -o catalog.h5
+  read it:
+    python -c "import h5py; f = h5py.File('catalog.h5'); print(f['teff'][:5], f['teff'].attrs['unit'])"
+
+what is written
+  catalog.h5               one row per source of the input, in its order; a source that could not be fitted has
+                           NaN and a status that says why
+  catalog.diagnostics.h5   the same rows: normalised residuals, loss, gradient, iterations
+  catalog.reasons.csv      only if rows could not be read: file, row, field and reason of each
+Nothing appears under these names before it is complete. If an input file breaks off, the rows before the break are
+kept as catalog.incomplete.h5 (and its companions) and the exit code is 1.
+"""
+
+
+def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Declare the command."""
+    parser = commands.add_parser(
+        "catalog",
+        help="fit the stars of Gaia XP files and write a catalogue",
+        description="Fit the stars of Gaia XP continuous spectra files and write a catalogue in HDF5.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[common],
+    )
+    parser.add_argument("files", nargs="+", metavar="FILE", help="XP continuous spectra: csv or csv.gz")
+    parser.add_argument("-o", "--output", required=True, metavar="FILE.h5", help="the catalogue to write")
+    parser.add_argument(
+        "--source",
+        metavar="TABLE",
+        help="gaia_source table (csv) with source_id, parallax, parallax_error, ra, dec, phot_g_mean_mag; "
+        "2MASS and WISE columns are used where it has them",
+    )
+    parser.add_argument(
+        "--photometry", metavar="TABLE", help="2MASS and WISE magnitudes by source_id, if in another table"
+    )
+    parser.add_argument("--model", metavar="FILE", help="model file; default: the one that comes with xpkern")
+    parser.add_argument(
+        "--layout",
+        choices=("default", "zgr23"),
+        default="default",
+        help="columns: default (Gaia style, teff in K) or zgr23 (as published, teff in kK)",
+    )
+    parser.add_argument(
+        "--sigma",
+        choices=("archive", "zgr23"),
+        help="how the archive's coefficient errors are read; default: as the model file says (archive)",
+    )
+    add_engine_options(parser)
+    parser.set_defaults(run=run)
+
+
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of every command that fits stars."""
+    parser.add_argument(
+        "--engine",
+        choices=("auto", "cpu", "reference"),
+        default="auto",
+        help="what computes; default: the fastest there is",
+    )
+    parser.add_argument(
+        "--threads", type=positive_integer, metavar="N", help="default: every core this process may use"
+    )
+
+
+def positive_integer(text: str) -> int:
+    """Parse a number of threads."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return number
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write the catalogue; return the exit code."""
+    from tqdm import tqdm
+
+    from xpkern.catalog import make_catalog
+
+    started = time.perf_counter()
+    # None: silent unless standard error is a terminal
+    with tqdm(unit=" stars", unit_scale=True, desc="xpkern catalog", disable=None, leave=False) as progress:
+        summary = make_catalog(
+            list(expand(options.files)),
+            options.output,
+            gaia_source=options.source,
+            photometry=options.photometry,
+            model=options.model,
+            layout=options.layout,
+            sigma=options.sigma,
+            engine=options.engine,
+            threads=options.threads,
+            on_progress=progress.update,
+        )
+    print_summary(summary, time.perf_counter() - started)
+    if summary.rows and not summary.fitted:
+        print("xpkern: no star could be fitted; the status column says why", file=sys.stderr)
+        return 1
+    return 0
+
+
+def expand(patterns: Iterable[str]) -> Iterable[str]:
+    """Names of files, with wildcards that no shell has expanded."""
+    for pattern in patterns:
+        names = sorted(glob.glob(pattern)) if not Path(pattern).exists() else []
+        yield from names or [pattern]
+
+
+def print_summary(summary: CatalogSummary, seconds: float) -> None:
+    """Say what was written, and how many stars have each bit of status and quality_flags."""
+    from xpkern.catalog.flags import MEANING as MEANING_OF_FLAG
+    from xpkern.status import MEANING
+
+    share = 100.0 * summary.fitted / max(summary.rows, 1)
+    files = ", ".join(str(name) for name in reversed(summary.files.values()))
+    print(f"{summary.rows:,} stars, {summary.fitted:,} fitted ({share:.1f} %) in {seconds:.1f} s: {files}")
+    for title, counts, meaning in (
+        ("status", summary.status, MEANING),
+        ("quality_flags", summary.quality_flags, MEANING_OF_FLAG),
+    ):
+        for bit, count in counts.items():
+            if count:
+                print(f"  {count:>10,}  {title} {int(bit)} {bit.name}: {meaning[bit]}")

@@ -1,0 +1,125 @@
+"""Entry point of the ``xpkern`` command: its options, and what a user sees when something goes wrong."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+
+from xpkern.cli import catalog, demo, doctor, predict
+from xpkern.errors import XpkernError
+from xpkern.version import __version__
+
+DESCRIPTION = "Stellar parameters from Gaia XP spectra by a learned forward model of the spectrum."
+
+EPILOG = """\
+examples
+  xpkern demo                        simulate a small survey, fit it, draw what came out; downloads nothing
+  xpkern catalog XpContinuousMeanSpectrum_*.csv.gz --source gaia_source.csv -o catalog.h5
+  xpkern predict --teff 5.77 --feh 0 --logg 4.44 --ext 0.1 --plx 10 --plot sun.png
+  xpkern doctor                      what this installation can do on this machine
+
+`xpkern COMMAND --help` explains a command.
+"""
+
+#: Exit codes: 1 for anything wrong with input or output, 2 for wrong options (argparse), 128 + the signal's number
+#: when interrupted, as a shell reports it.
+FAILED, WRONG_OPTIONS, BY_SIGNAL = 1, 2, 128
+
+
+class Interrupted(KeyboardInterrupt):
+    """The process was asked to stop by a signal."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        super().__init__(signal.Signals(number).name)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    # both before and after the command's name; SUPPRESS keeps the command's default from undoing the former
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--debug", action="store_true", default=argparse.SUPPRESS, help="show a traceback when something goes wrong"
+    )
+    parser = argparse.ArgumentParser(
+        prog="xpkern",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[common],
+    )
+    parser.add_argument("--version", action="version", version=f"xpkern {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    for command in (catalog, predict, demo, doctor):
+        command.add_parser(commands, common)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        Without the program's name; ``sys.argv[1:]`` when not given.
+
+    Returns
+    -------
+    int
+        Exit code: 0, or what :data:`FAILED` and its neighbours say.
+    """
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    if not hasattr(options, "run"):
+        parser.print_help()
+        return WRONG_OPTIONS
+    debug = getattr(options, "debug", False)
+    previous = {number: signal.signal(number, _interrupt) for number in _stopping_signals()}
+    try:
+        code: int = options.run(options)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # the reader of our output went away, as `head` does; keep Python from complaining again when it exits
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BY_SIGNAL + signal.SIGPIPE
+    except BaseException as error:
+        if debug or isinstance(error, SystemExit):
+            raise
+        return _report(error)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _stopping_signals() -> list[int]:
+    """Return Ctrl-C and the signal that batch systems send before they kill; one that is ignored stays ignored."""
+    wanted = (signal.SIGINT, signal.SIGTERM)
+    return [number for number in wanted if signal.getsignal(number) is not signal.SIG_IGN]
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise Interrupted(number)
+
+
+def _report(error: BaseException) -> int:
+    """Say in one line what went wrong and return the exit code."""
+    code = FAILED
+    if isinstance(error, KeyboardInterrupt):
+        number = error.number if isinstance(error, Interrupted) else signal.SIGINT
+        code = BY_SIGNAL + number
+        message = f"interrupted by {signal.Signals(number).name}"
+    elif isinstance(error, XpkernError):
+        message = str(error)
+    elif isinstance(error, OSError):
+        message = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
+    elif isinstance(error, MemoryError):
+        message = f"out of memory: {error}"
+    else:
+        message = f"unexpected {type(error).__name__}: {error}; --debug shows where"
+    print("xpkern: " + " ".join(message.split()), file=sys.stderr)
+    return code

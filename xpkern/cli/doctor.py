@@ -1,0 +1,124 @@
+"""``xpkern doctor``: what this installation can do on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import importlib
+import importlib.metadata
+import importlib.util
+import platform
+from typing import Any
+
+from xpkern.version import __version__
+
+LIBRARIES = ("numpy", "scipy", "scikit-learn", "h5py", "astropy", "isal", "pyarrow", "tqdm", "matplotlib")
+
+EPILOG = """\
+The exit code is 1 if something is missing that xpkern needs; a GPU is not.
+The environment variable XPKERN_ISA chooses an instruction set, XPKERN_NUM_THREADS the number of threads.
+"""
+
+
+def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Declare the command."""
+    parser = commands.add_parser(
+        "doctor",
+        help="engines, instruction set, threads, GPU, versions",
+        description="Say what this installation of xpkern can do on this machine, and why not more.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[common],
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the findings; return 1 if something is missing that xpkern needs."""
+    print(f"xpkern     {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}")
+    healthy = True
+    for name, check in (("cpu", cpu_engine), ("reference", reference_engine), ("reader", reader), ("model", model)):
+        try:
+            finding = check()
+        except Exception as error:
+            # a broken installation can fail in any way; saying how is what this command is for
+            finding = f"NOT USABLE: {type(error).__name__}: {error}"
+            healthy = False
+        print(f"{name:<10} {finding}")
+    print(f"{'gpu':<10} {gpu()}")
+    print(f"{'libraries':<10} {', '.join(versions())}")
+    return 0 if healthy else 1
+
+
+def cpu_engine() -> str:
+    """Return what the compiled engine found."""
+    from xpkern.engine.cpu import CpuEngine
+
+    engine = CpuEngine()
+    return f"engine ready: {engine.instruction_set}, {engine.threads} threads"
+
+
+def reference_engine() -> str:
+    """Return what the reference engine is."""
+    from xpkern.engine.reference import ReferenceEngine
+
+    return f"engine ready: {ReferenceEngine.__name__}, NumPy in float64, slow on purpose"
+
+
+def reader() -> str:
+    """Return whether the compiled reader of bulk files and its gunzip are there."""
+    importlib.import_module("xpkern.observe._csv")
+    importlib.import_module("isal.igzip")
+    return "ready: compiled csv parser, isa-l gunzip"
+
+
+def model() -> str:
+    """Return which model comes with the package."""
+    from xpkern.model import load_model
+
+    flux_model, _ = load_model()
+    scale = "theoretical" if flux_model.scale_sigma > 0 else "calibrated by parallaxes"
+    return f"default model {flux_model.digest[:12]}, {flux_model.n_samples} samples, flux scale {scale}"
+
+
+def gpu() -> str:
+    """Return which GPUs there are and whether xpkern can use them, or why not."""
+    found = nvidia_devices()
+    if isinstance(found, str):
+        return f"not used: {found}"
+    names = ", ".join(found)
+    if importlib.util.find_spec("xpkern.engine.cuda") is None:
+        return f"not used: {names} found, but this version of xpkern has no CUDA engine"
+    if importlib.util.find_spec("cupy") is None:
+        return f"not used: {names} found, but CuPy is not installed: pip install 'xpkern[cuda12]'"
+    return f"ready: {names}"
+
+
+def nvidia_devices() -> list[str] | str:
+    """Return the names of the NVIDIA GPUs, by asking the driver itself, or why there are none."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "no NVIDIA driver (libcuda.so.1 not found)"
+    code = driver.cuInit(0)
+    if code != 0:
+        return f"the NVIDIA driver found no usable GPU (cuInit returned {code})"
+    count = ctypes.c_int()
+    driver.cuDeviceGetCount(ctypes.byref(count))
+    names = []
+    for index in range(count.value):
+        name = ctypes.create_string_buffer(128)
+        driver.cuDeviceGetName(name, len(name), index)
+        names.append(name.value.decode(errors="replace"))
+    return names or "the NVIDIA driver found no GPU"
+
+
+def versions() -> list[str]:
+    """Return name and version of the libraries that xpkern needs."""
+    found = []
+    for library in LIBRARIES:
+        try:
+            found.append(f"{library} {importlib.metadata.version(library)}")
+        except importlib.metadata.PackageNotFoundError:
+            found.append(f"{library} MISSING")
+    return found

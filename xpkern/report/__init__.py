@@ -1,0 +1,1 @@
+"""Figures and pages; the only part of the package that draws."""
