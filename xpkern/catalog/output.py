@@ -133,11 +133,9 @@ def checked_output(path: str | os.PathLike[str]) -> Path:
     Raises
     ------
     InputError
-        If it has another ending, or its folder does not exist.
+        If it has another ending than :data:`SUFFIXES`, or its folder does not exist.
     """
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise InputError(f"a catalogue is HDF5: its name must end in {' or '.join(SUFFIXES)}", file=str(path))
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        raise InputError("is a folder" if path.is_dir() else "its folder does not exist", file=str(path))
-    return path
+    return PendingFile(path).final

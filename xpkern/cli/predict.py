@@ -97,5 +97,5 @@ def spectrum_table(model: FluxModel, star: dict[str, float]) -> Table:
             Column(model.theoretical, "theoretical", description="the model of this sample was not learned from data"),
         ]
     )
-    table.meta.update(star, teff_unit="kK", model_digest=model.digest)
+    table.meta.update(star, units="teff in kK, plx in mas", model=model.digest)
     return table

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xpkern.catalog.pending import PendingFile
+from xpkern.errors import InputError
 from xpkern.grid import BANDS, N_XP
 
 if TYPE_CHECKING:
@@ -16,6 +17,13 @@ if TYPE_CHECKING:
     from xpkern.model import FluxModel
 
 SPECTRUM_COLOUR, DUST_FREE_COLOUR, BAND_COLOUR = "#1b4f8f", "#9a9a9a", "#b5442e"
+
+#: Kinds of pictures, and what matplotlib must leave out of each so that equal spectra give equal bytes.
+METADATA: dict[str, dict[str, None]] = {
+    ".png": {"Software": None},
+    ".pdf": {"CreationDate": None, "Producer": None, "Creator": None},
+    ".svg": {"Date": None, "Creator": None},
+}
 
 FLUX_LABEL = r"flux  [$10^{-18}\,\mathrm{W\,m^{-2}\,nm^{-1}}$]"
 
@@ -34,19 +42,14 @@ def plot_spectrum(path: Path, model: FluxModel, star: dict[str, float]) -> None:
     Raises
     ------
     InputError
-        If matplotlib knows no such format.
+        If the name has another ending than those of :data:`METADATA`, or its folder does not exist.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from xpkern.errors import InputError
-
+    if path.suffix not in METADATA:
+        raise InputError(f"a picture's name must end in one of {', '.join(METADATA)}", file=str(path))
+    pending = PendingFile(path)
     figure = Figure(figsize=(10.0, 4.2), layout="constrained")
-    formats = FigureCanvasAgg(figure).get_supported_filetypes()
-    if path.suffix.lstrip(".").lower() not in formats:
-        raise InputError(
-            f"the name must end in one of {', '.join('.' + name for name in sorted(formats))}", file=str(path)
-        )
     optical, all_bands = figure.subplots(1, 2, width_ratios=(3, 2))
     _draw_optical(optical, model, star)
     _draw_all_bands(all_bands, model, star)
@@ -54,21 +57,11 @@ def plot_spectrum(path: Path, model: FluxModel, star: dict[str, float]) -> None:
         rf"$T_\mathrm{{eff}}$ = {1000 * star['teff']:.0f} K   [Fe/H] = {star['feh']:+.2f}   "
         rf"log g = {star['logg']:.2f}   E = {star['ext']:.2f}   parallax = {star['plx']:g} mas"
     )
-    pending = PendingFile(path)
     try:
-        # no creation time or version in the file: equal spectra give equal bytes
-        figure.savefig(pending.partial, format=path.suffix.lstrip("."), dpi=150, metadata=_no_metadata(path))
+        figure.savefig(pending.partial, format=path.suffix.lstrip("."), dpi=150, metadata=METADATA[path.suffix])
         pending.commit()
     finally:
         pending.discard()
-
-
-def _no_metadata(path: Path) -> dict[str, None]:
-    return {
-        ".png": {"Software": None},
-        ".pdf": {"CreationDate": None, "Producer": None, "Creator": None},
-        ".svg": {"Date": None, "Creator": None},
-    }.get(path.suffix.lower(), {})
 
 
 def _draw_optical(axes: Axes, model: FluxModel, star: dict[str, float]) -> None:
