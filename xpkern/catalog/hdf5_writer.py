@@ -45,14 +45,13 @@ class Hdf5Writer:
         """Add stars at the end."""
         self._waiting.append({column.name: column.compute(rows) for column in self.columns})
         self.rows += len(rows)
-        waiting = self.rows - self._rows_written
-        if waiting >= CHUNK_ROWS:
-            self._write(waiting - waiting % CHUNK_ROWS)
+        if self.rows - self._rows_written >= CHUNK_ROWS:
+            self._write_waiting(whole_chunks_only=True)
 
     def close(self) -> None:
         """Write what is left and close the file."""
         if self._file:
-            self._write(self.rows - self._rows_written)
+            self._write_waiting(whole_chunks_only=False)
             self._file.attrs["rows"] = self.rows
             self._file.close()
 
@@ -62,19 +61,24 @@ class Hdf5Writer:
         with contextlib.suppress(OSError, RuntimeError):
             self._file.close()
 
-    def _write(self, count: int) -> None:
-        """Write the first ``count`` of the waiting rows."""
-        start, stop = self._rows_written, self._rows_written + count
-        rest = {}
-        for column in self.columns:
-            blocks = [block[column.name] for block in self._waiting]
-            values = np.concatenate(blocks) if blocks else np.empty((0, *column.shape), column.dtype)
-            dataset = self._dataset(column, count)
-            dataset.resize(stop, axis=0)
-            dataset[start:stop] = values[:count]
-            rest[column.name] = values[count:]
-        self._rows_written = stop
-        self._waiting = [rest] if stop < self.rows else []
+    def _write_waiting(self, *, whole_chunks_only: bool) -> None:
+        """Write waiting rows, all columns of a chunk before the next chunk, and keep what is not written."""
+        waiting = {
+            column.name: np.concatenate(
+                [np.empty((0, *column.shape), column.dtype), *(block[column.name] for block in self._waiting)]
+            )
+            for column in self.columns
+        }
+        first = self._rows_written
+        last = self.rows - self.rows % CHUNK_ROWS if whole_chunks_only else self.rows
+        for start in range(first, last, CHUNK_ROWS) or [first]:
+            stop = min(start + CHUNK_ROWS, last)
+            for column in self.columns:
+                dataset = self._dataset(column, stop - start)
+                dataset.resize(stop, axis=0)
+                dataset[start:stop] = waiting[column.name][start - first : stop - first]
+        self._rows_written = last
+        self._waiting = [{name: values[last - first :] for name, values in waiting.items()}]
 
     def _dataset(self, column: Column, count: int) -> h5py.Dataset:
         if column.name in self._file:
@@ -97,5 +101,6 @@ def _create(path: Path) -> h5py.File:
     """Return a new file that lists its datasets in the order in which they were created."""
     # h5py's own track_order=True also tracks the order of attributes, which older HDF5 libraries refuse beyond eight
     creation = h5py.h5p.create(h5py.h5p.FILE_CREATE)
+    creation.set_obj_track_times(False)
     creation.set_link_creation_order(h5py.h5p.CRT_ORDER_TRACKED | h5py.h5p.CRT_ORDER_INDEXED)
     return h5py.File(h5py.h5f.create(os.fsencode(path), h5py.h5f.ACC_TRUNC, creation))

@@ -44,6 +44,7 @@ def plot_spectrum(path: Path, model: FluxModel, star: dict[str, float]) -> None:
     InputError
         If the name has another ending than those of :data:`METADATA`, or its folder does not exist.
     """
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     if path.suffix not in METADATA:
@@ -58,7 +59,8 @@ def plot_spectrum(path: Path, model: FluxModel, star: dict[str, float]) -> None:
         rf"log g = {star['logg']:.2f}   E = {star['ext']:.2f}   parallax = {star['plx']:g} mas"
     )
     try:
-        figure.savefig(pending.partial, format=path.suffix.lstrip("."), dpi=150, metadata=METADATA[path.suffix])
+        with rc_context({"svg.hashsalt": "xpkern"}):
+            figure.savefig(pending.partial, format=path.suffix.lstrip("."), dpi=150, metadata=METADATA[path.suffix])
         pending.commit()
     finally:
         pending.discard()
