@@ -1,9 +1,9 @@
-"""The linear map from XP coefficients to calibrated flux, and the files it is valid for.
+r"""The linear map from XP coefficients to calibrated flux, and the files it is valid for.
 
 The sampled flux of one band is a design matrix times its coefficients; GaiaXPy merges the two bands with weights
 that add up to one at every wavelength. :class:`Calibration` holds the products of both, so that
 
-.. math:: f = f_{BP} + f_{RP} = A_{BP} c_{BP} + A_{RP} c_{RP}, \\qquad C_{gaia} = A \\Sigma A^T .
+.. math:: f = f_{BP} + f_{RP} = A_{BP} c_{BP} + A_{RP} c_{RP}, \qquad C_{gaia} = A \Sigma A^T .
 
 It also knows which coefficients it belongs to, because another data release numbers its basis functions
 differently and has another number of them.

@@ -1,0 +1,133 @@
+// One field of a csv line: an integer, a number, or an array of numbers.
+//
+// Every reader starts at the first byte of its field and moves `p` behind the last byte that it understood; whether the
+// field ends there is for the caller to see. A line end follows the line, so `*p` may be looked at wherever p is.
+#pragma once
+
+#include <charconv>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <string>
+#include <system_error>
+
+#include "cpu/csv_number.hpp"
+
+namespace xpkern::csv {
+
+enum class Field { read, empty, wrong };
+
+// The beginning of [p, end) up to the next delimiter, fit for an error message: short, on one line, printable.
+inline std::string excerpt(const char* p, const char* end) {
+    constexpr std::ptrdiff_t longest = 24;
+    std::string text;
+    for (; p < end && std::strchr(",()[]\"", *p) == nullptr; ++p) {
+        if (text.size() == longest) return "'" + text + "...'";
+        text += *p >= ' ' && *p <= '~' ? *p : '?';
+    }
+    return "'" + text + "'";
+}
+
+inline const char* skip_spaces(const char* p) {
+    while (*p == ' ') ++p;
+    return p;
+}
+
+// End of the field that starts at `p`: the next comma outside quotes or brackets, or the end of the line.
+inline const char* end_of_field(const char* p, const char* end) {
+    const char closing = *p == '"' ? '"' : *p == '[' ? ']' : *p == '(' ? ')' : '\0';
+    if (p < end && closing != '\0') {
+        const void* const found = std::memchr(p + 1, closing, end - (p + 1));
+        if (found != nullptr) p = static_cast<const char*>(found) + 1;
+    }
+    const void* const comma = std::memchr(p, ',', end - p);
+    return comma == nullptr ? end : static_cast<const char*>(comma);
+}
+
+// Nothing, `null` or `nan`, with or without quotes: there is no value. Moves `p` behind it.
+inline bool read_empty(const char*& p, const char* end) {
+    const bool is_quoted = *p == '"';
+    const char* q = p + is_quoted;
+    if (detail::starts_with_word(q, "null")) {
+        q += 4;
+    } else if (detail::starts_with_word(q, "nan")) {
+        q += 3;
+    }
+    if (is_quoted && *q++ != '"') return false;
+    if (q != end && *q != ',') return false;
+    p = q;
+    return true;
+}
+
+inline Field read_integer(const char*& p, const char* end, std::int64_t& value, std::string& error) {
+    if (read_empty(p, end)) return Field::empty;
+    const auto [behind, status] = std::from_chars(p, end, value);
+    if (status != std::errc()) {
+        error = excerpt(p, end) + " is not a 64-bit integer";
+        return Field::wrong;
+    }
+    p = behind;
+    return Field::read;
+}
+
+inline Field read_scalar(const char*& p, const char* end, double& value, std::string& error) {
+    if (read_empty(p, end)) return Field::empty;
+    const char* const behind = read_number(p, value);
+    if (behind == nullptr || !std::isfinite(value)) {
+        error = excerpt(p, end) + " is not a finite number";
+        return Field::wrong;
+    }
+    p = behind;
+    return Field::read;
+}
+
+// Reads an array "[a,b,...]" or "(a, b, ...)" of exactly `n` finite numbers, each rounded to float64 first and then to
+// `Out`. No field, `null` and empty brackets are Field::empty.
+template <class Out>
+Field read_array(const char*& p, const char* end, Out* out, std::int64_t n, std::string& error) {
+    if (read_empty(p, end)) return Field::empty;
+    const bool is_quoted = *p == '"';
+    p += is_quoted;
+    if (*p != '[' && *p != '(') {
+        error = "expected an array in brackets, found " + excerpt(p, end);
+        return Field::wrong;
+    }
+    const char closing = *p == '[' ? ']' : ')';
+    p = skip_spaces(p + 1);
+
+    std::int64_t found = 0;
+    while (*p != closing) {
+        double value = 0.0;
+        const char* const behind = read_number(p, value);
+        // The negated comparison also catches NaN.
+        if (behind == nullptr || !(std::fabs(value) <= static_cast<double>(std::numeric_limits<Out>::max()))) {
+            error = "element " + std::to_string(found + 1) + ", " + excerpt(p, end) + ", is not a finite number";
+            return Field::wrong;
+        }
+        if (found < n) out[found] = static_cast<Out>(value);
+        ++found;
+        p = skip_spaces(behind);
+        if (*p == ',') {
+            p = skip_spaces(p + 1);
+        } else if (*p != closing) {
+            error = "element " + std::to_string(found) + " is followed by " +
+                    (p == end ? "the end of the row" : excerpt(p, end));
+            return Field::wrong;
+        }
+    }
+    ++p;
+    if (is_quoted && *p++ != '"') {
+        error = "the quote is not closed behind the array";
+        return Field::wrong;
+    }
+    if (found == 0) return Field::empty;
+    if (found != n) {
+        error = "expected " + std::to_string(n) + " numbers, found " + std::to_string(found);
+        return Field::wrong;
+    }
+    return Field::read;
+}
+
+}  // namespace xpkern::csv

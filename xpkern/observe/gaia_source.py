@@ -1,0 +1,227 @@
+"""Tables that tell more about the sources: Gaia's ``gaia_source``, or a survey matched to it, joined by source_id."""
+
+from __future__ import annotations
+
+import gzip
+import os
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xpkern.engine.contract import Float64
+from xpkern.errors import InputError
+
+#: Columns of gaia_source that travel with the stars into the catalogue, NaN where absent.
+GAIA_COLUMNS = (
+    "ra",
+    "dec",
+    "parallax",
+    "parallax_error",
+    "phot_g_mean_mag",
+    "phot_bp_mean_mag",
+    "phot_rp_mean_mag",
+    "ruwe",
+)
+
+#: Columns that are text; all others but source_id are numbers.
+_TEXT_COLUMNS = ("ph_qual",)
+
+#: How the archive and others write that there is no value.
+_NULL_WORDS = ["", "null", "NULL", "nan", "NaN"]
+
+#: Endings of files that are read as csv, ECSV header or not; any other is left to astropy.
+_CSV_ENDINGS = (".csv", ".csv.gz", ".ecsv", ".ecsv.gz")
+
+
+class SourceTable:
+    """Columns of a table, found by source_id.
+
+    Parameters
+    ----------
+    columns : mapping of str to (n,) array
+        Columns by lower-case name, ``source_id`` (integers) among them.
+    name : str
+        Of the file or the table, for messages.
+
+    Raises
+    ------
+    InputError
+        If there is no ``source_id``, it is not made of integers, or one occurs twice.
+    """
+
+    def __init__(self, columns: Mapping[str, NDArray], name: str) -> None:
+        self.name = name
+        self._columns = columns
+        source_id = self._column("source_id")
+        if np.ma.is_masked(source_id) or source_id.dtype.kind not in "iu":
+            raise InputError(
+                f"must be 64-bit integers, not {source_id.dtype}; other types lose digits", file=name, field="source_id"
+            )
+        source_id = np.asarray(source_id).astype(np.int64)
+        self._order = np.argsort(source_id, kind="stable")
+        self._sorted_id = source_id[self._order]
+        twice = np.flatnonzero(self._sorted_id[1:] == self._sorted_id[:-1])
+        if twice.size:
+            raise InputError(
+                f"{self._sorted_id[twice[0]]} occurs more than once, and so do {twice.size - 1} others",
+                file=name,
+                row=int(self._order[twice[0] + 1]) + 1,
+                field="source_id",
+            )
+
+    @classmethod
+    def of(cls, table: Any, name: str, wanted: Collection[str]) -> SourceTable:
+        """Return any table as a SourceTable.
+
+        Parameters
+        ----------
+        table : SourceTable, path, astropy or pyarrow table, pandas DataFrame, structured array, or mapping
+            A path is read as csv (plain or gzipped, with an ECSV header or without), anything else by astropy.
+        name : str
+            What to call it in messages, if it is not a file.
+        wanted : collection of str
+            Columns to read from a csv file; any others in it are skipped.
+
+        Raises
+        ------
+        InputError
+            If it cannot be read, or is none of these.
+        """
+        if isinstance(table, SourceTable):
+            return table
+        if isinstance(table, (str, os.PathLike)):
+            path = Path(table)
+            columns = _read_csv(path, wanted) if path.name.lower().endswith(_CSV_ENDINGS) else _read_with_astropy(path)
+            return cls(columns, str(path))
+        if isinstance(table, np.ndarray) and table.dtype.names is not None:
+            names: Collection[Any] = table.dtype.names
+        elif isinstance(table, Mapping):
+            names = table.keys()
+        elif hasattr(table, "colnames"):  # astropy
+            names = table.colnames
+        elif hasattr(table, "column_names"):  # pyarrow
+            names = table.column_names
+        elif hasattr(table, "columns"):  # pandas
+            names = list(table.columns)
+        else:
+            raise InputError(f"a {type(table).__name__} is no table: give a path, table, array or dict", field=name)
+        return cls({str(key).lower(): _as_array(table[key]) for key in names}, name)
+
+    def __len__(self) -> int:
+        return len(self._sorted_id)
+
+    def __contains__(self, column: str) -> bool:
+        return column in self._columns
+
+    def require(self, columns: Collection[str]) -> None:
+        """Raise an InputError if a column is missing."""
+        missing = [column for column in columns if column not in self]
+        if missing:
+            raise InputError(f"the table has no column {', '.join(missing)}", file=self.name, field=missing[0])
+
+    def rows_of(self, source_id: NDArray[np.int64]) -> NDArray[np.intp]:
+        """Row of each source, (n,); -1 where the table does not have it."""
+        if len(self) == 0:
+            return np.full(len(source_id), -1, np.intp)
+        position = np.minimum(np.searchsorted(self._sorted_id, source_id), len(self) - 1)
+        return np.where(self._sorted_id[position] == source_id, self._order[position], -1)
+
+    def numbers(self, column: str, rows: NDArray[np.intp]) -> Float64:
+        """Values of a column at some rows, (n,) float64; NaN where the row is -1 or the table has no value.
+
+        Raises
+        ------
+        InputError
+            If the table has no such column, or it does not hold numbers.
+        """
+        found = self._column(column)[np.maximum(rows, 0)] if len(self) else np.full(len(rows), np.nan)
+        try:
+            values = np.ma.filled(np.ma.asarray(found).astype(np.float64), np.nan)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"not a column of numbers ({error})", file=self.name, field=column) from None
+        return np.where(rows >= 0, values, np.nan)
+
+    def texts(self, column: str, rows: NDArray[np.intp]) -> list[str]:
+        """Values of a column at some rows as text; empty where the row is -1 or the table has no value."""
+        found = self._column(column)[np.maximum(rows, 0)] if len(self) else np.full(len(rows), "")
+        masked = np.ma.getmaskarray(found) | (rows < 0)
+        return ["" if absent else _text(value) for value, absent in zip(np.ma.getdata(found), masked, strict=True)]
+
+    def _column(self, name: str) -> NDArray:
+        self.require([name])
+        return self._columns[name]
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bytes):
+        return value.decode("ascii", errors="replace")
+    return value if isinstance(value, str) else ""
+
+
+def _as_array(column: Any) -> NDArray:
+    """A column of any kind of table as an array, masked where it has no value."""
+    if isinstance(column, np.ma.MaskedArray):
+        return column
+    if hasattr(column, "to_numpy") and hasattr(column, "isna"):  # pandas, whose own integers may be missing
+        absent = column.isna().to_numpy()
+        if absent.any() and column.dtype.kind in "iufb":
+            return np.ma.masked_invalid(column.to_numpy(dtype=np.float64, na_value=np.nan))
+        return np.ma.array(column.to_numpy(), mask=absent) if absent.any() else column.to_numpy()
+    return np.asarray(column)
+
+
+def _read_csv(path: Path, wanted: Collection[str]) -> dict[str, NDArray]:
+    """Some columns of a csv file, and source_id; those that it does not have are left out."""
+    import pyarrow
+    import pyarrow.csv
+
+    n_comments, names = _csv_header(path)
+    types = {name: pyarrow.string() if name in _TEXT_COLUMNS else pyarrow.float64() for name in wanted}
+    types["source_id"] = pyarrow.int64()
+    types = {name: types[name.lower()] for name in names if name.lower() in types}
+    try:
+        table = pyarrow.csv.read_csv(
+            path,
+            read_options=pyarrow.csv.ReadOptions(skip_rows=n_comments + 1, column_names=names),
+            convert_options=pyarrow.csv.ConvertOptions(
+                include_columns=list(types), column_types=types, null_values=_NULL_WORDS, strings_can_be_null=True
+            ),
+        )
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(f"cannot be read as csv ({error})", file=str(path)) from error
+    columns = {}
+    for name in types:
+        column = table.column(name)
+        if name.lower() == "source_id" and column.null_count:
+            row = int(np.flatnonzero(column.is_null().to_numpy())[0]) + 1
+            raise InputError("empty", file=str(path), row=row, field=name)
+        columns[name.lower()] = column.to_numpy()
+    return columns
+
+
+def _csv_header(path: Path) -> tuple[int, list[str]]:
+    """Number of lines before the header line, and the names in it."""
+    opened: Any = gzip.open if path.name.lower().endswith(".gz") else open
+    try:
+        with opened(path, "rt", encoding="utf-8-sig", errors="replace", newline="\n") as stream:
+            for number, line in enumerate(stream):
+                if not line.startswith("#"):
+                    return number, [name.strip().strip('"') for name in line.split(",")]
+    except (OSError, EOFError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot be read ({reason})", file=str(path)) from error
+    raise InputError("the file holds no header line", file=str(path))
+
+
+def _read_with_astropy(path: Path) -> dict[str, NDArray]:
+    """The columns of a file in any other format that astropy recognises."""
+    from astropy.table import Table
+
+    try:
+        table = Table.read(path)
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"cannot be read as a table ({str(error).splitlines()[0]})", file=str(path)) from error
+    return {name.lower(): _as_array(table[name]) for name in table.colnames}

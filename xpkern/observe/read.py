@@ -1,0 +1,206 @@
+"""From Gaia's files to stars that can be fitted: spectra, parallaxes, photometry, and what is wrong with them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xpkern.engine import Engine, get_engine
+from xpkern.engine.contract import Float64
+from xpkern.errors import InputError
+from xpkern.grid import BANDS, N_FLUX, N_PACKED, XP_WAVELENGTH
+from xpkern.model import Noise, load_model
+from xpkern.observe.calibration import Calibration
+from xpkern.observe.gaia_csv import XpBlock, read_blocks
+from xpkern.observe.gaia_source import GAIA_COLUMNS, SourceTable
+from xpkern.observe.observations import Observations
+from xpkern.observe.photometry import COLUMN_NAMES, infrared_flux
+from xpkern.status import Status
+
+
+def read_xp(
+    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    gaia_source: Any = None,
+    photometry: Any = None,
+    calibration: Calibration | None = None,
+    noise: Noise | None = None,
+    engine: str | Engine = "auto",
+    threads: int | None = None,
+) -> Observations:
+    """Read XP continuous mean spectra into memory, calibrated and ready for :func:`xpkern.fit`.
+
+    A star takes 9.5 kB; :func:`iter_xp` does the same a block at a time.
+
+    Parameters
+    ----------
+    paths : path or sequence of paths
+        Files of Gaia's table ``xp_continuous_mean_spectrum``: csv, plain or gzipped, ECSV header or none.
+    gaia_source : path or table, optional
+        With ``source_id``, ``parallax``, ``parallax_error`` [mas], and what else is known of the sources; see
+        :meth:`xpkern.observe.gaia_source.SourceTable.of` for what counts as a table.
+    photometry : path or table, optional
+        With ``source_id`` and the columns of :mod:`xpkern.observe.photometry`; ``gaia_source`` may have them instead.
+    calibration : Calibration, optional
+        That of Gaia DR3 when not given.
+    noise : Noise, optional
+        What is added to the archive's covariance; the default model's when not given.
+    engine : str or Engine
+        Which engine turns coefficients into fluxes and whiteners.
+    threads : int, optional
+        Every core this process may use when not given.
+
+    Returns
+    -------
+    Observations
+        One star for each row, in the order of the files. A row that cannot be read is a star with
+        ``Status.BAD_ROW``, and ``reasons`` says why.
+
+    Raises
+    ------
+    InputError
+        If a file or a table cannot be read, or a file breaks off (:func:`iter_xp` yields the rows before the break).
+    """
+    blocks = iter_xp(paths, gaia_source, photometry, calibration, noise, engine, threads)
+    return Observations.concatenate(blocks)
+
+
+def iter_xp(
+    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    gaia_source: Any = None,
+    photometry: Any = None,
+    calibration: Calibration | None = None,
+    noise: Noise | None = None,
+    engine: str | Engine = "auto",
+    threads: int | None = None,
+    *,
+    rows: int = 4096,
+) -> Iterator[Observations]:
+    """Read XP continuous mean spectra block by block: memory does not grow with the files.
+
+    Parameters
+    ----------
+    paths, gaia_source, photometry, calibration, noise, engine, threads
+        As in :func:`read_xp`.
+    rows : int
+        Stars of a block; the last block of each file may be shorter. Each takes 23 kB while it is worked on.
+
+    Yields
+    ------
+    Observations
+        At least one block, of no stars if the files hold none.
+
+    Raises
+    ------
+    InputError
+        As :func:`read_xp`; for a gzip file that breaks off, after every complete row before the break was yielded.
+    """
+    if rows < 1:
+        raise InputError(f"{rows} is not a number of rows", field="rows")
+    files = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+    calibration = Calibration.default() if calibration is None else calibration
+    if not np.array_equal(calibration.wavelength, XP_WAVELENGTH):
+        raise InputError("the calibration has other samples than 392, 402 ... 992 nm", field="wavelength")
+    noise = load_model()[0].noise if noise is None else noise
+    wanted = (*GAIA_COLUMNS, *COLUMN_NAMES)
+    sources = None if gaia_source is None else SourceTable.of(gaia_source, "gaia_source", wanted)
+    if sources is not None:
+        sources.require(("parallax", "parallax_error"))
+    infrared = sources if photometry is None else SourceTable.of(photometry, "photometry", COLUMN_NAMES)
+    reader = _Reader(calibration, noise, get_engine(engine), threads, sources, infrared)
+    return reader.read(files, rows)
+
+
+class _Reader:
+    """What it takes to make stars of the rows of a file."""
+
+    def __init__(
+        self,
+        calibration: Calibration,
+        noise: Noise,
+        engine: Engine,
+        threads: int | None,
+        sources: SourceTable | None,
+        infrared: SourceTable | None,
+    ) -> None:
+        self.calibration = calibration
+        self.noise = noise
+        self.engine = engine
+        self.threads = threads
+        self.sources = sources
+        self.infrared = infrared
+
+    def read(self, files: Sequence[str | os.PathLike[str]], rows: int) -> Iterator[Observations]:
+        yielded = False
+        for file in files:
+            for block in read_blocks(
+                Path(file),
+                self.calibration,
+                rows=rows,
+                need_standard_deviation=self.noise.sigma == "zgr23",
+            ):
+                yield self.observe(block)
+                yielded = True
+        if not yielded:
+            yield Observations.from_arrays(flux=np.empty((0, N_FLUX)), packed_factor=np.empty((0, N_PACKED)))
+
+    def observe(self, block: XpBlock) -> Observations:
+        """Calibrate the spectra of a block and join what the tables know of its sources."""
+        has_bp, has_rp = block.coefficients.has_bp, block.coefficients.has_rp
+        status = np.zeros(len(block), np.uint32)
+
+        def mark(bit: Status, stars: NDArray[np.bool_]) -> None:
+            status[stars] |= np.uint32(bit)
+
+        mark(Status.BAD_ROW, block.bad)
+        mark(Status.NO_BP, ~has_bp & ~block.bad)
+        mark(Status.NO_RP, ~has_rp & ~block.bad)
+
+        band_flux, band_error = self._infrared(block)
+        n_bands = np.isfinite(band_error).sum(axis=1)
+        mark(Status.NO_INFRARED, n_bands == 0)
+        mark(Status.INCOMPLETE_INFRARED, (n_bands > 0) & (n_bands < len(BANDS)))
+
+        columns, found = self._columns(block.source_id)
+        mark(Status.NO_GAIA_SOURCE, ~found)
+        plx, plx_err = columns["parallax"], columns["parallax_error"]
+        measured = np.isfinite(plx) & np.isfinite(plx_err) & (plx_err > 0)
+        mark(Status.NO_PARALLAX, ~measured)
+
+        calibrated = self.engine.calibrate(
+            self.calibration, block.coefficients, self.noise, band_flux, band_error, threads=self.threads
+        )
+        return Observations(
+            source_id=block.source_id,
+            flux=calibrated.flux,
+            whitener=calibrated.whitener,
+            plx=np.where(measured, plx, 0.0),
+            plx_err=np.where(measured, plx_err, np.inf),
+            status=status | calibrated.status,
+            columns=columns,
+            noise=self.noise,
+            reasons=block.reasons,
+        )
+
+    def _infrared(self, block: XpBlock) -> tuple[Float64, Float64]:
+        """Fluxes and errors (n, 5) of the infrared bands; a row that cannot be read has none."""
+        if self.infrared is None:
+            return np.zeros((len(block), len(BANDS))), np.full((len(block), len(BANDS)), np.inf)
+        flux, error = infrared_flux(self.infrared, self.infrared.rows_of(block.source_id))
+        flux[block.bad], error[block.bad] = 0.0, np.inf
+        return flux, error
+
+    def _columns(self, source_id: NDArray[np.int64]) -> tuple[dict[str, np.ndarray], NDArray[np.bool_]]:
+        """Columns of gaia_source for some sources, and which of them it has; without a table none is missed."""
+        nothing = np.full(len(source_id), np.nan)
+        if self.sources is None:
+            return {name: nothing.copy() for name in GAIA_COLUMNS}, np.ones(len(source_id), bool)
+        rows = self.sources.rows_of(source_id)
+        columns = {
+            name: self.sources.numbers(name, rows) if name in self.sources else nothing.copy() for name in GAIA_COLUMNS
+        }
+        return columns, rows >= 0
