@@ -9,14 +9,13 @@ contestant against itself: it must find no difference.
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -170,12 +169,3 @@ def machine() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             facts[package] = "not installed"
     return facts
-
-
-def write_json(path: Path, name: str, comparison: Comparison | None, extra: dict[str, Any]) -> None:
-    """Write one benchmark's result, with the machine that it was measured on."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content: dict[str, Any] = {"benchmark": name, "machine": machine()} | extra
-    if comparison is not None:
-        content["comparison"] = asdict(comparison) | {"differ": comparison.differ}
-    path.write_text(json.dumps(content, indent=2) + "\n")

@@ -2,11 +2,21 @@
 
 import json
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from bench.harness import Contestant, compare, measure_once, middle_half, null_run, pinned, write_json
+import xpkern as xk
+from bench.__main__ import parse
+from bench.benchmarks import BENCHMARKS, Result
+from bench.evaluation import multiply_adds_of_evaluation, seconds_per_evaluation
+from bench.harness import Contestant, compare, machine, measure_once, middle_half, null_run, pinned
+from bench.peers import NumpyFit, numpy_calibrate
+from xpkern.engine.packed import unpack_factor
+from xpkern.grid import N_BANDS, N_XP
+from xpkern.observe.calibration import Calibration
+from xpkern.observe.simulate import simulate
 
 
 class Clock:
@@ -87,12 +97,73 @@ def test_pinned_keeps_one_cpu_and_lets_go():
     assert os.sched_getaffinity(0) == before
 
 
-def test_json_names_the_machine(tmp_path):
+def test_result_is_plain_enough_for_json():
     clock = Clock()
-    result = compare(clock.contestant("ours", 1), clock.contestant("peer", 2), clock=clock)
-    write_json(tmp_path / "new" / "x.json", "x", result, {"stars": 7})
-    content = json.loads((tmp_path / "new" / "x.json").read_text())
-    assert content["comparison"]["ratio"] == pytest.approx(2)
-    assert content["comparison"]["differ"] is True
-    assert content["stars"] == 7
+    duel = compare(clock.contestant("ours", 1), clock.contestant("peer", 2), clock=clock)
+    result = Result("x", "stars/s", duel, None, {"one figure [us]": 7.0})
+    content = json.loads(json.dumps({"machine": machine()} | result.as_dict()))
+    assert content["duel"]["ratio"] == pytest.approx(2)
+    assert content["extra"]["one figure [us]"] == 7
     assert {"processor", "python", "numpy"} <= set(content["machine"])
+    assert any("7" in line for line in result.lines())
+
+
+def test_unknown_benchmark_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        parse(["nonsense"])
+    assert "no benchmark is called nonsense" in capsys.readouterr().err
+    assert parse([]).names == list(BENCHMARKS)
+
+
+def test_multiply_adds_of_the_usual_model():
+    """Counted by hand in bench/NOTES.md for 3-32-32-32-66."""
+    weights = [np.zeros(shape) for shape in ((3, 32), (32, 32), (32, 32), (32, 66))]
+    count = multiply_adds_of_evaluation(SimpleNamespace(weights=weights))
+    assert list(count.values()) == [4256, 12480, 12870, 1386]
+
+
+def test_time_of_an_evaluation_leaves_out_what_is_constant(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr("time.perf_counter", clock)
+
+    def fit_with_at_most(evaluations):
+        clock.now += 5.0 + 0.25 * evaluations
+
+    assert seconds_per_evaluation(fit_with_at_most, 10, rounds=3) == pytest.approx(0.025)
+
+
+@pytest.fixture(scope="module")
+def small_survey():
+    model, prior = xk.load_model()
+    return model, prior, simulate(model, prior, 12, seed=3)
+
+
+def test_numpy_calibration_is_the_reference(small_survey):
+    """A peer that computes something else would be no peer."""
+    model, _, survey = small_survey
+    calibration = Calibration.default()
+    flux, factor = numpy_calibrate(calibration, survey.coefficients, model.noise)
+    no_band, no_error = np.zeros((12, N_BANDS)), np.full((12, N_BANDS), np.inf)
+    expected = xk.get_engine("reference").calibrate(calibration, survey.coefficients, model.noise, no_band, no_error)
+    np.testing.assert_allclose(flux, expected.flux[:, :N_XP], rtol=1e-6, atol=1e-6 * np.abs(flux).max())
+    stored = unpack_factor(expected.whitener)[:, :N_XP, :N_XP]
+    diagonal = np.arange(N_XP)
+    factor[:, diagonal, diagonal] = 1 / factor[:, diagonal, diagonal]
+    np.testing.assert_allclose(factor, stored, rtol=1e-5, atol=1e-6)
+
+
+def test_numpy_fit_has_the_reference_loss_and_finds_its_minimum(small_survey, rng):
+    model, prior, survey = small_survey
+    flux = survey.population.flux
+    whitener = np.stack([np.diag(1 / (0.01 * one)) for one in flux])
+    plx = survey.truth[:, 4]
+    obs = xk.Observations.from_arrays(flux=flux, whitener=whitener, plx=plx, plx_err=0.05 * plx)
+    peer = NumpyFit(model, prior)
+    start = survey.truth * [1.02, 1, 1, 1.2, 1] + [0, 0.1, 0, 0.05, 0]
+    params, loss = peer.run(start, obs.flux, whitener.astype(np.float32), obs.plx, obs.plx_err)
+    engine = xk.get_engine("reference")
+    at_end = engine.evaluate(model, prior, obs.star_data(), params, xk.LossTerms())
+    np.testing.assert_allclose(loss, at_end.loss, atol=0.05)
+    newton = np.linalg.solve(at_end.hessian, at_end.gradient[:, :, None])[:, :, 0]
+    drop = 0.5 * np.einsum("ni,ni->n", newton, at_end.gradient)
+    assert np.median(np.abs(drop)) < 0.01

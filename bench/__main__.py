@@ -1,0 +1,55 @@
+"""Command line of the benchmarks: ``python -m bench [peak|fit|calibrate|ingest|all]``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from threadpoolctl import threadpool_limits
+
+from bench.benchmarks import BENCHMARKS
+from bench.harness import machine, pinned
+
+RESULTS = Path(__file__).parent / "results" / "local"
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Return the options."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        description="Every figure on one pinned core, beside its peer in the same run; results as text and JSON.",
+        epilog="The stars come from xpkern's own simulator; nothing is downloaded.",
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(BENCHMARKS)}, or all (default)")
+    parser.add_argument("--stars", type=int, help="number of stars or rows (each benchmark has a default)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds; 5 or more for a figure that is written down")
+    parser.add_argument("--engine", default="auto")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the JSON files (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    unknown = set(options.names) - {*BENCHMARKS, "all"}
+    if unknown:
+        parser.error(f"no benchmark is called {', '.join(sorted(unknown))}")
+    if not options.names or "all" in options.names:
+        options.names = list(BENCHMARKS)
+    return options
+
+
+def main(arguments: list[str]) -> int:
+    """Run the benchmarks asked for."""
+    options = parse(arguments)
+    options.output.mkdir(parents=True, exist_ok=True)
+    with pinned() as cpu, threadpool_limits(1):
+        print(f"{machine()['processor']}, pinned to CPU {cpu}")
+        for name in options.names:
+            benchmark, n_stars = BENCHMARKS[name]
+            result = benchmark(options.stars or n_stars, options.rounds, options.engine)
+            print(f"\n{name}: {benchmark.__doc__}", *result.lines(), sep="\n", flush=True)
+            path = options.output / f"{name}.json"
+            path.write_text(json.dumps({"machine": machine()} | result.as_dict(), indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
