@@ -12,6 +12,7 @@ import pytest
 from xpkern.engine import available_engines, get_engine
 from xpkern.model.flux_model import FluxModel
 from xpkern.model.type_prior import TypePrior
+from xpkern.observe.observations import Observations
 
 #: A new seed for every run, so that the tests see new numbers; set XPKERN_TEST_SEED to repeat a failure.
 SEED = int(os.environ.get("XPKERN_TEST_SEED", secrets.randbits(32)))
@@ -73,3 +74,11 @@ def optimum_model(optimum: dict[str, np.ndarray]) -> tuple[FluxModel, TypePrior]
         optimum["wl"],
     )
     return model, TypePrior.from_arrays(optimum["gmm_w"], optimum["gmm_mu"], optimum["gmm_cov"])
+
+
+@pytest.fixture(scope="session")
+def optimum_observations(optimum: dict[str, np.ndarray]) -> Observations:
+    """The stars of :func:`optimum`."""
+    return Observations.from_arrays(
+        flux=optimum["flux"], whitener=optimum["flux_sqrticov"], plx=optimum["plx"], plx_err=optimum["plx_err"]
+    )

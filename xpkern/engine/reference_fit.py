@@ -33,7 +33,8 @@ class Optimum:
     ----------
     loss : Loss
     decrement : (n,) float64
-        g^T H^-1 g / 2 in x, over the parameters that are not held at the edge of the box.
+        g^T H^-1 g / 2 in x, over the parameters that are not held at the edge of the box; inf where H is not
+        positive definite.
     iterations : (n,) int32
     status : (n,) uint32
     """
@@ -166,5 +167,5 @@ def _diagnose(
     status[~converged] |= np.uint32(Status.NOT_CONVERGED)
     status[~positive] |= np.uint32(Status.HESSIAN_NOT_POSITIVE)
     status[((y <= lower) | (y >= upper)).any(axis=1)] |= np.uint32(Status.ON_BOX_EDGE)
-    decrement = 0.5 * np.einsum("na,na->n", gradient, _solve(hessian, gradient))
+    decrement = np.where(positive, 0.5 * np.einsum("na,na->n", gradient, _solve(hessian, gradient)), np.inf)
     return Optimum(best, decrement, iterations, status)

