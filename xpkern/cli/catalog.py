@@ -95,8 +95,10 @@ def run(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from xpkern.catalog import make_catalog
+    from xpkern.model import load_model
 
     started = time.perf_counter()
+    model, prior = load_model(options.model)
     # None: silent unless standard error is a terminal
     with tqdm(unit=" stars", unit_scale=True, desc="xpkern catalog", disable=None, leave=False) as progress:
         summary = make_catalog(
@@ -104,7 +106,8 @@ def run(options: argparse.Namespace) -> int:
             options.output,
             gaia_source=options.source,
             photometry=options.photometry,
-            model=options.model,
+            model=model,
+            prior=prior,
             layout=options.layout,
             sigma=options.sigma,
             engine=options.engine,
