@@ -3,6 +3,7 @@
 import importlib
 import importlib.resources
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -71,6 +72,11 @@ def test_readme_commands_are_one_line(tag):
     blocks = re.findall(rf"^<!-- fresh: {tag} -->\n```\w*\n(.*?)\n```", readme, flags=re.M | re.S)
     assert len(blocks) == 1
     assert "\n" not in blocks[0]
+
+
+def test_page_of_columns_is_up_to_date():
+    page = runpy.run_path(str(ROOT / "docs" / "make_columns.py"))["page"]()
+    assert (ROOT / "docs" / "columns.md").read_text() == page, "run docs/make_columns.py"
 
 
 def test_documents_name_only_files_that_exist():

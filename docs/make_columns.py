@@ -1,0 +1,56 @@
+"""Write docs/columns.md from the tables in the code: run it after changing a column, a flag or a status bit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from xpkern.catalog import flags, schema
+from xpkern.status import MEANING
+
+TARGET = Path(__file__).parent / "columns.md"
+
+INTRODUCTION = """\
+# Columns, flags and status bits
+
+Made by `docs/make_columns.py` from `xpkern/catalog/schema.py`, `xpkern/catalog/flags.py` and `xpkern/status.py`.
+"""
+
+SECTIONS = (
+    ("Layout `default`", "One scalar per column, in the style of the Gaia archive.", schema.DEFAULT),
+    ("Layout `zgr23`", "The published catalogue of Zhang, Green & Rix (2023), its Table 2.", schema.ZGR23),
+    ("Diagnostics companion", "In `NAME.diagnostics.h5`: the same stars in the same order.", schema.DIAGNOSTICS),
+)
+
+
+def column_table(columns: Iterable[schema.Column]) -> str:
+    """Return a layout as a Markdown table."""
+    rows = ["| column | type | unit | meaning |", "|---|---|---|---|"]
+    for column in columns:
+        shape = "" if column.shape == () else f" × {' × '.join(str(size) for size in column.shape)}"
+        text = column.description
+        if column.name in ("status", "quality_flags"):
+            text = f"{text.partition(', as bits')[0]}: bits, see below"
+        rows.append(f"| `{column.name}` | {column.dtype}{shape} | {column.unit} | {text} |")
+    return "\n".join(rows)
+
+
+def bit_table(meaning: dict) -> str:
+    """Return bits and what they mean as a Markdown table."""
+    rows = ["| bit | value | name | meaning |", "|---|---|---|---|"]
+    rows += [f"| {bit.bit_length() - 1} | {int(bit)} | `{bit.name}` | {text} |" for bit, text in meaning.items()]
+    return "\n".join(rows)
+
+
+def page() -> str:
+    """Return the whole page."""
+    parts = [INTRODUCTION]
+    for title, text, columns in SECTIONS:
+        parts.append(f"## {title}\n\n{text}\n\n{column_table(columns)}\n")
+    parts.append(f"## Status bits\n\nColumn `status`, and `xpkern.Status`.\n\n{bit_table(MEANING)}\n")
+    parts.append(f"## Quality flags\n\nColumn `quality_flags`.\n\n{bit_table(flags.MEANING)}\n")
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    TARGET.write_text(page())
