@@ -6,8 +6,15 @@
 
 XPKERN_NAMESPACE_BEGIN
 
+// Accumulators that a block of a matrix product keeps in registers, leaving room for its operands.
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int ACCUMULATORS = 16;
+#else
+constexpr int ACCUMULATORS = 8;
+#endif
+
 // LaneTraits<Lane>: Scalar (element type), Mask (result of a comparison), Bits (integers as wide as the scalar), width
-// (stars in a lane).
+// (stars in a lane), registers (that it fills).
 template <class Lane>
 struct LaneTraits;
 
@@ -17,6 +24,7 @@ struct LaneTraits<float> {
     using Mask = bool;
     using Bits = uint32_t;
     static constexpr int width = 1;
+    static constexpr int registers = 1;
 };
 
 template <>
@@ -25,6 +33,7 @@ struct LaneTraits<double> {
     using Mask = bool;
     using Bits = uint64_t;
     static constexpr int width = 1;
+    static constexpr int registers = 1;
 };
 
 template <class Lane>
@@ -54,6 +63,12 @@ XPKERN_INLINE float select(bool mask, float a, float b) { return mask ? a : b; }
 XPKERN_INLINE double select(bool mask, double a, double b) { return mask ? a : b; }
 XPKERN_INLINE bool any(bool mask) { return mask; }
 XPKERN_INLINE bool all(bool mask) { return mask; }
+
+// A number in every star of a lane.
+template <class Lane>
+XPKERN_INLINE Lane lane(double value) {
+    return Lane(static_cast<Scalar<Lane>>(value));
+}
 
 template <class Lane>
 XPKERN_INLINE Lane clamp(const Lane& a, const Lane& lower, const Lane& upper) {

@@ -26,10 +26,11 @@ using uint64_t = unsigned long long;
 
 #if defined(__CUDACC__)
 #define XPKERN_INLINE __host__ __device__ __forceinline__
-#define XPKERN_FUNCTION __host__ __device__
+#define XPKERN_KERNEL __host__ __device__
 #else
+// Lanes live in registers only where everything small is inlined; a whole evaluation is called, not copied.
 #define XPKERN_INLINE inline __attribute__((always_inline))
-#define XPKERN_FUNCTION inline
+#define XPKERN_KERNEL inline __attribute__((noinline))
 #endif
 
 // Loops over the registers of a pack or over a handful of accumulators must be unrolled, or the accumulators spill.

@@ -101,6 +101,7 @@ struct LaneTraits<Pack<Element, N>> {
     using Mask = Pack<typename SignedInteger<sizeof(Element)>::Type, N>;
     using Bits = Pack<typename SignedInteger<sizeof(Element)>::Unsigned, N>;
     static constexpr int width = N;
+    static constexpr int registers = Pack<Element, N>::registers;
 };
 
 #define XPKERN_PACK_COMPARISON(op)                                                                 \
@@ -184,11 +185,11 @@ XPKERN_INLINE Pack<Element, N> sqrt(const Pack<Element, N>& a) {
     Pack<Element, N> result;
     XPKERN_UNROLL
     for (int k = 0; k < result.registers; ++k) {
-#if defined(__AVX512F__)
+#if defined(__AVX512F__)  // the unmasked form warns of an uninitialised operand that it does not read
         if constexpr (sizeof(Element) == 4)
-            result.v[k] = _mm512_sqrt_ps(a.v[k]);
+            result.v[k] = _mm512_maskz_sqrt_ps(0xffff, a.v[k]);
         else
-            result.v[k] = _mm512_sqrt_pd(a.v[k]);
+            result.v[k] = _mm512_maskz_sqrt_pd(0xff, a.v[k]);
 #elif defined(__AVX2__)
         if constexpr (sizeof(Element) == 4)
             result.v[k] = _mm256_sqrt_ps(a.v[k]);

@@ -10,20 +10,20 @@ from xpkern.errors import InputError
 __all__ = ["Engine", "available_engines", "get_engine"]
 
 
-def _reference() -> Engine:
+def _make_reference() -> Engine:
     from xpkern.engine.reference import ReferenceEngine
 
     return ReferenceEngine()
 
 
-def _cpu() -> Engine:
+def _make_cpu() -> Engine:
     from xpkern.engine.cpu import CpuEngine
 
     return CpuEngine()
 
 
 #: Engines by name. Those that ``"auto"`` may choose come first, fastest first.
-_MAKERS: dict[str, Callable[[], Engine]] = {"cpu": _cpu, "reference": _reference}
+_MAKERS: dict[str, Callable[[], Engine]] = {"cpu": _make_cpu, "reference": _make_reference}
 _AUTOMATIC = ("cpu",)
 
 

@@ -1,0 +1,283 @@
+// Calibration: from the coefficients of a spectrum to its flux and whitener (Eqs. 2-4).
+//
+//     f = f_BP + f_RP,  f_side = A_side c_side
+//     C = sum over sides of A_side Sigma_side A_side^T + side^2 f_side f_side^T      Sigma = diag(e) rho diag(e)
+//         + diag((independent f)^2)                                                 => C_b, of two blocks and their link
+//         + common^2 f f^T                                                          on the XP samples
+//         + scale^2 f f^T                                                           on all samples, photometry included
+//     C = G G^T
+//
+// Sigma enters as half = its strict lower triangle plus half its diagonal, Sigma = half + half^T, and A in the factored
+// form of SideView, A = basis (1 | ratio): both products of (1 | ratio) Sigma (1 | ratio)^T, then basis (...) basis^T,
+// are then of a triangle or a short rectangle. With r samples and d = n - r further coefficients that is
+//     r d (d + 1) / 2 + r^2 d + r^2 (r + 1) / 2 + r^3
+// multiply-adds: 57,616 for BP (r = 26, n = 55) and 102,096 for RP (36, 55), where A Sigma A^T as written takes
+// r n^2 + r (r + 1) n / 2 = 97,955 and 145,530.
+// C_b has no elements between the samples of BP alone and of RP alone, and C is C_b plus rank one: its factor takes
+// 11 k (blocks) + 4 k (update), a certificate on C_b 11 k, in place of 38 k each. With 3.4 k for the flux a star costs
+// 190 k multiply-adds.
+//
+// The floor: an eigenvalue of C on the XP samples below `floor` is raised to it. lambda_min(C) >= lambda_min(C_b) >=
+// 1 / |G_b^-1|_F^2, so where that exceeds the floor there is nothing to do; any other star is left to
+// floor_and_factor().
+//
+// A missing sample is in C a row and column of the identity, in the result zeros.
+#pragma once
+
+#include "calibration_view.hpp"
+#include "eigen_floor.hpp"
+#include "lane_matrix.hpp"
+#include "status.hpp"
+
+XPKERN_NAMESPACE_BEGIN
+
+// Within these every flux, element of a factor and reciprocal of its diagonal is an ordinary float32 number.
+constexpr double SMALLEST_VARIANCE = 1e-70, LARGEST_VARIANCE = 1e+70, LARGEST_FLUX = 1e+35;
+
+// Where the stages of one lane of stars leave their results. m samples, x of them XP, n coefficients of a side.
+template <class Lane>
+struct CalibrationScratch {
+    Lane* coefficients;     // (n,) input of add_side
+    Lane* error;            // (n,) input of add_side
+    Lane* correlation;      // (n (n - 1) / 2,) input of add_side; shares the room of `product`
+    Lane* half;             // (n (n + 1) / 2,)
+    Lane* product;          // (n, rows)
+    Lane* side_flux;        // (x,)
+    Lane* flux;             // (m,) that of the bands is input of finish_blocks
+    Lane* band_error;       // (m - x,) input of finish_blocks
+    Lane* present;          // (m,) 1 or 0
+    Lane* triangle;         // (m (m + 1) / 2,) C, then the factor
+    Lane* work;             // (4 m,) or (m, INVERSE_COLUMNS)
+
+    // Hands out consecutive parts of `memory`; returns how many lanes that takes. With nullptr it only counts.
+    XPKERN_KERNEL int64_t divide(const CalibrationView& view, Lane* memory) {
+        const int n = larger(view.bp.coefficients, view.rp.coefficients);
+        const int rows = larger(view.bp.rows, view.rp.rows);
+        int64_t used = 0;
+        const auto take = [&](int64_t count) {
+            Lane* part = memory == nullptr ? nullptr : memory + used;
+            used += count;
+            return part;
+        };
+        coefficients = take(n);
+        error = take(n);
+        half = take(row_start(n));
+        correlation = product = take(larger(row_start(n), n * rows));
+        side_flux = take(view.xp_samples);
+        flux = take(view.samples);
+        band_error = take(view.samples - view.xp_samples);
+        present = take(view.samples);
+        triangle = take(row_start(view.samples));
+        work = take(4 * view.samples);
+        return used;
+    }
+
+    static XPKERN_INLINE int larger(int a, int b) { return a > b ? a : b; }
+};
+
+template <class Lane>
+XPKERN_KERNEL void clear(const CalibrationView& view, CalibrationScratch<Lane>& scratch) {
+    fill(scratch.flux, view.xp_samples, 0);
+    fill(scratch.present, view.samples, 1);
+    fill(scratch.triangle, row_start(view.xp_samples), 0);
+}
+
+// half = strict lower triangle of diag(e) rho diag(e) plus half its diagonal, coefficients in the order of side.place.
+//
+// The elements are finite in the stars of the mask returned, and zeroed with the coefficients in all others.
+template <class Lane>
+XPKERN_KERNEL Mask<Lane> build_half_covariance(const SideView& side, const Mask<Lane>& exists, const Lane& error_scale,
+                                                 CalibrationScratch<Lane>& scratch) {
+    Lane poison = lane<Lane>(0);  // stays 0, or becomes NaN
+    const Lane zero = lane<Lane>(0);
+    const Lane* correlation = scratch.correlation;
+    for (int i = 0; i < side.coefficients; ++i) {
+        poison = fma(scratch.coefficients[i], zero, poison);
+        const Lane error = scratch.error[i] * error_scale;
+        scratch.error[i] = error;
+        const int place = side.place[i];
+        for (int j = 0; j < i; ++j) {
+            const Lane element = error * scratch.error[j] * *correlation++;
+            poison = fma(element, zero, poison);
+            const int other = side.place[j];
+            scratch.half[place > other ? row_start(place) + other : row_start(other) + place] = element;
+        }
+        const Lane element = error * error * lane<Lane>(0.5);
+        poison = fma(element, zero, poison);
+        scratch.half[row_start(place) + place] = element;
+    }
+    const Mask<Lane> usable = exists & (poison == zero);
+    if (!all(usable)) {
+        for (int k = 0; k < row_start(side.coefficients); ++k)
+            scratch.half[k] = select(usable, scratch.half[k], zero);
+        for (int k = 0; k < side.coefficients; ++k)
+            scratch.coefficients[k] = select(usable, scratch.coefficients[k], zero);
+    }
+    return usable;
+}
+
+// Adds one side to flux and C, from the coefficients, errors and correlations in scratch.
+//
+// exists: stars that have this side; it also counts as missing where a number is not finite. error_scale: factor on the
+// errors. fraction: error common to the samples of this side.
+template <class Lane>
+XPKERN_KERNEL void add_side(const SideView& side, const Mask<Lane>& exists, const Lane& error_scale, double fraction,
+                              CalibrationScratch<Lane>& scratch) {
+    const Mask<Lane> usable = build_half_covariance(side, exists, error_scale, scratch);
+    const int rows = side.rows, inner = side.inner, rest = side.coefficients - side.inner;
+
+    Lane* flux = scratch.side_flux;
+    product<Shape::rectangle, Onto::zero>(side.design, rows, side.coefficients, rectangle(scratch.coefficients, 1), 1,
+                                          rectangle(flux, rows));
+    const Rows<Lane> half = part_of_triangle(scratch.half, 0, 0);
+    if (rest > 0) {
+        // half of (1 | ratio) Sigma (1 | ratio)^T, in the leading block of `half`
+        const Rows<Lane> link = part_of_triangle(scratch.half, inner, 0);
+        product<Shape::lower, Onto::out>(side.ratio, inner, rest, part_of_triangle(scratch.half, inner, inner), rest, link);
+        symmetric_product(side.ratio, inner, rest, link, 0.5, half);
+    }
+    const Rows<Lane> through = rectangle(scratch.product, rows);
+    product<Shape::lower, Onto::zero>(side.basis, rows, inner, half, inner, through);
+    const Rows<Lane> covariance = part_of_triangle(scratch.triangle, side.first_sample, side.first_sample);
+    symmetric_product(side.basis, rows, inner, through, 1, covariance);
+
+    const Lane present = select(usable, lane<Lane>(1), lane<Lane>(0));
+    const Lane variance = lane<Lane>(fraction * fraction);
+    for (int i = 0; i < rows; ++i) {
+        const Lane scaled = variance * flux[i];
+        Lane* row = covariance[i];
+        for (int j = 0; j <= i; ++j) row[j] = fma(scaled, flux[j], row[j]);
+        scratch.flux[side.first_sample + i] += flux[i];
+        scratch.present[side.first_sample + i] *= present;
+    }
+}
+
+// Which stars lack a sample.
+template <class Lane>
+XPKERN_KERNEL Mask<Lane> incomplete(int samples, const CalibrationScratch<Lane>& scratch) {
+    Lane least = scratch.present[0];
+    for (int i = 1; i < samples; ++i) least = min(least, scratch.present[i]);
+    return !(least > lane<Lane>(0));
+}
+
+// Zeros for missing samples: in the flux, and in rows and columns of the triangle, whose diagonal becomes `diagonal`.
+template <class Lane>
+XPKERN_KERNEL void blank_missing(int samples, double diagonal, CalibrationScratch<Lane>& scratch) {
+    const Lane zero = lane<Lane>(0);
+    if (!any(incomplete(samples, scratch))) return;
+    for (int i = 0; i < samples; ++i) {
+        const Mask<Lane> row_present = scratch.present[i] > zero;
+        Lane* row = scratch.triangle + row_start(i);
+        scratch.flux[i] = select(row_present, scratch.flux[i], zero);
+        for (int j = 0; j < i; ++j) row[j] = select(row_present & (scratch.present[j] > zero), row[j], zero);
+        row[i] = select(row_present, row[i], lane<Lane>(diagonal));
+    }
+}
+
+// Completes C_b, after both sides were added and the photometry of the bands was put in scratch.
+//
+// A band is missing where its error is infinite or a number is not finite.
+template <class Lane>
+XPKERN_KERNEL void finish_blocks(const CalibrationView& view, CalibrationScratch<Lane>& scratch) {
+    const int m = view.samples, x = view.xp_samples;
+    blank_missing(x, 1, scratch);
+    for (int i = 0; i < m; ++i) {
+        Lane* row = scratch.triangle + row_start(i);
+        const Lane error = lane<Lane>(view.independent[i]) * scratch.flux[i];
+        if (i < x) {
+            row[i] = fma(error, error, row[i]);
+        } else {
+            const Lane variance = fma(error, error, scratch.band_error[i - x] * scratch.band_error[i - x]);
+            const Mask<Lane> usable = (variance > lane<Lane>(SMALLEST_VARIANCE)) &
+                                      (variance < lane<Lane>(LARGEST_VARIANCE)) &
+                                      (abs(scratch.flux[i]) < lane<Lane>(LARGEST_FLUX));
+            scratch.present[i] = select(usable, lane<Lane>(1), lane<Lane>(0));
+            scratch.flux[i] = select(usable, scratch.flux[i], lane<Lane>(0));
+            fill(row, i, 0);
+            row[i] = select(usable, variance, lane<Lane>(1));
+        }
+    }
+}
+
+// Stars whose XP fluxes and variances are neither NaN nor too large to be stored.
+template <class Lane>
+XPKERN_KERNEL Mask<Lane> ordinary_numbers(int xp_samples, const CalibrationScratch<Lane>& scratch) {
+    Mask<Lane> ordinary = lane<Lane>(0) == lane<Lane>(0);
+    for (int i = 0; i < xp_samples; ++i) {
+        ordinary = ordinary & (scratch.triangle[row_start(i) + i] < lane<Lane>(LARGEST_VARIANCE)) &
+                   (abs(scratch.flux[i]) < lane<Lane>(LARGEST_FLUX));
+    }
+    return ordinary;
+}
+
+// Adds fraction^2 f f^T on the first n samples to the covariance, in its factor.
+template <class Lane>
+XPKERN_KERNEL void add_common_error(double fraction, int n, CalibrationScratch<Lane>& scratch) {
+    if (fraction == 0) return;
+    for (int i = 0; i < n; ++i) scratch.work[i] = lane<Lane>(fraction) * scratch.flux[i];
+    rank_one_update(scratch.triangle, n, scratch.work, scratch.work + n);
+}
+
+// The factor of C in place of C_b, for the stars of the mask: all others need floor_and_factor().
+template <class Lane>
+XPKERN_KERNEL Mask<Lane> factor_blocks(const CalibrationView& view, CalibrationScratch<Lane>& scratch) {
+    const int m = view.samples, x = view.xp_samples, end = view.leading_end, link = view.link;
+    const Mask<Lane> ordinary = ordinary_numbers(x, scratch);
+    cholesky(scratch.triangle, 0, end, 0);
+    cholesky(scratch.triangle, end, x, link);
+    for (int i = x; i < m; ++i) {
+        Lane& diagonal = scratch.triangle[row_start(i) + i];
+        diagonal = lane<Lane>(1) / sqrt(diagonal);
+    }
+
+    const InverseNorm<Lane> leading = inverse_norm(scratch.triangle, 0, end, link, scratch.present, scratch.work);
+    const InverseNorm<Lane> trailing = inverse_norm(scratch.triangle, end, x, x, scratch.present, scratch.work);
+    // The block that links them is (trailing^-1 times the link) times the tail of leading^-1.
+    const Lane between = link_norm(scratch.triangle, end, x, link, scratch.work) * leading.tail;
+    const Lane norm = leading.all + trailing.all + between;
+
+    add_common_error(view.common, x, scratch);
+    add_common_error(view.scale, m, scratch);
+    blank_missing(m, 0, scratch);
+    return ordinary & (lane<Lane>(view.floor) * norm < lane<Lane>(1));
+}
+
+// As factor_blocks(), for one star whose eigenvalues may lie below the floor. Returns its status bits.
+//
+// A star without a usable factor is left with no weights, and with its flux where that is a number. work: (3, x, x).
+XPKERN_KERNEL uint32_t floor_and_factor(const CalibrationView& view, CalibrationScratch<double>& scratch,
+                                          double* work) {
+    const int m = view.samples, x = view.xp_samples;
+    const double common = view.common * view.common, scale = view.scale * view.scale;
+    Floored floored = Floored::failed;
+    if (ordinary_numbers(x, scratch)) {
+        for (int i = 0; i < m; ++i) {
+            const double factor = (i < x ? common : 0) + scale;
+            for (int j = 0; j <= i; ++j) {
+                double& element = scratch.triangle[row_start(i) + j];
+                element = fma(factor * scratch.flux[i], scratch.flux[j], element);
+                if (i < x) work[i * x + j] = work[j * x + i] = element;
+            }
+        }
+        // The identity of a missing sample is an eigenvalue of its own, and cannot be confused with the others.
+        floored = floor_eigenvalues(work, x, view.floor, work + x * x);
+        for (int i = 0; i < x; ++i) {
+            for (int j = 0; j <= i; ++j) scratch.triangle[row_start(i) + j] = work[i * x + j];
+        }
+        cholesky(scratch.triangle, 0, m, 0);
+        for (int i = 0; i < m; ++i) {
+            const double reciprocal = scratch.triangle[row_start(i) + i];
+            if (!(reciprocal * reciprocal * SMALLEST_VARIANCE < 1)) floored = Floored::failed;
+        }
+    }
+    if (floored == Floored::failed) {
+        fill(scratch.triangle, row_start(m), 0);
+        for (int i = 0; i < m; ++i)
+            scratch.flux[i] = select(abs(scratch.flux[i]) < LARGEST_FLUX, scratch.flux[i], 0.0);
+        return SINGULAR_COVARIANCE;
+    }
+    blank_missing(m, 0, scratch);
+    return floored == Floored::some ? uint32_t(EIGENVALUE_FLOORED) : 0u;
+}
+
+XPKERN_NAMESPACE_END

@@ -1,0 +1,53 @@
+// Plain views of what calibration reads and writes: no functions, so that every build may share these types.
+#pragma once
+
+#if !defined(__CUDACC_RTC__)
+#include <stdint.h>
+#endif
+
+namespace xpkern {
+
+// How one side of the spectrograph, BP or RP, turns its n coefficients into flux on the r samples that it reaches.
+//
+// `design` is A, weight of the merge included. A = basis (1 | ratio) with the coefficients in the order of `place`,
+// where basis is (r, inner); the usual inner is r, or n (then ratio is empty) where A has no more columns than rows.
+// Matrices are stored transposed, so that the numbers that a register block needs are neighbours.
+struct SideView {
+    int first_sample, rows, coefficients, inner;
+    const double* design;  // (n, r)
+    const double* basis;   // (inner, r)
+    const double* ratio;   // (n - inner, inner)
+    const int32_t* place;  // (n,)
+};
+
+// Calibration and noise model (Eq. 2), fixed for a run.
+struct CalibrationView {
+    SideView bp, rp;
+    int samples, xp_samples;    // m, and those that are not photometric bands
+    int leading_end, link;      // XP samples from `leading_end` on are covariant with none before `link`, apart from `common`
+    const double* independent;  // (m,)
+    double common, bp_error, rp_error, scale;
+    double floor;
+    bool unit_variance;  // sigma = "zgr23": Sigma / s^2
+};
+
+// One side of n stars as the archive stores it; see Coefficients in xpkern/engine/contract.py.
+struct SideRows {
+    const double* coefficients;
+    const float* error;
+    const float* correlation;
+    const float* standard_deviation;
+    const bool* exists;
+};
+
+// What goes in and comes out of calibration, a row a star; see Calibrated in xpkern/engine/contract.py.
+struct CalibrationRows {
+    SideRows bp, rp;
+    const double* band_flux;   // (n, m - x)
+    const double* band_error;  // (n, m - x)
+    float* flux;               // (n, m)
+    float* whitener;           // (n, m (m + 1) / 2)
+    uint32_t* status;          // (n,)
+};
+
+}  // namespace xpkern

@@ -1,0 +1,397 @@
+// Dense linear algebra of many small matrices at once: each star of a lane has its own, all of one shape.
+//
+// A triangle is packed by rows; a factor holds the reciprocals 1 / G_jj on its diagonal, as stored whiteners do.
+// Every element is accumulated in one fixed order, whatever the blocking: results do not depend on the lane's width.
+#pragma once
+
+#include "whiten.hpp"
+
+XPKERN_NAMESPACE_BEGIN
+
+// Rows in memory: of a rectangle, or of a part of a packed triangle, whose rows start further and further apart.
+template <class Lane>
+struct Rows {
+    Lane* origin;
+    int stride;
+    bool packed;
+    XPKERN_INLINE Lane* operator[](int k) const { return origin + k * stride + (packed ? row_start(k) : 0); }
+    XPKERN_INLINE int step(int k) const { return stride + (packed ? k + 1 : 0); }  // from row k to row k + 1
+};
+
+template <class Lane>
+XPKERN_INLINE Rows<Lane> rectangle(Lane* origin, int columns) {
+    return {origin, columns, false};
+}
+
+// The part of a packed triangle that starts at (row, column).
+template <class Lane>
+XPKERN_INLINE Rows<Lane> part_of_triangle(Lane* triangle, int row, int column) {
+    return {triangle + row_start(row) + column, row, true};
+}
+
+template <class Lane>
+XPKERN_INLINE void fill(Lane* out, int count, double value) {
+    for (int k = 0; k < count; ++k) out[k] = lane<Lane>(value);
+}
+
+// What the right factor of a product is: all of a rectangle, or a square whose upper triangle is zero and not stored.
+enum class Shape { rectangle, lower };
+
+// What a product is added to.
+enum class Onto { zero, out };
+
+// A register block of product(): out[q ... q + Q)[p ... p + P).
+template <Shape SHAPE, Onto ONTO, int P, int Q, class Lane>
+XPKERN_INLINE void product_block(const double* left, int n_left, int inner, const Rows<Lane>& right, int q,
+                                 const Rows<Lane>& out, int p) {
+    Lane sum[Q][P];
+    XPKERN_UNROLL
+    for (int j = 0; j < Q; ++j) {
+        XPKERN_UNROLL
+        for (int i = 0; i < P; ++i) sum[j][i] = ONTO == Onto::out ? out[q + j][p + i] : lane<Lane>(0);
+    }
+    int k = 0;
+    left += p;
+    if constexpr (SHAPE == Shape::lower) {
+        XPKERN_UNROLL
+        for (int corner = 0; corner < Q; ++corner) {
+            const Lane* row = right[q + corner] + q;
+            XPKERN_UNROLL
+            for (int i = 0; i < P; ++i) {
+                const Lane factor(left[(q + corner) * n_left + i]);
+                XPKERN_UNROLL
+                for (int j = 0; j <= corner; ++j) sum[j][i] = fma(factor, row[j], sum[j][i]);
+            }
+        }
+        k = q + Q;
+    }
+    const Lane* row = right[k] + q;
+    for (; k < inner; ++k) {
+        Lane operand[Q];
+        XPKERN_UNROLL
+        for (int j = 0; j < Q; ++j) operand[j] = row[j];
+        XPKERN_UNROLL
+        for (int i = 0; i < P; ++i) {
+            const Lane factor(left[k * n_left + i]);
+            XPKERN_UNROLL
+            for (int j = 0; j < Q; ++j) sum[j][i] = fma(factor, operand[j], sum[j][i]);
+        }
+        row += right.step(k);
+    }
+    XPKERN_UNROLL
+    for (int j = 0; j < Q; ++j) {
+        XPKERN_UNROLL
+        for (int i = 0; i < P; ++i) out[q + j][p + i] = sum[j][i];
+    }
+}
+
+template <Shape SHAPE, Onto ONTO, int P, int Q, class Lane>
+XPKERN_INLINE int product_panel(const double* left, int n_left, int inner, const Rows<Lane>& right, int q,
+                                const Rows<Lane>& out, int p) {
+    for (; p + P <= n_left; p += P) product_block<SHAPE, ONTO, P, Q>(left, n_left, inner, right, q, out, p);
+    return p;
+}
+
+template <Shape SHAPE, Onto ONTO, int Q, class Lane>
+XPKERN_INLINE int product_panels(const double* left, int n_left, int inner, const Rows<Lane>& right, int n_right, int q,
+                                 const Rows<Lane>& out) {
+    for (; q + Q <= n_right; q += Q) {
+        int p = product_panel<SHAPE, ONTO, 6, Q>(left, n_left, inner, right, q, out, 0);
+        p = product_panel<SHAPE, ONTO, 2, Q>(left, n_left, inner, right, q, out, p);
+        product_panel<SHAPE, ONTO, 1, Q>(left, n_left, inner, right, q, out, p);
+    }
+    return q;
+}
+
+// out[q][p] (+)= sum_k left[k][p] right[k][q]: a matrix of numbers common to all stars times one of each star's own.
+//
+// left: (inner, n_left). right: (inner, n_right); for Shape::lower inner = n_right, and k starts at q. out: (n_right,
+// n_left), so that a product can be the right factor of the next. A panel of `right` stays in the nearest cache while
+// `left` passes; 6 x 4 accumulators (6 x 2 where there are 16 registers) hide the latency of the multiply-adds.
+template <Shape SHAPE, Onto ONTO, class Lane>
+XPKERN_KERNEL void product(const double* left, int n_left, int inner, Rows<Lane> right, int n_right, Rows<Lane> out) {
+    constexpr int Q = ACCUMULATORS >= 16 ? 4 : 2;
+    int q = product_panels<SHAPE, ONTO, Q>(left, n_left, inner, right, n_right, 0, out);
+    if constexpr (Q > 2) q = product_panels<SHAPE, ONTO, 2>(left, n_left, inner, right, n_right, q, out);
+    product_panels<SHAPE, ONTO, 1>(left, n_left, inner, right, n_right, q, out);
+}
+
+// A register block of symmetric_product(): out[i ... i + P)[j ... j + Q), of which i = j needs the lower triangle.
+template <bool DIAGONAL, int P, int Q, class Lane>
+XPKERN_INLINE void symmetric_block(const double* left, int n, int inner, const Rows<Lane>& right, int i, int j,
+                                   const Lane& diagonal, const Rows<Lane>& out) {
+    Lane sum[P][Q];
+    XPKERN_UNROLL
+    for (int p = 0; p < P; ++p) {
+        XPKERN_UNROLL
+        for (int q = 0; q < Q; ++q) sum[p][q] = lane<Lane>(0);
+    }
+    const Lane* right_row = right[0];
+    for (int k = 0; k < inner; ++k) {
+        const double* left_row = left + k * n;
+        XPKERN_UNROLL
+        for (int q = 0; q < Q; ++q) {
+            const Lane factor(left_row[j + q]);
+            XPKERN_UNROLL
+            for (int p = DIAGONAL ? q : 0; p < P; ++p) sum[p][q] = fma(factor, right_row[i + p], sum[p][q]);
+        }
+        XPKERN_UNROLL
+        for (int p = 0; p < P; ++p) {
+            const Lane factor(left_row[i + p]);
+            XPKERN_UNROLL
+            for (int q = 0; q < (DIAGONAL ? p + 1 : Q); ++q) sum[p][q] = fma(factor, right_row[j + q], sum[p][q]);
+        }
+        right_row += right.step(k);
+    }
+    XPKERN_UNROLL
+    for (int p = 0; p < P; ++p) {
+        Lane* row = out[i + p] + j;
+        XPKERN_UNROLL
+        for (int q = 0; q < (DIAGONAL ? p : Q); ++q) row[q] += sum[p][q];
+        if constexpr (DIAGONAL) row[p] = fma(diagonal, sum[p][p], row[p]);
+    }
+}
+
+template <int P, class Lane>
+XPKERN_INLINE int symmetric_panels(const double* left, int n, int inner, const Rows<Lane>& right, int i, const Lane& diagonal,
+                                   const Rows<Lane>& out) {
+    for (; i + P <= n; i += P) {
+        int j = 0;
+        for (; j + 4 <= i; j += 4) symmetric_block<false, P, 4>(left, n, inner, right, i, j, diagonal, out);
+        for (; j + 2 <= i; j += 2) symmetric_block<false, P, 2>(left, n, inner, right, i, j, diagonal, out);
+        symmetric_block<true, P, P>(left, n, inner, right, i, i, diagonal, out);
+    }
+    return i;
+}
+
+// out[i][j] += S_ij, j <= i, S_ij = sum_k left[k][i] right[k][j] + left[k][j] right[k][i]; on the diagonal a share of it.
+//
+// left, right: (inner, n). out: lower triangle.
+template <class Lane>
+XPKERN_KERNEL void symmetric_product(const double* left, int n, int inner, Rows<Lane> right, double diagonal,
+                                     Rows<Lane> out) {
+    constexpr int P = ACCUMULATORS >= 16 ? 4 : 2;
+    const Lane share = lane<Lane>(diagonal);
+    int i = symmetric_panels<P>(left, n, inner, right, 0, share, out);
+    if constexpr (P > 2) i = symmetric_panels<2>(left, n, inner, right, i, share, out);
+    symmetric_panels<1>(left, n, inner, right, i, share, out);
+}
+
+// Elements of ROWS rows and COLUMNS columns of a Cholesky factor, below its diagonal:
+// G_ij = (C_ij - sum_k G_ik G_jk) / G_jj, k = first ... j - 1.
+template <int ROWS, int COLUMNS, class Lane>
+XPKERN_INLINE void cholesky_block(Lane* triangle, int first, int i, int j) {
+    Lane sum[ROWS][COLUMNS];
+    Lane* row[ROWS];
+    const Lane* pivot_row[COLUMNS];
+    XPKERN_UNROLL
+    for (int c = 0; c < COLUMNS; ++c) pivot_row[c] = triangle + row_start(j + c);
+    XPKERN_UNROLL
+    for (int r = 0; r < ROWS; ++r) {
+        row[r] = triangle + row_start(i + r);
+        XPKERN_UNROLL
+        for (int c = 0; c < COLUMNS; ++c) sum[r][c] = row[r][j + c];
+    }
+    for (int k = first; k < j; ++k) {
+        Lane factor[ROWS];
+        XPKERN_UNROLL
+        for (int r = 0; r < ROWS; ++r) factor[r] = -row[r][k];
+        XPKERN_UNROLL
+        for (int c = 0; c < COLUMNS; ++c) {
+            const Lane pivot = pivot_row[c][k];
+            XPKERN_UNROLL
+            for (int r = 0; r < ROWS; ++r) sum[r][c] = fma(factor[r], pivot, sum[r][c]);
+        }
+    }
+    XPKERN_UNROLL
+    for (int r = 0; r < ROWS; ++r) {
+        XPKERN_UNROLL
+        for (int c = 0; c < COLUMNS; ++c) {
+            XPKERN_UNROLL
+            for (int k = 0; k < c; ++k) sum[r][c] = fma(-sum[r][k], pivot_row[c][j + k], sum[r][c]);
+            sum[r][c] = sum[r][c] * pivot_row[c][j + c];
+            row[r][j + c] = sum[r][c];
+        }
+    }
+}
+
+template <int COLUMNS, class Lane>
+XPKERN_INLINE void cholesky_columns(Lane* triangle, int first, int begin, int end, int j) {
+    int i = begin;
+    if (j >= begin) {
+        for (i = j; i < j + COLUMNS; ++i) {
+            Lane* row = triangle + row_start(i);
+            for (int k = j; k < i; ++k) cholesky_block<1, 1>(triangle, first, i, k);
+            Lane square = row[i];
+            for (int k = first; k < i; ++k) square = fma(-row[k], row[k], square);
+            row[i] = lane<Lane>(1) / sqrt(square);
+        }
+    }
+    for (; i + 4 <= end; i += 4) cholesky_block<4, COLUMNS>(triangle, first, i, j);
+    for (; i < end; ++i) cholesky_block<1, COLUMNS>(triangle, first, i, j);
+}
+
+// Cholesky factor in place of rows begin ... end of C, whose elements left of column `first` are zero.
+//
+// Rows before `begin` hold their factor already. A covariance that is not positive definite leaves NaN or infinity.
+// Cost: the number of elements times a third or more of a row's length, as of any Cholesky factor.
+template <class Lane>
+XPKERN_KERNEL void cholesky(Lane* triangle, int begin, int end, int first) {
+    constexpr int COLUMNS = ACCUMULATORS >= 16 ? 4 : 2;
+    for (int j = first; j < end;) {
+        const int boundary = j < begin ? begin : end;
+        if (j + COLUMNS <= boundary) {
+            cholesky_columns<COLUMNS>(triangle, first, begin, end, j);
+            j += COLUMNS;
+        } else {
+            cholesky_columns<1>(triangle, first, begin, end, j);
+            ++j;
+        }
+    }
+}
+
+// ROWS rows of y = G^-1 y, from row i on.
+template <int ROWS, int COLUMNS, class Lane>
+XPKERN_INLINE void solve_rows(const Lane* factor, int begin, int i, Lane* y) {
+    Lane sum[ROWS][COLUMNS];
+    const Lane* row[ROWS];
+    Lane* out = y + (i - begin) * COLUMNS;
+    XPKERN_UNROLL
+    for (int r = 0; r < ROWS; ++r) {
+        row[r] = factor + row_start(i + r);
+        XPKERN_UNROLL
+        for (int c = 0; c < COLUMNS; ++c) sum[r][c] = out[r * COLUMNS + c];
+    }
+    for (int k = begin; k < i; ++k) {
+        XPKERN_UNROLL
+        for (int r = 0; r < ROWS; ++r) {
+            const Lane minus = -row[r][k];
+            XPKERN_UNROLL
+            for (int c = 0; c < COLUMNS; ++c) sum[r][c] = fma(minus, y[(k - begin) * COLUMNS + c], sum[r][c]);
+        }
+    }
+    XPKERN_UNROLL
+    for (int r = 0; r < ROWS; ++r) {
+        XPKERN_UNROLL
+        for (int c = 0; c < COLUMNS; ++c) {
+            XPKERN_UNROLL
+            for (int k = 0; k < r; ++k) sum[r][c] = fma(-row[r][i + k], sum[k][c], sum[r][c]);
+            sum[r][c] = sum[r][c] * row[r][i + r];
+            out[r * COLUMNS + c] = sum[r][c];
+        }
+    }
+}
+
+// y = G^-1 y for the square block of a factor at rows and columns begin ... end. y: (end - begin, COLUMNS), in place.
+template <int COLUMNS, class Lane>
+XPKERN_INLINE void solve_block(const Lane* factor, int begin, int end, Lane* y) {
+    constexpr int ROWS = ACCUMULATORS >= 4 * COLUMNS ? 4 : 2;
+    int i = begin;
+    for (; i + ROWS <= end; i += ROWS) solve_rows<ROWS, COLUMNS>(factor, begin, i, y);
+    for (; i < end; ++i) solve_rows<1, COLUMNS>(factor, begin, i, y);
+}
+
+// Sums of squares of a block's inverse: of all its rows, and of those from some row on.
+template <class Lane>
+struct InverseNorm {
+    Lane all, tail;
+};
+
+constexpr int INVERSE_COLUMNS = 4;  // columns of an inverse found at once
+
+// Squared Frobenius norm of the inverse of the block begin ... end of a factor; the tail starts at row `tail`.
+//
+// present: (m,) 1, or 0 for a sample whose row and column are those of the identity, which are then not counted.
+// work: (end - begin, INVERSE_COLUMNS).
+template <class Lane>
+XPKERN_KERNEL InverseNorm<Lane> inverse_norm(const Lane* factor, int begin, int end, int tail, const Lane* present,
+                                               Lane* work) {
+    InverseNorm<Lane> norm = {lane<Lane>(0), lane<Lane>(0)};
+    for (int j = begin; j < end; j += INVERSE_COLUMNS) {
+        fill(work, (end - j) * INVERSE_COLUMNS, 0);
+        for (int c = 0; c < INVERSE_COLUMNS && j + c < end; ++c) work[c * INVERSE_COLUMNS + c] = present[j + c];
+        solve_block<INVERSE_COLUMNS>(factor, j, end, work);
+        for (int i = j; i < end; ++i) {
+            Lane square = lane<Lane>(0);
+            XPKERN_UNROLL
+            for (int c = 0; c < INVERSE_COLUMNS; ++c) {
+                const Lane element = work[(i - j) * INVERSE_COLUMNS + c];
+                square = fma(element, element, square);
+            }
+            norm.all += square;
+            if (i >= tail) norm.tail += square;
+        }
+    }
+    return norm;
+}
+
+// Squared Frobenius norm of B^-1 X, B the block begin ... end of a factor, X the columns before it from `first` on.
+template <class Lane>
+XPKERN_KERNEL Lane link_norm(const Lane* factor, int begin, int end, int first, Lane* work) {
+    Lane norm = lane<Lane>(0);
+    for (int column = first; column < begin; ++column) {
+        for (int i = begin; i < end; ++i) work[i - begin] = factor[row_start(i) + column];
+        solve_block<1>(factor, begin, end, work);
+        for (int i = begin; i < end; ++i) norm = fma(work[i - begin], work[i - begin], norm);
+    }
+    return norm;
+}
+
+// What the rows of an update leave for those below: of each column -z, sqrt(t_j / t_{j-1}), z_j / sqrt(t_j t_{j-1}).
+template <class Lane>
+struct RankOne {
+    Lane *minus_z, *stretch, *share;
+    Lane total, root, reciprocal_root;  // t, its root and the reciprocal of that, so far
+};
+
+template <int ROWS, class Lane>
+XPKERN_INLINE void rank_one_rows(Lane* factor, int i, const Lane* u, RankOne<Lane>& state) {
+    Lane* row[ROWS];
+    Lane rest[ROWS];
+    XPKERN_UNROLL
+    for (int r = 0; r < ROWS; ++r) {
+        row[r] = factor + row_start(i + r);
+        rest[r] = u[i + r];
+    }
+    const auto column = [&](int r, int j) {
+        const Lane element = row[r][j];
+        rest[r] = fma(element, state.minus_z[j], rest[r]);
+        row[r][j] = fma(state.share[j], rest[r], state.stretch[j] * element);
+    };
+    for (int j = 0; j < i; ++j) {
+        XPKERN_UNROLL
+        for (int r = 0; r < ROWS; ++r) column(r, j);
+    }
+    XPKERN_UNROLL
+    for (int r = 0; r < ROWS; ++r) {
+        const int j = i + r;
+        const Lane z = rest[r] * row[r][j];
+        state.total = fma(z, z, state.total);
+        const Lane root = sqrt(state.total);
+        const Lane reciprocal_root = lane<Lane>(1) / root;
+        state.minus_z[j] = -z;
+        state.stretch[j] = root * state.reciprocal_root;
+        state.share[j] = z * reciprocal_root * state.reciprocal_root;
+        row[r][j] = row[r][j] * (state.root * reciprocal_root);
+        state.root = root;
+        state.reciprocal_root = reciprocal_root;
+        XPKERN_UNROLL
+        for (int below = r + 1; below < ROWS; ++below) column(below, j);
+    }
+}
+
+// The factor of G G^T + u u^T in place of G: adding a positive term is always stable.
+//
+//     z = G^-1 u,  t_j = 1 + sum_{k<=j} z_k^2,
+//     G'_jj = G_jj sqrt(t_j / t_{j-1}),  G'_ij = G_ij sqrt(t_j / t_{j-1}) + w_ij z_j / sqrt(t_j t_{j-1}),
+//     w_ij = u_i - sum_{k<=j} G_ik z_k,
+// which is G times the Cholesky factor of 1 + z z^T. Cost: n^2 multiply-adds. u: (n,). work: (3, n).
+template <class Lane>
+XPKERN_KERNEL void rank_one_update(Lane* factor, int n, const Lane* u, Lane* work) {
+    RankOne<Lane> state = {work, work + n, work + 2 * n, lane<Lane>(1), lane<Lane>(1), lane<Lane>(1)};
+    int i = 0;
+    for (; i + 2 <= n; i += 2) rank_one_rows<2>(factor, i, u, state);
+    if (i < n) rank_one_rows<1>(factor, i, u, state);
+}
+
+XPKERN_NAMESPACE_END

@@ -1,0 +1,146 @@
+// Levenberg-Marquardt and Newton steps in u = (Theta, E, ln plx) on the exact star loss, all stars of a lane in step.
+//
+// Each star has its own damping and its own end; a star that has ended is frozen by select, so that what its neighbours
+// do cannot change a bit of its result. Convergence is declared on the predicted drop g^T H^-1 g / 2 of an undamped
+// step, whether or not the last step was taken.
+#pragma once
+
+#include "star_loss.hpp"
+
+XPKERN_NAMESPACE_BEGIN
+
+template <class Wide>
+struct BoxView {
+    const Wide* lower;  // (k,) in u
+    const Wide* upper;
+};
+
+struct StopRule {
+    int max_evaluations;
+    double drop;           // converged when the predicted drop is below drop * max(1, drop_per_loss * loss)
+    double drop_per_loss;
+};
+
+// What a lane's stars carry from stage to stage.
+template <class Real, class Wide>
+struct Progress {
+    LossState<Real, Wide> state;
+    Real damping;
+    Real decrement;       // predicted drop at state.u
+    Mask<Real> converged;
+    Wide evaluations;     // counted in a float: exact far beyond any limit
+};
+
+template <class Real, class Wide>
+XPKERN_INLINE void accept(const Mask<Real>& better, int k, const LossState<Real, Wide>& trial,
+                          LossState<Real, Wide>& state) {
+    const Mask<Wide> wide_better = convert_mask<Wide>(better);
+    for (int p = 0; p < k; ++p) {
+        state.u[p] = select(wide_better, trial.u[p], state.u[p]);
+        state.gradient[p] = select(better, trial.gradient[p], state.gradient[p]);
+    }
+    state.loss = select(wide_better, trial.loss, state.loss);
+    state.chi2 = select(wide_better, trial.chi2, state.chi2);
+    state.ln_prior = select(wide_better, trial.ln_prior, state.ln_prior);
+    for (int packed = 0; packed < row_start(k); ++packed) {
+        state.normal[packed] = select(better, trial.normal[packed], state.normal[packed]);
+        state.gauss_newton[packed] = select(better, trial.gauss_newton[packed], state.gauss_newton[packed]);
+        state.hessian[packed] = select(better, trial.hessian[packed], state.hessian[packed]);
+    }
+}
+
+// A parameter on the edge of the box whose gradient points outward takes no part in the step.
+template <class Real, class Wide>
+XPKERN_INLINE void hold_at_edges(int k, const LossState<Real, Wide>& state, const BoxView<Wide>& box, Real* gradient,
+                                 Real* definite, Real* hessian) {
+    for (int p = 0; p < k; ++p) {
+        const Mask<Real> pushed_down =
+            convert_mask<Real>(state.u[p] <= box.lower[p]) & (state.gradient[p] > lane<Real>(0));
+        const Mask<Real> pushed_up =
+            convert_mask<Real>(state.u[p] >= box.upper[p]) & (state.gradient[p] < lane<Real>(0));
+        const Mask<Real> held = pushed_down | pushed_up;
+        gradient[p] = select(held, lane<Real>(0), gradient[p]);
+        for (int q = 0; q < k; ++q) {
+            const int at = packed_index(p, q);
+            if (q == p) {
+                hessian[at] = select(held, definite[at], hessian[at]);
+            } else {
+                definite[at] = select(held, lane<Real>(0), definite[at]);
+                hessian[at] = select(held, lane<Real>(0), hessian[at]);
+            }
+        }
+    }
+}
+
+// Runs until every star of the lane has converged or rule.max_evaluations more evaluations are spent.
+// progress.state.u holds the start; progress.damping the first damping; progress.converged and evaluations are counted on.
+template <bool EXACT, class Real, class Wide, class Shape>
+XPKERN_KERNEL void optimise(const ModelView& model, const Shape& shape, const PriorView& prior, const LossView& terms,
+                            const StarView<Real, Wide>& star, const BoxView<Wide>& box, const StopRule& rule,
+                            const Workspace<Real, Wide>& space, Progress<Real, Wide>& progress) {
+    const int k = shape.parameters(), ext = shape.inputs();
+    LossState<Real, Wide>& state = progress.state;
+    LossState<Real, Wide> trial;
+    evaluate_loss<EXACT>(model, shape, prior, terms, star, space, state);
+    progress.converged = lane<Real>(1) < lane<Real>(0);
+    progress.evaluations += lane<Wide>(1);
+    for (int evaluation = 1;; ++evaluation) {
+        Real gradient[MAX_PARAMETERS], definite[MAX_TRIANGLE], hessian[MAX_TRIANGLE];
+        for (int p = 0; p < k; ++p) gradient[p] = state.gradient[p];
+        for (int packed = 0; packed < row_start(k); ++packed) {
+            definite[packed] = state.gauss_newton[packed];
+            hessian[packed] = state.hessian[packed];
+        }
+        hold_at_edges(k, state, box, gradient, definite, hessian);
+
+        // Undamped first: it decides on convergence. Where the exact Hessian is not definite, its definite part serves.
+        Real newton[MAX_PARAMETERS], step[MAX_PARAMETERS];
+        const Mask<Real> definite_hessian = solve_damped(k, hessian, definite, lane<Real>(0), gradient, newton);
+        Real decrement = lane<Real>(0);
+        for (int p = 0; p < k; ++p) decrement = fma(gradient[p], newton[p], decrement);
+        decrement = decrement * lane<Real>(0.5);
+        progress.decrement = select(definite_hessian, decrement, lane<Real>(__builtin_huge_val()));
+        const Real loss_now = convert<Real>(state.loss);
+        const Real limit =
+            lane<Real>(rule.drop) * max(lane<Real>(1), lane<Real>(rule.drop_per_loss) * loss_now);
+        progress.converged = definite_hessian & (decrement <= limit) & (decrement >= lane<Real>(0));
+        if (all(progress.converged) || evaluation >= rule.max_evaluations) return;
+
+        const Mask<Real> solved = solve_damped(k, hessian, definite, progress.damping, gradient, step);
+        if (!all(solved)) {
+            Real fallback[MAX_PARAMETERS];
+            solve_damped(k, definite, definite, max(progress.damping, lane<Real>(1e-3)), gradient, fallback);
+            for (int p = 0; p < k; ++p) step[p] = select(solved, step[p], fallback[p]);
+        }
+
+        // Stay in the box, never more than halve E, never move ln plx by more than 2.
+        for (int p = 0; p < k; ++p) {
+            const Wide from = state.u[p];
+            Wide to = from - convert<Wide>(step[p]);
+            if (p == ext) to = max(to, from * lane<Wide>(0.5));
+            if (p == ext + 1) to = clamp(to, from - lane<Wide>(2), from + lane<Wide>(2));
+            trial.u[p] = clamp(to, box.lower[p], box.upper[p]);
+        }
+        Real predicted = lane<Real>(0);
+        for (int p = 0; p < k; ++p) {
+            const Real moved = convert<Real>(trial.u[p] - state.u[p]);
+            Real half_curved = lane<Real>(0);
+            for (int q = 0; q < k; ++q)
+                half_curved = fma(definite[packed_index(p, q)], convert<Real>(trial.u[q] - state.u[q]), half_curved);
+            predicted -= moved * fma(half_curved, lane<Real>(0.5), gradient[p]);
+        }
+        evaluate_loss<EXACT>(model, shape, prior, terms, star, space, trial);
+        const Real drop = convert<Real>(state.loss - trial.loss);
+        const Mask<Real> active = !progress.converged;
+        const Mask<Real> better = active & (drop > lane<Real>(0));
+        const Mask<Real> good = better & (drop > predicted * lane<Real>(0.5));
+        accept(better, k, trial, state);
+        progress.damping = select(good, progress.damping * lane<Real>(0.1), progress.damping);
+        progress.damping =
+            select(active & !better, max(progress.damping * lane<Real>(8), lane<Real>(1e-3)), progress.damping);
+        progress.evaluations = select(convert_mask<Wide>(active), progress.evaluations + lane<Wide>(1),
+                                      progress.evaluations);
+    }
+}
+
+XPKERN_NAMESPACE_END

@@ -1,0 +1,65 @@
+// Plain views of the arrays that kernels read: no functions, so that every build may share these types.
+#pragma once
+
+#if !defined(__CUDACC_RTC__)
+#include <stdint.h>
+#endif
+
+namespace xpkern {
+
+constexpr int MAX_LAYERS = 8;      // weight matrices of the network
+constexpr int MAX_INPUTS = 6;      // stellar types have 3 coordinates today; extinction-curve variation will add one
+constexpr int MAX_PARAMETERS = 8;  // inputs, extinction, parallax
+constexpr int MAX_BANDS = 32;        // broad bands of a start grid
+constexpr int MAX_TRIANGLE = MAX_PARAMETERS * (MAX_PARAMETERS + 1) / 2;
+
+// ln f = MLP((Theta - zero_point) / scale) - E R + 2 ln plx (Eq. 8), in one precision.
+template <class Element>
+struct NetworkView {
+    const Element* weights[MAX_LAYERS];  // (width[l], width[l + 1]) row-major
+    const Element* biases[MAX_LAYERS];   // (width[l + 1],)
+    const Element* ext_curve;            // (m,) R
+    Element zero_point[MAX_INPUTS];
+    Element inverse_scale[MAX_INPUTS];
+};
+
+struct ModelView {
+    int n_layers;               // weight matrices: hidden layers + 1
+    int width[MAX_LAYERS + 1];  // inputs, hidden layers, samples m
+    NetworkView<float> in_float;
+    NetworkView<double> in_double;
+};
+
+// ln p(Theta) = ln sum_k exp(log_weight_k - |U_k (Theta - mean_k)|^2 / 2) (Eq. 18), in one precision.
+template <class Element>
+struct MixtureView {
+    const Element* log_weight;  // (K,) ln of weight over the Gaussian's normalisation
+    const Element* mean;        // (K, d)
+    const Element* root;        // (K, d (d + 1) / 2) lower triangle L by rows, precision = L L^T
+};
+
+struct PriorView {
+    int n_components;
+    int n_dimensions;
+    MixtureView<float> in_float;
+    MixtureView<double> in_double;
+};
+
+// Which optional terms the star loss has.
+struct LossView {
+    bool prior;
+    bool jacobian_ext;
+    bool jacobian_plx;
+};
+
+// Candidates for the start of a fit, predicted in broad bands at plx = 1 mas.
+struct GridView {
+    int n_candidates;
+    int n_bands;
+    const float* band_flux;         // (c, b)
+    const double* params;           // (c, k) linear parameters
+    const float* minus_two_ln_prior;  // (c,)
+    const int32_t* band_of_sample;  // (m,), -1 = in no band
+};
+
+}  // namespace xpkern

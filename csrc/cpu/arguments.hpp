@@ -1,0 +1,62 @@
+// What the module hands to the kernels of one instruction set: plain structs only, shared by every build.
+#pragma once
+
+#include <stdint.h>
+
+#include "../core/calibration_view.hpp"
+#include "../core/views.hpp"
+
+namespace xpkern {
+
+// Stars of a block, star-major. k: parameters, m: samples, p = m (m + 1) / 2.
+struct StarArrays {
+    const float* flux;      // (n, m)
+    const float* whitener;  // (n, p)
+    const double* mean;     // (n, k)
+    const double* sigma;    // (n, k), inf where there is no constraint
+};
+
+struct EvaluationArrays {
+    double *loss, *chi2, *ln_prior;  // (n,)
+    double* gradient;                // (n, k) in x
+    double* hessian;                 // (n, k, k) in x
+    double* fisher;                  // (n, k, k) in the linear parameters
+};
+
+struct SolutionArrays {
+    EvaluationArrays at;
+    double* params;      // (n, k) linear
+    double* decrement;   // (n,)
+    float* residual;     // (n, m)
+    int32_t* iterations;  // (n,)
+    uint32_t* status;    // (n,)
+};
+
+struct FitView {
+    ModelView model;
+    PriorView prior;
+    LossView terms;
+    double lower[MAX_PARAMETERS], upper[MAX_PARAMETERS];  // box of the linear parameters
+    int max_iterations;
+    double tolerance;
+    const GridView* grid;        // the start, or
+    const double* start_params;  // (n, k) given starts, where grid is null
+};
+
+// One instruction set's kernels. Each works on the stars [begin, end) with scratch of its own.
+struct Kernels {
+    const char* name;
+    int64_t (*scratch_bytes)(const ModelView&, const PriorView&, int64_t rows);
+    int64_t (*calibration_scratch_bytes)(const CalibrationView&);
+    void (*calibrate)(const CalibrationView&, const CalibrationRows&, int64_t begin, int64_t end, char* scratch);
+    void (*predict)(const ModelView&, const double* params, double* flux, int64_t begin, int64_t end, char* scratch);
+    void (*evaluate)(const FitView&, const StarArrays&, const EvaluationArrays&, int64_t begin, int64_t end,
+                     char* scratch);
+    void (*start)(const GridView&, int samples, int parameters, const StarArrays&, double* params, int64_t begin,
+                  int64_t end, char* scratch);
+    void (*fit)(const FitView&, const StarArrays&, const SolutionArrays&, int64_t begin, int64_t end, char* scratch);
+    // Runs that many fused multiply-adds of float32 on data in registers: the machine's limit, for the benchmarks.
+    float (*multiply_add)(int64_t count);
+};
+
+}  // namespace xpkern

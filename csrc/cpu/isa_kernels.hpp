@@ -1,0 +1,36 @@
+// Instantiates every kernel for the instruction set of this translation unit and hands out their table.
+#pragma once
+
+#include "calibrate.hpp"
+#include "star_kernels.hpp"
+
+XPKERN_NAMESPACE_BEGIN
+
+#define XPKERN_TEXT_OF(name) #name
+#define XPKERN_TEXT(name) XPKERN_TEXT_OF(name)
+
+inline int64_t calibration_scratch_bytes(const CalibrationView& view) {
+    return calibration_scratch_size(view) * static_cast<int64_t>(sizeof(double));
+}
+
+inline void calibrate_block(const CalibrationView& view, const CalibrationRows& rows, int64_t begin, int64_t end,
+                            char* scratch) {
+    calibrate_rows(view, rows, begin, end, reinterpret_cast<double*>(scratch));
+}
+
+const Kernels& kernels() {
+    static constexpr Kernels table = {
+        XPKERN_TEXT(XPKERN_ISA),
+        star_scratch_bytes,
+        calibration_scratch_bytes,
+        calibrate_block,
+        predict_stars,
+        evaluate_stars,
+        start_stars,
+        fit_stars,
+        multiply_add_peak,
+    };
+    return table;
+}
+
+XPKERN_NAMESPACE_END

@@ -1,0 +1,504 @@
+// The extension module: checks arrays, picks the instruction set, deals blocks of stars out to threads.
+//
+// Arrays must have the dtype and layout that the kernels read: nothing is copied behind the caller's back.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstdlib>
+#include <map>
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "../core/status.hpp"
+#include "arguments.hpp"
+#include "calibration_plan.hpp"
+#include "thread_pool.hpp"
+
+namespace py = pybind11;
+
+namespace xpkern {
+
+namespace scalar {
+const Kernels& kernels();
+}
+#if defined(__x86_64__) || defined(_M_X64)
+namespace avx2 {
+const Kernels& kernels();
+}
+namespace avx512 {
+const Kernels& kernels();
+}
+#elif defined(__aarch64__)
+namespace neon {
+const Kernels& kernels();
+}
+#endif
+
+// Instruction sets that this build has and this machine can run, best first.
+std::vector<const Kernels*> usable_kernels() {
+    std::vector<const Kernels*> usable;
+#if defined(__x86_64__) || defined(_M_X64)
+    __builtin_cpu_init();
+    const bool fused = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (fused && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw"))
+        usable.push_back(&avx512::kernels());
+    if (fused) usable.push_back(&avx2::kernels());
+#elif defined(__aarch64__)
+    usable.push_back(&neon::kernels());
+#endif
+    usable.push_back(&scalar::kernels());
+    return usable;
+}
+
+const Kernels& kernels_named(const std::string& name) {
+    std::string known;
+    for (const Kernels* kernels : usable_kernels()) {
+        if (name.empty() || name == kernels->name) return *kernels;
+        known += std::string(known.empty() ? "" : ", ") + kernels->name;
+    }
+    throw std::invalid_argument("instruction set " + name + " is not available here: this machine can run " + known);
+}
+
+template <class T>
+using Array = py::array_t<T, py::array::c_style>;
+
+template <class T>
+void require_shape(const Array<T>& array, const char* name, std::vector<py::ssize_t> shape) {
+    bool same = array.ndim() == static_cast<py::ssize_t>(shape.size());
+    for (size_t axis = 0; same && axis < shape.size(); ++axis) same = array.shape(axis) == shape[axis];
+    if (same) return;
+    std::string wanted;
+    for (const auto length : shape) wanted += std::to_string(length) + ", ";
+    throw std::invalid_argument(std::string(name) + " must have shape (" + wanted + ")");
+}
+
+template <class T>
+Array<T> make_array(std::vector<py::ssize_t> shape) {
+    return Array<T>(shape);
+}
+
+// The numbers of a flux model in both precisions.
+class Model {
+  public:
+    Model(const std::vector<Array<double>>& weights, const std::vector<Array<double>>& biases,
+          const Array<double>& ext_curve, const Array<double>& input_zp, const Array<double>& input_scale) {
+        const int layers = static_cast<int>(weights.size());
+        if (layers < 1 || layers > MAX_LAYERS || biases.size() != weights.size())
+            throw std::invalid_argument("a network has 1 to " + std::to_string(MAX_LAYERS) + " layers, each with biases");
+        view_.n_layers = layers;
+        for (int l = 0; l < layers; ++l) {
+            if (weights[l].ndim() != 2) throw std::invalid_argument("weights must be matrices (in, out)");
+            view_.width[l] = static_cast<int>(weights[l].shape(0));
+            view_.width[l + 1] = static_cast<int>(weights[l].shape(1));
+        }
+        for (int l = 0; l < layers; ++l) {
+            require_shape(weights[l], "weights", {view_.width[l], view_.width[l + 1]});
+            require_shape(biases[l], "biases", {view_.width[l + 1]});
+            view_.in_double.weights[l] = keep(weights[l], doubles_);
+            view_.in_double.biases[l] = keep(biases[l], doubles_);
+            view_.in_float.weights[l] = keep(weights[l], floats_);
+            view_.in_float.biases[l] = keep(biases[l], floats_);
+        }
+        if (inputs() < 1 || inputs() > MAX_INPUTS)
+            throw std::invalid_argument("a network has 1 to " + std::to_string(MAX_INPUTS) + " inputs");
+        require_shape(ext_curve, "ext_curve", {samples()});
+        require_shape(input_zp, "input_zp", {inputs()});
+        require_shape(input_scale, "input_scale", {inputs()});
+        view_.in_double.ext_curve = keep(ext_curve, doubles_);
+        view_.in_float.ext_curve = keep(ext_curve, floats_);
+        for (int t = 0; t < inputs(); ++t) {
+            view_.in_double.zero_point[t] = input_zp.at(t);
+            view_.in_double.inverse_scale[t] = 1 / input_scale.at(t);
+            view_.in_float.zero_point[t] = static_cast<float>(view_.in_double.zero_point[t]);
+            view_.in_float.inverse_scale[t] = static_cast<float>(view_.in_double.inverse_scale[t]);
+        }
+    }
+    Model(const Model&) = delete;
+    Model& operator=(const Model&) = delete;
+
+    const ModelView& view() const { return view_; }
+    int inputs() const { return view_.width[0]; }
+    int samples() const { return view_.width[view_.n_layers]; }
+    int parameters() const { return inputs() + 2; }
+
+  private:
+    template <class Element>
+    static const Element* keep(const Array<double>& from, std::vector<std::vector<Element>>& store) {
+        store.emplace_back(from.data(), from.data() + from.size());
+        return store.back().data();
+    }
+
+    ModelView view_{};
+    std::vector<std::vector<double>> doubles_;
+    std::vector<std::vector<float>> floats_;
+};
+
+// The numbers of a Gaussian mixture in both precisions.
+class Prior {
+  public:
+    // log_weight: (K,) ln of weight over the Gaussian's normalisation; mean: (K, d); root: (K, d, d) lower L with
+    // precision = L L^T.
+    Prior(const Array<double>& log_weight, const Array<double>& mean, const Array<double>& root) {
+        if (mean.ndim() != 2) throw std::invalid_argument("means must be a matrix (components, dimensions)");
+        view_.n_components = static_cast<int>(mean.shape(0));
+        view_.n_dimensions = static_cast<int>(mean.shape(1));
+        const int n = view_.n_dimensions;
+        if (n < 1 || n > MAX_INPUTS) throw std::invalid_argument("the prior's number of dimensions is out of range");
+        require_shape(log_weight, "log_weight", {view_.n_components});
+        require_shape(root, "root", {view_.n_components, n, n});
+        log_weight_.assign(log_weight.data(), log_weight.data() + log_weight.size());
+        mean_.assign(mean.data(), mean.data() + mean.size());
+        for (int c = 0; c < view_.n_components; ++c)
+            for (int i = 0; i < n; ++i)
+                for (int j = 0; j <= i; ++j) root_.push_back(root.at(c, i, j));
+        float_log_weight_.assign(log_weight_.begin(), log_weight_.end());
+        float_mean_.assign(mean_.begin(), mean_.end());
+        float_root_.assign(root_.begin(), root_.end());
+        view_.in_double = {log_weight_.data(), mean_.data(), root_.data()};
+        view_.in_float = {float_log_weight_.data(), float_mean_.data(), float_root_.data()};
+    }
+    Prior(const Prior&) = delete;
+    Prior& operator=(const Prior&) = delete;
+
+    const PriorView& view() const { return view_; }
+
+  private:
+    PriorView view_{};
+    std::vector<double> log_weight_, mean_, root_;
+    std::vector<float> float_log_weight_, float_mean_, float_root_;
+};
+
+// The start grid as the kernels read it.
+class Grid {
+  public:
+    Grid(const Array<double>& params, const Array<double>& ln_prior, const Array<int32_t>& band_of_sample,
+         const Array<double>& band_flux) {
+        if (params.ndim() != 2 || band_flux.ndim() != 2)
+            throw std::invalid_argument("params and band_flux must be matrices");
+        const auto candidates = params.shape(0);
+        require_shape(ln_prior, "ln_prior", {candidates});
+        require_shape(band_flux, "band_flux", {candidates, band_flux.shape(1)});
+        parameters_ = static_cast<int>(params.shape(1));
+        params_.assign(params.data(), params.data() + params.size());
+        band_of_sample_.assign(band_of_sample.data(), band_of_sample.data() + band_of_sample.size());
+        band_flux_.assign(band_flux.data(), band_flux.data() + band_flux.size());
+        for (py::ssize_t c = 0; c < candidates; ++c)
+            minus_two_ln_prior_.push_back(static_cast<float>(-2 * ln_prior.at(c)));
+        view_ = {static_cast<int>(candidates), static_cast<int>(band_flux.shape(1)), band_flux_.data(), params_.data(),
+                 minus_two_ln_prior_.data(),   band_of_sample_.data()};
+        if (candidates < 1) throw std::invalid_argument("a start grid needs a candidate");
+        if (view_.n_bands > MAX_BANDS)
+            throw std::invalid_argument("a start grid has at most " + std::to_string(MAX_BANDS) + " bands");
+    }
+    Grid(const Grid&) = delete;
+    Grid& operator=(const Grid&) = delete;
+
+    const GridView& view() const { return view_; }
+    int parameters() const { return parameters_; }
+    int samples() const { return static_cast<int>(band_of_sample_.size()); }
+
+  private:
+    GridView view_{};
+    int parameters_ = 0;
+    std::vector<double> params_;
+    std::vector<int32_t> band_of_sample_;
+    std::vector<float> band_flux_, minus_two_ln_prior_;
+};
+
+// Memory of one thread, on the boundary of a cache line.
+class Scratch {
+  public:
+    explicit Scratch(int64_t bytes) : memory_(new char[static_cast<size_t>(bytes) + 64]) {}
+    char* data() {
+        const auto address = reinterpret_cast<uintptr_t>(memory_.get());
+        return memory_.get() + (64 - address % 64) % 64;
+    }
+
+  private:
+    std::unique_ptr<char[]> memory_;
+};
+
+// Stars dealt to a thread at a time: enough to make a rescue worth packing, few enough to balance the load.
+constexpr int64_t TASK_ROWS = 512;
+
+// Runs work(begin, end, scratch) over n stars; the GIL is released.
+template <class Work>
+void over_stars(int64_t n, int threads, int64_t scratch_bytes, const Work& work) {
+    const py::gil_scoped_release release;
+    const int64_t tasks = (n + TASK_ROWS - 1) / TASK_ROWS;
+    const int workers = static_cast<int>(tasks < threads ? (tasks < 1 ? 1 : tasks) : (threads < 1 ? 1 : threads));
+    std::vector<Scratch> scratch;
+    for (int worker = 0; worker < workers; ++worker) scratch.emplace_back(scratch_bytes);
+    ThreadPool::instance().run(tasks, workers, [&](int64_t task, int worker) {
+        const int64_t begin = task * TASK_ROWS;
+        work(begin, begin + TASK_ROWS < n ? begin + TASK_ROWS : n, scratch[static_cast<size_t>(worker)].data());
+    });
+}
+
+py::ssize_t packed_length(py::ssize_t m) { return m * (m + 1) / 2; }
+
+StarArrays star_arrays(const Array<float>& flux, const Array<float>& whitener, const Array<double>& mean,
+                       const Array<double>& sigma, int samples, int parameters) {
+    const auto n = flux.shape(0);
+    require_shape(flux, "flux", {n, samples});
+    require_shape(whitener, "whitener", {n, packed_length(samples)});
+    require_shape(mean, "mean", {n, parameters});
+    require_shape(sigma, "sigma", {n, parameters});
+    return {flux.data(), whitener.data(), mean.data(), sigma.data()};
+}
+
+struct EvaluationResult {
+    Array<double> loss, chi2, ln_prior, gradient, hessian, fisher;
+    EvaluationResult(py::ssize_t n, py::ssize_t k)
+        : loss(make_array<double>({n})),
+          chi2(make_array<double>({n})),
+          ln_prior(make_array<double>({n})),
+          gradient(make_array<double>({n, k})),
+          hessian(make_array<double>({n, k, k})),
+          fisher(make_array<double>({n, k, k})) {}
+    EvaluationArrays view() {
+        return {loss.mutable_data(),     chi2.mutable_data(),    ln_prior.mutable_data(),
+                gradient.mutable_data(), hessian.mutable_data(), fisher.mutable_data()};
+    }
+    py::dict dict() const {
+        py::dict result;
+        result["loss"] = loss;
+        result["chi2"] = chi2;
+        result["ln_prior"] = ln_prior;
+        result["gradient"] = gradient;
+        result["hessian"] = hessian;
+        result["fisher"] = fisher;
+        return result;
+    }
+};
+
+LossView loss_view(const std::map<std::string, bool>& terms) {
+    return {terms.at("prior"), terms.at("jacobian_ext"), terms.at("jacobian_plx")};
+}
+
+void require_same_inputs(const Model& model, const Prior& prior) {
+    if (prior.view().n_dimensions != model.inputs())
+        throw std::invalid_argument("the prior and the model differ in their number of inputs");
+}
+
+Array<double> predict(const std::string& isa, const Model& model, const Array<double>& params, int threads) {
+    const Kernels& kernels = kernels_named(isa);
+    const auto n = params.shape(0);
+    require_shape(params, "params", {n, model.parameters()});
+    Array<double> flux = make_array<double>({n, model.samples()});
+    double* out = flux.mutable_data();
+    const double* in = params.data();
+    over_stars(n, threads, kernels.scratch_bytes(model.view(), PriorView{}, TASK_ROWS),
+               [&](int64_t begin, int64_t end, char* scratch) {
+                   kernels.predict(model.view(), in, out, begin, end, scratch);
+               });
+    return flux;
+}
+
+py::dict evaluate(const std::string& isa, const Model& model, const Prior& prior, const Array<float>& flux,
+                  const Array<float>& whitener, const Array<double>& mean, const Array<double>& sigma,
+                  const Array<double>& params, const std::map<std::string, bool>& terms, int threads) {
+    const Kernels& kernels = kernels_named(isa);
+    require_same_inputs(model, prior);
+    const auto n = flux.shape(0);
+    const StarArrays stars = star_arrays(flux, whitener, mean, sigma, model.samples(), model.parameters());
+    require_shape(params, "params", {n, model.parameters()});
+    EvaluationResult result(n, model.parameters());
+    const EvaluationArrays out = result.view();
+    FitView fit{};
+    fit.model = model.view();
+    fit.prior = prior.view();
+    fit.terms = loss_view(terms);
+    fit.start_params = params.data();
+    over_stars(n, threads, kernels.scratch_bytes(fit.model, fit.prior, TASK_ROWS),
+               [&](int64_t begin, int64_t end, char* scratch) {
+                   kernels.evaluate(fit, stars, out, begin, end, scratch);
+               });
+    return result.dict();
+}
+
+Array<double> start(const std::string& isa, const Grid& grid, const Array<float>& flux, const Array<float>& whitener,
+                    const Array<double>& mean, const Array<double>& sigma, int threads) {
+    const Kernels& kernels = kernels_named(isa);
+    const auto n = flux.shape(0);
+    const int m = grid.samples(), k = grid.parameters();
+    const StarArrays stars = star_arrays(flux, whitener, mean, sigma, m, k);
+    Array<double> params = make_array<double>({n, k});
+    double* out = params.mutable_data();
+    // A model of no hidden layers with these sizes needs the same memory for stars and more.
+    ModelView sizes{};
+    sizes.n_layers = 1;
+    sizes.width[0] = k - 2;
+    sizes.width[1] = m;
+    over_stars(n, threads, kernels.scratch_bytes(sizes, PriorView{}, TASK_ROWS),
+               [&](int64_t begin, int64_t end, char* scratch) {
+                   kernels.start(grid.view(), m, k, stars, out, begin, end, scratch);
+               });
+    return params;
+}
+
+py::dict fit(const std::string& isa, const Model& model, const Prior& prior, const Array<float>& flux,
+             const Array<float>& whitener, const Array<double>& mean, const Array<double>& sigma, const Grid* grid,
+             const std::optional<Array<double>>& start_params, const std::map<std::string, bool>& terms,
+             const Array<double>& lower, const Array<double>& upper, int max_iterations, double tolerance,
+             int threads) {
+    const Kernels& kernels = kernels_named(isa);
+    require_same_inputs(model, prior);
+    const auto n = flux.shape(0);
+    const int k = model.parameters(), m = model.samples();
+    const StarArrays stars = star_arrays(flux, whitener, mean, sigma, m, k);
+    require_shape(lower, "lower", {k});
+    require_shape(upper, "upper", {k});
+    FitView fit{};
+    fit.model = model.view();
+    fit.prior = prior.view();
+    fit.terms = loss_view(terms);
+    for (int p = 0; p < k; ++p) {
+        fit.lower[p] = lower.at(p);
+        fit.upper[p] = upper.at(p);
+    }
+    fit.max_iterations = max_iterations;
+    fit.tolerance = tolerance;
+    if (grid) {
+        if (grid->parameters() != k || grid->samples() != m)
+            throw std::invalid_argument("the start grid was made for a model of other sizes");
+        fit.grid = &grid->view();
+    } else if (start_params) {
+        require_shape(*start_params, "start", {n, k});
+        fit.start_params = start_params->data();
+    } else {
+        throw std::invalid_argument("a fit needs a grid or starting parameters");
+    }
+    EvaluationResult at(n, k);
+    Array<double> params = make_array<double>({n, k}), decrement = make_array<double>({n});
+    Array<float> residual = make_array<float>({n, m});
+    Array<int32_t> iterations = make_array<int32_t>({n});
+    Array<uint32_t> status = make_array<uint32_t>({n});
+    const SolutionArrays out{at.view(),
+                             params.mutable_data(),
+                             decrement.mutable_data(),
+                             residual.mutable_data(),
+                             iterations.mutable_data(),
+                             status.mutable_data()};
+    over_stars(n, threads, kernels.scratch_bytes(fit.model, fit.prior, TASK_ROWS),
+               [&](int64_t begin, int64_t end, char* scratch) { kernels.fit(fit, stars, out, begin, end, scratch); });
+    py::dict result = at.dict();
+    result["params"] = params;
+    result["decrement"] = decrement;
+    result["residual"] = residual;
+    result["iterations"] = iterations;
+    result["status"] = status;
+    return result;
+}
+
+// One side of the spectra, checked.
+SideRows side_rows(const char* name, const Array<double>& coefficients, const Array<float>& error,
+                   const Array<float>& correlation, const Array<float>& standard_deviation, const Array<bool>& exists,
+                   py::ssize_t n, py::ssize_t length) {
+    const std::string prefix = name;
+    require_shape(coefficients, name, {n, length});
+    require_shape(error, (prefix + "_error").c_str(), {n, length});
+    require_shape(correlation, (prefix + "_correlation").c_str(), {n, length * (length - 1) / 2});
+    require_shape(standard_deviation, (prefix + "_standard_deviation").c_str(), {n});
+    require_shape(exists, ("has_" + prefix).c_str(), {n});
+    return {coefficients.data(), error.data(), correlation.data(), standard_deviation.data(), exists.data()};
+}
+
+py::tuple calibrate(const std::string& isa, const Array<double>& bp_design, const Array<double>& rp_design,
+                    const Array<double>& bp, const Array<double>& rp, const Array<float>& bp_error,
+                    const Array<float>& rp_error, const Array<float>& bp_correlation,
+                    const Array<float>& rp_correlation, const Array<float>& bp_standard_deviation,
+                    const Array<float>& rp_standard_deviation, const Array<bool>& has_bp, const Array<bool>& has_rp,
+                    const Array<double>& band_flux, const Array<double>& band_error, const Array<double>& independent,
+                    double common, double bp_fraction, double rp_fraction, double scale, double floor,
+                    bool unit_variance, int threads) {
+    const Kernels& kernels = kernels_named(isa);
+    if (bp_design.ndim() != 2 || rp_design.ndim() != 2) throw std::invalid_argument("designs must be matrices");
+    const auto n = bp.shape(0), xp_samples = bp_design.shape(0), m = independent.shape(0);
+    const auto n_bp = bp_design.shape(1), n_rp = rp_design.shape(1);
+    if (m < xp_samples) throw std::invalid_argument("independent must have an entry for every sample");
+    require_shape(rp_design, "rp_design", {xp_samples, n_rp});
+    require_shape(band_flux, "band_flux", {n, m - xp_samples});
+    require_shape(band_error, "band_error", {n, m - xp_samples});
+    CalibrationRows rows{};
+    rows.bp = side_rows("bp", bp, bp_error, bp_correlation, bp_standard_deviation, has_bp, n, n_bp);
+    rows.rp = side_rows("rp", rp, rp_error, rp_correlation, rp_standard_deviation, has_rp, n, n_rp);
+    rows.band_flux = band_flux.data();
+    rows.band_error = band_error.data();
+    Array<float> flux = make_array<float>({n, m}), whitener = make_array<float>({n, packed_length(m)});
+    Array<uint32_t> status = make_array<uint32_t>({n});
+    rows.flux = flux.mutable_data();
+    rows.whitener = whitener.mutable_data();
+    rows.status = status.mutable_data();
+    const NoiseTerms noise{independent.data(), common, bp_fraction, rp_fraction, scale, floor, unit_variance};
+    const CalibrationPlan plan(bp_design.data(), static_cast<int>(n_bp), rp_design.data(), static_cast<int>(n_rp),
+                               static_cast<int>(m), static_cast<int>(xp_samples), noise);
+    over_stars(n, threads, kernels.calibration_scratch_bytes(plan.view()),
+               [&](int64_t begin, int64_t end, char* scratch) {
+                   kernels.calibrate(plan.view(), rows, begin, end, scratch);
+               });
+    return py::make_tuple(flux, whitener, status);
+}
+
+std::vector<std::string> instruction_sets() {
+    std::vector<std::string> names;
+    for (const Kernels* kernels : usable_kernels()) names.push_back(kernels->name);
+    return names;
+}
+
+PYBIND11_MODULE(_cpu, module) {
+    module.doc() = "Compiled kernels of the cpu engine; see xpkern/engine/cpu.py, which is their face.";
+    py::class_<Model>(module, "Model")
+        .def(py::init<const std::vector<Array<double>>&, const std::vector<Array<double>>&, const Array<double>&,
+                      const Array<double>&, const Array<double>&>(),
+             py::arg("weights"), py::arg("biases"), py::arg("ext_curve"), py::arg("input_zp"), py::arg("input_scale"));
+    py::class_<Prior>(module, "Prior")
+        .def(py::init<const Array<double>&, const Array<double>&, const Array<double>&>(), py::arg("log_weight"),
+             py::arg("mean"), py::arg("root"));
+    py::class_<Grid>(module, "Grid")
+        .def(py::init<const Array<double>&, const Array<double>&, const Array<int32_t>&, const Array<double>&>(),
+             py::arg("params"), py::arg("ln_prior"), py::arg("band_of_sample"), py::arg("band_flux"));
+    module.def("predict", &predict, py::arg("isa"), py::arg("model"), py::arg("params").noconvert(),
+               py::arg("threads"));
+    module.def("evaluate", &evaluate, py::arg("isa"), py::arg("model"), py::arg("prior"), py::arg("flux").noconvert(),
+               py::arg("whitener").noconvert(), py::arg("mean").noconvert(), py::arg("sigma").noconvert(),
+               py::arg("params").noconvert(), py::arg("terms"), py::arg("threads"));
+    module.def("start", &start, py::arg("isa"), py::arg("grid"), py::arg("flux").noconvert(),
+               py::arg("whitener").noconvert(), py::arg("mean").noconvert(), py::arg("sigma").noconvert(),
+               py::arg("threads"));
+    module.def("fit", &fit, py::arg("isa"), py::arg("model"), py::arg("prior"), py::arg("flux").noconvert(),
+               py::arg("whitener").noconvert(), py::arg("mean").noconvert(), py::arg("sigma").noconvert(),
+               py::arg("grid").none(true), py::arg("start").noconvert().none(true), py::arg("terms"), py::arg("lower"),
+               py::arg("upper"), py::arg("max_iterations"), py::arg("tolerance"), py::arg("threads"));
+    module.def("calibrate", &calibrate, py::arg("isa"), py::arg("bp_design").noconvert(),
+               py::arg("rp_design").noconvert(), py::arg("bp").noconvert(), py::arg("rp").noconvert(),
+               py::arg("bp_error").noconvert(), py::arg("rp_error").noconvert(), py::arg("bp_correlation").noconvert(),
+               py::arg("rp_correlation").noconvert(), py::arg("bp_standard_deviation").noconvert(),
+               py::arg("rp_standard_deviation").noconvert(), py::arg("has_bp").noconvert(),
+               py::arg("has_rp").noconvert(), py::arg("band_flux").noconvert(), py::arg("band_error").noconvert(),
+               py::arg("independent").noconvert(), py::arg("common"), py::arg("bp_fraction"), py::arg("rp_fraction"),
+               py::arg("scale"), py::arg("floor"), py::arg("unit_variance"), py::arg("threads"));
+    module.def("instruction_sets", &instruction_sets, "Instruction sets that this machine can run, best first.");
+    module.def(
+        "multiply_add_peak",
+        [](const std::string& isa, int64_t count) {
+            const py::gil_scoped_release release;
+            return kernels_named(isa).multiply_add(count);
+        },
+        py::arg("isa"), py::arg("count"),
+        "Runs count float32 multiply-adds on registers of one core; the caller times it.");
+    module.attr("STATUS") = py::dict(
+        py::arg("NO_DATA") = uint32_t(scalar::NO_DATA),
+        py::arg("EIGENVALUE_FLOORED") = uint32_t(scalar::EIGENVALUE_FLOORED),
+        py::arg("SINGULAR_COVARIANCE") = uint32_t(scalar::SINGULAR_COVARIANCE),
+        py::arg("NOT_CONVERGED") = uint32_t(scalar::NOT_CONVERGED),
+        py::arg("HESSIAN_NOT_POSITIVE") = uint32_t(scalar::HESSIAN_NOT_POSITIVE),
+        py::arg("ON_BOX_EDGE") = uint32_t(scalar::ON_BOX_EDGE), py::arg("RESCUED") = uint32_t(scalar::RESCUED));
+}
+
+}  // namespace xpkern

@@ -1,0 +1,96 @@
+from collections.abc import Sequence
+from typing import Any
+
+from numpy import bool_, float32, float64, int32, uint32
+from numpy.typing import NDArray
+
+STATUS: dict[str, int]
+
+class Model:
+    def __init__(
+        self,
+        weights: Sequence[NDArray[float64]],
+        biases: Sequence[NDArray[float64]],
+        ext_curve: NDArray[float64],
+        input_zp: NDArray[float64],
+        input_scale: NDArray[float64],
+    ) -> None: ...
+
+class Prior:
+    def __init__(self, log_weight: NDArray[float64], mean: NDArray[float64], root: NDArray[float64]) -> None: ...
+
+class Grid:
+    def __init__(
+        self,
+        params: NDArray[float64],
+        ln_prior: NDArray[float64],
+        band_of_sample: NDArray[int32],
+        band_flux: NDArray[float64],
+    ) -> None: ...
+
+def predict(isa: str, model: Model, params: NDArray[float64], threads: int) -> NDArray[float64]: ...
+def evaluate(
+    isa: str,
+    model: Model,
+    prior: Prior,
+    flux: NDArray[float32],
+    whitener: NDArray[float32],
+    mean: NDArray[float64],
+    sigma: NDArray[float64],
+    params: NDArray[float64],
+    terms: dict[str, bool],
+    threads: int,
+) -> dict[str, NDArray[float64]]: ...
+def start(
+    isa: str,
+    grid: Grid,
+    flux: NDArray[float32],
+    whitener: NDArray[float32],
+    mean: NDArray[float64],
+    sigma: NDArray[float64],
+    threads: int,
+) -> NDArray[float64]: ...
+def fit(
+    isa: str,
+    model: Model,
+    prior: Prior,
+    flux: NDArray[float32],
+    whitener: NDArray[float32],
+    mean: NDArray[float64],
+    sigma: NDArray[float64],
+    grid: Grid | None,
+    start: NDArray[float64] | None,
+    terms: dict[str, bool],
+    lower: NDArray[float64],
+    upper: NDArray[float64],
+    max_iterations: int,
+    tolerance: float,
+    threads: int,
+) -> dict[str, NDArray[Any]]: ...
+def calibrate(
+    isa: str,
+    bp_design: NDArray[float64],
+    rp_design: NDArray[float64],
+    bp: NDArray[float64],
+    rp: NDArray[float64],
+    bp_error: NDArray[float32],
+    rp_error: NDArray[float32],
+    bp_correlation: NDArray[float32],
+    rp_correlation: NDArray[float32],
+    bp_standard_deviation: NDArray[float32],
+    rp_standard_deviation: NDArray[float32],
+    has_bp: NDArray[bool_],
+    has_rp: NDArray[bool_],
+    band_flux: NDArray[float64],
+    band_error: NDArray[float64],
+    independent: NDArray[float64],
+    common: float,
+    bp_fraction: float,
+    rp_fraction: float,
+    scale: float,
+    floor: float,
+    unit_variance: bool,
+    threads: int,
+) -> tuple[NDArray[float32], NDArray[float32], NDArray[uint32]]: ...
+def instruction_sets() -> list[str]: ...
+def multiply_add_peak(isa: str, count: int) -> float: ...

@@ -1,0 +1,242 @@
+"""The compiled engine: the kernels of ``csrc`` on every core, with the best instruction set of this machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from xpkern.engine import _cpu
+from xpkern.engine.contract import (
+    Box,
+    Calibrated,
+    Coefficients,
+    Evaluation,
+    FitOptions,
+    Float64,
+    LossTerms,
+    Solution,
+    StarData,
+)
+from xpkern.errors import InputError, NotSupported
+from xpkern.fit.start import StartGrid
+from xpkern.model.flux_model import FluxModel
+from xpkern.model.noise import Noise
+from xpkern.model.type_prior import TypePrior
+from xpkern.observe.calibration import Calibration
+
+#: Environment variables: the instruction set to use (for tests), and the number of threads where none is given.
+ISA_VARIABLE = "XPKERN_ISA"
+THREADS_VARIABLE = "XPKERN_NUM_THREADS"
+
+Source = TypeVar("Source", FluxModel, TypePrior, StartGrid)
+
+
+class CpuEngine:
+    """See :class:`xpkern.engine.contract.Engine`.
+
+    Values and residuals are float64, slopes and whitening float32; stars that float32 steps cannot bring to
+    convergence are finished in float64. Results do not depend on the number of threads, nor on the order of the stars.
+
+    Parameters
+    ----------
+    instruction_set : str, optional
+        One of :func:`instruction_sets`; the environment variable ``XPKERN_ISA`` or the best one when not given.
+
+    Raises
+    ------
+    InputError
+        If this machine cannot run that instruction set.
+    """
+
+    name = "cpu"
+
+    def __init__(self, instruction_set: str | None = None) -> None:
+        usable = instruction_sets()
+        wanted = instruction_set or os.environ.get(ISA_VARIABLE) or usable[0]
+        if wanted not in usable:
+            raise InputError(f"{wanted!r} is not available here: this machine can run {', '.join(usable)}", field="isa")
+        self.instruction_set = wanted
+
+    def calibrate(
+        self,
+        calibration: Calibration,
+        coefficients: Coefficients,
+        noise: Noise,
+        photometry_flux: Float64,
+        photometry_error: Float64,
+        *,
+        threads: int | None = None,
+    ) -> Calibrated:
+        """Flux and whitener from coefficients (Eqs. 2-4); bands (n, 5) with error inf are missing."""
+        flux, whitener, status = _cpu.calibrate(
+            self.instruction_set,
+            np.ascontiguousarray(calibration.bp_design),
+            np.ascontiguousarray(calibration.rp_design),
+            coefficients.bp,
+            coefficients.rp,
+            coefficients.bp_error,
+            coefficients.rp_error,
+            coefficients.bp_correlation,
+            coefficients.rp_correlation,
+            coefficients.bp_standard_deviation,
+            coefficients.rp_standard_deviation,
+            coefficients.has_bp,
+            coefficients.has_rp,
+            np.ascontiguousarray(photometry_flux, np.float64),
+            np.ascontiguousarray(photometry_error, np.float64),
+            np.ascontiguousarray(noise.independent),
+            noise.common,
+            noise.bp,
+            noise.rp,
+            noise.scale,
+            noise.floor,
+            noise.sigma == "zgr23",
+            number_of_threads(threads),
+        )
+        return Calibrated(flux=flux, whitener=whitener, status=status)
+
+    def predict(self, model: FluxModel, params: Float64, *, threads: int | None = None) -> Float64:
+        """Flux (n, m) of linear parameters (n, k) (Eq. 8)."""
+        return _cpu.predict(
+            self.instruction_set,
+            _compiled(model, _compile_model),
+            np.ascontiguousarray(params, np.float64),
+            number_of_threads(threads),
+        )
+
+    def evaluate(
+        self,
+        model: FluxModel,
+        prior: TypePrior,
+        stars: StarData,
+        params: Float64,
+        terms: LossTerms,
+        *,
+        threads: int | None = None,
+    ) -> Evaluation:
+        """Loss, gradient, Hessian and Fisher matrix at linear parameters (n, k)."""
+        return Evaluation(
+            **_cpu.evaluate(
+                self.instruction_set,
+                _compiled(model, _compile_model),
+                _compiled(prior, _compile_prior),
+                stars.flux,
+                stars.whitener,
+                stars.mean,
+                stars.sigma,
+                np.ascontiguousarray(params, np.float64),
+                asdict(terms),
+                number_of_threads(threads),
+            )
+        )
+
+    def start(self, grid: StartGrid, stars: StarData, *, threads: int | None = None) -> Float64:
+        """Best grid point of each star as linear parameters (n, k)."""
+        return _cpu.start(
+            self.instruction_set,
+            _compiled(grid, _compile_grid),
+            stars.flux,
+            stars.whitener,
+            stars.mean,
+            stars.sigma,
+            number_of_threads(threads),
+        )
+
+    def fit(
+        self,
+        model: FluxModel,
+        prior: TypePrior,
+        stars: StarData,
+        start: StartGrid | Float64,
+        terms: LossTerms,
+        box: Box,
+        options: FitOptions,
+        *,
+        threads: int | None = None,
+    ) -> Solution:
+        """Optimum of the star loss from the best point of a grid, or from given parameters (n, k)."""
+        from_grid = isinstance(start, StartGrid)
+        return Solution(
+            **_cpu.fit(
+                self.instruction_set,
+                _compiled(model, _compile_model),
+                _compiled(prior, _compile_prior),
+                stars.flux,
+                stars.whitener,
+                stars.mean,
+                stars.sigma,
+                _compiled(start, _compile_grid) if isinstance(start, StartGrid) else None,
+                None if from_grid else np.ascontiguousarray(start, np.float64),
+                asdict(terms),
+                np.ascontiguousarray(box.lower, np.float64),
+                np.ascontiguousarray(box.upper, np.float64),
+                options.max_iterations,
+                options.tolerance,
+                number_of_threads(threads),
+            )
+        )
+
+    def train_step(
+        self, model: FluxModel, stars: StarData, params: Float64, *, threads: int | None = None
+    ) -> tuple[float, list[Float64], list[Float64], Float64]:
+        """Eq. 12 averaged over the stars, and its gradient in weights, biases and ln R."""
+        raise NotSupported("the cpu engine does not train; the reference engine does")
+
+
+def instruction_sets() -> list[str]:
+    """Instruction sets that this build has and this machine can run, best first."""
+    return _cpu.instruction_sets()
+
+
+def number_of_threads(threads: int | None = None) -> int:
+    """Threads to use: as asked, else ``XPKERN_NUM_THREADS``, else every core this process may run on.
+
+    Raises
+    ------
+    InputError
+        If the number is not at least 1.
+    """
+    source = "threads"
+    wanted: int | str | None = threads
+    if wanted is None and os.environ.get(THREADS_VARIABLE):
+        source, wanted = THREADS_VARIABLE, os.environ[THREADS_VARIABLE]
+    if wanted is None:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        number = int(wanted)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise InputError(f"{wanted!r} is not a number of threads", field=source)
+    return number
+
+
+# What the kernels read of a model is made once and kept as long as the model itself.
+_COMPILED: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+
+
+def _compiled(source: Source, make: Callable[[Source], Any]) -> Any:
+    if source not in _COMPILED:
+        _COMPILED[source] = make(source)
+    return _COMPILED[source]
+
+
+def _compile_model(model: FluxModel) -> _cpu.Model:
+    return _cpu.Model(list(model.weights), list(model.biases), model.ext_curve, model.input_zp, model.input_scale)
+
+
+def _compile_prior(prior: TypePrior) -> _cpu.Prior:
+    dimensions = prior.means.shape[1]
+    root = np.linalg.cholesky(np.linalg.inv(prior.covariances))
+    half_ln_determinant = -np.log(np.diagonal(root, axis1=1, axis2=2)).sum(axis=1)
+    log_weight = np.log(prior.weights) - half_ln_determinant - 0.5 * dimensions * np.log(2 * np.pi)
+    return _cpu.Prior(log_weight, prior.means, root)
+
+
+def _compile_grid(grid: StartGrid) -> _cpu.Grid:
+    return _cpu.Grid(grid.params, grid.ln_prior, grid.band_of_sample, grid.band_flux)
