@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from xpkern.engine.contract import Engine
-from xpkern.errors import InputError
+from xpkern.errors import InputError, XpkernError
 
 __all__ = ["Engine", "available_engines", "get_engine"]
 
@@ -33,7 +33,7 @@ def available_engines() -> dict[str, str | None]:
     for name, make in _MAKERS.items():
         try:
             make()
-        except ImportError as error:
+        except (ImportError, XpkernError) as error:
             reasons[name] = str(error)
         else:
             reasons[name] = None

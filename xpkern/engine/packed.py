@@ -48,7 +48,7 @@ def pack_factor(factor: Float64, present: np.ndarray) -> Float32:
     stored = np.where(present[:, :, None] & present[:, None, :], factor, 0.0)
     diagonal = np.einsum("njj->nj", stored)
     diagonal[present] = 1.0 / diagonal[present]
-    return stored[(slice(None), *np.tril_indices(samples))].astype(np.float32)
+    return np.ascontiguousarray(stored[(slice(None), *np.tril_indices(samples))], dtype=np.float32)
 
 
 def unpack_factor(whitener: Float32) -> Float64:
