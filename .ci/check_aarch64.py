@@ -22,7 +22,11 @@ def compile_for_aarch64(source: str, folder: str) -> int:
     target = Path(folder, Path(source).with_suffix(".o").name)
     includes = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
     compiler = [sys.executable, "-m", "ziglang", "c++", "-target", "aarch64-linux-gnu", "-fPIC", "-c"]
-    return subprocess.run([*compiler, *setup.flags_of_source(source), *includes, source, "-o", target]).returncode
+    command = [*compiler, *setup.flags_of_source(source), *includes, source, "-o", target]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        print(result.stderr)
+    return result.returncode
 
 
 with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:

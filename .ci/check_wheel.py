@@ -6,10 +6,9 @@ import importlib.resources
 import sys
 from pathlib import Path
 
+import xpkern
 import xpkern.engine._cpu
 import xpkern.observe._csv
-
-import xpkern
 
 site = Path(sys.argv[1]).resolve()
 for module in (xpkern, xpkern.engine._cpu, xpkern.observe._csv):
