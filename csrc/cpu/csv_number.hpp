@@ -178,7 +178,7 @@ __attribute__((noinline)) inline const char* read_general_number(const char* p, 
 // Grammar: [+-] (digits [. [digits]] | . digits) [(e|E) [+-] digits], or nan, inf, infinity in any case.
 inline const char* read_number(const char* p, double& value) {
     using namespace detail;
-    // The shortcut: one digit, a point, at most 15 digits and no exponent, as in most errors and correlations.
+    // The shortcut: one digit, a point, digits and no exponent, as in most errors and correlations.
     const char* const begin = p;
     const bool negative = *p == '-';
     p += negative;  // no branch: half of all numbers are negative, in no order that a predictor could learn
@@ -187,7 +187,8 @@ inline const char* read_number(const char* p, double& value) {
     const char* const fraction = p + 2;
     p = read_digits(fraction, mantissa);
     const std::int64_t n_fraction = p - fraction;
-    if (n_fraction > 15 || (*p | 0x20) == 'e') return read_general_number(begin, value);
+    // 16 digits may exceed 2^53: such a mantissa would be rounded once here and once more by the division.
+    if (n_fraction > 15 || mantissa > max_exact_integer || (*p | 0x20) == 'e') return read_general_number(begin, value);
     const double magnitude = static_cast<double>(static_cast<std::int64_t>(mantissa)) / power_of_ten[n_fraction];
     value = std::copysign(magnitude, negative ? -1.0 : 1.0);
     return p;
