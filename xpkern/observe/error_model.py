@@ -233,7 +233,7 @@ def fit_error_model(
 def main(arguments: Sequence[str] | None = None) -> int:
     """``python -m xpkern.observe.error_model CORRELATED.csv.gz UNCORRELATED.npz OUTPUT.npz``."""
     from xpkern.observe.calibration import Calibration
-    from xpkern.observe.gaia_csv import read_coefficients
+    from xpkern.observe.gaia_csv import read_blocks
 
     parser = argparse.ArgumentParser(prog="python -m xpkern.observe.error_model", description=__doc__)
     parser.add_argument("correlated", help="bulk file with correlations")
@@ -246,7 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def fluxes(bp: Float64, rp: Float64) -> tuple[Float64, Float64]:
         return photometer_fluxes(calibration, bp @ calibration.bp_design.T + rp @ calibration.rp_design.T)
 
-    few = read_coefficients(options.correlated)
+    few = next(read_blocks(options.correlated, calibration)).coefficients
     few_flux = fluxes(few.bp, few.rp)
     with np.load(options.uncorrelated) as many:
         many_flux = fluxes(many["bp_coefficients"], many["rp_coefficients"])

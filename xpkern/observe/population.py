@@ -117,7 +117,7 @@ def draw_population(model: FluxModel, prior: TypePrior, n_stars: int, rng: np.ra
     batches: list[tuple[Float64, Float64, Float64]] = []
     found, drawn = 0, 0
     while found < n_stars:
-        if drawn > 100 * n_stars + 100_000:
+        if drawn > 50 * n_stars + 10_000:
             raise InputError(
                 f"of {drawn} stars drawn, {found} have G in {G_RANGE} at {DISTANCE_RANGE} kpc: check the model's scale"
             )
