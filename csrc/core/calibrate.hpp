@@ -2,7 +2,8 @@
 //
 //     f = f_BP + f_RP,  f_side = A_side c_side
 //     C = sum over sides of A_side Sigma_side A_side^T + side^2 f_side f_side^T      Sigma = diag(e) rho diag(e)
-//         + diag((independent f)^2)                                                 => C_b, of two blocks and their link
+//         + diag((independent f)^2)                                                 => C_b, of two blocks and their
+//         link
 //         + common^2 f f^T                                                          on the XP samples
 //         + scale^2 f f^T                                                           on all samples, photometry included
 //     C = G G^T
@@ -37,17 +38,17 @@ constexpr double SMALLEST_VARIANCE = 1e-70, LARGEST_VARIANCE = 1e+70, LARGEST_FL
 // Where the stages of one lane of stars leave their results. m samples, x of them XP, n coefficients of a side.
 template <class Lane>
 struct CalibrationScratch {
-    Lane* coefficients;     // (n,) input of add_side
-    Lane* error;            // (n,) input of add_side
-    Lane* correlation;      // (n (n - 1) / 2,) input of add_side; shares the room of `product`
-    Lane* half;             // (n (n + 1) / 2,)
-    Lane* product;          // (n, rows)
-    Lane* side_flux;        // (x,)
-    Lane* flux;             // (m,) that of the bands is input of finish_blocks
-    Lane* band_error;       // (m - x,) input of finish_blocks
-    Lane* present;          // (m,) 1 or 0
-    Lane* triangle;         // (m (m + 1) / 2,) C, then the factor
-    Lane* work;             // (4 m,) or (m, INVERSE_COLUMNS)
+    Lane* coefficients;  // (n,) input of add_side
+    Lane* error;         // (n,) input of add_side
+    Lane* correlation;   // (n (n - 1) / 2,) input of add_side; shares the room of `product`
+    Lane* half;          // (n (n + 1) / 2,)
+    Lane* product;       // (n, rows)
+    Lane* side_flux;     // (x,)
+    Lane* flux;          // (m,) that of the bands is input of finish_blocks
+    Lane* band_error;    // (m - x,) input of finish_blocks
+    Lane* present;       // (m,) 1 or 0
+    Lane* triangle;      // (m (m + 1) / 2,) C, then the factor
+    Lane* work;          // (4 m,) or (m, INVERSE_COLUMNS)
 
     // Hands out consecutive parts of `memory`; returns how many lanes that takes. With nullptr it only counts.
     XPKERN_KERNEL int64_t divide(const CalibrationView& view, Lane* memory) {
@@ -83,48 +84,33 @@ XPKERN_KERNEL void clear(const CalibrationView& view, CalibrationScratch<Lane>& 
 }
 
 // half = strict lower triangle of diag(e) rho diag(e) plus half its diagonal, coefficients in the order of side.place.
-//
-// The elements are finite in the stars of the mask returned, and zeroed with the coefficients in all others.
 template <class Lane>
-XPKERN_KERNEL Mask<Lane> build_half_covariance(const SideView& side, const Mask<Lane>& exists, const Lane& error_scale,
-                                                 CalibrationScratch<Lane>& scratch) {
-    Lane poison = lane<Lane>(0);  // stays 0, or becomes NaN
-    const Lane zero = lane<Lane>(0);
+XPKERN_KERNEL void build_half_covariance(const SideView& side, const Lane& error_scale,
+                                         CalibrationScratch<Lane>& scratch) {
     const Lane* correlation = scratch.correlation;
     for (int i = 0; i < side.coefficients; ++i) {
-        poison = fma(scratch.coefficients[i], zero, poison);
         const Lane error = scratch.error[i] * error_scale;
         scratch.error[i] = error;
         const int place = side.place[i];
         for (int j = 0; j < i; ++j) {
-            const Lane element = error * scratch.error[j] * *correlation++;
-            poison = fma(element, zero, poison);
             const int other = side.place[j];
-            scratch.half[place > other ? row_start(place) + other : row_start(other) + place] = element;
+            Lane& element = scratch.half[place > other ? row_start(place) + other : row_start(other) + place];
+            element = error * scratch.error[j] * *correlation++;
         }
-        const Lane element = error * error * lane<Lane>(0.5);
-        poison = fma(element, zero, poison);
-        scratch.half[row_start(place) + place] = element;
+        scratch.half[row_start(place) + place] = error * error * lane<Lane>(0.5);
     }
-    const Mask<Lane> usable = exists & (poison == zero);
-    if (!all(usable)) {
-        for (int k = 0; k < row_start(side.coefficients); ++k)
-            scratch.half[k] = select(usable, scratch.half[k], zero);
-        for (int k = 0; k < side.coefficients; ++k)
-            scratch.coefficients[k] = select(usable, scratch.coefficients[k], zero);
-    }
-    return usable;
 }
 
 // Adds one side to flux and C, from the coefficients, errors and correlations in scratch.
 //
-// exists: stars that have this side; it also counts as missing where a number is not finite. error_scale: factor on the
-// errors. fraction: error common to the samples of this side.
+// exists: stars that have this side. Where it does not exist, or a number is not finite, its samples are marked missing
+// and hold anything. error_scale: factor on the errors. fraction: error common to the samples of this side.
 template <class Lane>
 XPKERN_KERNEL void add_side(const SideView& side, const Mask<Lane>& exists, const Lane& error_scale, double fraction,
-                              CalibrationScratch<Lane>& scratch) {
-    const Mask<Lane> usable = build_half_covariance(side, exists, error_scale, scratch);
+                            CalibrationScratch<Lane>& scratch) {
     const int rows = side.rows, inner = side.inner, rest = side.coefficients - side.inner;
+    if (rows == 0) return;
+    build_half_covariance(side, error_scale, scratch);
 
     Lane* flux = scratch.side_flux;
     product<Shape::rectangle, Onto::zero>(side.design, rows, side.coefficients, rectangle(scratch.coefficients, 1), 1,
@@ -133,7 +119,8 @@ XPKERN_KERNEL void add_side(const SideView& side, const Mask<Lane>& exists, cons
     if (rest > 0) {
         // half of (1 | ratio) Sigma (1 | ratio)^T, in the leading block of `half`
         const Rows<Lane> link = part_of_triangle(scratch.half, inner, 0);
-        product<Shape::lower, Onto::out>(side.ratio, inner, rest, part_of_triangle(scratch.half, inner, inner), rest, link);
+        product<Shape::lower, Onto::out>(side.ratio, inner, rest, part_of_triangle(scratch.half, inner, inner), rest,
+                                         link);
         symmetric_product(side.ratio, inner, rest, link, 0.5, half);
     }
     const Rows<Lane> through = rectangle(scratch.product, rows);
@@ -141,7 +128,11 @@ XPKERN_KERNEL void add_side(const SideView& side, const Mask<Lane>& exists, cons
     const Rows<Lane> covariance = part_of_triangle(scratch.triangle, side.first_sample, side.first_sample);
     symmetric_product(side.basis, rows, inner, through, 1, covariance);
 
-    const Lane present = select(usable, lane<Lane>(1), lane<Lane>(0));
+    // Every coefficient enters flux[0], every element of half some through[k][0]: these times 0 are 0, or else NaN.
+    const Lane zero = lane<Lane>(0);
+    Lane poison = flux[0] * zero;
+    for (int k = 0; k < inner; ++k) poison = fma(through[k][0], zero, poison);
+    const Lane present = select(exists & (poison == zero), lane<Lane>(1), zero);
     const Lane variance = lane<Lane>(fraction * fraction);
     for (int i = 0; i < rows; ++i) {
         const Lane scaled = variance * flux[i];
@@ -246,7 +237,7 @@ XPKERN_KERNEL Mask<Lane> factor_blocks(const CalibrationView& view, CalibrationS
 //
 // A star without a usable factor is left with no weights, and with its flux where that is a number. work: (3, x, x).
 XPKERN_KERNEL uint32_t floor_and_factor(const CalibrationView& view, CalibrationScratch<double>& scratch,
-                                          double* work) {
+                                        double* work) {
     const int m = view.samples, x = view.xp_samples;
     const double common = view.common * view.common, scale = view.scale * view.scale;
     Floored floored = Floored::failed;
@@ -272,8 +263,7 @@ XPKERN_KERNEL uint32_t floor_and_factor(const CalibrationView& view, Calibration
     }
     if (floored == Floored::failed) {
         fill(scratch.triangle, row_start(m), 0);
-        for (int i = 0; i < m; ++i)
-            scratch.flux[i] = select(abs(scratch.flux[i]) < LARGEST_FLUX, scratch.flux[i], 0.0);
+        for (int i = 0; i < m; ++i) scratch.flux[i] = select(abs(scratch.flux[i]) < LARGEST_FLUX, scratch.flux[i], 0.0);
         return SINGULAR_COVARIANCE;
     }
     blank_missing(m, 0, scratch);

@@ -23,8 +23,9 @@ struct SideView {
 // Calibration and noise model (Eq. 2), fixed for a run.
 struct CalibrationView {
     SideView bp, rp;
-    int samples, xp_samples;    // m, and those that are not photometric bands
-    int leading_end, link;      // XP samples from `leading_end` on are covariant with none before `link`, apart from `common`
+    int samples, xp_samples;  // m, and those that are not photometric bands
+    int leading_end,
+        link;  // XP samples from `leading_end` on are covariant with none before `link`, apart from `common`
     const double* independent;  // (m,)
     double common, bp_error, rp_error, scale;
     double floor;

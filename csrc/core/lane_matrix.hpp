@@ -153,28 +153,26 @@ XPKERN_INLINE void symmetric_block(const double* left, int n, int inner, const R
 }
 
 template <int P, class Lane>
-XPKERN_INLINE int symmetric_panels(const double* left, int n, int inner, const Rows<Lane>& right, int i, const Lane& diagonal,
-                                   const Rows<Lane>& out) {
-    for (; i + P <= n; i += P) {
-        int j = 0;
-        for (; j + 4 <= i; j += 4) symmetric_block<false, P, 4>(left, n, inner, right, i, j, diagonal, out);
-        for (; j + 2 <= i; j += 2) symmetric_block<false, P, 2>(left, n, inner, right, i, j, diagonal, out);
-        symmetric_block<true, P, P>(left, n, inner, right, i, i, diagonal, out);
-    }
-    return i;
+XPKERN_INLINE void symmetric_panel(const double* left, int n, int inner, const Rows<Lane>& right, int i,
+                                   const Lane& diagonal, const Rows<Lane>& out) {
+    int j = 0;
+    for (; j + 4 <= i; j += 4) symmetric_block<false, P, 4>(left, n, inner, right, i, j, diagonal, out);
+    for (; j < i; ++j) symmetric_block<false, P, 1>(left, n, inner, right, i, j, diagonal, out);
+    symmetric_block<true, P, P>(left, n, inner, right, i, i, diagonal, out);
 }
 
-// out[i][j] += S_ij, j <= i, S_ij = sum_k left[k][i] right[k][j] + left[k][j] right[k][i]; on the diagonal a share of it.
+// out[i][j] += sum_k left[k][i] right[k][j] + left[k][j] right[k][i] for j <= i; on the diagonal, a share of it.
 //
 // left, right: (inner, n). out: lower triangle.
 template <class Lane>
-XPKERN_KERNEL void symmetric_product(const double* left, int n, int inner, Rows<Lane> right, double diagonal,
+XPKERN_KERNEL void symmetric_product(const double* left, int n, int inner, Rows<Lane> right, double diagonal_share,
                                      Rows<Lane> out) {
-    constexpr int P = ACCUMULATORS >= 16 ? 4 : 2;
-    const Lane share = lane<Lane>(diagonal);
-    int i = symmetric_panels<P>(left, n, inner, right, 0, share, out);
-    if constexpr (P > 2) i = symmetric_panels<2>(left, n, inner, right, i, share, out);
-    symmetric_panels<1>(left, n, inner, right, i, share, out);
+    constexpr int P = ACCUMULATORS >= 16 ? 4 : 3;
+    const Lane share = lane<Lane>(diagonal_share);
+    int i = 0;
+    for (; i + P <= n; i += P) symmetric_panel<P>(left, n, inner, right, i, share, out);
+    for (; i + 2 <= n; i += 2) symmetric_panel<2>(left, n, inner, right, i, share, out);
+    if (i < n) symmetric_panel<1>(left, n, inner, right, i, share, out);
 }
 
 // Elements of ROWS rows and COLUMNS columns of a Cholesky factor, below its diagonal:
@@ -305,7 +303,7 @@ constexpr int INVERSE_COLUMNS = 4;  // columns of an inverse found at once
 // work: (end - begin, INVERSE_COLUMNS).
 template <class Lane>
 XPKERN_KERNEL InverseNorm<Lane> inverse_norm(const Lane* factor, int begin, int end, int tail, const Lane* present,
-                                               Lane* work) {
+                                             Lane* work) {
     InverseNorm<Lane> norm = {lane<Lane>(0), lane<Lane>(0)};
     for (int j = begin; j < end; j += INVERSE_COLUMNS) {
         fill(work, (end - j) * INVERSE_COLUMNS, 0);
