@@ -22,9 +22,9 @@ from xpkern.errors import InputError
 from xpkern.observe import _csv
 from xpkern.observe.calibration import Calibration
 
-#: Bytes read at a time. One such piece of gzip becomes about 160 kB of text, which the caches still hold when it is
+#: Bytes read at a time. One such piece of gzip becomes about 300 kB of text, which the caches still hold when it is
 #: parsed.
-PIECE = 1 << 16
+PIECE = 1 << 17
 
 #: No line of a csv file is that long; a file that holds one is something else.
 LONGEST_LINE = 1 << 22
