@@ -136,10 +136,9 @@ def print_summary(summary: CatalogSummary, seconds: float) -> None:
     share = 100.0 * summary.fitted / max(summary.rows, 1)
     files = ", ".join(str(name) for name in reversed(summary.files.values()))
     print(f"{summary.rows:,} stars, {summary.fitted:,} fitted ({share:.1f} %) in {seconds:.1f} s: {files}")
-    for title, counts, meaning in (
-        ("status", summary.status, MEANING),
-        ("quality_flags", summary.quality_flags, MEANING_OF_FLAG),
-    ):
-        for bit, count in counts.items():
-            if count:
-                print(f"  {count:>10,}  {title} {int(bit)} {bit.name}: {meaning[bit]}")
+    for bit, count in summary.status.items():
+        if count:
+            print(f"  {count:>10,}  status {int(bit)} {bit.name}: {MEANING[bit]}")
+    for flag, count in summary.quality_flags.items():
+        if count:
+            print(f"  {count:>10,}  quality_flags {int(flag)} {flag.name}: {MEANING_OF_FLAG[flag]}")

@@ -52,10 +52,12 @@ def run(options: argparse.Namespace) -> int:
 
 def cpu_engine() -> str:
     """Return what the compiled engine found."""
-    from xpkern.engine.cpu import CpuEngine
+    from xpkern.engine.cpu import CpuEngine, instruction_sets, number_of_threads
 
-    engine = CpuEngine()
-    return f"engine ready: {engine.instruction_set}, {engine.threads} threads"
+    used = CpuEngine().instruction_set
+    others = ", ".join(name for name in instruction_sets() if name != used)
+    also = f" (this machine can also run {others})" if others else ""
+    return f"engine ready: {used}{also}, {number_of_threads()} threads"
 
 
 def reference_engine() -> str:
