@@ -283,6 +283,8 @@ def _pieces(stream: BinaryIO, file: str) -> Iterator[bytes]:
     decompressor = isal_zlib.decompressobj(_GZIP_WINDOW_BITS)
     while piece:
         if decompressor.eof:
+            if not _GZIP_MAGIC.startswith(piece[:2]):
+                raise InputError("the gzip data are followed by something else", file=file)
             decompressor = isal_zlib.decompressobj(_GZIP_WINDOW_BITS)
         try:
             text = decompressor.decompress(piece)
