@@ -170,7 +170,7 @@ class Evaluation:
 class Solution(Evaluation):
     """Where the fit ended: an :class:`Evaluation` at ``params``, and how it got there.
 
-    A star without data has NaN in every float and a status bit.
+    A star without data has NaN in every float except ``residual``, and a status bit.
 
     Attributes
     ----------

@@ -329,7 +329,7 @@ def _unfitted(stars: int, model: FluxModel) -> Solution:
         fisher=absent(parameters, parameters),
         params=absent(parameters),
         decrement=absent(),
-        residual=np.full((stars, model.n_samples), np.nan, np.float32),
+        residual=np.zeros((stars, model.n_samples), np.float32),
         iterations=np.zeros(stars, np.int32),
         status=np.full(stars, Status.NO_DATA, np.uint32),
     )
