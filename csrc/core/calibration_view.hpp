@@ -1,9 +1,7 @@
 // Plain views of what calibration reads and writes: no functions, so that every build may share these types.
 #pragma once
 
-#if !defined(__CUDACC_RTC__)
-#include <stdint.h>
-#endif
+#include "integers.hpp"
 
 namespace xpkern {
 

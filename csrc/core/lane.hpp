@@ -41,28 +41,81 @@ using Scalar = typename LaneTraits<Lane>::Scalar;
 template <class Lane>
 using Mask = typename LaneTraits<Lane>::Mask;
 
-#if XPKERN_FUSED
-XPKERN_INLINE float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
-XPKERN_INLINE double fma(double a, double b, double c) { return __builtin_fma(a, b, c); }
+#if defined(__CUDACC__)
+XPKERN_INLINE float fma(float a, float b, float c) {
+    return ::fmaf(a, b, c);
+}
+XPKERN_INLINE double fma(double a, double b, double c) {
+    return ::fma(a, b, c);
+}
+XPKERN_INLINE float sqrt(float a) {
+    return ::sqrtf(a);
+}
+XPKERN_INLINE double sqrt(double a) {
+    return ::sqrt(a);
+}
+XPKERN_INLINE float abs(float a) {
+    return ::fabsf(a);
+}
+XPKERN_INLINE double abs(double a) {
+    return ::fabs(a);
+}
 #else
-XPKERN_INLINE float fma(float a, float b, float c) { return a * b + c; }
-XPKERN_INLINE double fma(double a, double b, double c) { return a * b + c; }
+#if XPKERN_FUSED
+XPKERN_INLINE float fma(float a, float b, float c) {
+    return __builtin_fmaf(a, b, c);
+}
+XPKERN_INLINE double fma(double a, double b, double c) {
+    return __builtin_fma(a, b, c);
+}
+#else
+XPKERN_INLINE float fma(float a, float b, float c) {
+    return a * b + c;
+}
+XPKERN_INLINE double fma(double a, double b, double c) {
+    return a * b + c;
+}
+#endif
+XPKERN_INLINE float sqrt(float a) {
+    return __builtin_sqrtf(a);
+}
+XPKERN_INLINE double sqrt(double a) {
+    return __builtin_sqrt(a);
+}
+XPKERN_INLINE float abs(float a) {
+    return __builtin_fabsf(a);
+}
+XPKERN_INLINE double abs(double a) {
+    return __builtin_fabs(a);
+}
 #endif
 
-XPKERN_INLINE float sqrt(float a) { return __builtin_sqrtf(a); }
-XPKERN_INLINE double sqrt(double a) { return __builtin_sqrt(a); }
 // As the SIMD instructions: the second operand where either is NaN. clamp() therefore keeps a NaN.
-XPKERN_INLINE float min(float a, float b) { return a < b ? a : b; }
-XPKERN_INLINE double min(double a, double b) { return a < b ? a : b; }
-XPKERN_INLINE float max(float a, float b) { return a > b ? a : b; }
-XPKERN_INLINE double max(double a, double b) { return a > b ? a : b; }
-XPKERN_INLINE float abs(float a) { return __builtin_fabsf(a); }
-XPKERN_INLINE double abs(double a) { return __builtin_fabs(a); }
+XPKERN_INLINE float min(float a, float b) {
+    return a < b ? a : b;
+}
+XPKERN_INLINE double min(double a, double b) {
+    return a < b ? a : b;
+}
+XPKERN_INLINE float max(float a, float b) {
+    return a > b ? a : b;
+}
+XPKERN_INLINE double max(double a, double b) {
+    return a > b ? a : b;
+}
 
-XPKERN_INLINE float select(bool mask, float a, float b) { return mask ? a : b; }
-XPKERN_INLINE double select(bool mask, double a, double b) { return mask ? a : b; }
-XPKERN_INLINE bool any(bool mask) { return mask; }
-XPKERN_INLINE bool all(bool mask) { return mask; }
+XPKERN_INLINE float select(bool mask, float a, float b) {
+    return mask ? a : b;
+}
+XPKERN_INLINE double select(bool mask, double a, double b) {
+    return mask ? a : b;
+}
+XPKERN_INLINE bool any(bool mask) {
+    return mask;
+}
+XPKERN_INLINE bool all(bool mask) {
+    return mask;
+}
 
 // A number in every star of a lane.
 template <class Lane>
@@ -76,15 +129,29 @@ XPKERN_INLINE Lane clamp(const Lane& a, const Lane& lower, const Lane& upper) {
 }
 
 // The value of one star of a lane, for code that leaves the lanes.
-XPKERN_INLINE float get(float a, int) { return a; }
-XPKERN_INLINE double get(double a, int) { return a; }
-XPKERN_INLINE bool get(bool a, int) { return a; }
+XPKERN_INLINE float get(float a, int) {
+    return a;
+}
+XPKERN_INLINE double get(double a, int) {
+    return a;
+}
+XPKERN_INLINE bool get(bool a, int) {
+    return a;
+}
 
 #if defined(__CUDA_ARCH__)
-XPKERN_INLINE uint32_t to_bits(float a) { return __float_as_uint(a); }
-XPKERN_INLINE uint64_t to_bits(double a) { return static_cast<uint64_t>(__double_as_longlong(a)); }
-XPKERN_INLINE float from_bits(uint32_t a) { return __uint_as_float(a); }
-XPKERN_INLINE double from_bits(uint64_t a) { return __longlong_as_double(static_cast<long long>(a)); }
+XPKERN_INLINE uint32_t to_bits(float a) {
+    return __float_as_uint(a);
+}
+XPKERN_INLINE uint64_t to_bits(double a) {
+    return static_cast<uint64_t>(__double_as_longlong(a));
+}
+XPKERN_INLINE float from_bits(uint32_t a) {
+    return __uint_as_float(a);
+}
+XPKERN_INLINE double from_bits(uint64_t a) {
+    return __longlong_as_double(static_cast<long long>(a));
+}
 #else
 template <class To, class From>
 XPKERN_INLINE To copy_bits(From from) {
@@ -93,11 +160,24 @@ XPKERN_INLINE To copy_bits(From from) {
     __builtin_memcpy(&to, &from, sizeof(To));
     return to;
 }
-XPKERN_INLINE uint32_t to_bits(float a) { return copy_bits<uint32_t>(a); }
-XPKERN_INLINE uint64_t to_bits(double a) { return copy_bits<uint64_t>(a); }
-XPKERN_INLINE float from_bits(uint32_t a) { return copy_bits<float>(a); }
-XPKERN_INLINE double from_bits(uint64_t a) { return copy_bits<double>(a); }
+XPKERN_INLINE uint32_t to_bits(float a) {
+    return copy_bits<uint32_t>(a);
+}
+XPKERN_INLINE uint64_t to_bits(double a) {
+    return copy_bits<uint64_t>(a);
+}
+XPKERN_INLINE float from_bits(uint32_t a) {
+    return copy_bits<float>(a);
+}
+XPKERN_INLINE double from_bits(uint64_t a) {
+    return copy_bits<double>(a);
+}
 #endif
+
+template <class Lane>
+XPKERN_INLINE Lane infinity() {
+    return lane<Lane>(from_bits(uint64_t(0x7ff0000000000000)));
+}
 
 // Memory holds the stars of a lane next to each other; any alignment will do.
 template <class Lane>
@@ -114,7 +194,8 @@ XPKERN_INLINE void store(Scalar<Lane>* to, const Lane& a) {
     Memory<Lane>::store(to, a);
 }
 
-// convert<To>(from): change of precision, star by star; convert_mask<To>(mask) fits a mask to lanes of another precision.
+// convert<To>(from): change of precision, star by star; convert_mask<To>(mask) fits a mask to lanes of another
+// precision.
 template <class To, class From>
 struct Converter {
     static XPKERN_INLINE To apply(const From& from) { return static_cast<To>(from); }

@@ -1,7 +1,7 @@
 // exp, log and tanh of any lane, without branches.
 //
-// Accuracy over the whole range, measured against long double by tests/cpp: exp and log within 2 ulp, tanh within 3 ulp,
-// in float and in double. exp flushes to 0 where 2^n / 2 would be subnormal (below 2.4e-38 and 4.5e-308). The
+// Accuracy over the whole range, measured against long double by tests/cpp: exp and log within 2 ulp, tanh within 3
+// ulp, in float and in double. exp flushes to 0 where 2^n / 2 would be subnormal (below 2.4e-38 and 4.5e-308). The
 // polynomials are plain Taylor series, whose coefficients need no explanation: on these short intervals a minimax fit
 // would save one term.
 #pragma once
@@ -92,7 +92,7 @@ XPKERN_INLINE Lane exp(const Lane& x) {
     reduce_exponential<1>(clamp(x, Lane(Format::smallest_log), Lane(Format::largest_log)), p, half_power);
     Lane result = fma(half_power, p, half_power) * Lane(Element(2));  // 2^128 itself is no float
     result = select(x < Lane(Format::smallest_log), Lane(Element(0)), result);
-    return select(x > Lane(Format::largest_log), Lane(static_cast<Element>(__builtin_huge_val())), result);
+    return select(x > Lane(Format::largest_log), infinity<Lane>(), result);
 }
 
 // tanh x = m / (m + 2), m = e^(2x) - 1 = 2^n p + (2^n - 1): accurate for small x too, because p is.

@@ -46,8 +46,12 @@ XPKERN_INLINE int widest_hidden(const Shape& shape) {
     return widest;
 }
 
-XPKERN_INLINE const NetworkView<float>& network_in(const ModelView& model, float) { return model.in_float; }
-XPKERN_INLINE const NetworkView<double>& network_in(const ModelView& model, double) { return model.in_double; }
+XPKERN_INLINE const NetworkView<float>& network_in(const ModelView& model, float) {
+    return model.in_float;
+}
+XPKERN_INLINE const NetworkView<double>& network_in(const ModelView& model, double) {
+    return model.in_double;
+}
 template <class Lane>
 XPKERN_INLINE const NetworkView<Scalar<Lane>>& network_of(const ModelView& model) {
     return network_in(model, Scalar<Lane>(0));
@@ -137,7 +141,8 @@ struct NetworkTape {
     Real* adjoint[2];               // reverse sweep: (widest,)
 };
 
-// theta: (inputs,). Fills the tape; output and (with TANGENTS) output_tangent are ln f_abs (Eq. 6) and its slope in Theta.
+// theta: (inputs,). Fills the tape; output and (with TANGENTS) output_tangent are ln f_abs (Eq. 6) and its slope in
+// Theta.
 template <bool TANGENTS, class Real, class Wide, class Shape>
 XPKERN_INLINE void network_forward(const ModelView& model, const Shape& shape, const Wide* theta,
                                    const NetworkTape<Real, Wide>& tape) {

@@ -17,7 +17,7 @@ struct BoxView {
 
 struct StopRule {
     int max_evaluations;
-    double drop;           // converged when the predicted drop is below drop * max(1, drop_per_loss * loss)
+    double drop;  // converged when the predicted drop is below drop * max(1, drop_per_loss * loss)
     double drop_per_loss;
 };
 
@@ -26,9 +26,9 @@ template <class Real, class Wide>
 struct Progress {
     LossState<Real, Wide> state;
     Real damping;
-    Real decrement;       // predicted drop at state.u
+    Real decrement;  // predicted drop at state.u
     Mask<Real> converged;
-    Wide evaluations;     // counted in a float: exact far beyond any limit
+    Wide evaluations;  // counted in a float: exact far beyond any limit
 };
 
 template <class Real, class Wide>
@@ -73,7 +73,8 @@ XPKERN_INLINE void hold_at_edges(int k, const LossState<Real, Wide>& state, cons
 }
 
 // Runs until every star of the lane has converged or rule.max_evaluations more evaluations are spent.
-// progress.state.u holds the start; progress.damping the first damping; progress.converged and evaluations are counted on.
+// progress.state.u holds the start; progress.damping the first damping; progress.converged and evaluations are counted
+// on.
 template <bool EXACT, class Real, class Wide, class Shape>
 XPKERN_KERNEL void optimise(const ModelView& model, const Shape& shape, const PriorView& prior, const LossView& terms,
                             const StarView<Real, Wide>& star, const BoxView<Wide>& box, const StopRule& rule,
@@ -99,10 +100,9 @@ XPKERN_KERNEL void optimise(const ModelView& model, const Shape& shape, const Pr
         Real decrement = lane<Real>(0);
         for (int p = 0; p < k; ++p) decrement = fma(gradient[p], newton[p], decrement);
         decrement = decrement * lane<Real>(0.5);
-        progress.decrement = select(definite_hessian, decrement, lane<Real>(__builtin_huge_val()));
+        progress.decrement = select(definite_hessian, decrement, infinity<Real>());
         const Real loss_now = convert<Real>(state.loss);
-        const Real limit =
-            lane<Real>(rule.drop) * max(lane<Real>(1), lane<Real>(rule.drop_per_loss) * loss_now);
+        const Real limit = lane<Real>(rule.drop) * max(lane<Real>(1), lane<Real>(rule.drop_per_loss) * loss_now);
         progress.converged = definite_hessian & (decrement <= limit) & (decrement >= lane<Real>(0));
         if (all(progress.converged) || evaluation >= rule.max_evaluations) return;
 
@@ -138,8 +138,8 @@ XPKERN_KERNEL void optimise(const ModelView& model, const Shape& shape, const Pr
         progress.damping = select(good, progress.damping * lane<Real>(0.1), progress.damping);
         progress.damping =
             select(active & !better, max(progress.damping * lane<Real>(8), lane<Real>(1e-3)), progress.damping);
-        progress.evaluations = select(convert_mask<Wide>(active), progress.evaluations + lane<Wide>(1),
-                                      progress.evaluations);
+        progress.evaluations =
+            select(convert_mask<Wide>(active), progress.evaluations + lane<Wide>(1), progress.evaluations);
     }
 }
 

@@ -1,8 +1,10 @@
-// What the core needs of the outside world: fixed-width integers, inlining, and the namespace of one build.
+// What the core needs of the outside world: integers, inlining, and the namespace of one build.
 //
 // The core is compiled once per instruction set (and by NVRTC, which has no standard headers). Each build lives in a
 // namespace of its own, so that no inline function of an AVX-512 object can be picked by the linker for a baseline one.
 #pragma once
+
+#include "integers.hpp"
 
 #ifndef XPKERN_ISA
 #error "XPKERN_ISA must name this build (scalar, avx2, avx512, neon, cuda); the build system defines it"
@@ -14,15 +16,6 @@
 #define XPKERN_NAMESPACE_END \
     }                        \
     }
-
-#if defined(__CUDACC_RTC__)
-using int32_t = int;
-using int64_t = long long;
-using uint32_t = unsigned int;
-using uint64_t = unsigned long long;
-#else
-#include <stdint.h>
-#endif
 
 #if defined(__CUDACC__)
 #define XPKERN_INLINE __host__ __device__ __forceinline__

@@ -10,8 +10,12 @@
 
 XPKERN_NAMESPACE_BEGIN
 
-XPKERN_INLINE const MixtureView<float>& mixture_in(const PriorView& prior, float) { return prior.in_float; }
-XPKERN_INLINE const MixtureView<double>& mixture_in(const PriorView& prior, double) { return prior.in_double; }
+XPKERN_INLINE const MixtureView<float>& mixture_in(const PriorView& prior, float) {
+    return prior.in_float;
+}
+XPKERN_INLINE const MixtureView<double>& mixture_in(const PriorView& prior, double) {
+    return prior.in_double;
+}
 
 template <class Lane>
 struct PriorValue {
@@ -32,7 +36,8 @@ XPKERN_INLINE PriorValue<Lane> evaluate_prior(const PriorView& prior, const Lane
         Lane square = lane<Lane>(0);
         for (int j = 0; j < n; ++j) {
             Lane projected = lane<Lane>(0);
-            for (int i = j; i < n; ++i) projected = fma(Lane(root[row_start(i) + j]), theta[i] - Lane(mean[i]), projected);
+            for (int i = j; i < n; ++i)
+                projected = fma(Lane(root[row_start(i) + j]), theta[i] - Lane(mean[i]), projected);
             square = fma(projected, projected, square);
         }
         exponents[k] = fma(square, lane<Lane>(-0.5), Lane(mixture.log_weight[k]));

@@ -1,8 +1,8 @@
 // Small symmetric systems, one per star: (n, n) with n = 5 for the usual parameters, packed lower triangles by rows.
 #pragma once
 
-#include "whiten.hpp"
 #include "views.hpp"
+#include "whiten.hpp"
 
 XPKERN_NAMESPACE_BEGIN
 
@@ -10,8 +10,8 @@ XPKERN_INLINE int packed_index(int row, int column) {
     return row >= column ? row_start(row) + column : row_start(column) + row;
 }
 
-// Solves (A + damping diag(D)) x = b after scaling A and b to a unit diagonal of D > 0. Stars whose damped matrix is not
-// positive definite get mask 0 and a meaningless x. A, D: packed; b, x: (n,).
+// Solves (A + damping diag(D)) x = b after scaling A and b to a unit diagonal of D > 0. Stars whose damped matrix is
+// not positive definite get mask 0 and a meaningless x. A, D: packed; b, x: (n,).
 template <class Lane>
 XPKERN_KERNEL Mask<Lane> solve_damped(int n, const Lane* a, const Lane* scale_of, const Lane& damping, const Lane* b,
                                       Lane* x) {

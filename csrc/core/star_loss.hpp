@@ -40,11 +40,11 @@ struct LossState {
 template <class Real, class Wide>
 struct Workspace {
     NetworkTape<Real, Wide> tape;
-    Wide* flux;          // (m,) predicted
-    Wide* residual;      // (m,)
-    Real* column;        // (k + 1, m) slopes, whitened in place; the last is the residual in Real
-    Real* back;          // (m,) w, then w f
-    Wide* exponents;     // (K,)
+    Wide* flux;       // (m,) predicted
+    Wide* residual;   // (m,)
+    Real* column;     // (k + 1, m) slopes, whitened in place; the last is the residual in Real
+    Real* back;       // (m,) w, then w f
+    Wide* exponents;  // (K,)
     XPKERN_INLINE Real* slope(int p, int m) const { return column + p * m; }
 };
 
@@ -162,8 +162,8 @@ XPKERN_INLINE void normal_equations(const Real* column, int m, int k, Real* norm
 
 // 2 sum_i w_i d2 f_i / du du, added to hessian. residual: y in Real, destroyed.
 template <class Real, class Wide, class Shape>
-XPKERN_INLINE void add_flux_curvature(const ModelView& model, const Shape& shape, const Real* factor, const Real* whitened,
-                                      const Workspace<Real, Wide>& space, Real* hessian) {
+XPKERN_INLINE void add_flux_curvature(const ModelView& model, const Shape& shape, const Real* factor,
+                                      const Real* whitened, const Workspace<Real, Wide>& space, Real* hessian) {
     const int inputs = shape.inputs(), k = shape.parameters(), m = shape.samples();
     const auto& real = network_of<Real>(model);
     for (int i = 0; i < m; ++i) space.back[i] = whitened[i];

@@ -1,7 +1,8 @@
 // Where a fit starts: the best of a grid of candidates, scored in broad bands with diagonal weights.
 //
-// With v_i = sum_j G_ij^2 the variance of sample i: o_b = mean flux of band b, var_b = mean v_i + (0.05 o_b)^2, no weight
-// if a sample of the band is missing. Candidate c, of band flux f at plx = 1, has plx^2 = sum w f o / sum w f^2 and
+// With v_i = sum_j G_ij^2 the variance of sample i: o_b = mean flux of band b, var_b = mean v_i + (0.05 o_b)^2, no
+// weight if a sample of the band is missing. Candidate c, of band flux f at plx = 1, has plx^2 = sum w f o / sum w f^2
+// and
 //   score = sum w (plx^2 f - o)^2 - 2 ln p_c + (plx - plx_obs)^2 / (sigma^2 + (0.1 plx)^2).
 // Cost: 2 b fused multiply-adds a candidate, ~2.2k for the variances.
 #pragma once
@@ -9,8 +10,6 @@
 #include "star_loss.hpp"
 
 XPKERN_NAMESPACE_BEGIN
-
-
 
 template <class Real>
 struct BandFlux {
@@ -60,7 +59,7 @@ XPKERN_INLINE void best_candidate(const GridView& grid, const BandFlux<Real>& ba
                                   const Real& weight, Real& index, Real& plx) {
     const Mask<Real> has_parallax = weight > lane<Real>(0);
     const Real variance = lane<Real>(1) / select(has_parallax, weight, lane<Real>(1));
-    Real best = lane<Real>(__builtin_huge_val());
+    Real best = infinity<Real>();
     index = lane<Real>(0);
     plx = lane<Real>(1);
     Real total_weight = lane<Real>(0);

@@ -1,16 +1,14 @@
 // Plain views of the arrays that kernels read: no functions, so that every build may share these types.
 #pragma once
 
-#if !defined(__CUDACC_RTC__)
-#include <stdint.h>
-#endif
+#include "integers.hpp"
 
 namespace xpkern {
 
 constexpr int MAX_LAYERS = 8;      // weight matrices of the network
 constexpr int MAX_INPUTS = 6;      // stellar types have 3 coordinates today; extinction-curve variation will add one
 constexpr int MAX_PARAMETERS = 8;  // inputs, extinction, parallax
-constexpr int MAX_BANDS = 32;        // broad bands of a start grid
+constexpr int MAX_BANDS = 32;      // broad bands of a start grid
 constexpr int MAX_TRIANGLE = MAX_PARAMETERS * (MAX_PARAMETERS + 1) / 2;
 
 // ln f = MLP((Theta - zero_point) / scale) - E R + 2 ln plx (Eq. 8), in one precision.
@@ -56,10 +54,25 @@ struct LossView {
 struct GridView {
     int n_candidates;
     int n_bands;
-    const float* band_flux;         // (c, b)
-    const double* params;           // (c, k) linear parameters
+    const float* band_flux;           // (c, b)
+    const double* params;             // (c, k) linear parameters
     const float* minus_two_ln_prior;  // (c,)
-    const int32_t* band_of_sample;  // (m,), -1 = in no band
+    const int32_t* band_of_sample;    // (m,), -1 = in no band
+};
+
+// Stars of a block, star-major. k: parameters, m: samples, p = m (m + 1) / 2.
+struct StarArrays {
+    const float* flux;      // (n, m)
+    const float* whitener;  // (n, p)
+    const double* mean;     // (n, k)
+    const double* sigma;    // (n, k), inf where there is no constraint
+};
+
+struct EvaluationArrays {
+    double *loss, *chi2, *ln_prior;  // (n,)
+    double* gradient;                // (n, k) in x
+    double* hessian;                 // (n, k, k) in x
+    double* fisher;                  // (n, k, k) in the linear parameters
 };
 
 }  // namespace xpkern

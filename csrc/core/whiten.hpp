@@ -1,16 +1,19 @@
 // Whitening by forward substitution: y = G^-1 b, G the Cholesky factor of the covariance, C = G G^T.
 //
-// The factor is the packed lower triangle by rows, (m (m + 1) / 2,), its diagonal holding 1 / G_jj. A missing sample has
-// zeros in its row, column and reciprocal diagonal, so that its y is 0. Cost: m^2 / 2 fused multiply-adds a column.
+// The factor is the packed lower triangle by rows, (m (m + 1) / 2,), its diagonal holding 1 / G_jj. A missing sample
+// has zeros in its row, column and reciprocal diagonal, so that its y is 0. Cost: m^2 / 2 fused multiply-adds a column.
 #pragma once
 
 #include "math.hpp"
 
 XPKERN_NAMESPACE_BEGIN
 
-XPKERN_INLINE int row_start(int row) { return row * (row + 1) / 2; }
+XPKERN_INLINE int row_start(int row) {
+    return row * (row + 1) / 2;
+}
 
-// Rows i ... i + ROWS of COLUMNS right-hand sides, in place. column[c]: (m,). The factor may be narrower than the columns.
+// Rows i ... i + ROWS of COLUMNS right-hand sides, in place. column[c]: (m,). The factor may be narrower than the
+// columns.
 template <int ROWS, int COLUMNS, class Factor, class Lane>
 XPKERN_INLINE void whiten_rows(const Factor* factor, int i, Lane* const* column) {
     Lane sum[ROWS][COLUMNS];

@@ -8,28 +8,13 @@
 
 namespace xpkern {
 
-// Stars of a block, star-major. k: parameters, m: samples, p = m (m + 1) / 2.
-struct StarArrays {
-    const float* flux;      // (n, m)
-    const float* whitener;  // (n, p)
-    const double* mean;     // (n, k)
-    const double* sigma;    // (n, k), inf where there is no constraint
-};
-
-struct EvaluationArrays {
-    double *loss, *chi2, *ln_prior;  // (n,)
-    double* gradient;                // (n, k) in x
-    double* hessian;                 // (n, k, k) in x
-    double* fisher;                  // (n, k, k) in the linear parameters
-};
-
 struct SolutionArrays {
     EvaluationArrays at;
-    double* params;      // (n, k) linear
-    double* decrement;   // (n,)
-    float* residual;     // (n, m)
+    double* params;       // (n, k) linear
+    double* decrement;    // (n,)
+    float* residual;      // (n, m)
     int32_t* iterations;  // (n,)
-    uint32_t* status;    // (n,)
+    uint32_t* status;     // (n,)
 };
 
 struct FitView {

@@ -89,7 +89,8 @@ class Model {
           const Array<double>& ext_curve, const Array<double>& input_zp, const Array<double>& input_scale) {
         const int layers = static_cast<int>(weights.size());
         if (layers < 1 || layers > MAX_LAYERS || biases.size() != weights.size())
-            throw std::invalid_argument("a network has 1 to " + std::to_string(MAX_LAYERS) + " layers, each with biases");
+            throw std::invalid_argument("a network has 1 to " + std::to_string(MAX_LAYERS) +
+                                        " layers, each with biases");
         view_.n_layers = layers;
         for (int l = 0; l < layers; ++l) {
             if (weights[l].ndim() != 2) throw std::invalid_argument("weights must be matrices (in, out)");
@@ -189,8 +190,12 @@ class Grid {
         band_flux_.assign(band_flux.data(), band_flux.data() + band_flux.size());
         for (py::ssize_t c = 0; c < candidates; ++c)
             minus_two_ln_prior_.push_back(static_cast<float>(-2 * ln_prior.at(c)));
-        view_ = {static_cast<int>(candidates), static_cast<int>(band_flux.shape(1)), band_flux_.data(), params_.data(),
-                 minus_two_ln_prior_.data(),   band_of_sample_.data()};
+        view_ = {static_cast<int>(candidates),
+                 static_cast<int>(band_flux.shape(1)),
+                 band_flux_.data(),
+                 params_.data(),
+                 minus_two_ln_prior_.data(),
+                 band_of_sample_.data()};
         if (candidates < 1) throw std::invalid_argument("a start grid needs a candidate");
         if (view_.n_bands > MAX_BANDS)
             throw std::invalid_argument("a start grid has at most " + std::to_string(MAX_BANDS) + " bands");
@@ -240,7 +245,9 @@ void over_stars(int64_t n, int threads, int64_t scratch_bytes, const Work& work)
     });
 }
 
-py::ssize_t packed_length(py::ssize_t m) { return m * (m + 1) / 2; }
+py::ssize_t packed_length(py::ssize_t m) {
+    return m * (m + 1) / 2;
+}
 
 StarArrays star_arrays(const Array<float>& flux, const Array<float>& whitener, const Array<double>& mean,
                        const Array<double>& sigma, int samples, int parameters) {
@@ -315,10 +322,9 @@ py::dict evaluate(const std::string& isa, const Model& model, const Prior& prior
     fit.prior = prior.view();
     fit.terms = loss_view(terms);
     fit.start_params = params.data();
-    over_stars(n, threads, kernels.scratch_bytes(fit.model, fit.prior, TASK_ROWS),
-               [&](int64_t begin, int64_t end, char* scratch) {
-                   kernels.evaluate(fit, stars, out, begin, end, scratch);
-               });
+    over_stars(
+        n, threads, kernels.scratch_bytes(fit.model, fit.prior, TASK_ROWS),
+        [&](int64_t begin, int64_t end, char* scratch) { kernels.evaluate(fit, stars, out, begin, end, scratch); });
     return result.dict();
 }
 
@@ -438,10 +444,9 @@ py::tuple calibrate(const std::string& isa, const Array<double>& bp_design, cons
     const NoiseTerms noise{independent.data(), common, bp_fraction, rp_fraction, scale, floor, unit_variance};
     const CalibrationPlan plan(bp_design.data(), static_cast<int>(n_bp), rp_design.data(), static_cast<int>(n_rp),
                                static_cast<int>(m), static_cast<int>(xp_samples), noise);
-    over_stars(n, threads, kernels.calibration_scratch_bytes(plan.view()),
-               [&](int64_t begin, int64_t end, char* scratch) {
-                   kernels.calibrate(plan.view(), rows, begin, end, scratch);
-               });
+    over_stars(
+        n, threads, kernels.calibration_scratch_bytes(plan.view()),
+        [&](int64_t begin, int64_t end, char* scratch) { kernels.calibrate(plan.view(), rows, begin, end, scratch); });
     return py::make_tuple(flux, whitener, status);
 }
 
@@ -492,13 +497,13 @@ PYBIND11_MODULE(_cpu, module) {
         },
         py::arg("isa"), py::arg("count"),
         "Runs count float32 multiply-adds on registers of one core; the caller times it.");
-    module.attr("STATUS") = py::dict(
-        py::arg("NO_DATA") = uint32_t(scalar::NO_DATA),
-        py::arg("EIGENVALUE_FLOORED") = uint32_t(scalar::EIGENVALUE_FLOORED),
-        py::arg("SINGULAR_COVARIANCE") = uint32_t(scalar::SINGULAR_COVARIANCE),
-        py::arg("NOT_CONVERGED") = uint32_t(scalar::NOT_CONVERGED),
-        py::arg("HESSIAN_NOT_POSITIVE") = uint32_t(scalar::HESSIAN_NOT_POSITIVE),
-        py::arg("ON_BOX_EDGE") = uint32_t(scalar::ON_BOX_EDGE), py::arg("RESCUED") = uint32_t(scalar::RESCUED));
+    module.attr("STATUS") = py::dict(py::arg("NO_DATA") = uint32_t(scalar::NO_DATA),
+                                     py::arg("EIGENVALUE_FLOORED") = uint32_t(scalar::EIGENVALUE_FLOORED),
+                                     py::arg("SINGULAR_COVARIANCE") = uint32_t(scalar::SINGULAR_COVARIANCE),
+                                     py::arg("NOT_CONVERGED") = uint32_t(scalar::NOT_CONVERGED),
+                                     py::arg("HESSIAN_NOT_POSITIVE") = uint32_t(scalar::HESSIAN_NOT_POSITIVE),
+                                     py::arg("ON_BOX_EDGE") = uint32_t(scalar::ON_BOX_EDGE),
+                                     py::arg("RESCUED") = uint32_t(scalar::RESCUED));
 }
 
 }  // namespace xpkern

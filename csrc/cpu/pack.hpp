@@ -1,7 +1,8 @@
 // Packs: the stars of one SIMD register group, with the operations of core/lane.hpp.
 //
-// Pack<float, N> and Pack<double, N> hold the same N stars, so that one kernel can mix precisions; a double pack is then
-// two registers. Written on the compilers' vector extension, with intrinsics only where it has no word (fma, sqrt).
+// Pack<float, N> and Pack<double, N> hold the same N stars, so that one kernel can mix precisions; a double pack is
+// then two registers. Written on the compilers' vector extension, with intrinsics only where it has no word (fma,
+// sqrt).
 #pragma once
 
 #include "../core/lane.hpp"
@@ -50,13 +51,13 @@ struct Pack {
     }
 };
 
-#define XPKERN_PACK_OPERATOR(op)                                                              \
-    template <class Element, int N>                                                           \
+#define XPKERN_PACK_OPERATOR(op)                                                                       \
+    template <class Element, int N>                                                                    \
     XPKERN_INLINE Pack<Element, N> operator op(const Pack<Element, N>& a, const Pack<Element, N>& b) { \
-        Pack<Element, N> result;                                                              \
-        XPKERN_UNROLL                                                                         \
-        for (int k = 0; k < result.registers; ++k) result.v[k] = a.v[k] op b.v[k];            \
-        return result;                                                                        \
+        Pack<Element, N> result;                                                                       \
+        XPKERN_UNROLL                                                                                  \
+        for (int k = 0; k < result.registers; ++k) result.v[k] = a.v[k] op b.v[k];                     \
+        return result;                                                                                 \
     }
 XPKERN_PACK_OPERATOR(+)
 XPKERN_PACK_OPERATOR(-)
@@ -104,14 +105,14 @@ struct LaneTraits<Pack<Element, N>> {
     static constexpr int registers = Pack<Element, N>::registers;
 };
 
-#define XPKERN_PACK_COMPARISON(op)                                                                 \
-    template <class Element, int N>                                                                \
+#define XPKERN_PACK_COMPARISON(op)                                                                           \
+    template <class Element, int N>                                                                          \
     XPKERN_INLINE Mask<Pack<Element, N>> operator op(const Pack<Element, N>& a, const Pack<Element, N>& b) { \
-        Mask<Pack<Element, N>> result;                                                             \
-        XPKERN_UNROLL                                                                              \
-        for (int k = 0; k < result.registers; ++k)                                                 \
-            result.v[k] = (typename Mask<Pack<Element, N>>::Register)(a.v[k] op b.v[k]);           \
-        return result;                                                                             \
+        Mask<Pack<Element, N>> result;                                                                       \
+        XPKERN_UNROLL                                                                                        \
+        for (int k = 0; k < result.registers; ++k)                                                           \
+            result.v[k] = (typename Mask<Pack<Element, N>>::Register)(a.v[k] op b.v[k]);                     \
+        return result;                                                                                       \
     }
 XPKERN_PACK_COMPARISON(<)
 XPKERN_PACK_COMPARISON(>)

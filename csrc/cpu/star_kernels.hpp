@@ -1,6 +1,7 @@
 // Drives the core over a block of stars: gathers stars into lanes, runs the kernels, scatters the results.
 #pragma once
 
+#include "../core/evaluation.hpp"
 #include "../core/optimise.hpp"
 #include "../core/start.hpp"
 #include "../core/status.hpp"
@@ -112,48 +113,6 @@ inline void load_params(const Members<Narrow>& members, const double* params, in
     }
 }
 
-// Writes one star: from u and derivatives in u to linear parameters, derivatives in x, Fisher matrix.
-// Returns whether the Hessian in x is positive definite; decrement is the predicted drop then, else infinite.
-template <class Real, class Wide>
-inline bool write_evaluation(const LossState<Real, Wide>& state, int s, int k, const double* sigma, int64_t row,
-                             const EvaluationArrays& out, double* decrement) {
-    const int ext = k - 2, plx = k - 1;
-    const double extinction = get(state.u[ext], s);
-    const double parallax = exp(static_cast<double>(get(state.u[plx], s)));
-    out.loss[row] = get(state.loss, s);
-    out.chi2[row] = get(state.chi2, s);
-    out.ln_prior[row] = get(state.ln_prior, s);
-    double gradient[MAX_PARAMETERS], hessian[MAX_TRIANGLE], scale[MAX_TRIANGLE], newton[MAX_PARAMETERS];
-    for (int p = 0; p < k; ++p) {
-        gradient[p] = get(state.gradient[p], s) * (p == ext ? extinction : 1.0);
-        out.gradient[row * k + p] = gradient[p];
-        for (int q = 0; q <= p; ++q) {
-            const int at = row_start(p) + q;
-            double curved = get(state.hessian[at], s);
-            if (p == ext) curved *= extinction;
-            if (q == ext) curved *= extinction;
-            if (p == ext && q == ext) curved += gradient[ext];
-            hessian[at] = curved;
-            scale[at] = curved;
-            double information = get(state.normal[at], s);
-            if (p == plx) information /= parallax;
-            if (q == plx) information /= parallax;
-            if (p == q) information += 1.0 / (sigma[p] * sigma[p]);
-            out.hessian[(row * k + p) * k + q] = out.hessian[(row * k + q) * k + p] = curved;
-            out.fisher[(row * k + p) * k + q] = out.fisher[(row * k + q) * k + p] = information;
-        }
-    }
-    bool positive = true;
-    for (int p = 0; p < k; ++p) positive = positive && hessian[row_start(p) + p] > 0;
-    positive = positive && solve_damped<double>(k, hessian, scale, 0.0, gradient, newton);
-    *decrement = __builtin_huge_val();
-    if (positive) {
-        *decrement = 0;
-        for (int p = 0; p < k; ++p) *decrement += 0.5 * gradient[p] * newton[p];
-    }
-    return positive;
-}
-
 inline void write_missing(int k, int m, int64_t row, const SolutionArrays& out) {
     const double nan = __builtin_nan("");
     out.at.loss[row] = out.at.chi2[row] = out.at.ln_prior[row] = out.decrement[row] = nan;
@@ -219,8 +178,8 @@ struct FitDriver {
         sample_variance(factor, m, variance);
         for (int s = 0; s < members.count; ++s) {
             const int64_t row = members.row[s];
-            const bool positive = write_evaluation(progress.state, s, k, stars.sigma + row * k, row, out.at,
-                                                   out.decrement + row);
+            const bool positive =
+                write_evaluation(progress.state, s, k, stars.sigma + row * k, row, out.at, out.decrement + row);
             uint32_t status = 0;
             if (!get(progress.converged, s)) status |= NOT_CONVERGED;
             if (!positive) status |= HESSIAN_NOT_POSITIVE;
@@ -254,8 +213,7 @@ struct FitDriver {
         constexpr int width = LaneTraits<WideLane>::width;
         alignas(64) double values[width];
         for (int p = 0; p + 1 < k; ++p) {
-            for (int s = 0; s < width; ++s)
-                values[s] = fit.grid->params[static_cast<int64_t>(get(index, s)) * k + p];
+            for (int s = 0; s < width; ++s) values[s] = fit.grid->params[static_cast<int64_t>(get(index, s)) * k + p];
             u[p] = load<WideLane>(values);
         }
         u[k - 1] = log(convert<WideLane>(plx));

@@ -15,7 +15,7 @@
 namespace xpkern {
 
 class ThreadPool {
-   public:
+  public:
     // The pool of this process; a forked child, whose parent's threads are gone, gets a new one.
     static ThreadPool& instance() {
         static std::mutex guard;
@@ -57,7 +57,7 @@ class ThreadPool {
         if (failure_) std::rethrow_exception(failure_);
     }
 
-   private:
+  private:
     void wait_for_work(int worker) {
         int64_t seen = 0;
         for (;;) {
