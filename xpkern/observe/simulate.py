@@ -214,15 +214,16 @@ def _observe_spectra(
     brightness = photometer_fluxes(calibration, flux)
     photometers, designs = (error_model.bp, error_model.rp), (calibration.bp_design, calibration.rp_design)
     errors = error_model.draw_errors(*brightness, rng)
-    correlations, sigma_design, flux_covariance = [], [], 0.0
+    correlations, sigma_design = [], []
+    flux_covariance = np.zeros((len(flux), N_XP, N_XP))
     for photometer, design, mean_flux, error in zip(photometers, designs, brightness, errors, strict=True):
         correlation = photometer.correlation(mean_flux)
         # Sigma A^T, (n, coefficients, samples), and A Sigma A^T, (n, samples, samples).
         weighted = error[:, :, None] * (correlation @ (error[:, :, None] * design.T))
         rows, columns = np.tril_indices(design.shape[1], -1)
-        correlations.append(correlation[:, rows, columns].astype(np.float32))
+        correlations.append(np.ascontiguousarray(correlation[:, rows, columns], np.float32))
         sigma_design.append(weighted)
-        flux_covariance = flux_covariance + design @ weighted
+        flux_covariance += design @ weighted
     whitened = np.linalg.solve(flux_covariance, flux[:, :, None])
     bp, rp = (
         (weighted @ whitened)[:, :, 0] * side[:, None] + error * photometer.draw_noise(mean_flux, rng)
