@@ -37,12 +37,17 @@ def constant(values: ArrayLike, name: str, shape: tuple[int | None, ...]) -> Flo
         have > 0 and want in (None, have) for have, want in zip(array.shape, shape, strict=True)
     )
     if not matches:
-        wanted = ", ".join("any" if want is None else str(want) for want in shape)
-        raise InputError(f"shape {array.shape}, expected ({wanted})", field=name)
+        raise InputError(f"shape {array.shape}, expected {shape_text(shape, 'any')}", field=name)
     if not np.isfinite(array).all():
         raise InputError("holds numbers that are not finite", field=name)
     array.setflags(write=False)
     return array
+
+
+def shape_text(shape: tuple[int | None, ...], free: str) -> str:
+    """A shape for an error message, with ``free`` where any length will do."""
+    lengths = ", ".join(free if length is None else str(length) for length in shape)
+    return f"({lengths},)" if len(shape) == 1 else f"({lengths})"
 
 
 def digest(parts: Iterable[object]) -> str:

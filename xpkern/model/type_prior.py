@@ -48,9 +48,11 @@ class TypePrior:
         components, dimensions = means.shape
         weights = constant(self.weights, "weights", (components,))
         covariances = constant(self.covariances, "covariances", (components, dimensions, dimensions))
-        if (weights <= 0).any() or not math.isclose(weights.sum(), 1.0, abs_tol=1e-5):
+        total = float(weights.sum())
+        if (weights <= 0).any() or not math.isclose(total, 1.0, abs_tol=1e-5):
             raise InputError("must be positive and add up to 1", field="weights")
-        weights = constant(weights / weights.sum(), "weights", (components,))
+        if not math.isclose(total, 1.0, abs_tol=1e-12):  # rounded to float32 on the way here
+            weights = constant(weights / total, "weights", (components,))
         asymmetry = np.abs(covariances - covariances.swapaxes(1, 2)).max()
         if asymmetry > 1e-8 * np.abs(covariances).max() or np.linalg.eigvalsh(covariances).min() <= 0:
             raise InputError("must be symmetric and positive definite", field="covariances")

@@ -12,6 +12,7 @@ from xpkern.engine.contract import Float32, Float64, StarData
 from xpkern.engine.packed import packed_size, present_samples
 from xpkern.errors import InputError
 from xpkern.grid import N_FLUX, N_PARAMETERS, WAVELENGTH
+from xpkern.model.arrays import shape_text
 from xpkern.model.noise import Noise
 from xpkern.observe.whiteners import dense_whitener, drop_samples, pack_whitener
 from xpkern.status import UNFITTED, Status
@@ -240,8 +241,7 @@ def _floats(values: ArrayLike | None, name: str, shape: tuple[int | None, ...], 
     except (TypeError, ValueError) as error:
         raise InputError(f"not an array of numbers: {error}", field=name) from None
     if array.ndim != len(shape) or any(want not in (None, have) for have, want in zip(array.shape, shape, strict=True)):
-        wanted = ", ".join("n" if want is None else str(want) for want in shape)
-        raise InputError(f"shape {given.shape}, expected ({wanted})", field=name)
+        raise InputError(f"shape {given.shape}, expected {shape_text(shape, 'n')}", field=name)
     return array
 
 
