@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,7 +66,7 @@ class PhotometerErrors:
     correlation_bright: Float64
 
     @cached_property
-    def _factors(self) -> tuple[Float64, Float64]:
+    def _factors(self) -> tuple[NDArray, NDArray]:
         return np.linalg.cholesky(self.correlation_faint), np.linalg.cholesky(self.correlation_bright)
 
     def draw_errors(self, mean_flux: Float64, scale: Float64) -> NDArray[np.float32]:
@@ -127,7 +127,7 @@ class ErrorModel:
 
     def save(self, path: str | Path) -> None:
         """Write the model as a small NumPy archive; correlations are rounded to 1e-4."""
-        arrays: dict[str, NDArray] = {"coupling": np.float32(self.coupling)}
+        arrays: dict[str, Any] = {"coupling": np.float32(self.coupling)}
         for name in _PHOTOMETERS:
             photometer: PhotometerErrors = getattr(self, name)
             arrays[f"{name}_ln_variance"] = np.log(photometer.variance).astype(np.float32)
@@ -184,7 +184,7 @@ def _fit_variance(mean_flux: Float64, error: Float64) -> Float64:
 
 
 def _fit_photometer(
-    mean_flux: Float64, error: Float64, correlation_flux: Float64, correlation: Float64
+    mean_flux: Float64, error: Float64, correlation_flux: Float64, correlation: NDArray[np.floating]
 ) -> tuple[PhotometerErrors, Float64]:
     """Error model of one photometer, and every star's common deviation in ln e in units of the scatter."""
     variance = np.stack([_fit_variance(mean_flux, column) for column in error.T], axis=1)
@@ -210,7 +210,7 @@ def fit_error_model(
     rp_flux: Float64,
     bp_error: Float64,
     rp_error: Float64,
-    correlated: tuple[Float64, Float64, Float64, Float64],
+    correlated: tuple[Float64, Float64, NDArray[np.floating], NDArray[np.floating]],
 ) -> ErrorModel:
     """Fit the error model to real stars.
 

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,24 +20,27 @@ from xpkern.report.spectrum_plot import BAND_COLOUR, FLUX_LABEL, SPECTRUM_COLOUR
 if TYPE_CHECKING:
     from matplotlib.figure import SubFigure
 
-#: Ink of secondary text and lines, of the stars that are not high-quality, of what is expected rather than measured.
-QUIET, FAINT_STARS, EXPECTED = "#5f6b7a", "#c3cad3", "#d9822b"
+#: Ink of text, of secondary text and points, of the stars that are not high-quality, of what is expected.
+INK, QUIET, FAINT_STARS, EXPECTED = "#16202b", "#5f6b7a", "#b9c2cc", "#d9822b"
 
 METALLICITY_COLOURS, METALLICITY_RANGE = "viridis", (-1.5, 0.5)
 
-#: Parameters as they are written on the page: symbol, unit, half height of the residual panels in the unit.
+#: Parameters as they are written on the page: symbol and unit.
 PANELS = {
-    "teff": (r"$T_\mathrm{eff}$", "K", 450.0),
-    "feh": ("[Fe/H]", "dex", 0.9),
-    "logg": (r"$\log\,g$", "dex", 0.9),
-    "ext": (r"$E$", "mag", 0.22),
-    "parallax_est": (r"$\varpi$", "mas", 0.22),
+    "teff": (r"$T_\mathrm{eff}$", "K"),
+    "feh": ("[Fe/H]", "dex"),
+    "logg": (r"$\log\,g$", "dex"),
+    "ext": (r"$E$", "mag"),
+    "parallax_est": (r"$\varpi$", "mas"),
 }
+
+#: Share of the reliable stars that the residual panels have room for.
+SHOWN_SHARE = 0.985
 
 #: Pulls of E count where E is at least this many standard errors: nearer to zero its estimate is high by design.
 SMALLEST_EXT_SNR = 5.0
 
-_STYLE = {
+_STYLE: Any = {
     "font.family": "sans-serif",
     "font.size": 9.5,
     "axes.titlesize": 10.5,
@@ -46,7 +49,7 @@ _STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": "#8a94a0",
-    "axes.labelcolor": "#26323f",
+    "axes.labelcolor": INK,
     "xtick.color": "#4a5663",
     "ytick.color": "#4a5663",
     "axes.grid": True,
@@ -92,8 +95,8 @@ def draw_page(path: str | os.PathLike[str], comparison: Comparison, example: Exa
     from matplotlib.figure import Figure
 
     with rc_context(_STYLE):
-        figure = Figure(figsize=(15.5, 13.0), dpi=120, facecolor="white", layout="constrained")
-        header, top, middle, bottom = figure.subfigures(4, 1, height_ratios=(1.15, 5.2, 3.4, 3.2))
+        figure: Any = Figure(figsize=(15.5, 13.0), dpi=120, facecolor="white", layout="constrained")
+        header, top, middle, bottom = figure.subfigures(4, 1, height_ratios=(1.0, 5.2, 3.4, 3.2))
         _draw_header(header, comparison)
         left, right = top.subfigures(1, 2, width_ratios=(1.12, 1.0))
         _draw_kiel_diagrams(left, comparison)
@@ -109,33 +112,28 @@ def draw_page(path: str | os.PathLike[str], comparison: Comparison, example: Exa
 
 
 def _draw_header(figure: SubFigure, comparison: Comparison) -> None:
-    count, good = len(comparison), comparison.high_quality
-    figure.text(0.012, 0.66, "xpkern demo", fontsize=21, fontweight="bold", color="#16202b", va="center")
-    figure.text(
-        0.012,
-        0.22,
-        f"{count:,} simulated stars, G {np.nanmin(comparison.g):.1f}-{np.nanmax(comparison.g):.1f}, written as Gaia "
-        "writes XP spectra, fitted, compared with the truth",
-        fontsize=11,
-        color=QUIET,
-        va="center",
+    good = comparison.high_quality
+    figure.text(0.012, 0.68, "xpkern demo", fontsize=21, fontweight="bold", color=INK, va="center")
+    summary = (
+        f"{len(comparison):,} simulated stars with G {np.nanmin(comparison.g):.1f} to {np.nanmax(comparison.g):.1f},\n"
+        "written as Gaia writes XP spectra, fitted, compared with the truth"
     )
-    chi2 = np.nanmedian(comparison.chi2_per_dof) if count else np.nan
+    figure.text(0.012, 0.20, summary, fontsize=10, color=QUIET, va="center")
     numbers = [
         (f"{100.0 * comparison.converged.mean():.1f} %", "converged"),
-        (f"{chi2:.2f}", r"median $\chi^2$ per d.o.f."),
+        (f"{np.nanmedian(comparison.chi2_per_dof):.2f}", r"median $\chi^2$ / d.o.f."),
         (f"{100.0 * good.mean():.0f} %", "high-quality"),
     ]
-    for k, name in enumerate(comparison.names[:4]):
+    for k, name in enumerate(comparison.names):
         width = median_and_width(comparison.residual[good, k])[1]
-        symbol, unit, _ = PANELS[name]
+        symbol, unit = PANELS[name]
         numbers.append((f"{width:.0f} {unit}" if unit == "K" else f"{width:.3f} {unit}", f"scatter in {symbol}"))
-    for position, (number, label) in zip(np.linspace(0.50, 0.99, len(numbers)), numbers, strict=True):
-        figure.text(position, 0.64, number, fontsize=15, fontweight="bold", color=SPECTRUM_COLOUR, ha="right")
-        figure.text(position, 0.30, label, fontsize=9, color=QUIET, ha="right")
+    for position, (number, label) in zip(np.linspace(0.40, 0.99, len(numbers)), numbers, strict=True):
+        figure.text(position, 0.66, number, fontsize=14, fontweight="bold", color=SPECTRUM_COLOUR, ha="right")
+        figure.text(position, 0.38, label, fontsize=9, color=QUIET, ha="right")
     figure.text(
-        0.99, 0.02, "scatter: high-quality stars (cuts of ZGR23), half of the central 68 %", fontsize=8, color=QUIET,
-        ha="right",
+        0.99, 0.08, "scatter: half of the central 68 % of fitted − true; high-quality: within the cuts of ZGR23",
+        fontsize=8.5, color=QUIET, ha="right",
     )  # fmt: skip
 
 
@@ -171,12 +169,12 @@ def _draw_kiel_diagrams(figure: SubFigure, comparison: Comparison) -> None:
 
 def _draw_example(figure: SubFigure, comparison: Comparison, example: ExampleSpectrum) -> None:
     spectrum, residual = figure.subplots(2, 1, sharex=True, height_ratios=(3.0, 1.0))
-    # Each band has a place of its own right of the spectrum: a common scale would leave no room for the spectrum.
-    bands = 1040.0 + 34.0 * np.arange(len(BANDS))
-    place = np.concatenate([example.wavelength[:N_XP], bands])
+    # The bands seen have places of their own right of the spectrum: a common scale would leave it no room.
     seen = np.isfinite(example.sigma)
-    optical, infrared = seen & (np.arange(len(place)) < N_XP), seen & (np.arange(len(place)) >= N_XP)
-    scale = example.model
+    is_band = np.arange(len(seen)) >= N_XP
+    optical, infrared = seen & ~is_band, seen & is_band
+    place = example.wavelength.copy()
+    place[infrared] = 1050.0 + 40.0 * np.arange(infrared.sum())
     spectrum.errorbar(
         place[optical],
         example.flux[optical],
@@ -187,10 +185,10 @@ def _draw_example(figure: SubFigure, comparison: Comparison, example: ExampleSpe
         color=QUIET,
         label="observed",
     )
-    spectrum.plot(place[:N_XP], scale[:N_XP], color=SPECTRUM_COLOUR, lw=1.8, label="fitted", zorder=3)
+    spectrum.plot(place[:N_XP], example.model[:N_XP], color=SPECTRUM_COLOUR, lw=1.8, label="fitted", zorder=3)
     spectrum.set_ylabel(FLUX_LABEL)
-    spectrum.set_ylim(0.0, 1.22 * np.nanmax(np.where(optical, example.flux, np.nan)))
-    spectrum.legend(loc="upper right", bbox_to_anchor=(1.0, 0.86))
+    spectrum.set_ylim(0.0, 1.12 * np.nanmax(np.where(optical, example.flux, np.nan)))
+    spectrum.legend(loc="upper right")
     row = example.row
     text = []
     for k, (name, unit) in enumerate(zip(comparison.names, comparison.units, strict=True)):
@@ -200,19 +198,18 @@ def _draw_example(figure: SubFigure, comparison: Comparison, example: ExampleSpe
         )
         text.append(f"{PANELS[name][0]} = {estimate} ± {error} {unit}  (true {truth})")
     spectrum.set_title(f"One of the spectra: G = {comparison.g[row]:.1f}")
-    spectrum.text(
-        0.02, 0.97, "\n".join(text), transform=spectrum.transAxes, va="top", fontsize=8.5, color="#26323f",
-        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 2.0},
-    )  # fmt: skip
+    spectrum.text(0.48, 0.05, "\n".join(text), transform=spectrum.transAxes, ha="center", fontsize=9.5, color=INK)
 
     pull = (example.flux - example.model) / example.sigma
     for level, alpha in ((2.0, 0.10), (1.0, 0.14)):
         residual.axhspan(-level, level, color=SPECTRUM_COLOUR, alpha=alpha, lw=0)
     residual.plot(place[optical], pull[optical], "o", ms=3, color=QUIET)
     residual.plot(place[infrared], pull[infrared], "o", ms=5, color=BAND_COLOUR)
-    residual.set(xlabel="wavelength  [nm]", ylabel=r"residual  [$\sigma$]", ylim=(-4.2, 4.2), xlim=(380.0, 1200.0))
-    ticks = [400.0, 500.0, 600.0, 700.0, 800.0, 900.0, 1000.0]
-    residual.set_xticks([*ticks, *bands], [*(f"{tick:.0f}" for tick in ticks), *BANDS])
+    right = max(1010.0, place[infrared].max(initial=0.0) + 25.0)
+    residual.set(xlabel="wavelength  [nm]", ylabel=r"residual  [$\sigma$]", ylim=(-4.2, 4.2), xlim=(380.0, right))
+    ticks = np.arange(400.0, 1001.0, 100.0)
+    names = [band for band, used in zip(BANDS, infrared[N_XP:], strict=True) if used]
+    residual.set_xticks([*ticks, *place[infrared]], [*(f"{tick:.0f}" for tick in ticks), *names])
 
 
 def _draw_residuals(figure: SubFigure, comparison: Comparison) -> None:
@@ -220,8 +217,9 @@ def _draw_residuals(figure: SubFigure, comparison: Comparison) -> None:
     stars, good = comparison.reliable, comparison.high_quality
     edges = np.linspace(np.floor(np.nanmin(comparison.g)), np.ceil(np.nanmax(comparison.g)), 9)
     for k, (panel, name) in enumerate(zip(axes, comparison.names, strict=True)):
-        symbol, unit, half_height = PANELS[name]
+        symbol, unit = PANELS[name]
         residual = comparison.residual[:, k]
+        half_height = 1.2 * np.quantile(np.abs(residual[stars]), SHOWN_SHARE) if stars.any() else 1.0
         panel.scatter(
             comparison.g[stars & ~good], residual[stars & ~good], s=3, lw=0, color=FAINT_STARS, rasterized=True
         )
@@ -258,7 +256,7 @@ def _running(
 
 def _draw_pulls(figure: SubFigure, comparison: Comparison) -> None:
     axes = figure.subplots(1, len(comparison.names), sharex=True, sharey=True)
-    edges = np.linspace(-5.0, 5.0, 41)
+    edges = np.linspace(-4.75, 4.75, 39)
     normal = np.exp(-0.5 * edges**2) / np.sqrt(2.0 * np.pi)
     for k, (panel, name) in enumerate(zip(axes, comparison.names, strict=True)):
         stars = comparison.reliable
@@ -273,9 +271,10 @@ def _draw_pulls(figure: SubFigure, comparison: Comparison) -> None:
         middle, width = median_and_width(pull)
         panel.text(
             0.03, 0.95, f"median {middle:+.2f}\nwidth {width:.2f}\n{len(pull):,} {note}", transform=panel.transAxes,
-            va="top", fontsize=8.5, color="#26323f",
+            va="top", fontsize=8.5, color=INK,
         )  # fmt: skip
-        panel.set(title=f"{PANELS[name][0]}: pull", xlabel="(fitted − true) / error", xlim=(-5.0, 5.0), yticks=[])
+        panel.set_xticks([-4, -2, 0, 2, 4])
+        panel.set(title=f"{PANELS[name][0]}: pull", xlabel="(fitted − true) / error", xlim=(-4.8, 4.8), yticks=[])
     axes[0].set(ylim=(0.0, 0.62), ylabel="density of stars")
     axes[-1].plot([], [], color=EXPECTED, lw=1.8, label="unit normal")
     axes[-1].legend(loc="upper right")
