@@ -15,6 +15,9 @@ import numpy as np
 
 from xpkern.model.flux_model import FluxModel
 
+#: Numbers of evaluations of which the times are subtracted.
+FEW, MANY = 1, 3
+
 
 def multiply_adds_of_evaluation(model: FluxModel) -> dict[str, int]:
     """Fused multiply-adds of one single-precision evaluation (loss, gradient, Gauss-Newton matrix) of one star."""
@@ -30,9 +33,7 @@ def multiply_adds_of_evaluation(model: FluxModel) -> dict[str, int]:
     }
 
 
-def seconds_per_evaluation(
-    fit_with_at_most: Callable[[int], Any], n_stars: int, *, few: int = 1, many: int = 3, rounds: int = 7
-) -> float:
+def seconds_per_evaluation(fit_with_at_most: Callable[[int], Any], n_stars: int, *, rounds: int = 7) -> float:
     """Time [s] of one evaluation of one star, the step that it leads to included.
 
     Parameters
@@ -41,20 +42,18 @@ def seconds_per_evaluation(
         Fits all stars with that many single-precision evaluations and one final one, from starts so far away that
         none converges earlier. What a fit costs besides evaluations is the same for any number and cancels.
     n_stars : int
-    few, many : int
-        Numbers of evaluations whose times are subtracted.
     rounds : int
         Rounds, in alternating order; the median difference counts.
     """
     differences = []
     for number in range(rounds):
         seconds = {}
-        for evaluations in (few, many) if number % 2 == 0 else (many, few):
+        for evaluations in (FEW, MANY) if number % 2 == 0 else (MANY, FEW):
             best = np.inf
             for _ in range(3):
                 start = time.perf_counter()
                 fit_with_at_most(evaluations)
                 best = min(best, time.perf_counter() - start)
             seconds[evaluations] = best
-        differences.append(seconds[many] - seconds[few])
-    return statistics.median(differences) / (many - few) / n_stars
+        differences.append(seconds[MANY] - seconds[FEW])
+    return statistics.median(differences) / (MANY - FEW) / n_stars
