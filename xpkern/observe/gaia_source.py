@@ -165,6 +165,10 @@ def _as_array(column: Any) -> NDArray:
     """A column of any kind of table as an array, masked where it has no value."""
     if isinstance(column, np.ma.MaskedArray):
         return column
+    if hasattr(column, "unit") and hasattr(column, "value"):  # astropy's quantities
+        column = column.value
+    if hasattr(column, "unmasked"):  # and its own kind of masks
+        return np.ma.array(column.unmasked, mask=column.mask)
     if hasattr(column, "to_numpy") and hasattr(column, "isna"):  # pandas, whose own integers may be missing
         absent = column.isna().to_numpy()
         if absent.any() and column.dtype.kind in "iufb":
@@ -222,6 +226,7 @@ def _read_with_astropy(path: Path) -> dict[str, NDArray]:
 
     try:
         table = Table.read(path)
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"cannot be read as a table ({str(error).splitlines()[0]})", file=str(path)) from error
+    except Exception as error:  # each of its many readers fails in its own way
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(f"cannot be read as a table ({reason})", file=str(path)) from error
     return {name.lower(): _as_array(table[name]) for name in table.colnames}

@@ -1,0 +1,164 @@
+"""Tables joined by source_id: every kind, in every order, and what is wrong with them."""
+
+import gzip
+
+import numpy as np
+import pytest
+
+from xpkern.errors import InputError
+from xpkern.observe.gaia_source import GAIA_COLUMNS, SourceTable
+
+#: Ids that differ in a digit that float64 does not have.
+IDS = np.array([4295806720000000003, 4295806720000000001, 4295806720000000002, 7], np.int64)
+COLUMNS = {
+    "source_id": IDS,
+    "parallax": np.array([1.0, 2.0, np.nan, 4.0]),
+    "phot_g_mean_mag": np.array([10.0, 11.0, 12.0, 13.0], np.float32),
+    "ph_qual": np.array(["AAA", "ABC", "", "UUU"]),
+}
+ASKED = np.array([7, 5, 4295806720000000001, 4295806720000000002, -1], np.int64)
+WANTED = (*GAIA_COLUMNS, "ph_qual", "norm_dg")
+
+CSV = """source_id,ra,ph_qual,parallax,phot_g_mean_mag,unwanted
+4295806720000000003,null,AAA,1.0,10.0,x
+4295806720000000001,"",ABC,2.0,11.0,"y,z"
+4295806720000000002,,,NaN,12.0,
+7,,UUU,4.0,13.0,
+"""
+
+
+def tables(tmp_path):
+    import pandas
+    import pyarrow
+    from astropy import units
+    from astropy.table import MaskedColumn, QTable, Table
+    from astropy.utils.masked import Masked
+
+    masked = Table(COLUMNS, masked=True)
+    masked["parallax"] = MaskedColumn([1.0, 2.0, 99.0, 4.0], mask=[False, False, True, False])
+    quantities = QTable(COLUMNS)
+    quantities["parallax"] = Masked([1.0, 2.0, 99.0, 4.0] * units.mas, mask=[False, False, True, False])
+    quantities["phot_g_mean_mag"] = COLUMNS["phot_g_mean_mag"] * units.mag
+    structured = np.zeros(4, [(name, values.dtype) for name, values in COLUMNS.items()])
+    for name, values in COLUMNS.items():
+        structured[name] = values
+    frame = pandas.DataFrame(COLUMNS)
+    nullable = frame.convert_dtypes()
+    upper = {name.upper(): values for name, values in COLUMNS.items()}
+    paths = [tmp_path / name for name in ("plain.csv", "ecsv.csv", "crlf.CSV", "bom.csv", "table.ecsv")]
+    texts = [
+        CSV,
+        f"# %ECSV 1.0\n# ---\n# a comment, with commas\n{CSV}",
+        CSV.replace("\n", "\r\n"),
+        "\ufeff" + CSV,
+        CSV,
+    ]
+    for path, text in zip(paths, texts, strict=True):
+        path.write_text(text, newline="")
+    compressed = tmp_path / "table.csv.gz"
+    compressed.write_bytes(gzip.compress(CSV.encode()))
+    fits, votable = tmp_path / "table.fits", tmp_path / "table.vot"
+    Table(COLUMNS).write(fits)
+    Table(COLUMNS).write(votable, format="votable")
+    return [
+        COLUMNS, structured, Table(COLUMNS), quantities, masked, frame, nullable, pyarrow.table(COLUMNS), upper,
+        *paths, str(paths[0]), compressed, fits, votable,
+    ]  # fmt: skip
+
+
+def test_every_kind_of_table_gives_the_same(tmp_path):
+    for kind in tables(tmp_path):
+        table = SourceTable.of(kind, "table", WANTED)
+        assert len(table) == 4
+        assert "ph_qual" in table
+        assert "norm_dg" not in table
+        rows = table.rows_of(ASKED)
+        assert rows.tolist() == [3, -1, 1, 2, -1]
+        parallax = table.numbers("parallax", rows)
+        assert parallax.dtype == np.float64
+        assert np.array_equal(parallax, [4.0, np.nan, 2.0, np.nan, np.nan], equal_nan=True), kind
+        assert np.array_equal(table.numbers("phot_g_mean_mag", rows)[[0, 2, 3]], [13.0, 11.0, 12.0])
+        assert table.texts("ph_qual", rows) == ["UUU", "", "ABC", "", ""], kind
+
+
+def test_a_table_stays_itself():
+    table = SourceTable.of(COLUMNS, "table", ())
+    assert SourceTable.of(table, "other", ()) is table
+
+
+def test_csv_has_only_the_wanted_columns(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text(CSV)
+    table = SourceTable.of(path, "table", ("parallax", "absent"))
+    assert "parallax" in table
+    assert "ra" not in table
+    assert "absent" not in table
+
+
+def test_empty_table():
+    table = SourceTable.of({"source_id": np.empty(0, np.int64), "a": np.empty(0), "b": np.empty(0, "U3")}, "table", ())
+    rows = table.rows_of(ASKED)
+    assert rows.tolist() == [-1] * 5
+    assert np.isnan(table.numbers("a", rows)).all()
+    assert table.texts("b", rows) == [""] * 5
+
+
+def test_source_id_twice():
+    ids = np.array([5, 3, 9, 3, 3, 5])
+    with pytest.raises(InputError, match="table, row 4, field source_id: 3 occurs more than once"):
+        SourceTable.of({"source_id": ids}, "table", ())
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [np.array([1.0, 2.0]), np.array(["1", "2"]), np.ma.array([1, 2], mask=[False, True]), np.array([True, False])],
+)
+def test_source_id_must_be_integers(ids):
+    with pytest.raises(InputError, match=r"source_id: .*integers"):
+        SourceTable.of({"source_id": ids}, "table", ())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("ra,dec\n1,2\n", "no column source_id"),
+        ("source_id,ra\n1,2\n,3\n", "row 2, field source_id: empty"),
+        ("source_id,ra\n1.5,2\n", "cannot be read as csv"),
+        ("source_id,ra\n1,abc\n", "cannot be read as csv"),
+        ("source_id,ra\n1,2,3\n", "cannot be read as csv"),
+        ("source_id,ra\n1,2\n1,3\n", "row 2, field source_id: 1 occurs more than once"),
+        ("", "no header"),
+        ("# only comments\n", "no header"),
+    ],
+)
+def test_broken_csv(tmp_path, text, message):
+    path = tmp_path / "broken.csv"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message) as caught:
+        SourceTable.of(path, "table", WANTED)
+    assert caught.value.file == str(path)
+
+
+@pytest.mark.parametrize("name", ["nothing.csv", "nothing.csv.gz", "nothing.fits", "garbage.fits", "garbage.csv.gz"])
+def test_unreadable_files_are_named(tmp_path, name):
+    if name.startswith("garbage"):
+        (tmp_path / name).write_bytes(b"garbage, whatever the name says")
+    with pytest.raises(InputError, match="cannot be read") as caught:
+        SourceTable.of(tmp_path / name, "table", WANTED)
+    assert caught.value.file == str(tmp_path / name)
+
+
+def test_truncated_gzip(tmp_path):
+    path = tmp_path / "table.csv.gz"
+    path.write_bytes(gzip.compress(CSV.encode() * 1000)[:-20])
+    with pytest.raises(InputError, match="cannot be read"):
+        SourceTable.of(path, "table", WANTED)
+
+
+def test_what_is_no_table():
+    with pytest.raises(InputError, match="a int is no table"):
+        SourceTable.of(3, "gaia_source", ())
+    with pytest.raises(InputError, match="not a column of numbers"):
+        SourceTable.of(COLUMNS, "table", ()).numbers("ph_qual", np.array([0]))
+    with pytest.raises(InputError, match="no column a, b"):
+        SourceTable.of(COLUMNS, "table", ()).require(("a", "parallax", "b"))
