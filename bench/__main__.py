@@ -5,12 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from pathlib import Path
 
 from threadpoolctl import threadpool_limits
 
 from bench.benchmarks import BENCHMARKS
 from bench.harness import machine, pinned
+
+#: Share of the CPU below which somebody else was using it.
+QUIET = 0.95
 
 RESULTS = Path(__file__).parent / "results" / "local"
 
@@ -44,8 +48,13 @@ def main(arguments: list[str]) -> int:
         print(f"{machine()['processor']}, pinned to CPU {cpu}")
         for name in options.names:
             benchmark, n_stars = BENCHMARKS[name]
+            wall, own = time.perf_counter(), time.process_time()
             result = benchmark(options.stars or n_stars, options.rounds, options.engine)
+            share = (time.process_time() - own) / (time.perf_counter() - wall)
+            result.extra["share of the CPU that this process had"] = share
             print(f"\n{name}: {benchmark.__doc__}", *result.lines(), sep="\n", flush=True)
+            if share < QUIET:
+                print("The machine was busy with something else: these figures are too low.")
             path = options.output / f"{name}.json"
             path.write_text(json.dumps({"machine": machine()} | result.as_dict(), indent=2) + "\n")
     return 0
