@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gzip
 import os
-from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -139,7 +139,6 @@ def bench_calibrate(n_stars: int, rounds: int, engine_name: str) -> Result:
 
 def bench_ingest(n_stars: int, rounds: int, engine_name: str) -> Result:
     """A bulk csv.gz file to a catalogue, against GaiaXPy's calibration of the plain csv, which fits nothing."""
-    os.environ["TQDM_DISABLE"] = "1"  # GaiaXPy draws progress bars otherwise
     import gaiaxpy
 
     files = survey_files(n_stars)
@@ -165,7 +164,7 @@ def bench_ingest(n_stars: int, rounds: int, engine_name: str) -> Result:
             pass
 
     def calibrate_by_gaiaxpy() -> None:
-        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        with silenced():
             gaiaxpy.calibrate(plain, sampling=calibration.wavelength, save_file=False)
 
     ours = Contestant("csv.gz to catalogue, end to end", make_catalog, n_stars)
@@ -217,6 +216,21 @@ def bench_peak(n_stars: int, rounds: int, engine_name: str) -> Result:
         "evaluation, share of peak": operations / seconds * 1e-9 / peak,
     }
     return result
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Send standard output and error nowhere, progress bars of libraries that hold on to them included."""
+    kept = [os.dup(number) for number in (1, 2)]
+    with open(os.devnull, "w") as nowhere:
+        try:
+            for number in (1, 2):
+                os.dup2(nowhere.fileno(), number)
+            yield
+        finally:
+            for number, copy in zip((1, 2), kept, strict=True):
+                os.dup2(copy, number)
+                os.close(copy)
 
 
 def _gunzip(path: Path) -> None:
