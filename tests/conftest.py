@@ -18,6 +18,10 @@ from xpkern.observe.observations import Observations
 SEED = int(os.environ.get("XPKERN_TEST_SEED", secrets.randbits(32)))
 
 ENGINES = [name for name, reason in available_engines().items() if reason is None]
+if "cpu" in ENGINES:  # once for every instruction set of this machine
+    from xpkern.engine.cpu import CpuEngine, instruction_sets
+
+    ENGINES = [name for name in ENGINES if name != "cpu"] + [f"cpu-{isa}" for isa in instruction_sets()]
 
 
 def pytest_report_header() -> str:
@@ -51,8 +55,9 @@ def shared_data() -> Path:
 
 @pytest.fixture(params=ENGINES)
 def engine(request: pytest.FixtureRequest):
-    """Every engine that can be used here, one after the other."""
-    return get_engine(request.param)
+    """Every engine and instruction set that can be used here, one after the other."""
+    name, _, instruction_set = request.param.partition("-")
+    return CpuEngine(instruction_set) if instruction_set else get_engine(name)
 
 
 @pytest.fixture(scope="session")
