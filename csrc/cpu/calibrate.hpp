@@ -18,10 +18,9 @@ using CalibrationLane = double;
 inline int64_t calibration_scratch_size(const CalibrationView& view) {
     CalibrationScratch<CalibrationLane> of_lane;
     CalibrationScratch<double> of_star;
-    constexpr int64_t boundary = 8;
     const int64_t lane = of_lane.divide(view, nullptr) * LaneTraits<CalibrationLane>::width;
     const int64_t star = of_star.divide(view, nullptr) + 3 * int64_t(view.xp_samples) * view.xp_samples;
-    return (lane > star ? lane : star) + boundary;
+    return lane > star ? lane : star;
 }
 
 template <class Lane>
