@@ -62,7 +62,7 @@ def comparison(tmp_path_factory) -> Comparison:
     """1,500 simulated stars whose flux scale is known."""
     folder = tmp_path_factory.mktemp("survey")
     model, prior = load_model()
-    model = replace(model, noise=replace(model.noise, scale=0.0))
+    model = replace(model, noise=replace(model.noise, scale=0.0), scale_sigma=0.0)
     files = simulate(model, prior, 1500, seed=11).write(folder)
     summary = make_catalog(
         files.spectra, folder / "catalog.h5", gaia_source=files.gaia_source, model=model, prior=prior

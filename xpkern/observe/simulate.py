@@ -23,7 +23,6 @@ from xpkern.engine.contract import Coefficients, Float64
 from xpkern.errors import InputError
 from xpkern.grid import BANDS, N_XP, PARAMETERS
 from xpkern.model.flux_model import FluxModel
-from xpkern.model.noise import Noise
 from xpkern.model.type_prior import TypePrior
 from xpkern.observe.bulk_writer import write_bulk_file
 from xpkern.observe.calibration import Calibration
@@ -152,7 +151,7 @@ def simulate(
     n_stars : int
     seed : int
     systematics : bool
-        Whether to draw the systematic errors of the model's noise (Eq. 2) too.
+        Whether to draw the systematic errors of the model too: those of its noise (Eq. 2) and of its absolute scale.
     calibration, error_model : optional
         The shipped ones by default.
 
@@ -182,7 +181,7 @@ def simulate(
     population = draw_population(model, prior, n_stars, rng)
     flux, sides = population.flux, np.ones((2, n_stars))
     if systematics:
-        flux, sides = _draw_systematics(model.noise, flux, rng)
+        flux, sides = _draw_systematics(model, flux, rng)
     blocks = [
         _observe_spectra(calibration, error_model, flux[part, :N_XP], sides[:, part], rng)
         for part in (slice(first, first + _STARS_AT_ONCE) for first in range(0, n_stars, _STARS_AT_ONCE))
@@ -196,15 +195,17 @@ def simulate(
     )
 
 
-def _draw_systematics(noise: Noise, flux: Float64, rng: np.random.Generator) -> tuple[Float64, Float64]:
-    """Flux (n, m) with Eq. 2's errors multiplied in, and the factors (2, n) of BP's and RP's own coefficients."""
-    n_stars, n_samples = flux.shape
-    common = noise.scale * rng.standard_normal((n_stars, 1)) + noise.independent * rng.standard_normal(
-        (n_stars, n_samples)
-    )
-    common[:, :N_XP] += noise.common * rng.standard_normal((n_stars, 1))
+def _draw_systematics(model: FluxModel, flux: Float64, rng: np.random.Generator) -> tuple[Float64, Float64]:
+    """Flux (n, m) with Eq. 2's errors multiplied in, and the factors (2, n) of BP's and RP's own coefficients.
+
+    A model whose absolute scale is theoretical is wrong by ``scale_sigma``: each star gets its own draw of that.
+    """
+    noise, n_stars = model.noise, len(flux)
+    error = noise.independent * rng.standard_normal(flux.shape)
+    error += max(noise.scale, model.scale_sigma) * rng.standard_normal((n_stars, 1))
+    error[:, :N_XP] += noise.common * rng.standard_normal((n_stars, 1))
     sides = 1.0 + np.array([[noise.bp], [noise.rp]]) * rng.standard_normal((2, n_stars))
-    return flux * (1.0 + common), sides
+    return flux * (1.0 + error), sides
 
 
 def _observe_spectra(
