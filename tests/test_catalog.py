@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import struct
 import time
 from dataclasses import replace
@@ -360,4 +361,19 @@ class TestFiles:
     def test_names_that_cannot_be(self, fitted, tmp_path, name):
         with pytest.raises(xk.InputError, match=r"must end in .h5|folder does not exist"):
             fitted.write(tmp_path / name)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_interrupted_while_files_get_their_names(self, fitted, attributes, tmp_path, monkeypatch):
+        real_replace = os.replace
+
+        def interrupted(source: Path, target: Path) -> None:
+            if Path(target).name == "catalog.h5":
+                raise KeyboardInterrupt
+            real_replace(source, target)
+
+        monkeypatch.setattr(os, "replace", interrupted)
+        with CatalogOutput(tmp_path / "catalog.h5", "default", attributes) as output:
+            output.append(star_rows(fitted))
+            with pytest.raises(KeyboardInterrupt):
+                output.commit()
         assert list(tmp_path.iterdir()) == []

@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -304,6 +305,22 @@ class TestInterruption:
         assert errors == f"xpkern: interrupted by {signal.Signals(number).name}\n"
         assert output == ""
         assert list(folder.iterdir()) == []
+
+    @pytest.mark.parametrize("kilobytes", [8, 100])
+    def test_a_full_disk_leaves_nothing_behind(self, survey, tmp_path, kilobytes):
+        arguments = [sys.executable, "-m", "xpkern", *catalog_arguments(survey.spectra, survey)]
+        result = subprocess.run(
+            [*arguments, "-o", str(tmp_path / "catalog.h5")],
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (kilobytes * 1024, kilobytes * 1024)),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert result.returncode == 1
+        assert result.stderr.startswith(f"xpkern: {tmp_path}/.catalog")
+        assert result.stderr.endswith("File too large\n")
+        assert result.stderr.count("\n") == 1
+        assert list(tmp_path.iterdir()) == []
 
     def test_handlers_are_put_back(self, capsys):
         before = signal.getsignal(signal.SIGINT)

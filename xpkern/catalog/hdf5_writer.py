@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -37,7 +37,8 @@ class Hdf5Writer:
         self.rows = 0
         self._rows_written = 0
         self._waiting: list[dict[str, NDArray[np.generic]]] = []
-        self._file = _create(path)
+        self._stream = _CheckedFile(path)
+        self._file = _create(self._stream)
         for name, value in attributes.items():
             self._file.attrs[name] = value
 
@@ -49,17 +50,22 @@ class Hdf5Writer:
             self._write_waiting(whole_chunks_only=True)
 
     def close(self) -> None:
-        """Write what is left and close the file."""
-        if self._file:
-            self._write_waiting(whole_chunks_only=False)
-            self._file.attrs["rows"] = self.rows
-            self._file.close()
+        """Write what is left and close the file.
+
+        Raises
+        ------
+        OSError
+            If something could not be written, now or before.
+        """
+        self._write_waiting(whole_chunks_only=False)
+        self._file.attrs["rows"] = self.rows
+        self.abandon()
+        self._stream.check()
 
     def abandon(self) -> None:
         """Close the file as it is; without effect on a closed one."""
-        # what cannot be written (a full disk, say) is about to be removed anyway
-        with contextlib.suppress(OSError, RuntimeError):
-            self._file.close()
+        self._file.close()
+        self._stream.close()
 
     def _write_waiting(self, *, whole_chunks_only: bool) -> None:
         """Write waiting rows, all columns of a chunk before the next chunk, and keep what is not written."""
@@ -77,6 +83,7 @@ class Hdf5Writer:
                 dataset = self._dataset(column, stop - start)
                 dataset.resize(stop, axis=0)
                 dataset[start:stop] = waiting[column.name][start - first : stop - first]
+        self._stream.check()
         self._rows_written = last
         self._waiting = [{name: values[last - first :] for name, values in waiting.items()}]
 
@@ -97,10 +104,51 @@ class Hdf5Writer:
         return dataset
 
 
-def _create(path: Path) -> h5py.File:
-    """Return a new file that lists its datasets in the order in which they were created."""
+def _create(stream: _CheckedFile) -> h5py.File:
+    """Return a new file that lists its datasets in the order in which they were created, and carries no times."""
     # h5py's own track_order=True also tracks the order of attributes, which older HDF5 libraries refuse beyond eight
     creation = h5py.h5p.create(h5py.h5p.FILE_CREATE)
     creation.set_obj_track_times(False)
     creation.set_link_creation_order(h5py.h5p.CRT_ORDER_TRACKED | h5py.h5p.CRT_ORDER_INDEXED)
-    return h5py.File(h5py.h5f.create(os.fsencode(path), h5py.h5f.ACC_TRUNC, creation))
+    access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
+    access.set_fileobj_driver(h5py.h5fd.fileobj_driver, stream)
+    return h5py.File(h5py.h5f.create(b"catalog", h5py.h5f.ACC_TRUNC, creation, access))
+
+
+class _CheckedFile(io.FileIO):
+    """A file that remembers what goes wrong in writing instead of raising it.
+
+    HDF5 cannot close a file that it cannot write (a full disk): it prints tracebacks and crashes when the process
+    ends. So it never hears of an error, nor of a Ctrl-C that comes in the middle of a write; :meth:`check` raises
+    them, and the file is removed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "w+")
+        self._error: BaseException | None = None
+
+    def write(self, data: Any, /) -> int:
+        """Write all of the data, or remember why not."""
+        rest = memoryview(data).cast("B")
+        size = len(rest)
+        try:
+            while rest and self._error is None:
+                rest = rest[super().write(rest) :]
+        except BaseException as error:
+            self._error = error
+        return size
+
+    def truncate(self, size: int | None = None, /) -> int:
+        """Change the length of the file, or remember why not."""
+        try:
+            return super().truncate(size)
+        except BaseException as error:
+            self._error = self._error or error
+            return 0
+
+    def check(self) -> None:
+        """Raise the first error that was remembered."""
+        if isinstance(self._error, OSError):
+            raise OSError(self._error.errno, self._error.strerror, self.name)
+        if self._error is not None:
+            raise self._error

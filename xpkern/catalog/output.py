@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
 from collections.abc import Iterable, Mapping
@@ -10,7 +11,7 @@ from types import TracebackType
 from typing import TextIO
 
 from xpkern.catalog.hdf5_writer import Hdf5Writer
-from xpkern.catalog.pending import PendingFile
+from xpkern.catalog.pending import PendingFile, commit_together
 from xpkern.catalog.schema import DIAGNOSTICS, StarRows, columns_of
 from xpkern.errors import InputError
 from xpkern.grid import WAVELENGTH
@@ -99,13 +100,11 @@ class CatalogOutput:
             writer.close()
         if self._reasons_stream is not None:
             self._reasons_stream.close()
-        written = {}
-        for kind, name in file_names(self.path if path is None else path).items():
-            if self._files[kind].partial.exists():
-                self._files[kind].commit(name)
-                written[kind] = name
-            else:
-                name.unlink(missing_ok=True)  # of an earlier catalogue of this name, and no companion of this one
+        names = file_names(self.path if path is None else path)
+        written = {kind: name for kind, name in names.items() if self._files[kind].partial.exists()}
+        for kind in names.keys() - written.keys():
+            names[kind].unlink(missing_ok=True)  # of an earlier catalogue of this name, and no companion of this one
+        commit_together([(self._files[kind], name) for kind, name in written.items()])
         return written
 
     def discard(self) -> None:
@@ -113,13 +112,14 @@ class CatalogOutput:
         for writer in self._writers:
             writer.abandon()
         if self._reasons_stream is not None:
-            self._reasons_stream.close()
+            with contextlib.suppress(OSError):  # what a full disk refuses is removed anyway
+                self._reasons_stream.close()
         for file in self._files.values():
             file.discard()
 
 
 def file_names(path: Path) -> dict[str, Path]:
-    """Names of a catalogue's files by kind; the catalogue comes last, so that where it is, its companions are."""
+    """Names of a catalogue's files by kind; it comes last: where it is, its companions are."""
     return {
         "reasons": path.with_name(f"{path.stem}.reasons.csv"),
         "diagnostics": path.with_name(f"{path.stem}.diagnostics{path.suffix}"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from xpkern.errors import InputError
@@ -34,12 +35,34 @@ class PendingFile:
         self.final = final
         self.partial = final.with_name(f".{final.name}.{os.getpid()}.partial")
 
-    def commit(self, final: Path | None = None) -> None:
-        """Put what was written on the disk and give it its final name (or another one, in the same folder)."""
-        with open(self.partial, "rb") as written:
-            os.fsync(written.fileno())
-        os.replace(self.partial, self.final if final is None else final)
+    def commit(self) -> None:
+        """Put what was written on the disk and give it its final name."""
+        commit_together([(self, self.final)])
 
     def discard(self) -> None:
         """Remove what was written, if anything."""
         self.partial.unlink(missing_ok=True)
+
+
+def commit_together(files: Sequence[tuple[PendingFile, Path]]) -> None:
+    """Put files on the disk, then give all of them their names.
+
+    If that is interrupted, none of them keeps its name: what belongs together is never half there.
+
+    Parameters
+    ----------
+    files : sequence of (PendingFile, Path)
+        Each with its name, in the folder of its temporary one.
+    """
+    for file, _ in files:
+        with open(file.partial, "rb") as written:
+            os.fsync(written.fileno())
+    named: list[Path] = []
+    try:
+        for file, name in files:
+            named.append(name)
+            os.replace(file.partial, name)
+    except BaseException:
+        for name in named:
+            name.unlink(missing_ok=True)
+        raise
