@@ -200,7 +200,7 @@ def _upper_triangle(rows_by_matrix: Callable[[StarRows], Float64]) -> Callable[[
 
 
 def _bits(meaning: Iterable[tuple[int, str]]) -> str:
-    return "; ".join(f"{bit} {text}" for bit, text in meaning)
+    return "; ".join(f"{int(bit)} {text}" for bit, text in meaning)
 
 
 # -- columns that more than one layout has ----------------------------------------------------------------------------
