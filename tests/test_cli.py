@@ -444,3 +444,30 @@ class TestDoctor:
         assert doctor.gpu() == "not used: no NVIDIA driver"
         monkeypatch.setattr(doctor, "nvidia_devices", lambda: ["H100"])
         assert "H100" in doctor.gpu()
+
+    @pytest.mark.parametrize(
+        ("code", "names", "found"),
+        [
+            (0, [b"NVIDIA H100", b"NVIDIA H200"], ["NVIDIA H100", "NVIDIA H200"]),
+            (0, [], "the NVIDIA driver found no GPU"),
+            (100, [], "the NVIDIA driver found no usable GPU (cuInit returned 100)"),
+            (None, [], "no NVIDIA driver (libcuda.so.1 not found)"),
+        ],
+    )
+    def test_asks_the_driver(self, monkeypatch, code, names, found):
+        class Driver:
+            def __init__(self, library: str) -> None:
+                if code is None:
+                    raise OSError(library)
+
+            def cuInit(self, flags: int) -> int:  # noqa: N802
+                return code
+
+            def cuDeviceGetCount(self, count) -> None:  # noqa: N802
+                count._obj.value = len(names)
+
+            def cuDeviceGetName(self, name, size: int, index: int) -> None:  # noqa: N802
+                name.value = names[index]
+
+        monkeypatch.setattr(doctor.ctypes, "CDLL", Driver)
+        assert doctor.nvidia_devices() == found
