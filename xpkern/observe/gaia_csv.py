@@ -127,7 +127,7 @@ def _read_stream(
             yield block.finish(header, file, rows_before, need_standard_deviation)
             rows_before += block.filled
     if broken is not None:
-        raise InputError(f"{broken.message}; {rows_before} rows before it are complete", file=file, row=rows_before + 1)
+        raise InputError(broken.message, file=file, row=rows_before + 1) from broken
 
 
 class _Block:
