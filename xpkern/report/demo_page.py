@@ -41,6 +41,7 @@ SHOWN_SHARE = 0.985
 SMALLEST_EXT_SNR = 5.0
 
 _STYLE: Any = {
+    "text.usetex": False,  # GaiaXPy, once imported, asks for LaTeX in every figure
     "font.family": "sans-serif",
     "font.size": 9.5,
     "axes.titlesize": 10.5,

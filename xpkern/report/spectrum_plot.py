@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,6 +24,9 @@ METADATA: dict[str, dict[str, None]] = {
     ".pdf": {"CreationDate": None, "Producer": None, "Creator": None},
     ".svg": {"Date": None, "Creator": None},
 }
+
+#: A fixed salt gives equal SVG files equal bytes; GaiaXPy, once imported, asks for LaTeX in every figure.
+STYLE: Any = {"svg.hashsalt": "xpkern", "text.usetex": False}
 
 FLUX_LABEL = r"flux  [$10^{-18}\,\mathrm{W\,m^{-2}\,nm^{-1}}$]"
 
@@ -50,20 +53,20 @@ def plot_spectrum(path: Path, model: FluxModel, star: dict[str, float]) -> None:
     if path.suffix not in METADATA:
         raise InputError(f"a picture's name must end in one of {', '.join(METADATA)}", file=str(path))
     pending = PendingFile(path)
-    figure = Figure(figsize=(10.0, 4.2), layout="constrained")
-    optical, all_bands = figure.subplots(1, 2, width_ratios=(3, 2))
-    _draw_optical(optical, model, star)
-    _draw_all_bands(all_bands, model, star)
-    figure.suptitle(
-        rf"$T_\mathrm{{eff}}$ = {1000 * star['teff']:.0f} K   [Fe/H] = {star['feh']:+.2f}   "
-        rf"log g = {star['logg']:.2f}   E = {star['ext']:.2f}   parallax = {star['plx']:g} mas"
-    )
-    try:
-        with rc_context({"svg.hashsalt": "xpkern"}):
+    with rc_context(STYLE):
+        figure = Figure(figsize=(10.0, 4.2), layout="constrained")
+        optical, all_bands = figure.subplots(1, 2, width_ratios=(3, 2))
+        _draw_optical(optical, model, star)
+        _draw_all_bands(all_bands, model, star)
+        figure.suptitle(
+            rf"$T_\mathrm{{eff}}$ = {1000 * star['teff']:.0f} K   [Fe/H] = {star['feh']:+.2f}   "
+            rf"log g = {star['logg']:.2f}   E = {star['ext']:.2f}   parallax = {star['plx']:g} mas"
+        )
+        try:
             figure.savefig(pending.partial, format=path.suffix.lstrip("."), dpi=150, metadata=METADATA[path.suffix])
-        pending.commit()
-    finally:
-        pending.discard()
+            pending.commit()
+        finally:
+            pending.discard()
 
 
 def _draw_optical(axes: Axes, model: FluxModel, star: dict[str, float]) -> None:
