@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from xpkern.engine import available_engines, get_engine
 from xpkern.model.flux_model import FluxModel
@@ -16,6 +17,10 @@ from xpkern.observe.observations import Observations
 
 #: A new seed for every run, so that the tests see new numbers; set XPKERN_TEST_SEED to repeat a failure.
 SEED = int(os.environ.get("XPKERN_TEST_SEED", secrets.randbits(32)))
+
+# No test is timed (the machine may be busy), and none leaves a folder of examples behind.
+settings.register_profile("xpkern", deadline=None, database=None)
+settings.load_profile("xpkern")
 
 ENGINES = [name for name, reason in available_engines().items() if reason is None]
 if "cpu" in ENGINES:  # once for every instruction set of this machine

@@ -429,7 +429,7 @@ def test_a_file_of_another_release_is_refused_as_a_whole(tmp_path):
     assert read(file_of(tmp_path, [row, row, row_text()])).bad.tolist() == [True, True, False]
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_damage_to_a_row_reaches_its_neighbours(tmp_path, data):
     text = bytearray(row_text().encode())
