@@ -12,7 +12,7 @@ from isal import isal_zlib
 
 from xpkern.errors import InputError
 from xpkern.grid import XP_WAVELENGTH
-from xpkern.observe import gaia_csv
+from xpkern.observe import _csv, gaia_csv
 from xpkern.observe.calibration import Calibration
 from xpkern.observe.gaia_csv import read_blocks
 
@@ -451,3 +451,63 @@ def test_no_damage_to_a_row_reaches_its_neighbours(tmp_path, data):
     assert c.bp[0].tolist() == c.bp[-1].tolist() == [347.1327779877959, -1e-4, 0.026582440001875898]
     assert np.isfinite(c.bp).all()
     assert np.isfinite(c.rp).all()
+
+
+# ---- the compiled parser refuses what it would have to copy or overrun
+
+
+def parser_arguments(n=4):
+    text = np.frombuffer((row_text() + "\n").encode() + b"\0" * _csv.SLACK, np.uint8)
+
+    def band(k):
+        return [
+            np.empty((n, k)),
+            *(np.empty((n, c), np.float32) for c in (k, k * (k - 1) // 2)),
+            np.empty(n, np.float32),
+        ]
+
+    bp, rp = ([*band(k), np.empty(n, bool)] for k in (3, 2))
+    return [text, 0, text.size - _csv.SLACK, 0, np.empty(n, np.int64), np.empty(n, bool), bp, rp]
+
+
+def parse(arguments):
+    parser = _csv.RowParser(COLUMNS, n_bp=3, n_rp=2, bp_basis_function_id=56, rp_basis_function_id=57)
+    *others, bp, rp = arguments
+    return parser.parse(*others, tuple(bp), tuple(rp))
+
+
+def test_parser_fills_the_given_arrays():
+    arguments = parser_arguments()
+    assert parse(arguments) == (len(row_text()) + 1, 1, [])
+    assert arguments[4][0] == 4295806720
+    assert arguments[7][0][0].tolist() == [-7.0, 8.0]
+
+
+@pytest.mark.parametrize(
+    ("position", "change", "error"),
+    [
+        (2, lambda end: end + 1, ValueError),  # no slack
+        (1, lambda begin: -1, ValueError),
+        (3, lambda filled: 5, ValueError),
+        (4, lambda a: a[:0], ValueError),
+        (4, lambda a: a.astype(np.int32), TypeError),
+        (5, lambda a: a.astype(np.uint8), TypeError),
+        (6, lambda band: [band[0][:, :2].copy(), *band[1:]], ValueError),
+        (6, lambda band: [np.asfortranarray(band[0]), *band[1:]], TypeError),
+        (6, lambda band: [band[0].astype(np.float32), *band[1:]], TypeError),
+        (7, lambda band: [band[0], band[1].astype(np.float64), *band[2:]], TypeError),
+        (7, lambda band: [*band[:4], band[4][:2].copy()], ValueError),
+    ],
+)
+def test_parser_refuses_arrays_that_do_not_fit(position, change, error):
+    arguments = parser_arguments()
+    arguments[position] = change(arguments[position])
+    with pytest.raises(error):
+        parse(arguments)
+
+
+def test_parser_refuses_arrays_that_cannot_be_written():
+    arguments = parser_arguments()
+    arguments[4].flags.writeable = False
+    with pytest.raises(ValueError, match="writeable"):
+        parse(arguments)
