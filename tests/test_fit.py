@@ -177,13 +177,27 @@ class TestInvertFisher:
         covariance, inverse, floored = invert_fisher(fisher)
         np.testing.assert_array_equal(floored, [False, True, False])
         np.testing.assert_array_equal(inverse[0], fisher[0])
-        np.testing.assert_allclose(covariance[0] @ fisher[0], np.eye(5), atol=1e-8)
+        diagonal = np.sqrt(np.diag(fisher[0]))
+        product = (covariance[0] * np.outer(diagonal, diagonal)) @ (fisher[0] / np.outer(diagonal, diagonal))
+        np.testing.assert_allclose(product, np.eye(5), atol=1e-10)
         scale = np.sqrt(np.diag(covariance[1]))
         assert (np.linalg.eigvalsh(covariance[1] / np.outer(scale, scale)) > 0).all()
         diagonal = np.sqrt(np.diag(fisher[1]))
         values = np.linalg.eigvalsh(inverse[1] / np.outer(diagonal, diagonal))
         np.testing.assert_allclose(values[0], EIGENVALUE_FLOOR, rtol=1e-6)
         assert np.isnan(covariance[2]).all()
+
+    def test_a_certificate_that_fails_is_no_floor(self, rng):
+        """Small eigenvalues just above the floor: the bound cannot tell, the eigenvalues can."""
+        fisher = np.array([self.random_fisher(rng, smallest) for smallest in np.geomspace(3e-6, 1e-3, 30)])
+        covariance, inverse, floored = invert_fisher(fisher)
+        diagonal = np.sqrt(np.einsum("naa->na", fisher))
+        outer = diagonal[:, :, None] * diagonal[:, None, :]
+        values = np.linalg.eigvalsh(fisher / outer)[:, 0]
+        np.testing.assert_array_equal(floored, values < EIGENVALUE_FLOOR)
+        np.testing.assert_array_equal(inverse[~floored], fisher[~floored])
+        product = (covariance * outer) @ (fisher / outer)
+        np.testing.assert_allclose(product[~floored], np.broadcast_to(np.eye(5), (30, 5, 5))[~floored], atol=1e-8)
 
     def test_a_parameter_nothing_depends_on_is_very_uncertain(self, rng):
         fisher = self.random_fisher(rng, 0.1)[None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from xpkern.engine.contract import Float64
+from xpkern.engine.packed import forward_substitute
 
 #: Smallest eigenvalue allowed to a Fisher matrix scaled to a unit diagonal. The scaling makes it a statement about
 #: degeneracy, whatever the units; below it, what is left is rounding of the float32 products the matrix is made of.
@@ -30,24 +31,45 @@ def invert_fisher(fisher: Float64) -> tuple[Float64, Float64, np.ndarray]:
     floored : (n,) bool
         Where the floor acted.
     """
-    covariance = np.full_like(fisher, np.nan)
-    inverse = fisher.copy()
-    floored = np.zeros(len(fisher), bool)
-    finite = np.isfinite(fisher).all(axis=(1, 2))
-    diagonal = np.einsum("njj->nj", fisher[finite])
+    diagonal = np.einsum("njj->nj", fisher)
     # a parameter nothing depends on has an empty row: any scale will do, the floor then makes it very uncertain
     scale = np.sqrt(np.where(diagonal > 0, diagonal, 1.0))
     outer = scale[:, :, None] * scale[:, None, :]
-    symmetric = 0.5 * (fisher[finite] + fisher[finite].swapaxes(1, 2))
-    values, vectors = np.linalg.eigh(symmetric / outer)
-    low = values.min(axis=1, initial=np.inf) < EIGENVALUE_FLOOR
-    values = np.maximum(values, EIGENVALUE_FLOOR)
-    covariance[finite] = _symmetric((vectors / values[:, None, :]) @ vectors.swapaxes(1, 2)) / outer
-    rebuilt = _symmetric((vectors * values[:, None, :]) @ vectors.swapaxes(1, 2)) * outer
-    inverse[finite] = np.where(low[:, None, None], rebuilt, inverse[finite])
-    floored[finite] = low
+    scaled = fisher / outer
+    scaled_inverse, certain = _inverse_with_certificate(scaled)
+    covariance, inverse = scaled_inverse / outer, fisher.copy()
+    floored = np.zeros(len(fisher), bool)
+    finite = np.isfinite(fisher).all(axis=(1, 2))
+    covariance[~finite] = np.nan
+    for star in np.flatnonzero(finite & ~certain):
+        values, vectors = np.linalg.eigh(scaled[star])
+        floored[star] = values[0] < EIGENVALUE_FLOOR
+        values = np.maximum(values, EIGENVALUE_FLOOR)
+        covariance[star] = _symmetric((vectors / values) @ vectors.T) / outer[star]
+        if floored[star]:
+            inverse[star] = _symmetric((vectors * values) @ vectors.T) * outer[star]
     return covariance, inverse, floored
 
 
+def _inverse_with_certificate(matrix: Float64) -> tuple[Float64, np.ndarray]:
+    """Inverses of symmetric matrices, and which of them certainly have no eigenvalue below the floor.
+
+    With S = L L^T and S^-1 = L^-T L^-1, the smallest eigenvalue is at least 1 / |L^-1|_F^2: as good as an
+    eigendecomposition for almost every star, at a tenth of its cost. Loops run over parameters, not over stars.
+    """
+    stars, size = matrix.shape[:2]
+    root = np.zeros_like(matrix)  # reciprocal on the diagonal, as in packed whiteners
+    certain = np.ones(stars, bool)
+    for j in range(size):
+        pivot = matrix[:, j, j] - np.einsum("ni,ni->n", root[:, j, :j], root[:, j, :j])
+        certain &= pivot > EIGENVALUE_FLOOR  # a pivot is never below the smallest eigenvalue; NaN is not certain
+        root[:, j, j] = 1.0 / np.sqrt(np.where(pivot > EIGENVALUE_FLOOR, pivot, 1.0))
+        below = matrix[:, j + 1 :, j] - np.einsum("nai,ni->na", root[:, j + 1 :, :j], root[:, j, :j])
+        root[:, j + 1 :, j] = below * root[:, j, j, None]
+    root_inverse = forward_substitute(root, np.broadcast_to(np.eye(size), matrix.shape))
+    certain &= np.einsum("nij,nij->n", root_inverse, root_inverse) * EIGENVALUE_FLOOR < 1.0
+    return _symmetric(root_inverse.swapaxes(1, 2) @ root_inverse), certain
+
+
 def _symmetric(matrix: Float64) -> Float64:
-    return 0.5 * (matrix + matrix.swapaxes(1, 2))
+    return 0.5 * (matrix + matrix.swapaxes(-2, -1))

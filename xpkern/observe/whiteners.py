@@ -5,7 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from xpkern.engine.contract import Float32, Float64
-from xpkern.engine.packed import forward_substitute, pack_factor, present_samples, unpack_factor
+from xpkern.engine.packed import forward_substitute, pack_factor, packed_size, present_samples, unpack_factor
+
+#: Stars converted at a time: some tens of megabytes of dense matrices.
+_BLOCK = 512
 
 
 def pack_whitener(whitener: np.ndarray) -> tuple[Float32, np.ndarray]:
@@ -26,33 +29,39 @@ def pack_whitener(whitener: np.ndarray) -> tuple[Float32, np.ndarray]:
     usable : (n,) bool
         False where L has a number that is not finite, or lacks rank on its non-zero columns.
     """
-    stars, samples = whitener.shape[0], whitener.shape[2]
-    packed = np.zeros((stars, samples * (samples + 1) // 2), np.float32)
-    usable = np.isfinite(whitener).all(axis=(1, 2))
-    # what is left of a dependent column is rounding of the input, about eps times its length
-    tolerance = 4.0 * np.finfo(np.result_type(whitener.dtype, np.float32)).eps
-    present = (whitener != 0).any(axis=1) & usable[:, None]
-    patterns, pattern_of_star = np.unique(present, axis=0, return_inverse=True)
-    for index, pattern in enumerate(patterns):
-        rows = np.flatnonzero(pattern_of_star.reshape(-1) == index)
-        if not pattern.any():
-            continue
-        columns = whitener[rows][:, :, pattern].astype(np.float64)
-        # QL is QR of the columns in reverse order
-        upper = np.linalg.qr(columns[:, :, ::-1])[1]
-        triangle = upper[:, ::-1, ::-1]
-        diagonal = np.einsum("njj->nj", triangle)
-        full_rank = (np.abs(diagonal) > tolerance * np.linalg.norm(columns, axis=1)).all(axis=1)
-        usable[rows[~full_rank]] = False
-        rows, triangle, diagonal = rows[full_rank], triangle[full_rank], diagonal[full_rank]
-        triangle = triangle * np.sign(diagonal)[:, :, None]
-        inverse_diagonal = triangle.copy()
-        np.einsum("njj->nj", inverse_diagonal)[:] = 1.0 / np.einsum("njj->nj", triangle)
-        identity = np.broadcast_to(np.eye(pattern.sum()), triangle.shape)
-        factor = np.zeros((len(rows), samples, samples))
-        factor[np.ix_(np.arange(len(rows)), pattern, pattern)] = forward_substitute(inverse_diagonal, identity)
-        packed[rows] = pack_factor(factor, np.broadcast_to(pattern, (len(rows), samples)))
+    stars, samples = len(whitener), whitener.shape[2]
+    packed, usable = np.zeros((stars, packed_size(samples)), np.float32), np.zeros(stars, bool)
+    for first in range(0, stars, _BLOCK):
+        block = whitener[first : first + _BLOCK]
+        finite = np.isfinite(block).all(axis=(1, 2))
+        usable[first : first + _BLOCK] = finite
+        present = (block != 0).any(axis=1) & finite[:, None]
+        patterns, pattern_of_star = np.unique(present, axis=0, return_inverse=True)
+        for index, pattern in enumerate(patterns):
+            rows = np.flatnonzero(pattern_of_star.reshape(-1) == index)
+            if pattern.any():
+                factor, full_rank = _factors(block[rows][:, :, pattern])
+                usable[first + rows[~full_rank]] = False
+                rows, factor = rows[full_rank], factor[full_rank]
+                spread = np.zeros((len(rows), samples, samples))
+                spread[np.ix_(np.arange(len(rows)), pattern, pattern)] = factor
+                packed[first + rows] = pack_factor(spread, np.broadcast_to(pattern, (len(rows), samples)))
     return packed, usable
+
+
+def _factors(columns: np.ndarray) -> tuple[Float64, np.ndarray]:
+    """Cholesky factors G (n, q, q) of C = (L^T L)^-1 from the q non-zero columns of L (n, m, q), and which exist."""
+    # what is left of a dependent column is rounding of the input, about eps times its length
+    tolerance = 4.0 * np.finfo(np.result_type(columns.dtype, np.float32)).eps
+    columns = columns.astype(np.float64)
+    # QL is QR of the columns in reverse order
+    triangle = np.linalg.qr(columns[:, :, ::-1])[1][:, ::-1, ::-1]
+    diagonal = np.einsum("njj->nj", triangle)
+    length = np.sqrt(np.einsum("nij,nij->nj", columns, columns))
+    full_rank = (np.abs(diagonal) > tolerance * length).all(axis=1)
+    triangle = np.where(full_rank[:, None, None], triangle * np.sign(diagonal)[:, :, None], np.eye(columns.shape[2]))
+    np.einsum("njj->nj", triangle)[:] = 1.0 / np.einsum("njj->nj", triangle)
+    return forward_substitute(triangle, np.broadcast_to(np.eye(columns.shape[2]), triangle.shape)), full_rank
 
 
 def drop_samples(packed: Float32, dropped: np.ndarray) -> Float32:
