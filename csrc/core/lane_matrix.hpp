@@ -152,11 +152,15 @@ XPKERN_INLINE void symmetric_block(const double* left, int n, int inner, const R
     }
 }
 
+// Square blocks load least; 3 x 3 is what 16 registers hold with the operands of both products.
+constexpr int SYMMETRIC_BLOCK = ACCUMULATORS >= 16 ? 4 : 3;
+
 template <int P, class Lane>
 XPKERN_INLINE void symmetric_panel(const double* left, int n, int inner, const Rows<Lane>& right, int i,
                                    const Lane& diagonal, const Rows<Lane>& out) {
     int j = 0;
-    for (; j + 4 <= i; j += 4) symmetric_block<false, P, 4>(left, n, inner, right, i, j, diagonal, out);
+    for (; j + SYMMETRIC_BLOCK <= i; j += SYMMETRIC_BLOCK)
+        symmetric_block<false, P, SYMMETRIC_BLOCK>(left, n, inner, right, i, j, diagonal, out);
     for (; j < i; ++j) symmetric_block<false, P, 1>(left, n, inner, right, i, j, diagonal, out);
     symmetric_block<true, P, P>(left, n, inner, right, i, i, diagonal, out);
 }
@@ -167,7 +171,7 @@ XPKERN_INLINE void symmetric_panel(const double* left, int n, int inner, const R
 template <class Lane>
 XPKERN_KERNEL void symmetric_product(const double* left, int n, int inner, Rows<Lane> right, double diagonal_share,
                                      Rows<Lane> out) {
-    constexpr int P = ACCUMULATORS >= 16 ? 4 : 3;
+    constexpr int P = SYMMETRIC_BLOCK;
     const Lane share = lane<Lane>(diagonal_share);
     int i = 0;
     for (; i + P <= n; i += P) symmetric_panel<P>(left, n, inner, right, i, share, out);
