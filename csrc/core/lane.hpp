@@ -116,6 +116,10 @@ XPKERN_INLINE bool any(bool mask) {
 XPKERN_INLINE bool all(bool mask) {
     return mask;
 }
+// Stars for which a mask holds.
+XPKERN_INLINE int count(bool mask) {
+    return mask ? 1 : 0;
+}
 
 // A number in every star of a lane.
 template <class Lane>

@@ -21,14 +21,14 @@ struct StopRule {
     double drop_per_loss;
 };
 
-// What a lane's stars carry from stage to stage.
+// What a lane's stars carry through a stage.
 template <class Real, class Wide>
 struct Progress {
     LossState<Real, Wide> state;
     Real damping;
-    Real decrement;  // predicted drop at state.u
+    Real spent;         // evaluations in this stage, of the stars at work; exact in a float far beyond any limit
+    Mask<Real> active;  // before: stars that take part; after: those that were left while still at work
     Mask<Real> converged;
-    Wide evaluations;  // counted in a float: exact far beyond any limit
 };
 
 template <class Real, class Wide>
@@ -72,20 +72,19 @@ XPKERN_INLINE void hold_at_edges(int k, const LossState<Real, Wide>& state, cons
     }
 }
 
-// Runs until every star of the lane has converged or rule.max_evaluations more evaluations are spent.
-// progress.state.u holds the start; progress.damping the first damping; progress.converged and evaluations are counted
-// on.
+// Runs until at most leave_at stars are still at work: those that have not converged and may still spend evaluations.
+// progress.state.u, damping, spent and active hold where to start. A star that is taken up again where it was left goes
+// on as if it had never been left.
 template <bool EXACT, class Real, class Wide, class Shape>
 XPKERN_KERNEL void optimise(const ModelView& model, const Shape& shape, const PriorView& prior, const LossView& terms,
                             const StarView<Real, Wide>& star, const BoxView<Wide>& box, const StopRule& rule,
-                            const Workspace<Real, Wide>& space, Progress<Real, Wide>& progress) {
+                            int leave_at, const Workspace<Real, Wide>& space, Progress<Real, Wide>& progress) {
     const int k = shape.parameters(), ext = shape.inputs();
     LossState<Real, Wide>& state = progress.state;
     LossState<Real, Wide> trial;
     evaluate_loss<EXACT>(model, shape, prior, terms, star, space, state);
-    progress.converged = lane<Real>(1) < lane<Real>(0);
-    progress.evaluations += lane<Wide>(1);
-    for (int evaluation = 1;; ++evaluation) {
+    progress.spent = select(progress.active, progress.spent + lane<Real>(1), progress.spent);
+    for (;;) {
         Real gradient[MAX_PARAMETERS], definite[MAX_TRIANGLE], hessian[MAX_TRIANGLE];
         for (int p = 0; p < k; ++p) gradient[p] = state.gradient[p];
         for (int packed = 0; packed < row_start(k); ++packed) {
@@ -100,11 +99,11 @@ XPKERN_KERNEL void optimise(const ModelView& model, const Shape& shape, const Pr
         Real decrement = lane<Real>(0);
         for (int p = 0; p < k; ++p) decrement = fma(gradient[p], newton[p], decrement);
         decrement = decrement * lane<Real>(0.5);
-        progress.decrement = select(definite_hessian, decrement, infinity<Real>());
         const Real loss_now = convert<Real>(state.loss);
         const Real limit = lane<Real>(rule.drop) * max(lane<Real>(1), lane<Real>(rule.drop_per_loss) * loss_now);
         progress.converged = definite_hessian & (decrement <= limit) & (decrement >= lane<Real>(0));
-        if (all(progress.converged) || evaluation >= rule.max_evaluations) return;
+        progress.active = progress.active & !progress.converged & (progress.spent < lane<Real>(rule.max_evaluations));
+        if (count(progress.active) <= leave_at) return;
 
         const Mask<Real> solved = solve_damped(k, hessian, definite, progress.damping, gradient, step);
         if (!all(solved)) {
@@ -131,15 +130,13 @@ XPKERN_KERNEL void optimise(const ModelView& model, const Shape& shape, const Pr
         }
         evaluate_loss<EXACT>(model, shape, prior, terms, star, space, trial);
         const Real drop = convert<Real>(state.loss - trial.loss);
-        const Mask<Real> active = !progress.converged;
-        const Mask<Real> better = active & (drop > lane<Real>(0));
+        const Mask<Real> better = progress.active & (drop > lane<Real>(0));
         const Mask<Real> good = better & (drop > predicted * lane<Real>(0.5));
         accept(better, k, trial, state);
         progress.damping = select(good, progress.damping * lane<Real>(0.1), progress.damping);
-        progress.damping =
-            select(active & !better, max(progress.damping * lane<Real>(8), lane<Real>(1e-3)), progress.damping);
-        progress.evaluations =
-            select(convert_mask<Wide>(active), progress.evaluations + lane<Wide>(1), progress.evaluations);
+        progress.damping = select(progress.active & !better, max(progress.damping * lane<Real>(8), lane<Real>(1e-3)),
+                                  progress.damping);
+        progress.spent = select(progress.active, progress.spent + lane<Real>(1), progress.spent);
     }
 }
 

@@ -143,15 +143,20 @@ XPKERN_INLINE Element get(const Pack<Element, N>& a, int star) {
     return a.v[star / a.per_register][star % a.per_register];
 }
 
+// Stars for which a mask holds.
+template <class Integer, int N>
+XPKERN_INLINE int count(const Pack<Integer, N>& mask) {
+    Integer minus_stars = 0;
+    for (int star = 0; star < N; ++star) minus_stars += get(mask, star);
+    return static_cast<int>(-minus_stars);
+}
 template <class Integer, int N>
 XPKERN_INLINE bool any(const Pack<Integer, N>& mask) {
-    Integer found = 0;
-    for (int star = 0; star < N; ++star) found |= get(mask, star);
-    return found != 0;
+    return count(mask) > 0;
 }
 template <class Integer, int N>
 XPKERN_INLINE bool all(const Pack<Integer, N>& mask) {
-    return !any(!mask);
+    return count(mask) == N;
 }
 
 template <class Element, int N>

@@ -30,6 +30,8 @@ struct Interleave;
 XPKERN_INTERLEAVE(2, XPKERN_LIST(0, 2), XPKERN_LIST(1, 3))
 XPKERN_INTERLEAVE(4, XPKERN_LIST(0, 4, 1, 5), XPKERN_LIST(2, 6, 3, 7))
 XPKERN_INTERLEAVE(8, XPKERN_LIST(0, 8, 1, 9, 2, 10, 3, 11), XPKERN_LIST(4, 12, 5, 13, 6, 14, 7, 15))
+XPKERN_INTERLEAVE(16, XPKERN_LIST(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23),
+                  XPKERN_LIST(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31))
 #undef XPKERN_LIST
 #undef XPKERN_INTERLEAVE
 #undef XPKERN_SHUFFLE
@@ -56,9 +58,10 @@ struct Square {
 };
 
 // lanes[k] = (rows[row[0]][k], rows[row[1]][k], ...) for k < count. rows: (n, count).
-template <class Element, int N>
-inline void load_rows(const Element* rows, const int64_t* row, int count, Pack<double, N>* lanes) {
-    static_assert(Pack<double, N>::registers == 1, "a lane is one register here");
+template <class Element, class Number, int N>
+inline void load_rows(const Element* rows, const int64_t* row, int count, Pack<Number, N>* lanes) {
+    using Lane = Pack<Number, N>;
+    static_assert(Lane::registers == 1, "a lane is one register here");
     const Element* from[N];
     for (int star = 0; star < N; ++star) from[star] = rows + row[star] * count;
     int k = 0;
@@ -69,19 +72,18 @@ inline void load_rows(const Element* rows, const int64_t* row, int count, Pack<d
             __builtin_memcpy(&square.row[star], from[star] + k, sizeof(square.row[star]));
         square.transpose();
         XPKERN_UNROLL
-        for (int i = 0; i < N; ++i)
-            lanes[k + i].v[0] = __builtin_convertvector(square.row[i], typename Pack<double, N>::Register);
+        for (int i = 0; i < N; ++i) lanes[k + i].v[0] = __builtin_convertvector(square.row[i], typename Lane::Register);
     }
     for (; k < count; ++k) {
-        double star_values[N];
-        for (int star = 0; star < N; ++star) star_values[star] = from[star][k];
-        lanes[k] = load<Pack<double, N>>(star_values);
+        Number star_values[N];
+        for (int star = 0; star < N; ++star) star_values[star] = static_cast<Number>(from[star][k]);
+        lanes[k] = load<Lane>(star_values);
     }
 }
 
-template <class Element>
-inline void load_rows(const Element* rows, const int64_t* row, int count, double* lanes) {
-    for (int k = 0; k < count; ++k) lanes[k] = rows[row[0] * count + k];
+template <class Element, class Number>
+inline void load_rows(const Element* rows, const int64_t* row, int count, Number* lanes) {
+    for (int k = 0; k < count; ++k) lanes[k] = static_cast<Number>(rows[row[0] * count + k]);
 }
 
 // rows[row[star]][k] = lanes[k] of that star, for the first `stars` of them. rows: (n, count).

@@ -1,0 +1,78 @@
+// Stars of a block in lanes: which rows a lane holds, and their data gathered for the kernels.
+#pragma once
+
+#include "../core/star_loss.hpp"
+#include "arguments.hpp"
+#include "transpose.hpp"
+
+XPKERN_NAMESPACE_BEGIN
+
+// The lanes of this build. The scalar build runs the code that a GPU thread runs.
+#if defined(XPKERN_SCALAR_LANES)
+using FloatLane = float;
+using WideLane = double;
+using DoubleLane = double;
+#else
+using FloatLane = Pack<float, FLOAT_WIDTH>;
+using WideLane = Pack<double, FLOAT_WIDTH>;
+using DoubleLane = Pack<double, DOUBLE_WIDTH>;
+#endif
+
+// Rows of the block that a lane holds; the last is repeated where there are fewer than the lane is wide.
+template <class Lane>
+struct Members {
+    static constexpr int width = LaneTraits<Lane>::width;
+    int64_t row[width];
+    int count;
+    Members(const int64_t* rows, int64_t begin, int64_t end) {
+        count = static_cast<int>(end - begin < width ? end - begin : width);
+        for (int s = 0; s < width; ++s) row[s] = rows[begin + (s < count ? s : count - 1)];
+    }
+    Members(int64_t begin, int64_t end) {
+        count = static_cast<int>(end - begin < width ? end - begin : width);
+        for (int s = 0; s < width; ++s) row[s] = begin + (s < count ? s : count - 1);
+    }
+};
+
+// A lane of which star s gets value(s).
+template <class Lane, class Value>
+inline Lane lane_of(const Value& value) {
+    alignas(64) Scalar<Lane> values[LaneTraits<Lane>::width];
+    for (int s = 0; s < LaneTraits<Lane>::width; ++s) values[s] = static_cast<Scalar<Lane>>(value(s));
+    return load<Lane>(values);
+}
+
+// One lane's stars in memory of their own.
+template <class Real, class Wide>
+struct GatheredStars {
+    Real *flux, *factor;
+    Wide *mean, *weight;
+
+    GatheredStars(int m, int k, Arena& arena) {
+        flux = arena.take<Real>(m);
+        factor = arena.take<Real>(row_start(m));
+        mean = arena.take<Wide>(k);
+        weight = arena.take<Wide>(k);
+    }
+    void fill(const Members<Real>& members, const StarArrays& stars, int m, int k) const {
+        load_rows(stars.flux, members.row, m, flux);
+        load_rows(stars.whitener, members.row, row_start(m), factor);
+        for (int p = 0; p < k; ++p) {
+            mean[p] = lane_of<Wide>([&](int s) { return stars.mean[members.row[s] * k + p]; });
+            weight[p] = lane_of<Wide>([&](int s) {
+                const double sigma = stars.sigma[members.row[s] * k + p];
+                return 1.0 / (sigma * sigma);
+            });
+        }
+    }
+    StarView<Real, Wide> view() const { return {flux, factor, mean, weight}; }
+};
+
+// Linear parameters (n, k) of a lane's stars, as u.
+template <class Narrow, class Lane>
+inline void load_params(const Members<Narrow>& members, const double* params, int k, Lane* u) {
+    for (int p = 0; p < k; ++p) u[p] = lane_of<Lane>([&](int s) { return params[members.row[s] * k + p]; });
+    u[k - 1] = log(u[k - 1]);
+}
+
+XPKERN_NAMESPACE_END
