@@ -11,6 +11,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -105,9 +106,11 @@ class BuildExtensions(build_ext):
             if not target.exists() or os.path.getmtime(target) < max(newest_header, os.path.getmtime(source)):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.unlink(missing_ok=True)
+                started = time.time()
                 self.compiler.compile(
                     [source], output_dir=str(folder), include_dirs=include_dirs, extra_postargs=flags_of_source(source)
                 )
+                os.utime(target, (started, started))  # a header edited meanwhile is newer than the object
             return str(target)
 
         with ThreadPoolExecutor(self.parallel or os.cpu_count()) as pool:
