@@ -136,7 +136,7 @@ def numpy_calibrate(
         weighted = error[:, :, None] * design.T
         covariance = covariance + weighted.transpose(0, 2, 1) @ (correlation @ weighted)
     flux = sides[0] + sides[1]
-    for fraction, side in ((noise.common, flux), (noise.bp, sides[0]), (noise.rp, sides[1]), (noise.scale, flux)):
+    for fraction, side in ((noise.common, flux), (noise.bp, sides[0]), (noise.rp, sides[1])):
         covariance += fraction**2 * side[:, :, None] * side[:, None, :]
     diagonal = np.arange(flux.shape[1])
     covariance[:, diagonal, diagonal] += (noise.independent[: flux.shape[1]] * flux) ** 2
