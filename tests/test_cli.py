@@ -183,8 +183,13 @@ class TestBadInput:
             damaged[start + star] = written.getvalue().encode()
         spectra = tmp_path / "damaged.csv"
         spectra.write_bytes(b"".join(damaged))
-        assert main([*catalog_arguments(spectra, survey), "-o", str(tmp_path / "catalog.h5")]) == 0
+        assert main([*catalog_arguments(spectra, survey), "-o", str(tmp_path / "catalog.h5")]) == 3
         printed = capsys.readouterr()
+        field = "field bp_coefficients" if damage == "array" else "field "
+        assert printed.err.startswith("xpkern: rows that could not be read: 1 (")
+        assert f"the first: row {star + 1}, {field}" in printed.err
+        assert "damaged.csv" in printed.err
+        assert printed.err.count("\n") == 1
         assert f"{STARS} stars, {STARS - 1} fitted" in printed.out
         assert "1  status 64 BAD_ROW" in printed.out
 
@@ -211,8 +216,10 @@ class TestBadInput:
         gone = int(table["source_id"][2])
         table[table["source_id"] != gone].write(tmp_path / "source.csv")
         arguments = ["catalog", str(survey.spectra), "--source", str(tmp_path / "source.csv"), "--engine", ENGINE]
-        assert main([*arguments, "-o", str(tmp_path / "catalog.h5")]) == 0
-        assert "1  status 16 NO_GAIA_SOURCE" in capsys.readouterr().out
+        assert main([*arguments, "-o", str(tmp_path / "catalog.h5")]) == 3
+        printed = capsys.readouterr()
+        assert "1  status 16 NO_GAIA_SOURCE" in printed.out
+        assert printed.err == "xpkern: sources without a row in the gaia_source table: 1\n"
         catalog = read(tmp_path / "catalog.h5")
         (star,) = np.flatnonzero(catalog["source_id"] == gone)
         assert catalog["status"][star] & Status.NO_GAIA_SOURCE

@@ -45,6 +45,8 @@ class CatalogSummary:
         Stars, and those with a solution.
     status, quality_flags : Counter
         How many stars have each bit, by the bit.
+    first_reason : str
+        File, row, field and message of the first row that could not be read; empty where all could.
     """
 
     files: dict[str, Path] = field(default_factory=dict)
@@ -52,6 +54,7 @@ class CatalogSummary:
     fitted: int = 0
     status: Counter[Status] = field(default_factory=Counter)
     quality_flags: Counter[flags.QualityFlag] = field(default_factory=Counter)
+    first_reason: str = ""
 
     def count(self, rows: StarRows, fitted: NDArray[np.bool_]) -> None:
         """Add a block of stars."""
@@ -165,6 +168,9 @@ def make_catalog(
                 files_written.append(block)
                 files_written.append_reasons(observations.reasons)
                 summary.count(block, solution.fitted)
+                if observations.reasons and not summary.first_reason:
+                    _, row, name, message = observations.reasons[0]
+                    summary.first_reason = str(InputError(message, row=row, field=name or None))
                 if on_progress is not None:
                     on_progress(len(block))
         except InputError as error:

@@ -29,7 +29,15 @@ what is written
   catalog.reasons.csv      only if rows could not be read: file, row, field and reason of each
 Nothing appears under these names before it is complete. If an input file breaks off, the rows before the break are
 kept as catalog.incomplete.h5 (and its companions) and the exit code is 1.
+
+exit code
+  0    every source of the input was read, and found in the gaia_source table if one was given
+  1    no catalogue, or none of its stars could be fitted
+  3    the catalogue is complete, but some rows could not be read or have no gaia_source row: one line says how many
 """
+
+#: Exit code of a catalogue that is complete although some of its input was unusable.
+WITH_UNUSABLE_INPUT = 3
 
 
 def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -118,7 +126,24 @@ def run(options: argparse.Namespace) -> int:
     if summary.rows and not summary.fitted:
         print("xpkern: no star could be fitted; the status column says why", file=sys.stderr)
         return 1
+    unusable = unusable_input(summary)
+    if unusable:
+        print(f"xpkern: {unusable}", file=sys.stderr)
+        return WITH_UNUSABLE_INPUT
     return 0
+
+
+def unusable_input(summary: CatalogSummary) -> str:
+    """Say in one line which sources of the input were unusable in part or whole; empty if none was."""
+    from xpkern.status import Status
+
+    said = []
+    if summary.status[Status.BAD_ROW]:
+        where = f" ({summary.files['reasons']}); the first: {summary.first_reason}"
+        said.append(f"rows that could not be read: {summary.status[Status.BAD_ROW]:,}{where}")
+    if summary.status[Status.NO_GAIA_SOURCE]:
+        said.append(f"sources without a row in the gaia_source table: {summary.status[Status.NO_GAIA_SOURCE]:,}")
+    return "; ".join(said)
 
 
 def expand(patterns: Iterable[str]) -> Iterable[str]:
