@@ -28,7 +28,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(BENCHMARKS)}, or all (default)")
     parser.add_argument("--stars", type=int, help="number of stars or rows (each benchmark has a default)")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds; 5 or more for a figure that is written down")
+    parser.add_argument("--rounds", type=int, default=7, help="rounds; 7 or more for a figure that is written down")
     parser.add_argument("--engine", default="auto")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the JSON files (default: %(default)s)")
     options = parser.parse_args(arguments)

@@ -2,9 +2,9 @@
 
 A machine's clock wanders over seconds and jumps over milliseconds. So two contestants take turns in every round, the
 order alternates from round to round, the best of a few repeats is a round's result (interruptions only ever slow
-down), and the median over rounds of the *ratio within a round* is the answer (slow drift cancels). The band is the
-range of the middle half of the ratios; a difference is claimed only if the band excludes 1. :func:`null_run` holds a
-contestant against itself: it must find no difference.
+down), and the median over rounds of the *ratio within a round* is the answer (slow drift cancels). The band is where
+the median lies with 95 % confidence, whatever the distribution; a difference is claimed only if the band excludes 1.
+:func:`null_run` holds a contestant against itself: it must find no difference, but for one run in twenty.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
+from math import comb
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ class Contestant:
 
 @dataclass(frozen=True)
 class Rate:
-    """Items per second of one contestant: median over the rounds, and the middle half of them."""
+    """Items per second of one contestant: median over the rounds, and its band."""
 
     name: str
     median: float
@@ -61,7 +62,7 @@ class Comparison:
     ours, peer : Rate
         Items per second.
     ratio, ratio_lower, ratio_upper : float
-        Median, and middle half, of the ratios of the rates within a round (> 1: ours is faster).
+        Median, and its band, of the ratios of the rates within a round (> 1: ours is faster).
     rounds : int
     """
 
@@ -96,12 +97,18 @@ def pinned(cpu: int | None = None) -> Iterator[int]:
         os.sched_setaffinity(0, before)
 
 
-def middle_half(values: Sequence[float]) -> tuple[float, float]:
-    """Return the first and third quartile (the only value twice, if there is one)."""
-    if len(values) < 2:
-        return values[0], values[0]
-    lower, _, upper = statistics.quantiles(values, n=4, method="inclusive")
-    return lower, upper
+def median_band(values: Sequence[float]) -> tuple[float, float]:
+    """Return order statistics that enclose the true median with 95 % confidence (the extremes for 7 values or fewer).
+
+    The k-th value from either end leaves the median outside with probability 2 P(fewer than k heads in n throws).
+    """
+    ordered, n = sorted(values), len(values)
+    outside, k = 2.0 * 0.5**n, 1
+    while True:
+        outside += 2.0 * comb(n, k) * 0.5**n
+        if outside > 0.05:
+            return ordered[k - 1], ordered[n - k]
+        k += 1
 
 
 def measure_once(contestant: Contestant, repeats: int, clock: Callable[[], float] = time.perf_counter) -> float:
@@ -116,14 +123,14 @@ def measure_once(contestant: Contestant, repeats: int, clock: Callable[[], float
 
 def rate(name: str, rates: Sequence[float]) -> Rate:
     """Summarise the rates of all rounds."""
-    return Rate(name, statistics.median(rates), *middle_half(rates))
+    return Rate(name, statistics.median(rates), *median_band(rates))
 
 
 def compare(
     ours: Contestant,
     peer: Contestant,
     *,
-    rounds: int = 5,
+    rounds: int = 7,
     repeats: int = 3,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Comparison:
@@ -134,7 +141,7 @@ def compare(
     ours, peer : Contestant
         Both do the same kind of item; each is called once before the clock starts.
     rounds : int
-        Rounds, in alternating order; 5 or more for a figure that is written down.
+        Rounds, in alternating order; 7 or more for a figure that is written down.
     repeats : int
         Calls in a round, of which the fastest counts.
     clock : callable
@@ -149,7 +156,7 @@ def compare(
             rates.append(measure_once(contestant, repeats, clock))
     ratios = [a / b for a, b in zip(our_rates, peer_rates, strict=True)]
     return Comparison(
-        rate(ours.name, our_rates), rate(peer.name, peer_rates), statistics.median(ratios), *middle_half(ratios), rounds
+        rate(ours.name, our_rates), rate(peer.name, peer_rates), statistics.median(ratios), *median_band(ratios), rounds
     )
 
 
