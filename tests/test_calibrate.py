@@ -171,14 +171,14 @@ def random_calibration(rng, samples, n_bp, n_rp, bp_end, rp_begin):
         pytest.param(2, 1, 1, 1, 1, id="one coefficient each"),
     ],
 )
-@pytest.mark.parametrize("scale", [0.0, 0.2])
-def test_any_number_of_samples_and_coefficients(compiled, rng, samples, n_bp, n_rp, bp_end, rp_begin, scale):
+@pytest.mark.parametrize("common", [0.0, 0.2])
+def test_any_number_of_samples_and_coefficients(compiled, rng, samples, n_bp, n_rp, bp_end, rp_begin, common):
     calibration = random_calibration(rng, samples, n_bp, n_rp, bp_end, rp_begin)
     stars = 11
     coefficients, infrared, error = random_spectra(rng, stars, calibration)
     coefficients.has_bp[2] = coefficients.has_rp[7] = False
     error[rng.random(error.shape) < 0.3] = np.inf
-    noise = Noise(independent=rng.uniform(0.005, 0.02, samples + N_BANDS), scale=scale)
+    noise = Noise(independent=rng.uniform(0.005, 0.02, samples + N_BANDS), common=common)
     found = compiled.calibrate(calibration, coefficients, noise, infrared, error)
     expected = ReferenceEngine().calibrate(calibration, coefficients, noise, infrared, error)
     assert found.whitener.shape == (stars, packed_size(samples + N_BANDS))
@@ -199,7 +199,7 @@ def test_samples_that_depend_on_each_other(compiled, rng, calibration):
 
 
 def test_near_singular_covariances_take_the_floor_of_their_own_star_only(compiled, rng, calibration):
-    noise = Noise.eq2(scale=0.1)
+    noise = Noise.eq2()
     coefficients, infrared, error = random_spectra(rng, 21, calibration)
     before = compiled.calibrate(calibration, coefficients, noise, infrared, error)
     np.testing.assert_array_equal(before.status, 0)
@@ -275,9 +275,9 @@ def test_a_side_with_a_number_that_is_none_is_missing(compiled, rng, calibration
 def test_a_band_without_usable_numbers_is_missing(compiled, rng, calibration, flux, error):
     coefficients, infrared, infrared_error = random_spectra(rng, 3, calibration)
     infrared[1, 2], infrared_error[1, 2] = flux, error
-    found = compiled.calibrate(calibration, coefficients, Noise.eq2(scale=0.1), infrared, infrared_error)
+    found = compiled.calibrate(calibration, coefficients, Noise.eq2(), infrared, infrared_error)
     infrared[1, 2], infrared_error[1, 2] = 0.0, np.inf
-    declared = compiled.calibrate(calibration, coefficients, Noise.eq2(scale=0.1), infrared, infrared_error)
+    declared = compiled.calibrate(calibration, coefficients, Noise.eq2(), infrared, infrared_error)
     assert_identical(found, declared)
 
 
@@ -303,7 +303,7 @@ def test_a_star_does_not_notice_its_neighbours(compiled, rng, calibration, stars
     coefficients.bp_error[11] *= np.float32(1e-6)
     coefficients.rp_error[11] *= np.float32(1e-6)
     error[rng.random(error.shape) < 0.3] = np.inf
-    noise = Noise.eq2(scale=0.1)
+    noise = Noise.eq2()
     everything = compiled.calibrate(calibration, coefficients, noise, infrared, error, threads=1)
     order = rng.permutation(17)[:stars]
     found = compiled.calibrate(calibration, rows_of(coefficients, order), noise, infrared[order], error[order])
@@ -324,7 +324,5 @@ def test_fused_instruction_sets_agree_to_the_last_bit(rng, calibration):
         pytest.skip("this machine has not both AVX2 and AVX-512")
     coefficients, infrared, error = random_spectra(rng, 20, calibration)
     coefficients.has_rp[4] = False
-    results = [
-        cpu.CpuEngine(isa).calibrate(calibration, coefficients, Noise.eq2(scale=0.1), infrared, error) for isa in fused
-    ]
+    results = [cpu.CpuEngine(isa).calibrate(calibration, coefficients, Noise.eq2(), infrared, error) for isa in fused]
     assert_identical(*results)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import replace
 
 import h5py
 import numpy as np
@@ -59,10 +58,9 @@ def test_importing_the_demo_does_not_import_matplotlib():
 
 @pytest.fixture(scope="module")
 def comparison(tmp_path_factory) -> Comparison:
-    """1,500 simulated stars whose flux scale is known."""
+    """1,500 simulated stars, each with an error of its flux scale drawn."""
     folder = tmp_path_factory.mktemp("survey")
     model, prior = load_model()
-    model = replace(model, noise=replace(model.noise, scale=0.0), scale_sigma=0.0)
     files = simulate(model, prior, 1500, seed=11).write(folder)
     summary = make_catalog(
         files.spectra, folder / "catalog.h5", gaia_source=files.gaia_source, model=model, prior=prior

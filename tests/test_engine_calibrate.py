@@ -81,7 +81,7 @@ def dense_covariance(calibration, coefficients, star, noise, infrared, infrared_
             covariance[N_XP + band, N_XP + band] = infrared_error[band] ** 2
         else:
             present[N_XP + band] = False
-    covariance += np.diag((noise.independent * flux) ** 2) + noise.scale**2 * np.outer(flux, flux)
+    covariance += np.diag((noise.independent * flux) ** 2)
     return flux, covariance, present
 
 
@@ -118,10 +118,9 @@ def calibration():
 
 
 @pytest.mark.parametrize("sigma", ["archive", "zgr23"])
-@pytest.mark.parametrize("scale", [0.0, 0.15])
-def test_covariance(engine, rng, calibration, sigma, scale):
+def test_covariance(engine, rng, calibration, sigma):
     theoretical = WAVELENGTH > 3000
-    noise = Noise.eq2(sigma=sigma, scale=scale, theoretical=theoretical)
+    noise = Noise.eq2(sigma=sigma, theoretical=theoretical)
     coefficients, infrared, error = random_spectra(rng, 5, calibration)
     found = engine.calibrate(calibration, coefficients, noise, infrared, error)
     assert found.flux.dtype == found.whitener.dtype == np.float32
@@ -131,7 +130,7 @@ def test_covariance(engine, rng, calibration, sigma, scale):
 
 
 def test_what_is_missing_is_deleted_before_factorising(engine, rng, calibration):
-    noise = Noise.eq2(scale=0.1)
+    noise = Noise.eq2()
     coefficients, infrared, error = random_spectra(rng, 20, calibration)
     coefficients.has_bp[[1, 4]] = False
     coefficients.has_rp[[2, 5]] = False

@@ -18,7 +18,7 @@ def saved(rng, tmp_path):
     theoretical = np.arange(66) >= 64
     model = dataclasses.replace(
         random_model(rng),
-        noise=xk.Noise.eq2(sigma="zgr23", scale=0.15, theoretical=theoretical),
+        noise=xk.Noise.eq2(sigma="zgr23", theoretical=theoretical),
         scale_sigma=0.15,
         theoretical=theoretical,
         ext_unit="E(B-V) [mag]",

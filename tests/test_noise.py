@@ -13,18 +13,16 @@ def test_defaults_are_those_of_the_paper():
     noise = xk.Noise.eq2()
     np.testing.assert_array_equal(noise.independent[:N_XP], 0.005)
     np.testing.assert_array_equal(noise.independent[N_XP:], 0.01)
-    assert (noise.common, noise.bp, noise.rp, noise.scale, noise.floor) == (0.005, 0.001, 0.001, 0.0, 1e-9)
+    assert (noise.common, noise.bp, noise.rp, noise.floor) == (0.005, 0.001, 0.001, 1e-9)
     assert noise.sigma == "archive"
 
 
 def test_options():
     theoretical = np.zeros(N_FLUX, bool)
     theoretical[-2:] = True
-    noise = xk.Noise.eq2(
-        sigma="zgr23", photometry_floor=0.0, scale=0.15, theoretical=theoretical, theoretical_error=0.3
-    )
+    noise = xk.Noise.eq2(sigma="zgr23", photometry_floor=0.0, theoretical=theoretical, theoretical_error=0.3)
     np.testing.assert_array_equal(noise.independent[N_XP:], [0, 0, 0, 0.3, 0.3])
-    assert (noise.sigma, noise.scale) == ("zgr23", 0.15)
+    assert noise.sigma == "zgr23"
 
 
 def test_digest_changes_with_every_number():
@@ -32,7 +30,7 @@ def test_digest_changes_with_every_number():
         xk.Noise.eq2(),
         xk.Noise.eq2(sigma="zgr23"),
         xk.Noise.eq2(photometry_floor=0.02),
-        xk.Noise.eq2(scale=0.1),
+        xk.Noise(independent=np.zeros(N_FLUX), common=0.004),
         xk.Noise(independent=np.zeros(N_FLUX)),
         xk.Noise(independent=np.zeros(N_FLUX), floor=1e-8),
     ]
@@ -44,7 +42,6 @@ def test_digest_changes_with_every_number():
     ("arguments", "message"),
     [
         ({"sigma": "gaia"}, "sigma: 'gaia' is none of archive, zgr23"),
-        ({"scale": -0.1}, "scale: -0.1 is not a finite number >= 0"),
         ({"photometry_floor": -0.01}, "independent: negative error"),
         ({"photometry_floor": np.nan}, "independent: holds numbers that are not finite"),
         ({"theoretical": [True]}, r"theoretical: shape \(1,\), expected \(66,\)"),

@@ -183,7 +183,7 @@ def test_infrared_photometry_from_either_table(real_file, real_stars):
     assert present.tolist() == [[True, True, False, False, False], [True] + [False] * 4, [False] * 5] * (n // 3)
     assert stars.flux[0, 61] == np.float32(flux_of_magnitude("J", 10.0))
     error = 0.4 * np.log(10) * 0.03
-    expected = stars.flux[0, 62] ** 2 * (error**2 + NOISE.independent[62] ** 2 + NOISE.scale**2)
+    expected = stars.flux[0, 62] ** 2 * (error**2 + NOISE.independent[62] ** 2)
     assert np.isclose(sample_variance(stars.whitener[:1])[0, 62], expected, rtol=1e-5)
     infrared = stars.status & np.uint32(Status.NO_INFRARED | Status.INCOMPLETE_INFRARED)
     assert infrared.tolist() == [Status.INCOMPLETE_INFRARED, Status.INCOMPLETE_INFRARED, Status.NO_INFRARED] * (n // 3)

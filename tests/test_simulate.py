@@ -205,7 +205,7 @@ def test_systematics_are_those_of_the_models_noise(survey_model):
         bright = true < 11.0
         scatter[name] = np.std((survey.gaia_source["j_m"] - true)[bright])
     added = np.sqrt(scatter["loud"] ** 2 - scatter["quiet"] ** 2)
-    expected = 2.5 / np.log(10.0) * np.hypot(model.noise.independent[N_XP], max(model.noise.scale, model.scale_sigma))
+    expected = 2.5 / np.log(10.0) * np.hypot(model.noise.independent[N_XP], model.scale_sigma)
     assert added == pytest.approx(expected, rel=0.4)
 
 

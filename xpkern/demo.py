@@ -6,6 +6,7 @@ import os
 import time
 from pathlib import Path
 
+import h5py
 import numpy as np
 
 from xpkern.catalog.run import make_catalog
@@ -71,7 +72,9 @@ def run(
     clock = time.perf_counter()
     comparison = Comparison.read(summary.files["catalog"], files.truth)
     page = folder / "demo.png"
-    draw_page(page, comparison, _example(model, files, comparison, threads))
+    with h5py.File(summary.files["diagnostics"]) as diagnostics:
+        model_plx = diagnostics["model_plx"][:].astype(np.float64)
+    draw_page(page, comparison, _example(model, files, comparison, model_plx, threads))
     print(f"drawn      in {_since(clock)}\n")
 
     print(comparison.table())
@@ -93,16 +96,21 @@ def _since(clock: float) -> str:
     return f"{time.perf_counter() - clock:.1f} s"
 
 
-def _example(model: FluxModel, files: SurveyFiles, comparison: Comparison, threads: int | None) -> ExampleSpectrum:
-    """The star whose fit is the most ordinary: a dusty high-quality one with a chi2 per degree of freedom near 1."""
+def _example(
+    model: FluxModel, files: SurveyFiles, comparison: Comparison, model_plx: Float64, threads: int | None
+) -> ExampleSpectrum:
+    """The star whose fit is the most ordinary: a dusty high-quality one with a chi2 per degree of freedom near 1.
+
+    model_plx (n,) is that of the fits; see :class:`xpkern.fit.result.Fit`.
+    """
     low, high = EXAMPLE_MAGNITUDES
     oddity = np.abs(comparison.chi2_per_dof - 1.0) + np.where(comparison.truth[:, 3] > 0.15, 0.0, 10.0)
     oddity += np.where((comparison.g > low) & (comparison.g < high), 0.0, 100.0)
     oddity += np.where(comparison.high_quality, 0.0, 1000.0)
     row = int(np.argmin(np.where(np.isfinite(oddity), oddity, np.inf)))
     flux, sigma = _observed(files, row, model, threads)
-    teff, feh, logg, ext, plx = comparison.estimate[row]
-    fitted = model.predict(teff=teff / 1000.0, feh=feh, logg=logg, ext=ext, plx=plx)[0]
+    teff, feh, logg, ext = comparison.estimate[row, :4]
+    fitted = model.predict(teff=teff / 1000.0, feh=feh, logg=logg, ext=ext, plx=model_plx[row])[0]
     return ExampleSpectrum(model.wavelength, flux, sigma, fitted, row)
 
 

@@ -1,12 +1,12 @@
 // Calibration: from the coefficients of a spectrum to its flux and whitener (Eqs. 2-4).
 //
 //     f = f_BP + f_RP,  f_side = A_side c_side
-//     C = sum over sides of A_side Sigma_side A_side^T + side^2 f_side f_side^T      Sigma = diag(e) rho diag(e)
-//         + diag((independent f)^2)                                                 => C_b, of two blocks and their
-//         link
-//         + common^2 f f^T                                                          on the XP samples
-//         + scale^2 f f^T                                                           on all samples, photometry included
+//     C = sum over sides of A_side Sigma_side A_side^T + side^2 f_side f_side^T     Sigma = diag(e) rho diag(e)
+//         + diag((independent f)^2)                                                => C_b, of two blocks and their link
+//         + common^2 f f^T
 //     C = G G^T
+//
+// on the XP samples. The photometric bands have covariances with nothing: G_jj^2 = error^2 + (independent f)^2.
 //
 // Sigma enters as half = its strict lower triangle plus half its diagonal, Sigma = half + half^T, and A in the factored
 // form of SideView, A = basis (1 | ratio): both products of (1 | ratio) Sigma (1 | ratio)^T, then basis (...) basis^T,
@@ -18,7 +18,7 @@
 // 11 k (blocks) + 4 k (update), a certificate on C_b 11 k, in place of 38 k each. With 3.4 k for the flux a star costs
 // 190 k multiply-adds.
 //
-// The floor: an eigenvalue of C on the XP samples below `floor` is raised to it. lambda_min(C) >= lambda_min(C_b) >=
+// The floor: an eigenvalue of C below `floor` is raised to it. lambda_min(C) >= lambda_min(C_b) >=
 // 1 / |G_b^-1|_F^2, so where that exceeds the floor there is nothing to do; any other star is left to
 // floor_and_factor().
 //
@@ -47,8 +47,8 @@ struct CalibrationScratch {
     Lane* flux;          // (m,) that of the bands is input of finish_blocks
     Lane* band_error;    // (m - x,) input of finish_blocks
     Lane* present;       // (m,) 1 or 0
-    Lane* triangle;      // (m (m + 1) / 2,) C, then the factor
-    Lane* work;          // (4 m,) or (m, INVERSE_COLUMNS)
+    Lane* triangle;      // (m (m + 1) / 2,) C, then the factor; of the bands the factor from the beginning
+    Lane* work;          // (4 x,) or (x, INVERSE_COLUMNS)
 
     // Hands out consecutive parts of `memory`; returns how many lanes that takes. With nullptr it only counts.
     XPKERN_KERNEL int64_t divide(const CalibrationView& view, Lane* memory) {
@@ -69,7 +69,7 @@ struct CalibrationScratch {
         band_error = take(view.samples - view.xp_samples);
         present = take(view.samples);
         triangle = take(row_start(view.samples));
-        work = take(4 * view.samples);
+        work = take(4 * view.xp_samples);
         return used;
     }
 
@@ -83,21 +83,17 @@ XPKERN_KERNEL void clear(const CalibrationView& view, CalibrationScratch<Lane>& 
     fill(scratch.triangle, row_start(view.xp_samples), 0);
 }
 
-// half = strict lower triangle of diag(e) rho diag(e) plus half its diagonal, coefficients in the order of side.place.
+// half = strict lower triangle of diag(e) rho diag(e) plus half its diagonal, coefficients in the order of the basis.
 template <class Lane>
 XPKERN_KERNEL void build_half_covariance(const SideView& side, const Lane& error_scale,
                                          CalibrationScratch<Lane>& scratch) {
     const Lane* correlation = scratch.correlation;
+    const int32_t* place = side.place;
     for (int i = 0; i < side.coefficients; ++i) {
         const Lane error = scratch.error[i] * error_scale;
         scratch.error[i] = error;
-        const int place = side.place[i];
-        for (int j = 0; j < i; ++j) {
-            const int other = side.place[j];
-            Lane& element = scratch.half[place > other ? row_start(place) + other : row_start(other) + place];
-            element = error * scratch.error[j] * *correlation++;
-        }
-        scratch.half[row_start(place) + place] = error * error * lane<Lane>(0.5);
+        for (int j = 0; j < i; ++j) scratch.half[*place++] = error * scratch.error[j] * *correlation++;
+        scratch.half[*place++] = error * error * lane<Lane>(0.5);
     }
 }
 
@@ -165,28 +161,29 @@ XPKERN_KERNEL void blank_missing(int samples, double diagonal, CalibrationScratc
     }
 }
 
-// Completes C_b, after both sides were added and the photometry of the bands was put in scratch.
+// Completes C_b, and the factor of the bands, after both sides were added and the photometry was put in scratch.
 //
 // A band is missing where its error is infinite or a number is not finite.
 template <class Lane>
 XPKERN_KERNEL void finish_blocks(const CalibrationView& view, CalibrationScratch<Lane>& scratch) {
-    const int m = view.samples, x = view.xp_samples;
+    const int x = view.xp_samples;
+    const Lane zero = lane<Lane>(0), one = lane<Lane>(1);
+    const auto independent_error = [&](int i) { return lane<Lane>(view.independent[i]) * scratch.flux[i]; };
     blank_missing(x, 1, scratch);
-    for (int i = 0; i < m; ++i) {
-        Lane* row = scratch.triangle + row_start(i);
-        const Lane error = lane<Lane>(view.independent[i]) * scratch.flux[i];
-        if (i < x) {
-            row[i] = fma(error, error, row[i]);
-        } else {
-            const Lane variance = fma(error, error, scratch.band_error[i - x] * scratch.band_error[i - x]);
-            const Mask<Lane> usable = (variance > lane<Lane>(SMALLEST_VARIANCE)) &
-                                      (variance < lane<Lane>(LARGEST_VARIANCE)) &
-                                      (abs(scratch.flux[i]) < lane<Lane>(LARGEST_FLUX));
-            scratch.present[i] = select(usable, lane<Lane>(1), lane<Lane>(0));
-            scratch.flux[i] = select(usable, scratch.flux[i], lane<Lane>(0));
-            fill(row, i, 0);
-            row[i] = select(usable, variance, lane<Lane>(1));
-        }
+    for (int i = 0; i < x; ++i) {
+        Lane& variance = scratch.triangle[row_start(i) + i];
+        variance = fma(independent_error(i), independent_error(i), variance);
+    }
+    for (int i = x; i < view.samples; ++i) {
+        const Lane measured = scratch.band_error[i - x];
+        const Lane variance = fma(independent_error(i), independent_error(i), measured * measured);
+        const Mask<Lane> usable = (variance > lane<Lane>(SMALLEST_VARIANCE)) &
+                                  (variance < lane<Lane>(LARGEST_VARIANCE)) &
+                                  (abs(scratch.flux[i]) < lane<Lane>(LARGEST_FLUX));
+        scratch.present[i] = select(usable, one, zero);
+        scratch.flux[i] = select(usable, scratch.flux[i], zero);
+        fill(scratch.triangle + row_start(i), i, 0);
+        scratch.triangle[row_start(i) + i] = select(usable, one / sqrt(variance), zero);
     }
 }
 
@@ -201,25 +198,22 @@ XPKERN_KERNEL Mask<Lane> ordinary_numbers(int xp_samples, const CalibrationScrat
     return ordinary;
 }
 
-// Adds fraction^2 f f^T on the first n samples to the covariance, in its factor.
+// Adds common^2 f f^T to the covariance, in its factor.
 template <class Lane>
-XPKERN_KERNEL void add_common_error(double fraction, int n, CalibrationScratch<Lane>& scratch) {
-    if (fraction == 0) return;
-    for (int i = 0; i < n; ++i) scratch.work[i] = lane<Lane>(fraction) * scratch.flux[i];
-    rank_one_update(scratch.triangle, n, scratch.work, scratch.work + n);
+XPKERN_KERNEL void add_common_error(const CalibrationView& view, CalibrationScratch<Lane>& scratch) {
+    const int x = view.xp_samples;
+    if (view.common == 0) return;
+    for (int i = 0; i < x; ++i) scratch.work[i] = lane<Lane>(view.common) * scratch.flux[i];
+    rank_one_update(scratch.triangle, x, scratch.work, scratch.work + x);
 }
 
 // The factor of C in place of C_b, for the stars of the mask: all others need floor_and_factor().
 template <class Lane>
 XPKERN_KERNEL Mask<Lane> factor_blocks(const CalibrationView& view, CalibrationScratch<Lane>& scratch) {
-    const int m = view.samples, x = view.xp_samples, end = view.leading_end, link = view.link;
+    const int x = view.xp_samples, end = view.leading_end, link = view.link;
     const Mask<Lane> ordinary = ordinary_numbers(x, scratch);
     cholesky(scratch.triangle, 0, end, 0);
     cholesky(scratch.triangle, end, x, link);
-    for (int i = x; i < m; ++i) {
-        Lane& diagonal = scratch.triangle[row_start(i) + i];
-        diagonal = lane<Lane>(1) / sqrt(diagonal);
-    }
 
     const InverseNorm<Lane> leading = inverse_norm(scratch.triangle, 0, end, link, scratch.present, scratch.work);
     const InverseNorm<Lane> trailing = inverse_norm(scratch.triangle, end, x, x, scratch.present, scratch.work);
@@ -227,9 +221,8 @@ XPKERN_KERNEL Mask<Lane> factor_blocks(const CalibrationView& view, CalibrationS
     const Lane between = link_norm(scratch.triangle, end, x, link, scratch.work) * leading.tail;
     const Lane norm = leading.all + trailing.all + between;
 
-    add_common_error(view.common, x, scratch);
-    add_common_error(view.scale, m, scratch);
-    blank_missing(m, 0, scratch);
+    add_common_error(view, scratch);
+    blank_missing(x, 0, scratch);
     return ordinary & (lane<Lane>(view.floor) * norm < lane<Lane>(1));
 }
 
@@ -239,15 +232,13 @@ XPKERN_KERNEL Mask<Lane> factor_blocks(const CalibrationView& view, CalibrationS
 XPKERN_KERNEL uint32_t floor_and_factor(const CalibrationView& view, CalibrationScratch<double>& scratch,
                                         double* work) {
     const int m = view.samples, x = view.xp_samples;
-    const double common = view.common * view.common, scale = view.scale * view.scale;
     Floored floored = Floored::failed;
     if (ordinary_numbers(x, scratch)) {
-        for (int i = 0; i < m; ++i) {
-            const double factor = (i < x ? common : 0) + scale;
+        for (int i = 0; i < x; ++i) {
+            const double common = view.common * view.common * scratch.flux[i];
             for (int j = 0; j <= i; ++j) {
-                double& element = scratch.triangle[row_start(i) + j];
-                element = fma(factor * scratch.flux[i], scratch.flux[j], element);
-                if (i < x) work[i * x + j] = work[j * x + i] = element;
+                const double element = fma(common, scratch.flux[j], scratch.triangle[row_start(i) + j]);
+                work[i * x + j] = work[j * x + i] = element;
             }
         }
         // The identity of a missing sample is an eigenvalue of its own, and cannot be confused with the others.
@@ -255,8 +246,8 @@ XPKERN_KERNEL uint32_t floor_and_factor(const CalibrationView& view, Calibration
         for (int i = 0; i < x; ++i) {
             for (int j = 0; j <= i; ++j) scratch.triangle[row_start(i) + j] = work[i * x + j];
         }
-        cholesky(scratch.triangle, 0, m, 0);
-        for (int i = 0; i < m; ++i) {
+        cholesky(scratch.triangle, 0, x, 0);
+        for (int i = 0; i < x; ++i) {
             const double reciprocal = scratch.triangle[row_start(i) + i];
             if (!(reciprocal * reciprocal * SMALLEST_VARIANCE < 1)) floored = Floored::failed;
         }
@@ -266,7 +257,7 @@ XPKERN_KERNEL uint32_t floor_and_factor(const CalibrationView& view, Calibration
         for (int i = 0; i < m; ++i) scratch.flux[i] = select(abs(scratch.flux[i]) < LARGEST_FLUX, scratch.flux[i], 0.0);
         return SINGULAR_COVARIANCE;
     }
-    blank_missing(m, 0, scratch);
+    blank_missing(x, 0, scratch);
     return floored == Floored::some ? uint32_t(EIGENVALUE_FLOORED) : 0u;
 }
 

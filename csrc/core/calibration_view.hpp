@@ -7,15 +7,16 @@ namespace xpkern {
 
 // How one side of the spectrograph, BP or RP, turns its n coefficients into flux on the r samples that it reaches.
 //
-// `design` is A, weight of the merge included. A = basis (1 | ratio) with the coefficients in the order of `place`,
-// where basis is (r, inner); the usual inner is r, or n (then ratio is empty) where A has no more columns than rows.
-// Matrices are stored transposed, so that the numbers that a register block needs are neighbours.
+// `design` is A, weight of the merge included. A = basis (1 | ratio) where basis is (r, inner) and the coefficients are
+// in another order: element k of their packed covariance is element place[k] in that order. The usual inner is r, or n
+// (then ratio is empty) where A has no more columns than rows. Matrices are stored transposed, so that the numbers that
+// a register block needs are neighbours.
 struct SideView {
     int first_sample, rows, coefficients, inner;
     const double* design;  // (n, r)
     const double* basis;   // (inner, r)
     const double* ratio;   // (n - inner, inner)
-    const int32_t* place;  // (n,)
+    const int32_t* place;  // (n (n + 1) / 2,)
 };
 
 // Calibration and noise model (Eq. 2), fixed for a run.
@@ -25,7 +26,7 @@ struct CalibrationView {
     int leading_end,
         link;  // XP samples from `leading_end` on are covariant with none before `link`, apart from `common`
     const double* independent;  // (m,)
-    double common, bp_error, rp_error, scale;
+    double common, bp_error, rp_error;
     double floor;
     bool unit_variance;  // sigma = "zgr23": Sigma / s^2
 };

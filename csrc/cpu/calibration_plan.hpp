@@ -74,11 +74,17 @@ class SidePlan {
         inner_ = full_rank ? rows_ : coefficients_;
         basis_.resize(inner_ * rows_);
         ratio_.resize((coefficients_ - inner_) * inner_);
-        place_.resize(coefficients_);
+        std::vector<int> new_index(coefficients_);
         for (int j = 0; j < coefficients_; ++j) {
-            place_[order[j]] = j;
+            new_index[order[j]] = j;
             for (int i = 0; i < rows_ && j < inner_; ++i) basis_[j * rows_ + i] = design[i * coefficients_ + order[j]];
             for (int i = 0; i < inner_ && j >= inner_; ++i) ratio_[(j - inner_) * inner_ + i] = at(i, j);
+        }
+        for (int i = 0; i < coefficients_; ++i) {
+            for (int j = 0; j <= i; ++j) {
+                const int row = std::max(new_index[i], new_index[j]), column = std::min(new_index[i], new_index[j]);
+                place_.push_back(row * (row + 1) / 2 + column);
+            }
         }
     }
 
@@ -90,7 +96,7 @@ class SidePlan {
 // The noise of Eq. 2; see Noise in xpkern/model/noise.py. independent: (m,), which must outlive the plan.
 struct NoiseTerms {
     const double* independent;
-    double common, bp, rp, scale, floor;
+    double common, bp, rp, floor;
     bool unit_variance;
 };
 
@@ -111,7 +117,6 @@ class CalibrationPlan {
         view_.common = noise.common;
         view_.bp_error = noise.bp;
         view_.rp_error = noise.rp;
-        view_.scale = noise.scale;
         view_.floor = noise.floor;
         view_.unit_variance = noise.unit_variance;
     }

@@ -421,8 +421,8 @@ py::tuple calibrate(const std::string& isa, const Array<double>& bp_design, cons
                     const Array<float>& rp_correlation, const Array<float>& bp_standard_deviation,
                     const Array<float>& rp_standard_deviation, const Array<bool>& has_bp, const Array<bool>& has_rp,
                     const Array<double>& band_flux, const Array<double>& band_error, const Array<double>& independent,
-                    double common, double bp_fraction, double rp_fraction, double scale, double floor,
-                    bool unit_variance, int threads) {
+                    double common, double bp_fraction, double rp_fraction, double floor, bool unit_variance,
+                    int threads) {
     const Kernels& kernels = kernels_named(isa);
     if (bp_design.ndim() != 2 || rp_design.ndim() != 2) throw std::invalid_argument("designs must be matrices");
     const auto n = bp.shape(0), xp_samples = bp_design.shape(0), m = independent.shape(0);
@@ -441,7 +441,7 @@ py::tuple calibrate(const std::string& isa, const Array<double>& bp_design, cons
     rows.flux = flux.mutable_data();
     rows.whitener = whitener.mutable_data();
     rows.status = status.mutable_data();
-    const NoiseTerms noise{independent.data(), common, bp_fraction, rp_fraction, scale, floor, unit_variance};
+    const NoiseTerms noise{independent.data(), common, bp_fraction, rp_fraction, floor, unit_variance};
     const CalibrationPlan plan(bp_design.data(), static_cast<int>(n_bp), rp_design.data(), static_cast<int>(n_rp),
                                static_cast<int>(m), static_cast<int>(xp_samples), noise);
     over_stars(
@@ -487,7 +487,7 @@ PYBIND11_MODULE(_cpu, module) {
                py::arg("rp_standard_deviation").noconvert(), py::arg("has_bp").noconvert(),
                py::arg("has_rp").noconvert(), py::arg("band_flux").noconvert(), py::arg("band_error").noconvert(),
                py::arg("independent").noconvert(), py::arg("common"), py::arg("bp_fraction"), py::arg("rp_fraction"),
-               py::arg("scale"), py::arg("floor"), py::arg("unit_variance"), py::arg("threads"));
+               py::arg("floor"), py::arg("unit_variance"), py::arg("threads"));
     module.def("instruction_sets", &instruction_sets, "Instruction sets that this machine can run, best first.");
     module.def(
         "multiply_add_peak",

@@ -44,6 +44,7 @@ def star_rows(fit: Fit) -> StarRows:
         plx_observed=plx_observed,
         plx_error=plx_error,
         params=params,
+        model_plx=of_fitted(fit.model_plx),
         covariance=of_fitted(fit.cov),
         fisher=of_fitted(fit.fisher),
         loss=of_fitted(fit.loss),

@@ -55,6 +55,8 @@ class StarRows:
         Parallax [mas] as the fit used it and its error; NaN and NaN where there is none.
     params : (n, 5) float64
         Linear parameters in catalogue order and units (teff in kK).
+    model_plx : (n,) float64
+        Parallax [mas] at which the model's flux is the observed one.
     covariance, fisher : (n, 5, 5) float64
         Of the linear parameters.
     loss, chi2, ln_prior, gradient_norm, decrement : (n,) float64
@@ -75,6 +77,7 @@ class StarRows:
     plx_observed: Float64
     plx_error: Float64
     params: Float64
+    model_plx: Float64
     covariance: Float64
     fisher: Float64
     loss: Float64
@@ -422,6 +425,15 @@ DIAGNOSTICS = (
         attrgetter("decrement"),
     ),
     LN_PRIOR,
+    Column(
+        "model_plx",
+        "float32",
+        "mas",
+        "pos.parallax;stat.fit",
+        "parallax at which the model's flux is the observed one: that of residual, loss and chi2. It is the estimated "
+        "parallax, unless the model's scale is theoretical",
+        attrgetter("model_plx"),
+    ),
     Column(
         "parallax_deviation",
         "float32",

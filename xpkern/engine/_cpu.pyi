@@ -87,7 +87,6 @@ def calibrate(
     common: float,
     bp_fraction: float,
     rp_fraction: float,
-    scale: float,
     floor: float,
     unit_variance: bool,
     threads: int,

@@ -93,7 +93,6 @@ class CpuEngine:
             noise.common,
             noise.bp,
             noise.rp,
-            noise.scale,
             noise.floor,
             noise.sigma == "zgr23",
             number_of_threads(threads),

@@ -266,7 +266,6 @@ def _flux_and_covariance(
     diagonal = np.einsum("njj->nj", covariance)
     diagonal[:, spectrum:] += np.where(measured, photometry_error, 0.0) ** 2
     diagonal += (noise.independent * flux) ** 2
-    covariance += noise.scale**2 * flux[:, :, None] * flux[:, None, :]
     return flux, covariance, present
 
 

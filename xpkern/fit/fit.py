@@ -9,6 +9,7 @@ from xpkern.engine.contract import Box, FitOptions, Float64, LossTerms
 from xpkern.errors import InputError
 from xpkern.fit.covariance import invert_fisher
 from xpkern.fit.result import Fit
+from xpkern.fit.scale import marginalise_scale, widen_parallax
 from xpkern.fit.start import StartGrid, start_grid
 from xpkern.model.flux_model import FluxModel
 from xpkern.model.type_prior import TypePrior
@@ -81,17 +82,22 @@ def fit(
         start = _checked_start(start, (len(obs), model.n_parameters))
     chosen = get_engine(engine)
     terms = LossTerms() if terms is None else terms
+    stars = obs.star_data()
     solution = chosen.fit(
         model,
         prior,
-        obs.star_data(),
+        widen_parallax(stars, model.scale_sigma),
         start,
         terms,
         box,
         FitOptions() if options is None else options,
         threads=threads,
     )
-    covariance, inverse, floored = invert_fisher(solution.fisher)
+    params, fisher = solution.params, solution.fisher
+    if model.scale_sigma > 0:
+        plx, fisher = marginalise_scale(params[:, -1], fisher, stars, model.scale_sigma)
+        params = np.column_stack([params[:, :-1], np.clip(plx, box.lower[-1], box.upper[-1])])
+    covariance, inverse, floored = invert_fisher(fisher)
     status = obs.status | solution.status
     fitted = (status & np.uint32(UNFITTED)) == 0
     status[floored] |= np.uint32(Status.COVARIANCE_FLOORED)
@@ -99,10 +105,11 @@ def fit(
     if model.scale_sigma > 0:
         status[fitted] |= np.uint32(Status.THEORETICAL_SCALE)
     return Fit(
-        params=solution.params,
+        params=params,
+        model_plx=solution.params[:, -1],
         cov=covariance,
         icov=inverse,
-        fisher=solution.fisher,
+        fisher=fisher,
         hessian=solution.hessian,
         loss=solution.loss,
         chi2=solution.chi2,

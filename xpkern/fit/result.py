@@ -27,11 +27,17 @@ class Fit:
     ----------
     params : (n, 5) float64
         teff [kK], feh, logg [dex], ext, plx [mas] at the optimum.
+    model_plx : (n,) float64
+        Parallax [mas] at which the model's flux is the observed one: ``model.predict(..., plx=fit.model_plx)`` lies on
+        the data, and ``loss``, ``chi2``, ``hessian``, ``residual`` and the like are those there. It is
+        ``params[:, 4]``, unless the model's scale is theoretical (see :mod:`xpkern.fit.scale`): then it is the
+        parallax by that scale, and ``params[:, 4]`` is drawn from it towards the measured one.
     cov, icov : (n, 5, 5) float64
         Covariance of ``params``, positive definite, and its inverse. They come from ``fisher`` alone: neither the
         prior nor the Jacobian terms enter.
     fisher : (n, 5, 5) float64
-        J^T C^-1 J plus the Gaussian constraints (Eqs. 21-22), in the linear parameters.
+        J^T C^-1 J plus the Gaussian constraints (Eqs. 21-22), in the linear parameters; a theoretical scale is
+        marginalised over.
     hessian : (n, 5, 5) float64
         Of the loss, in x = (teff, feh, logg, ln ext, ln plx).
     loss, chi2, ln_prior : (n,) float64
@@ -59,6 +65,7 @@ class Fit:
     """
 
     params: Float64
+    model_plx: Float64
     cov: Float64
     icov: Float64
     fisher: Float64

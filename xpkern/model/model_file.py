@@ -22,7 +22,7 @@ FORMAT_VERSION = 1
 
 _FLUX_ARRAYS = ("input_zp", "input_scale", "wavelength")
 _PRIOR_ARRAYS = ("weights", "means", "covariances")
-_NOISE_NUMBERS = ("common", "bp", "rp", "scale", "floor")
+_NOISE_NUMBERS = ("common", "bp", "rp", "floor")
 _PROVENANCE = "provenance_"
 
 

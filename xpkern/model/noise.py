@@ -24,11 +24,11 @@ class Noise:
 
     ::
 
-        C = C_gaia + diag((independent f)^2) + common^2 f f^T + bp^2 f_BP f_BP^T + rp^2 f_RP f_RP^T + scale^2 f f^T
+        C = C_gaia + diag((independent f)^2) + common^2 f f^T + bp^2 f_BP f_BP^T + rp^2 f_RP f_RP^T
 
-    ``common``, ``bp`` and ``rp`` act on the XP samples only; ``independent`` and ``scale`` on all of them, the
-    infrared bands included, whose own squared error stands in for C_gaia. f_BP and f_RP are the two sides, each
-    times its merge weight (they add up to f).
+    ``common``, ``bp`` and ``rp`` act on the XP samples only; ``independent`` on all of them, the infrared bands
+    included, whose own squared error stands in for C_gaia. f_BP and f_RP are the two sides, each times its merge
+    weight (they add up to f).
 
     Attributes
     ----------
@@ -36,8 +36,6 @@ class Noise:
         Error of each sample on its own.
     common, bp, rp : float
         Error common to all XP samples, to those of BP, to those of RP.
-    scale : float
-        Error common to all samples: a model whose absolute scale is theoretical carries it.
     sigma : {"archive", "zgr23"}
         How the archive's errors are read. "archive": the covariance of the coefficients is diag(e) rho diag(e), for
         the errors e already contain the standard deviation s. "zgr23": that over s^2, per band, which is what
@@ -52,7 +50,6 @@ class Noise:
     common: float = 0.005
     bp: float = 0.001
     rp: float = 0.001
-    scale: float = 0.0
     sigma: str = "archive"
     floor: float = 1e-9
     kind: str = "eq2"
@@ -61,7 +58,7 @@ class Noise:
         object.__setattr__(self, "independent", constant(self.independent, "independent", (None,)))
         if (self.independent < 0).any():
             raise InputError("negative error", field="independent")
-        for name in ("common", "bp", "rp", "scale", "floor"):
+        for name in ("common", "bp", "rp", "floor"):
             value = float(getattr(self, name))
             if not (math.isfinite(value) and value >= 0):
                 raise InputError(f"{value} is not a finite number >= 0", field=name)
@@ -77,7 +74,6 @@ class Noise:
         *,
         sigma: str = "archive",
         photometry_floor: float = 0.01,
-        scale: float = 0.0,
         theoretical: ArrayLike | None = None,
         theoretical_error: float = 0.1,
     ) -> Noise:
@@ -89,8 +85,6 @@ class Noise:
             How the archive's errors are read.
         photometry_floor : float
             Fractional error added to every infrared band (absent from the paper, 1 % in its authors' code).
-        scale : float
-            Fractional error of the absolute scale.
         theoretical : (66,) bool, optional
             Samples whose model is an extrapolation by physics, not learned from data.
         theoretical_error : float
@@ -107,9 +101,9 @@ class Noise:
             if mask.shape != (N_FLUX,):
                 raise InputError(f"shape {mask.shape}, expected ({N_FLUX},)", field="theoretical")
             independent[mask] = float(theoretical_error)
-        return cls(independent=independent, scale=scale, sigma=sigma)
+        return cls(independent=independent, sigma=sigma)
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 (hex) of everything that enters C."""
-        return digest([self.kind, self.independent, self.common, self.bp, self.rp, self.scale, self.sigma, self.floor])
+        return digest([self.kind, self.independent, self.common, self.bp, self.rp, self.sigma, self.floor])

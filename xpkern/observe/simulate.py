@@ -201,8 +201,8 @@ def _draw_systematics(model: FluxModel, flux: Float64, rng: np.random.Generator)
     A model whose absolute scale is theoretical is wrong by ``scale_sigma``: each star gets its own draw of that.
     """
     noise, n_stars = model.noise, len(flux)
+    flux = flux * np.exp(model.scale_sigma * rng.standard_normal((n_stars, 1)))
     error = noise.independent * rng.standard_normal(flux.shape)
-    error += max(noise.scale, model.scale_sigma) * rng.standard_normal((n_stars, 1))
     error[:, :N_XP] += noise.common * rng.standard_normal((n_stars, 1))
     sides = 1.0 + np.array([[noise.bp], [noise.rp]]) * rng.standard_normal((2, n_stars))
     return flux * (1.0 + error), sides
