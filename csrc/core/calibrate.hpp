@@ -16,7 +16,8 @@
 // r n^2 + r (r + 1) n / 2 = 97,955 and 145,530.
 // C_b has no elements between the samples of BP alone and of RP alone, and C is C_b plus rank one: its factor takes
 // 11 k (blocks) + 4 k (update), a certificate on C_b 11 k, in place of 38 k each. With 3.4 k for the flux a star costs
-// 190 k multiply-adds.
+// 190 k multiply-adds; measured (AVX-512 and AVX2 on Zen 4): two thirds of a core's peak from rows to rows, the
+// products at 85 to 90 %.
 //
 // The floor: an eigenvalue of C below `floor` is raised to it. lambda_min(C) >= lambda_min(C_b) >=
 // 1 / |G_b^-1|_F^2, so where that exceeds the floor there is nothing to do; any other star is left to
@@ -177,9 +178,9 @@ XPKERN_KERNEL void finish_blocks(const CalibrationView& view, CalibrationScratch
     for (int i = x; i < view.samples; ++i) {
         const Lane measured = scratch.band_error[i - x];
         const Lane variance = fma(independent_error(i), independent_error(i), measured * measured);
+        const Lane size = abs(scratch.flux[i]);
         const Mask<Lane> usable = (variance > lane<Lane>(SMALLEST_VARIANCE)) &
-                                  (variance < lane<Lane>(LARGEST_VARIANCE)) &
-                                  (abs(scratch.flux[i]) < lane<Lane>(LARGEST_FLUX));
+                                  (variance < lane<Lane>(LARGEST_VARIANCE)) & (size < lane<Lane>(LARGEST_FLUX));
         scratch.present[i] = select(usable, one, zero);
         scratch.flux[i] = select(usable, scratch.flux[i], zero);
         fill(scratch.triangle + row_start(i), i, 0);
@@ -192,8 +193,8 @@ template <class Lane>
 XPKERN_KERNEL Mask<Lane> ordinary_numbers(int xp_samples, const CalibrationScratch<Lane>& scratch) {
     Mask<Lane> ordinary = lane<Lane>(0) == lane<Lane>(0);
     for (int i = 0; i < xp_samples; ++i) {
-        ordinary = ordinary & (scratch.triangle[row_start(i) + i] < lane<Lane>(LARGEST_VARIANCE)) &
-                   (abs(scratch.flux[i]) < lane<Lane>(LARGEST_FLUX));
+        const Lane variance = scratch.triangle[row_start(i) + i], size = abs(scratch.flux[i]);
+        ordinary = ordinary & (variance < lane<Lane>(LARGEST_VARIANCE)) & (size < lane<Lane>(LARGEST_FLUX));
     }
     return ordinary;
 }
