@@ -137,8 +137,7 @@ if __name__ == "__main__":
         "xpkern.engine._cpu": sources_of_cpu_engine(platform.machine()),
         "xpkern.observe._csv": CSV_SOURCES,
     }
-    written = {name: [source for source in sources if Path(source).exists()] for name, sources in modules.items()}
     setup(
-        ext_modules=[Extension(name, sources) for name, sources in written.items() if sources],
+        ext_modules=[Extension(name, sources) for name, sources in modules.items()],
         cmdclass={"build_ext": BuildExtensions},
     )
