@@ -6,6 +6,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -75,7 +76,7 @@ def test_same_bytes_for_any_threads_blocks_and_order(rng, survey, isa):
 
 def np_split(stars: StarData, cuts) -> list[StarData]:
     edges = [0, *cuts, len(stars)]
-    return [rows(stars, slice(first, last)) for first, last in zip(edges[:-1], edges[1:], strict=True)]
+    return [rows(stars, slice(first, last)) for first, last in pairwise(edges)]
 
 
 @pytest.mark.parametrize("isa", ISAS[1:])
@@ -155,7 +156,7 @@ def test_instruction_set_from_the_environment(monkeypatch):
     monkeypatch.setenv("XPKERN_ISA", ISAS[-1])
     assert cpu.CpuEngine().instruction_set == ISAS[-1]
     monkeypatch.setenv("XPKERN_ISA", "mmx")
-    with pytest.raises(InputError, match="mmx.*this machine can run"):
+    with pytest.raises(InputError, match=r"mmx.*this machine can run"):
         cpu.CpuEngine()
 
 
