@@ -115,13 +115,6 @@ def side_missing(stars: int, side: str) -> np.ndarray:
     return missing
 
 
-def subset(stars: StarData, rows: slice | np.ndarray) -> StarData:
-    """Some of the stars, as contiguous arrays."""
-    return StarData(
-        *(np.ascontiguousarray(array[rows]) for array in (stars.flux, stars.whitener, stars.mean, stars.sigma))
-    )
-
-
 def assert_same(engine: str, found: np.ndarray, expected: np.ndarray) -> None:
     """Whether two computations by one engine agree: to the last bit, as the design promises.
 

@@ -100,6 +100,10 @@ class StarData:
     def __len__(self) -> int:
         return len(self.flux)
 
+    def __getitem__(self, rows: slice | NDArray[np.intp]) -> StarData:
+        """Some of the stars; views where ``rows`` is a slice."""
+        return StarData(self.flux[rows], self.whitener[rows], self.mean[rows], self.sigma[rows])
+
 
 @dataclass(frozen=True)
 class LossTerms:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import numpy as np
 
 from xpkern.engine.contract import (
@@ -99,7 +101,16 @@ class ReferenceEngine:
         threads: int | None = None,
     ) -> Evaluation:
         """Loss, gradient, Hessian and Fisher matrix at linear parameters (n, k)."""
-        return star_loss(model, prior, stars, params, terms).in_x()
+        blocks = [
+            star_loss(model, prior, stars[first : first + _BLOCK], params[first : first + _BLOCK], terms).in_x()
+            for first in range(0, max(len(stars), 1), _BLOCK)
+        ]
+        return Evaluation(
+            **{
+                field.name: np.concatenate([getattr(block, field.name) for block in blocks])
+                for field in fields(Evaluation)
+            }
+        )
 
     def start(self, grid: StartGrid, stars: StarData, *, threads: int | None = None) -> Float64:
         """Best grid point of each star as linear parameters (n, k).
@@ -158,7 +169,7 @@ class ReferenceEngine:
         inside = np.flatnonzero(fitted)
         solution = _unfitted(len(stars), model)
         for block in np.array_split(inside, max(1, -(-len(inside) // _BLOCK))):
-            few = StarData(stars.flux[block], stars.whitener[block], stars.mean[block], stars.sigma[block])
+            few = stars[block]
             optimum = minimise(model, prior, few, first[block], terms, box, options)
             evaluation = optimum.loss.in_x()
             solution.loss[block] = evaluation.loss

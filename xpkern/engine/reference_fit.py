@@ -73,8 +73,7 @@ def minimise(
         proposed = y[active] - _solve(damped, gradient[active])
         proposed[:, -2] = np.maximum(proposed[:, -2], 0.5 * y[active, -2])
         proposed = np.clip(proposed, lower, upper)
-        few = StarData(stars.flux[active], stars.whitener[active], stars.mean[active], stars.sigma[active])
-        trial = star_loss(model, prior, few, _to_linear(proposed), terms)
+        trial = star_loss(model, prior, stars[active], _to_linear(proposed), terms)
         iterations[active] += 1
         lowered = trial.loss < best.loss[active]
         damping[active] *= np.where(lowered, _DAMPING_DOWN, _DAMPING_UP)
