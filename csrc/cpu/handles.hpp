@@ -1,0 +1,168 @@
+// What Python holds of a model, a prior and a start grid: their numbers as the kernels read them, checked once.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "../core/views.hpp"
+
+namespace py = pybind11;
+
+namespace xpkern {
+
+template <class T>
+using Array = py::array_t<T, py::array::c_style>;
+
+template <class T>
+void require_shape(const Array<T>& array, const char* name, std::vector<py::ssize_t> shape) {
+    bool same = array.ndim() == static_cast<py::ssize_t>(shape.size());
+    for (size_t axis = 0; same && axis < shape.size(); ++axis) same = array.shape(axis) == shape[axis];
+    if (same) return;
+    std::string wanted;
+    for (const auto length : shape) wanted += std::to_string(length) + ", ";
+    throw std::invalid_argument(std::string(name) + " must have shape (" + wanted + ")");
+}
+
+template <class T>
+Array<T> make_array(std::vector<py::ssize_t> shape) {
+    return Array<T>(shape);
+}
+
+// The numbers of a flux model in both precisions.
+class Model {
+  public:
+    Model(const std::vector<Array<double>>& weights, const std::vector<Array<double>>& biases,
+          const Array<double>& ext_curve, const Array<double>& input_zp, const Array<double>& input_scale) {
+        const int layers = static_cast<int>(weights.size());
+        if (layers < 1 || layers > MAX_LAYERS || biases.size() != weights.size())
+            throw std::invalid_argument("a network has 1 to " + std::to_string(MAX_LAYERS) +
+                                        " layers, each with biases");
+        view_.n_layers = layers;
+        for (int l = 0; l < layers; ++l) {
+            if (weights[l].ndim() != 2) throw std::invalid_argument("weights must be matrices (in, out)");
+            view_.width[l] = static_cast<int>(weights[l].shape(0));
+            view_.width[l + 1] = static_cast<int>(weights[l].shape(1));
+        }
+        for (int l = 0; l < layers; ++l) {
+            require_shape(weights[l], "weights", {view_.width[l], view_.width[l + 1]});
+            require_shape(biases[l], "biases", {view_.width[l + 1]});
+            view_.in_double.weights[l] = keep(weights[l], doubles_);
+            view_.in_double.biases[l] = keep(biases[l], doubles_);
+            view_.in_float.weights[l] = keep(weights[l], floats_);
+            view_.in_float.biases[l] = keep(biases[l], floats_);
+        }
+        if (inputs() < 1 || inputs() > MAX_INPUTS)
+            throw std::invalid_argument("a network has 1 to " + std::to_string(MAX_INPUTS) + " inputs");
+        require_shape(ext_curve, "ext_curve", {samples()});
+        require_shape(input_zp, "input_zp", {inputs()});
+        require_shape(input_scale, "input_scale", {inputs()});
+        view_.in_double.ext_curve = keep(ext_curve, doubles_);
+        view_.in_float.ext_curve = keep(ext_curve, floats_);
+        for (int t = 0; t < inputs(); ++t) {
+            view_.in_double.zero_point[t] = input_zp.at(t);
+            view_.in_double.inverse_scale[t] = 1 / input_scale.at(t);
+            view_.in_float.zero_point[t] = static_cast<float>(view_.in_double.zero_point[t]);
+            view_.in_float.inverse_scale[t] = static_cast<float>(view_.in_double.inverse_scale[t]);
+        }
+    }
+    Model(const Model&) = delete;
+    Model& operator=(const Model&) = delete;
+
+    const ModelView& view() const { return view_; }
+    int inputs() const { return view_.width[0]; }
+    int samples() const { return view_.width[view_.n_layers]; }
+    int parameters() const { return inputs() + 2; }
+
+  private:
+    template <class Element>
+    static const Element* keep(const Array<double>& from, std::vector<std::vector<Element>>& store) {
+        store.emplace_back(from.data(), from.data() + from.size());
+        return store.back().data();
+    }
+
+    ModelView view_{};
+    std::vector<std::vector<double>> doubles_;
+    std::vector<std::vector<float>> floats_;
+};
+
+// The numbers of a Gaussian mixture in both precisions.
+class Prior {
+  public:
+    // log_weight: (K,) ln of weight over the Gaussian's normalisation; mean: (K, d); root: (K, d, d) lower L with
+    // precision = L L^T.
+    Prior(const Array<double>& log_weight, const Array<double>& mean, const Array<double>& root) {
+        if (mean.ndim() != 2) throw std::invalid_argument("means must be a matrix (components, dimensions)");
+        view_.n_components = static_cast<int>(mean.shape(0));
+        view_.n_dimensions = static_cast<int>(mean.shape(1));
+        const int n = view_.n_dimensions;
+        if (n < 1 || n > MAX_INPUTS) throw std::invalid_argument("the prior's number of dimensions is out of range");
+        require_shape(log_weight, "log_weight", {view_.n_components});
+        require_shape(root, "root", {view_.n_components, n, n});
+        log_weight_.assign(log_weight.data(), log_weight.data() + log_weight.size());
+        mean_.assign(mean.data(), mean.data() + mean.size());
+        for (int c = 0; c < view_.n_components; ++c)
+            for (int i = 0; i < n; ++i)
+                for (int j = 0; j <= i; ++j) root_.push_back(root.at(c, i, j));
+        float_log_weight_.assign(log_weight_.begin(), log_weight_.end());
+        float_mean_.assign(mean_.begin(), mean_.end());
+        float_root_.assign(root_.begin(), root_.end());
+        view_.in_double = {log_weight_.data(), mean_.data(), root_.data()};
+        view_.in_float = {float_log_weight_.data(), float_mean_.data(), float_root_.data()};
+    }
+    Prior(const Prior&) = delete;
+    Prior& operator=(const Prior&) = delete;
+
+    const PriorView& view() const { return view_; }
+
+  private:
+    PriorView view_{};
+    std::vector<double> log_weight_, mean_, root_;
+    std::vector<float> float_log_weight_, float_mean_, float_root_;
+};
+
+// The start grid as the kernels read it.
+class Grid {
+  public:
+    Grid(const Array<double>& params, const Array<double>& ln_prior, const Array<int32_t>& band_of_sample,
+         const Array<double>& band_flux) {
+        if (params.ndim() != 2 || band_flux.ndim() != 2)
+            throw std::invalid_argument("params and band_flux must be matrices");
+        const auto candidates = params.shape(0);
+        require_shape(ln_prior, "ln_prior", {candidates});
+        require_shape(band_flux, "band_flux", {candidates, band_flux.shape(1)});
+        parameters_ = static_cast<int>(params.shape(1));
+        params_.assign(params.data(), params.data() + params.size());
+        band_of_sample_.assign(band_of_sample.data(), band_of_sample.data() + band_of_sample.size());
+        band_flux_.assign(band_flux.data(), band_flux.data() + band_flux.size());
+        for (py::ssize_t c = 0; c < candidates; ++c)
+            minus_two_ln_prior_.push_back(static_cast<float>(-2 * ln_prior.at(c)));
+        view_ = {static_cast<int>(candidates),
+                 static_cast<int>(band_flux.shape(1)),
+                 band_flux_.data(),
+                 params_.data(),
+                 minus_two_ln_prior_.data(),
+                 band_of_sample_.data()};
+        if (candidates < 1) throw std::invalid_argument("a start grid needs a candidate");
+        if (view_.n_bands > MAX_BANDS)
+            throw std::invalid_argument("a start grid has at most " + std::to_string(MAX_BANDS) + " bands");
+    }
+    Grid(const Grid&) = delete;
+    Grid& operator=(const Grid&) = delete;
+
+    const GridView& view() const { return view_; }
+    int parameters() const { return parameters_; }
+    int samples() const { return static_cast<int>(band_of_sample_.size()); }
+
+  private:
+    GridView view_{};
+    int parameters_ = 0;
+    std::vector<double> params_;
+    std::vector<int32_t> band_of_sample_;
+    std::vector<float> band_flux_, minus_two_ln_prior_;
+};
+
+}  // namespace xpkern
