@@ -15,7 +15,7 @@ from mock_stars import (
 )
 
 from xpkern.engine.packed import present_samples
-from xpkern.fit.start import start_grid
+from xpkern.fit.start import N_TYPES, start_grid
 from xpkern.observe.whiteners import dense_whitener
 
 
@@ -95,7 +95,7 @@ def test_a_star_does_not_notice_how_many_there_are(engine, rng, count):
 def test_grid_is_of_types_and_extinctions(rng):
     model, prior = random_model(rng), random_prior(rng)
     grid = start_grid(model, prior, n_ext=6)
-    assert len(grid) == 6 * prior.n_components
+    assert len(grid) == 6 * N_TYPES
     assert grid.band_of_sample.dtype == np.int32
     assert (np.bincount(grid.band_of_sample)[:12] >= 5).all()
     assert (np.bincount(grid.band_of_sample)[12:] == 1).all()
@@ -106,3 +106,18 @@ def test_grid_is_of_types_and_extinctions(rng):
     np.testing.assert_allclose(grid.band_flux[:, 16], flux[:, 65])
     few = start_grid(random_model(rng, samples=20), prior)
     assert few.band_flux.shape[1] == 4
+
+
+def test_types_are_spread_over_the_prior(rng):
+    prior = random_prior(rng)
+    types = np.unique(start_grid(random_model(rng), prior).params[:, :3], axis=0)
+    assert len(types) == N_TYPES
+    drawn = prior.sample(4000, rng)
+    unit = drawn.std(axis=0)
+
+    def distance(centres):
+        return np.sqrt(np.square((drawn[:, None] - centres) / unit).sum(axis=2).min(axis=1).mean())
+
+    # nearer to what the prior draws than as many draws are, and than the means of its components
+    assert distance(types) < distance(prior.sample(N_TYPES, rng))
+    assert distance(types) < distance(prior.means)

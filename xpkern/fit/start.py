@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,13 @@ _LAST_XP_WAVELENGTH = 1050.0
 #: First and last extinction of the grid: below, a spectrum hardly notices; above, the fit finds its way. On 1,500 mock
 #: stars 0.03-3 ended in the best optimum for 97.3 %, 0.01-3 for 97.1 %, either with 8 extinctions.
 EXT_RANGE = (0.03, 3.0)
+
+#: Stellar types of the grid. On 3,000 real stars without a parallax, 32 types times 10 extinctions ended in the best
+#: optimum for 87 % after 14 evaluations of the loss; the means of a prior's 16 components times 8 for 82 % after 17.
+N_TYPES = 32
+
+#: Draws from the prior for each of these, and rounds of k-means: enough for cells that hardly move any more.
+_DRAWS_PER_TYPE, _ROUNDS = 128, 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,8 +55,8 @@ class StartGrid:
         return len(self.params)
 
 
-def start_grid(model: FluxModel, prior: TypePrior, n_ext: int = 8) -> StartGrid:
-    """Means of the prior's components times ``n_ext`` extinctions.
+def start_grid(model: FluxModel, prior: TypePrior, n_ext: int = 10) -> StartGrid:
+    """Stellar types spread over the prior times ``n_ext`` extinctions.
 
     Parameters
     ----------
@@ -61,7 +69,7 @@ def start_grid(model: FluxModel, prior: TypePrior, n_ext: int = 8) -> StartGrid:
     -------
     StartGrid
     """
-    types = prior.means
+    types = _spread_types(prior)
     extinctions = np.geomspace(*EXT_RANGE, n_ext)
     params = np.ones((len(types) * n_ext, model.n_parameters))
     params[:, : model.n_inputs] = np.repeat(types, n_ext, axis=0)
@@ -74,6 +82,20 @@ def start_grid(model: FluxModel, prior: TypePrior, n_ext: int = 8) -> StartGrid:
         band_of_sample=bands,
         band_flux=np.column_stack([flux[:, bands == band].mean(axis=1) for band in range(bands.max() + 1)]),
     )
+
+
+@lru_cache(maxsize=8)
+def _spread_types(prior: TypePrior) -> Float64:
+    """Centres of :data:`N_TYPES` cells that share the prior's mass: k-means on draws with a fixed seed."""
+    draws = prior.sample(_DRAWS_PER_TYPE * N_TYPES, np.random.default_rng(0))
+    unit = draws.std(axis=0)
+    draws /= unit
+    centres = draws[:N_TYPES].copy()
+    for _ in range(_ROUNDS):
+        nearest = (np.square(centres).sum(axis=1) - 2.0 * draws @ centres.T).argmin(axis=1)
+        for cell in np.unique(nearest):
+            centres[cell] = draws[nearest == cell].mean(axis=0)
+    return centres * unit
 
 
 def _bands(wavelength: Float64) -> NDArray[np.int32]:
