@@ -437,7 +437,7 @@ def test_starting_extinction_of_a_star_without_ak(rng):
 def test_prior_is_flat_over_what_was_seen(rng):
     giants = np.array([4.8, -0.2, 2.4]) + rng.normal(0.0, [0.1, 0.1, 0.15], (20_000, 3))
     dwarfs = np.array([5.8, -0.1, 4.4]) + rng.normal(0.0, [0.1, 0.1, 0.15], (2_000, 3))
-    prior = type_prior_fit.fit_type_prior(np.concatenate([giants, dwarfs]), seed=1)
+    prior = type_prior_fit.fit_type_prior(np.concatenate([giants, dwarfs]))
     assert prior.n_components == 16
     drawn = prior.sample(20_000, rng)
     giant_share = (drawn[:, 2] < 3.4).mean()

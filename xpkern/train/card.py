@@ -13,7 +13,7 @@ from xpkern.model.type_prior import TypePrior
 from xpkern.train.apogee_library import BLEND_LIMIT, MAGNITUDE_ERROR, N_OBSERVED
 from xpkern.train.extinction_law import LAW, PIVOT
 from xpkern.train.flux_scale import SCALE_SIGMA, THEORETICAL_ERROR
-from xpkern.train.held_out import Residuals, robust_scatter, subsets
+from xpkern.train.held_out import GIANT_LOGG, Residuals, is_giant, robust_scatter, subsets
 from xpkern.train.learn import Recipe
 from xpkern.train.packages import APOGEE_LIBRARY, ATMOSPHERES
 
@@ -22,6 +22,10 @@ _SUN_ABSOLUTE_G = 4.67
 
 #: Kelvin per kilokelvin, for teff; feh and log g stay as they are.
 _TABLE_UNITS = np.array([1000.0, 1.0, 1.0])
+
+
+#: Draws that tell how much of the prior's mass is giants.
+_PRIOR_DRAWS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,8 @@ class Report:
         Of the model [mag].
     optical_over_theory : (n,) float64
         Optical flux over the atmospheres' of each training star's type.
+    giant_share : float
+        Of the training stars.
     part : str
         Stars the residuals are from.
     residuals : Residuals
@@ -55,6 +61,7 @@ class Report:
     curve_difference: Float64
     sun_absolute_g: float
     optical_over_theory: Float64
+    giant_share: float
     part: str
     residuals: Residuals
 
@@ -75,7 +82,7 @@ def write_card(report: Report, model: FluxModel, prior: TypePrior) -> str:
                 "## Absolute scale, W1 and W2: theory",
                 _scale(report),
                 "## Prior on stellar type",
-                _prior(prior),
+                _prior(report, prior),
                 "## Held-out stars",
                 _held_out(report),
                 "## Limits",
@@ -177,11 +184,13 @@ from 4000 K up, PHOENIX below, from `{ATMOSPHERES.requirement}` (sha256 `{ATMOSP
   atmospheres' ratios to Ks. They are marked `theoretical` and carry an error of {THEORETICAL_ERROR:.0%} each."""
 
 
-def _prior(prior: TypePrior) -> str:
+def _prior(report: Report, prior: TypePrior) -> str:
+    drawn = prior.sample(_PRIOR_DRAWS, np.random.default_rng(0))
     return f"""\
 {prior.n_components} Gaussians over the flattened distribution of the training stars (drawn with a probability that
 falls with the number of similar stars), the last one broad: it marks what the model knows, not how common a star is.
-0.1 % of its mass lies below ln p = {prior.ln_prior_threshold:.2f} (density per kK dex²), the quantile of the flag."""
+Giants (log g < {GIANT_LOGG}) are {report.giant_share:.0%} of the stars and {is_giant(drawn).mean():.0%} of its mass.
+0.1 % of that lies below ln p = {prior.ln_prior_threshold:.2f} (density per kK dex²), the quantile of the flag."""
 
 
 def _held_out(report: Report) -> str:

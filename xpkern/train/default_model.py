@@ -27,7 +27,7 @@ from xpkern.train.atmospheres import read_atmospheres, read_g_passband
 from xpkern.train.card import Report, write_card
 from xpkern.train.extinction_law import LAW, PIVOT, optical_depth
 from xpkern.train.flux_scale import ANCHORS, SCALE_SIGMA, THEORETICAL, THEORETICAL_ERROR, ln_flux_at_1kpc
-from xpkern.train.held_out import residuals
+from xpkern.train.held_out import is_giant, residuals
 from xpkern.train.learn import Learned, Recipe, learn
 from xpkern.train.packages import APOGEE_LIBRARY, ATMOSPHERES
 from xpkern.train.type_prior_fit import fit_type_prior
@@ -82,7 +82,7 @@ def make_default_model(
     # one thread: sums are then taken in one order, and the same seed gives the same file
     with threadpool_limits(1):
         learned = learn(stars, theory @ ANCHORS, recipe, log)
-        prior = fit_type_prior(stars.theta, recipe.seed)
+        prior = fit_type_prior(stars.theta)
     model, ext = assemble(learned)
 
     log(f"fitting {len(judges)} {part} stars")
@@ -94,6 +94,7 @@ def make_default_model(
         curve_difference=_curve_difference(model),
         sun_absolute_g=_absolute_g(model, SUN, g_passband) + g_zero_point,
         optical_over_theory=_optical_over_theory(model, stars, theory),
+        giant_share=float(is_giant(stars.theta).mean()),
         part=part,
         residuals=residuals(judges, model, prior),
     )

@@ -24,6 +24,9 @@ _JUNCTION = 642.0
 #: Stars whose covariances are held at once.
 _BLOCK = 512
 
+#: Where the log g of giants ends and that of dwarfs begins.
+GIANT_LOGG = 3.8
+
 #: Median absolute deviation in standard deviations of a normal distribution.
 _MAD_TO_SIGMA = 1.4826
 
@@ -96,13 +99,18 @@ def robust_scatter(values: Float64) -> Float64:
     return _MAD_TO_SIGMA * np.median(np.abs(values - np.median(values, axis=0)), axis=0)
 
 
+def is_giant(theta: Float64) -> NDArray[np.bool_]:
+    """Which stellar types (n, 3) are giants."""
+    return np.less(theta[:, 2], GIANT_LOGG)
+
+
 def subsets(theta: Float64) -> dict[str, NDArray[np.bool_]]:
     """Kinds of star the residuals are told for, as masks (n,)."""
-    teff, feh, logg = theta.T
+    teff, feh, _ = theta.T
     return {
         "all": np.ones(len(theta), bool),
-        "giants (log g < 3.8)": logg < 3.8,
-        "dwarfs (log g ≥ 3.8)": logg >= 3.8,
+        f"giants (log g < {GIANT_LOGG})": is_giant(theta),
+        f"dwarfs (log g ≥ {GIANT_LOGG})": ~is_giant(theta),
         "[Fe/H] < −1": feh < -1.0,
         "−1 ≤ [Fe/H] < −0.3": (feh >= -1.0) & (feh < -0.3),
         "[Fe/H] ≥ −0.3": feh >= -0.3,

@@ -26,6 +26,8 @@ _CAP = 30
 #: Stellar types drawn for the fit.
 _DRAWS = 8192
 
+_SEED = 1
+
 #: Weight of the broad component, and its covariance over that of the draw.
 _BROAD_WEIGHT, _BROAD_SPREAD = 0.005, 1.0
 
@@ -33,11 +35,11 @@ _BROAD_WEIGHT, _BROAD_SPREAD = 0.005, 1.0
 _NARROWEST = 1e-3
 
 
-def fit_type_prior(theta: Float64, seed: int) -> TypePrior:
+def fit_type_prior(theta: Float64) -> TypePrior:
     """Mixture over the flattened distribution of stellar types (n, 3)."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(_SEED)
     flattened = theta[rng.choice(len(theta), size=_DRAWS, p=flattening_weights(theta))]
-    mixture = GaussianMixture(COMPONENTS - 1, reg_covar=_NARROWEST, random_state=seed).fit(flattened)
+    mixture = GaussianMixture(COMPONENTS - 1, reg_covar=_NARROWEST, random_state=_SEED).fit(flattened)
     return TypePrior.from_arrays(
         np.append((1.0 - _BROAD_WEIGHT) * mixture.weights_, _BROAD_WEIGHT),
         np.concatenate([mixture.means_, flattened.mean(axis=0, keepdims=True)]),
