@@ -83,6 +83,20 @@ def test_table_has_units(fitted):
         fitted.to_table("binary")
 
 
+def test_diagnostics_are_the_companion_of_the_catalogue(fitted):
+    table = fitted.diagnostics
+    assert len(table) == len(fitted)
+    np.testing.assert_array_equal(table["source_id"], fitted.source_id)
+    np.testing.assert_allclose(table["decrement"], fitted.decrement, rtol=1e-6)
+    np.testing.assert_allclose(table["residual"], fitted.residual, rtol=1e-3, atol=1e-3)
+
+
+def test_everything_says_what_it_is_in_one_line(fitted):
+    for thing in (fitted, fitted.model, fitted.prior, fitted.observations):
+        assert repr(thing).startswith(type(thing).__name__ + "(")
+        assert len(repr(thing)) < 120
+
+
 def test_engines_agree(optimum_model, optimum_observations, fitted, engine):
     found = xk.fit(optimum_observations, *optimum_model, engine=engine, threads=2)
     same = np.abs(found.loss - fitted.loss) < 0.01

@@ -57,6 +57,7 @@ def test_a_temperature_in_kelvin_is_recognised(model):
         ({"feh": np.nan}, "feh: not a finite number"),
         ({"teff": [5.0, 6.0], "logg": [4.0, 4.1, 4.2]}, "do not broadcast"),
         ({"ext": "dusty"}, "do not broadcast"),
+        ({"ext": -0.01}, "ext: the extinction must not be negative"),
     ],
 )
 def test_bad_parameters(model, change, message):

@@ -16,10 +16,12 @@ from xpkern.version import __version__
 
 if TYPE_CHECKING:
     from xpkern.catalog.run import make_catalog
+    from xpkern.observe.calibration import Calibration
     from xpkern.observe.read import iter_xp, read_xp
 
 __all__ = [
     "Box",
+    "Calibration",
     "Fit",
     "FitOptions",
     "FluxModel",
@@ -45,6 +47,7 @@ __all__ = [
 
 #: Imported on first use: reading and writing catalogues needs libraries that computing does not.
 _LAZY = {
+    "Calibration": "xpkern.observe.calibration",
     "read_xp": "xpkern.observe.read",
     "iter_xp": "xpkern.observe.read",
     "make_catalog": "xpkern.catalog.run",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from xpkern.catalog.provenance import provenance_of_fit
 from xpkern.catalog.rows import star_rows
-from xpkern.catalog.schema import columns_of
+from xpkern.catalog.schema import DIAGNOSTICS, Column, columns_of
 
 if TYPE_CHECKING:
     from astropy.table import Table
@@ -32,10 +33,18 @@ def to_table(fit: Fit, layout: str = "default") -> Table:
     InputError
         If the layout is unknown.
     """
+    return _table(columns_of(layout), fit, layout)
+
+
+def to_diagnostics(fit: Fit) -> Table:
+    """The diagnostics companion of a catalogue in memory, as :func:`to_table` gives the catalogue itself."""
+    return _table(DIAGNOSTICS, fit, "default")
+
+
+def _table(columns: Sequence[Column], fit: Fit, layout: str) -> Table:
     from astropy.table import Column as TableColumn
     from astropy.table import Table
 
-    columns = columns_of(layout)
     rows = star_rows(fit)
     return Table(
         [

@@ -88,6 +88,10 @@ class Fit:
     def __len__(self) -> int:
         return len(self.params)
 
+    def __repr__(self) -> str:
+        engine = f"{self.engine} {self.instruction_set}".strip()
+        return f"Fit({len(self):,} stars, {int(self.fitted.sum()):,} fitted, engine {engine})"
+
     @property
     def source_id(self) -> NDArray[np.int64]:
         """Identifiers of the stars, (n,) int64."""
@@ -97,6 +101,13 @@ class Fit:
     def fitted(self) -> NDArray[np.bool_]:
         """Which stars have a solution, (n,) bool."""
         return (self.status & np.uint32(UNFITTED)) == 0
+
+    @property
+    def diagnostics(self) -> Table:
+        """How each fit went, as the table that accompanies a catalogue: loss, gradient, residuals, inputs of flags."""
+        from xpkern.catalog.table import to_diagnostics
+
+        return to_diagnostics(self)
 
     def to_table(self, layout: str = "default") -> Table:
         """The catalogue as an astropy Table whose columns carry units and descriptions.

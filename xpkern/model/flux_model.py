@@ -117,6 +117,10 @@ class FluxModel:
         as_given: list = [weights, biases, ext_curve, input_zp, input_scale, wavelength]
         return cls(*as_given)
 
+    def __repr__(self) -> str:
+        widths = "-".join(str(width) for width in [self.n_inputs, *(len(bias) for bias in self.biases)])
+        return f"FluxModel({widths}, {self.wavelength[0]:g}-{self.wavelength[-1]:g} nm, digest {self.digest[:12]})"
+
     @property
     def n_inputs(self) -> int:
         """Number of inputs of the network: stellar-type parameters."""
@@ -177,8 +181,8 @@ class FluxModel:
         Raises
         ------
         InputError
-            If a temperature seems to be in kelvin, a parallax is not positive, a number is not finite, the shapes
-            do not broadcast, or the model has other inputs than these three.
+            If a temperature seems to be in kelvin, an extinction is negative, a parallax is not positive, a number is
+            not finite, the shapes do not broadcast, or the model has other inputs than these three.
         """
         if self.n_inputs != 3:
             raise InputError(f"the model has {self.n_inputs} inputs: use ln_flux")
@@ -198,6 +202,8 @@ class FluxModel:
                 f"{params[:, 0].max():g} kK is hotter than any star: teff is in kK, so 5777 K is teff=5.777",
                 field="teff",
             )
+        if (params[:, -2] < 0).any():
+            raise InputError("the extinction must not be negative", field="ext")
         if (params[:, -1] <= 0).any():
             raise InputError("the parallax must be positive", field="plx")
         return np.exp(self.ln_flux(params))

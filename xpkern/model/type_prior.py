@@ -75,6 +75,9 @@ class TypePrior:
         as_given: list = [weights, means, covariances]
         return cls(*as_given)
 
+    def __repr__(self) -> str:
+        return f"TypePrior({self.n_components} components in {self.means.shape[1]} dimensions)"
+
     @property
     def n_components(self) -> int:
         """Number of components K."""

@@ -144,6 +144,10 @@ class Observations:
     def __len__(self) -> int:
         return len(self.source_id)
 
+    def __repr__(self) -> str:
+        with_parallax = int(np.isfinite(self.plx_err).sum())
+        return f"Observations({len(self):,} stars, {self.flux.shape[1]} samples, {with_parallax:,} with a parallax)"
+
     def __getitem__(self, stars: slice) -> Observations:
         """A range of the stars; arrays are views, ``reasons`` stays whole."""
         if not isinstance(stars, slice):
