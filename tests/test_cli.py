@@ -296,7 +296,12 @@ class TestInterruption:
         arguments = [*catalog_arguments(spectra, survey), "-o", str(folder / "catalog.h5")]
         with (
             subprocess.Popen(
-                [sys.executable, "-m", "xpkern", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+                [sys.executable, "-m", "xpkern", *arguments],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                # whoever runs the tests in the background has made children ignore Ctrl-C
+                preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
             ) as process,
             open(spectra, "wb") as stream,
         ):
