@@ -75,7 +75,7 @@ def bench_fit(n_stars: int, rounds: int, engine_name: str) -> Result:
     stars = obs.star_data()
     engine = xk.get_engine(engine_name)
     grid = start_grid(model, prior)
-    starts = engine.start(grid, stars, threads=1)
+    starts = engine.start(grid, stars, FitOptions(), threads=1)[:, 0]
     box, terms, options = default_box(prior), LossTerms(), FitOptions()
     peer = NumpyFit(model, prior)
     few = slice(0, min(n_stars, 1024))
@@ -99,7 +99,7 @@ def bench_fit(n_stars: int, rounds: int, engine_name: str) -> Result:
             Contestant("fit", fit_from(starts), n_stars), 3
         ),
         "start alone [stars/s]": measure_once(
-            Contestant("start", lambda: engine.start(grid, stars, threads=1), n_stars), 3
+            Contestant("start", lambda: engine.start(grid, stars, FitOptions(), threads=1)[:, 0], n_stars), 3
         ),
         "xpkern.fit, everything [stars/s]": measure_once(
             Contestant("xpkern.fit", lambda: xk.fit(obs, model, prior, engine=engine, threads=1), n_stars), 3
@@ -185,7 +185,7 @@ def bench_peak(n_stars: int, rounds: int, engine_name: str) -> Result:
     obs = observations(n_stars)
     stars = obs.star_data()
     engine = xk.get_engine(engine_name)
-    starts = engine.start(start_grid(model, prior), stars, threads=1)
+    starts = engine.start(start_grid(model, prior), stars, FitOptions(), threads=1)[:, 0]
     box, terms = default_box(prior), LossTerms()
 
     def fit_with_at_most(evaluations: int) -> Solution:

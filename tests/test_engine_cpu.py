@@ -33,7 +33,7 @@ def rows(stars: StarData, chosen) -> StarData:
 
 def fit(engine, model, prior, stars, **options):
     return engine.fit(
-        model, prior, stars, start_grid(model, prior), LossTerms(), default_box(prior), FitOptions(), **options
+        model, prior, stars, start_grid(model, prior), LossTerms(), default_box(prior), FitOptions(starts=3), **options
     )
 
 

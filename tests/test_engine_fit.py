@@ -20,6 +20,7 @@ from xpkern.engine.packed import present_samples
 from xpkern.engine.reference import ReferenceEngine
 from xpkern.fit.fit import default_box
 from xpkern.fit.start import start_grid
+from xpkern.model import load_model
 from xpkern.observe.whiteners import dense_whitener
 from xpkern.status import Status
 
@@ -127,6 +128,7 @@ def test_what_is_reported_belongs_to_the_solution(engine, rng, mock):
     dtypes = {name: values.dtype for name, values in vars(found).items()}
     assert dtypes.pop("residual") == np.float32
     assert dtypes.pop("iterations") == np.int32
+    assert dtypes.pop("minima") == np.int32
     assert dtypes.pop("status") == np.uint32
     assert set(dtypes.values()) == {np.dtype(np.float64)}
 
@@ -212,6 +214,28 @@ def test_one_start_finds_the_best_optimum(engine, optimum, optimum_model, optimu
     # a predicted drop of 1e-5 (1e-7 of the loss) leaves less than 2 % of a standard deviation
     distance = np.sqrt(np.einsum("na,nab,nb->n", offset, optimum["best_fisher"][best], offset))
     assert distance.max() < 0.05
+
+
+def test_more_starts_find_lower_minima_and_say_what_they_found(engine, rng):
+    """Without a parallax, giants and dwarfs of the real model look alike: more searches may only lower the loss."""
+    model, prior = load_model()
+    stars = random_stars(rng, model, random_params(rng, prior, 60), snr=5.0, parallax=False)
+    box, grid = default_box(prior), start_grid(model, prior)
+    one, four = (
+        engine.fit(model, prior, stars, grid, LossTerms(), box, FitOptions(starts=starts)) for starts in (1, 4)
+    )
+    assert (four.loss <= one.loss + 1e-9 * np.abs(one.loss)).all()
+    assert (four.iterations >= one.iterations).all()
+    assert (one.minima == 1).all()
+    assert np.isnan(one.second_gap).all()
+    several = four.minima > 1
+    assert several.any()
+    np.testing.assert_array_equal(several, np.isfinite(four.second_gap))
+    assert (four.second_gap[several] >= 0).all()
+    again = engine.evaluate(model, prior, stars[several], four.second_params[several], LossTerms())
+    np.testing.assert_allclose(again.loss, (four.loss + four.second_gap)[several], rtol=1e-6, atol=1e-3)
+    apart = np.abs(four.second_params - four.params)[several]
+    assert (apart.max(axis=1) > 0.01).all()
 
 
 def test_only_gaussian_constraints(engine, rng):

@@ -14,6 +14,7 @@ from mock_stars import (
     some_bands_missing,
 )
 
+from xpkern.engine.contract import FitOptions
 from xpkern.engine.packed import present_samples
 from xpkern.fit.start import N_TYPES, start_grid
 from xpkern.observe.whiteners import dense_whitener
@@ -58,7 +59,7 @@ def test_best_candidate(engine, rng, name):
     }.get(name)
     stars = random_stars(rng, model, params, missing=missing, parallax=name != "no parallax")
     grid = start_grid(model, prior)
-    found = engine.start(grid, stars)
+    found = engine.start(grid, stars, FitOptions())[:, 0]
     assert found.shape == params.shape
     assert found.dtype == np.float64
     for star in range(12):
@@ -69,6 +70,33 @@ def test_best_candidate(engine, rng, name):
         np.testing.assert_allclose(found[star, -1], parallaxes[chosen[0]], rtol=1e-5)
 
 
+def test_further_starts_are_the_best_of_other_types(engine, rng):
+    model, prior = random_model(rng), random_prior(rng)
+    params = random_params(rng, prior, 12)
+    stars = random_stars(rng, model, params, snr=3.0, parallax=False)
+    grid = start_grid(model, prior)
+    options = FitOptions(starts=5, gate=30.0)
+    found = engine.start(grid, stars, options)
+    assert found.shape == (12, 5, 5)
+    several = 0
+    for star in range(12):
+        scores, _ = slow_scores(grid, stars, star)
+        left = np.ones(len(grid), bool)
+        starts = found[star][np.isfinite(found[star]).all(axis=1)]
+        several += len(starts) > 1
+        assert np.isnan(found[star, len(starts) :]).all()
+        for start in starts:
+            chosen = np.flatnonzero((np.abs(grid.params[:, :-1] - start[:-1]) < 1e-12).all(axis=1))
+            assert left[chosen].any()
+            slack = 1e-3 * (1.0 + np.abs(scores.min()))
+            assert scores[chosen][left[chosen]].min() <= scores[left].min() + slack
+            assert scores[chosen].min() <= scores.min() + options.gate + slack
+            left &= (np.abs(grid.params[:, :3] - start[:3]) > grid.apart).any(axis=1)
+        if len(starts) < options.starts and left.any():
+            assert scores[left].min() >= scores.min() + options.gate - slack
+    assert several > 3
+
+
 def test_without_a_band(engine, rng):
     """The most probable type, at the observed parallax if there is a positive one."""
     model, prior = random_model(rng), random_prior(rng)
@@ -77,7 +105,7 @@ def test_without_a_band(engine, rng):
     stars.mean[1, -1], stars.sigma[1, -1] = 0.0, np.inf
     stars.mean[2, -1] = -0.5
     grid = start_grid(model, prior)
-    found = engine.start(grid, stars)
+    found = engine.start(grid, stars, FitOptions())[:, 0]
     best = grid.params[grid.ln_prior.argmax()]
     np.testing.assert_allclose(found[:, :-1], np.broadcast_to(best[:-1], (3, 4)))
     np.testing.assert_allclose(found[:, -1], [stars.mean[0, -1], 1.0, 1.0], rtol=1e-6)
@@ -88,8 +116,11 @@ def test_a_star_does_not_notice_how_many_there_are(engine, rng, count):
     model, prior = random_model(rng), random_prior(rng)
     stars = random_stars(rng, model, random_params(rng, prior, 17))
     grid = start_grid(model, prior)
-    some = engine.start(grid, stars[:count])
-    np.testing.assert_allclose(some, engine.start(grid, stars)[:count], rtol=1e-9 if engine.name == "reference" else 0)
+    options = FitOptions(starts=3)
+    some = engine.start(grid, stars[:count], options)
+    np.testing.assert_allclose(
+        some, engine.start(grid, stars, options)[:count], rtol=1e-9 if engine.name == "reference" else 0
+    )
 
 
 def test_grid_is_of_types_and_extinctions(rng):

@@ -56,6 +56,8 @@ struct GridView {
     int n_bands;
     const float* band_flux;           // (c, b)
     const double* params;             // (c, k) linear parameters
+    const float* types;               // (c, inputs), in float
+    float apart[MAX_INPUTS];          // starts of one star differ by more than this in at least one of the inputs
     const float* minus_two_ln_prior;  // (c,)
     const int32_t* band_of_sample;    // (m,), -1 = in no band
 };

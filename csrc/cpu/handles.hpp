@@ -128,7 +128,7 @@ class Prior {
 class Grid {
   public:
     Grid(const Array<double>& params, const Array<double>& ln_prior, const Array<int32_t>& band_of_sample,
-         const Array<double>& band_flux) {
+         const Array<double>& band_flux, const Array<double>& apart) {
         if (params.ndim() != 2 || band_flux.ndim() != 2)
             throw std::invalid_argument("params and band_flux must be matrices");
         const auto candidates = params.shape(0);
@@ -138,14 +138,22 @@ class Grid {
         params_.assign(params.data(), params.data() + params.size());
         band_of_sample_.assign(band_of_sample.data(), band_of_sample.data() + band_of_sample.size());
         band_flux_.assign(band_flux.data(), band_flux.data() + band_flux.size());
-        for (py::ssize_t c = 0; c < candidates; ++c)
+        const int inputs = parameters_ - 2;
+        if (inputs < 1 || inputs > MAX_INPUTS)
+            throw std::invalid_argument("the grid's number of inputs is out of range");
+        require_shape(apart, "apart", {inputs});
+        for (py::ssize_t c = 0; c < candidates; ++c) {
             minus_two_ln_prior_.push_back(static_cast<float>(-2 * ln_prior.at(c)));
-        view_ = {static_cast<int>(candidates),
-                 static_cast<int>(band_flux.shape(1)),
-                 band_flux_.data(),
-                 params_.data(),
-                 minus_two_ln_prior_.data(),
-                 band_of_sample_.data()};
+            for (int t = 0; t < inputs; ++t) types_.push_back(static_cast<float>(params.at(c, t)));
+        }
+        view_.n_candidates = static_cast<int>(candidates);
+        view_.n_bands = static_cast<int>(band_flux.shape(1));
+        view_.band_flux = band_flux_.data();
+        view_.params = params_.data();
+        view_.types = types_.data();
+        for (int t = 0; t < inputs; ++t) view_.apart[t] = static_cast<float>(apart.at(t));
+        view_.minus_two_ln_prior = minus_two_ln_prior_.data();
+        view_.band_of_sample = band_of_sample_.data();
         if (candidates < 1) throw std::invalid_argument("a start grid needs a candidate");
         if (view_.n_bands > MAX_BANDS)
             throw std::invalid_argument("a start grid has at most " + std::to_string(MAX_BANDS) + " bands");
@@ -162,7 +170,7 @@ class Grid {
     int parameters_ = 0;
     std::vector<double> params_;
     std::vector<int32_t> band_of_sample_;
-    std::vector<float> band_flux_, minus_two_ln_prior_;
+    std::vector<float> band_flux_, types_, minus_two_ln_prior_;
 };
 
 }  // namespace xpkern

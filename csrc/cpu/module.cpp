@@ -146,7 +146,7 @@ Array<double> predict(const std::string& isa, const Model& model, const Array<do
     Array<double> flux = make_array<double>({n, model.samples()});
     double* out = flux.mutable_data();
     const double* in = params.data();
-    over_stars(n, threads, kernels.scratch_bytes(model.view(), PriorView{}, TASK_ROWS),
+    over_stars(n, threads, kernels.scratch_bytes(model.view(), PriorView{}, TASK_ROWS, 1, 0),
                [&](int64_t begin, int64_t end, char* scratch) {
                    kernels.predict(model.view(), in, out, begin, end, scratch);
                });
@@ -169,27 +169,28 @@ py::dict evaluate(const std::string& isa, const Model& model, const Prior& prior
     fit.terms = loss_view(terms);
     fit.start_params = params.data();
     over_stars(
-        n, threads, kernels.scratch_bytes(fit.model, fit.prior, TASK_ROWS),
+        n, threads, kernels.scratch_bytes(fit.model, fit.prior, TASK_ROWS, 1, 0),
         [&](int64_t begin, int64_t end, char* scratch) { kernels.evaluate(fit, stars, out, begin, end, scratch); });
     return result.dict();
 }
 
 Array<double> start(const std::string& isa, const Grid& grid, const Array<float>& flux, const Array<float>& whitener,
-                    const Array<double>& mean, const Array<double>& sigma, int threads) {
+                    const Array<double>& mean, const Array<double>& sigma, int starts, double gate, int threads) {
     const Kernels& kernels = kernels_named(isa);
     const auto n = flux.shape(0);
     const int m = grid.samples(), k = grid.parameters();
     const StarArrays stars = star_arrays(flux, whitener, mean, sigma, m, k);
-    Array<double> params = make_array<double>({n, k});
+    if (starts < 1) throw std::invalid_argument("starts must be at least 1");
+    Array<double> params = make_array<double>({n, starts, k});
     double* out = params.mutable_data();
     // A model of no hidden layers with these sizes needs the same memory for stars and more.
     ModelView sizes{};
     sizes.n_layers = 1;
     sizes.width[0] = k - 2;
     sizes.width[1] = m;
-    over_stars(n, threads, kernels.scratch_bytes(sizes, PriorView{}, TASK_ROWS),
+    over_stars(n, threads, kernels.scratch_bytes(sizes, PriorView{}, TASK_ROWS, starts, grid.view().n_candidates),
                [&](int64_t begin, int64_t end, char* scratch) {
-                   kernels.start(grid.view(), m, k, stars, out, begin, end, scratch);
+                   kernels.start(grid.view(), m, k, starts, gate, stars, out, begin, end, scratch);
                });
     return params;
 }
@@ -197,8 +198,8 @@ Array<double> start(const std::string& isa, const Grid& grid, const Array<float>
 py::dict fit(const std::string& isa, const Model& model, const Prior& prior, const Array<float>& flux,
              const Array<float>& whitener, const Array<double>& mean, const Array<double>& sigma, const Grid* grid,
              const std::optional<Array<double>>& start_params, const std::map<std::string, bool>& terms,
-             const Array<double>& lower, const Array<double>& upper, int max_iterations, double tolerance,
-             int threads) {
+             const Array<double>& lower, const Array<double>& upper, int max_iterations, double tolerance, int starts,
+             double gate, int threads) {
     const Kernels& kernels = kernels_named(isa);
     require_same_inputs(model, prior);
     const auto n = flux.shape(0);
@@ -216,6 +217,9 @@ py::dict fit(const std::string& isa, const Model& model, const Prior& prior, con
     }
     fit.max_iterations = max_iterations;
     fit.tolerance = tolerance;
+    if (starts < 1) throw std::invalid_argument("starts must be at least 1");
+    fit.starts = grid ? starts : 1;
+    fit.gate = gate;
     if (grid) {
         if (grid->parameters() != k || grid->samples() != m)
             throw std::invalid_argument("the start grid was made for a model of other sizes");
@@ -231,13 +235,19 @@ py::dict fit(const std::string& isa, const Model& model, const Prior& prior, con
     Array<float> residual = make_array<float>({n, m});
     Array<int32_t> iterations = make_array<int32_t>({n});
     Array<uint32_t> status = make_array<uint32_t>({n});
+    Array<int32_t> minima = make_array<int32_t>({n});
+    Array<double> second_params = make_array<double>({n, k}), second_gap = make_array<double>({n});
     const SolutionArrays out{at.view(),
                              params.mutable_data(),
                              decrement.mutable_data(),
                              residual.mutable_data(),
                              iterations.mutable_data(),
-                             status.mutable_data()};
-    over_stars(n, threads, kernels.scratch_bytes(fit.model, fit.prior, TASK_ROWS),
+                             status.mutable_data(),
+                             minima.mutable_data(),
+                             second_params.mutable_data(),
+                             second_gap.mutable_data()};
+    const int candidates = grid ? grid->view().n_candidates : 0;
+    over_stars(n, threads, kernels.scratch_bytes(fit.model, fit.prior, TASK_ROWS, fit.starts, candidates),
                [&](int64_t begin, int64_t end, char* scratch) { kernels.fit(fit, stars, out, begin, end, scratch); });
     py::dict result = at.dict();
     result["params"] = params;
@@ -245,6 +255,9 @@ py::dict fit(const std::string& isa, const Model& model, const Prior& prior, con
     result["residual"] = residual;
     result["iterations"] = iterations;
     result["status"] = status;
+    result["minima"] = minima;
+    result["second_params"] = second_params;
+    result["second_gap"] = second_gap;
     return result;
 }
 
@@ -312,8 +325,9 @@ PYBIND11_MODULE(_cpu, module) {
         .def(py::init<const Array<double>&, const Array<double>&, const Array<double>&>(), py::arg("log_weight"),
              py::arg("mean"), py::arg("root"));
     py::class_<Grid>(module, "Grid")
-        .def(py::init<const Array<double>&, const Array<double>&, const Array<int32_t>&, const Array<double>&>(),
-             py::arg("params"), py::arg("ln_prior"), py::arg("band_of_sample"), py::arg("band_flux"));
+        .def(py::init<const Array<double>&, const Array<double>&, const Array<int32_t>&, const Array<double>&,
+                      const Array<double>&>(),
+             py::arg("params"), py::arg("ln_prior"), py::arg("band_of_sample"), py::arg("band_flux"), py::arg("apart"));
     module.def("predict", &predict, py::arg("isa"), py::arg("model"), py::arg("params").noconvert(),
                py::arg("threads"));
     module.def("evaluate", &evaluate, py::arg("isa"), py::arg("model"), py::arg("prior"), py::arg("flux").noconvert(),
@@ -321,11 +335,12 @@ PYBIND11_MODULE(_cpu, module) {
                py::arg("params").noconvert(), py::arg("terms"), py::arg("threads"));
     module.def("start", &start, py::arg("isa"), py::arg("grid"), py::arg("flux").noconvert(),
                py::arg("whitener").noconvert(), py::arg("mean").noconvert(), py::arg("sigma").noconvert(),
-               py::arg("threads"));
+               py::arg("starts"), py::arg("gate"), py::arg("threads"));
     module.def("fit", &fit, py::arg("isa"), py::arg("model"), py::arg("prior"), py::arg("flux").noconvert(),
                py::arg("whitener").noconvert(), py::arg("mean").noconvert(), py::arg("sigma").noconvert(),
                py::arg("grid").none(true), py::arg("start").noconvert().none(true), py::arg("terms"), py::arg("lower"),
-               py::arg("upper"), py::arg("max_iterations"), py::arg("tolerance"), py::arg("threads"));
+               py::arg("upper"), py::arg("max_iterations"), py::arg("tolerance"), py::arg("starts"), py::arg("gate"),
+               py::arg("threads"));
     module.def("calibrate", &calibrate, py::arg("isa"), py::arg("bp_design").noconvert(),
                py::arg("rp_design").noconvert(), py::arg("bp").noconvert(), py::arg("rp").noconvert(),
                py::arg("bp_error").noconvert(), py::arg("rp_error").noconvert(), py::arg("bp_correlation").noconvert(),

@@ -14,8 +14,9 @@ inline void with_shape(const ModelView& model, const Work& work) {
     work(AnyShape(model));
 }
 
-inline int64_t star_scratch_bytes(const ModelView& model, const PriorView& prior, int64_t rows) {
-    return FitDriver<AnyShape>::scratch_bytes(model, prior, rows);
+inline int64_t star_scratch_bytes(const ModelView& model, const PriorView& prior, int64_t rows, int starts,
+                                  int candidates) {
+    return FitDriver<AnyShape>::scratch_bytes(model, prior, rows, starts, candidates);
 }
 
 template <class Shape>
@@ -68,24 +69,19 @@ inline void predict_stars(const ModelView& model, const double* params, double* 
     }
 }
 
-inline void start_stars(const GridView& grid, int m, int k, const StarArrays& stars, double* params, int64_t begin,
-                        int64_t end, char* scratch) {
+inline void start_stars(const GridView& grid, int m, int k, int starts, double gate, const StarArrays& stars,
+                        double* params, int64_t begin, int64_t end, char* scratch) {
     Arena arena{scratch, 0};
     GatheredStars<FloatLane, WideLane> gathered(m, k, arena);
-    FloatLane* variance = arena.take<FloatLane>(m);
+    const StartSpace space(m, grid.n_candidates, arena);
     for (int64_t first = begin; first < end; first += Members<FloatLane>::width) {
         const Members<FloatLane> members(first, end);
         gathered.fill(members, stars, m, k);
-        sample_variance(gathered.factor, m, variance);
-        const BandFlux<FloatLane> bands = band_flux(grid, gathered.flux, variance, m);
-        FloatLane index, plx;
-        best_candidate(grid, bands, convert<FloatLane>(gathered.mean[k - 1]),
-                       convert<FloatLane>(gathered.weight[k - 1]), index, plx);
-        for (int s = 0; s < members.count; ++s) {
-            for (int p = 0; p + 1 < k; ++p)
-                params[members.row[s] * k + p] = grid.params[static_cast<int64_t>(get(index, s)) * k + p];
-            params[members.row[s] * k + k - 1] = get(plx, s);
-        }
+        choose_starts(grid, gathered, space, m, k, starts, gate, [&](int s, int choice, const double* start) {
+            if (s < members.count)
+                for (int p = 0; p < k; ++p)
+                    params[(members.row[s] * starts + choice) * k + p] = start ? start[p] : __builtin_nan("");
+        });
     }
 }
 

@@ -24,10 +24,6 @@ struct Members {
     static constexpr int width = LaneTraits<Lane>::width;
     int64_t row[width];
     int count;
-    Members(const int64_t* rows, int64_t begin, int64_t end) {
-        count = static_cast<int>(end - begin < width ? end - begin : width);
-        for (int s = 0; s < width; ++s) row[s] = rows[begin + (s < count ? s : count - 1)];
-    }
     Members(int64_t begin, int64_t end) {
         count = static_cast<int>(end - begin < width ? end - begin : width);
         for (int s = 0; s < width; ++s) row[s] = begin + (s < count ? s : count - 1);

@@ -13,6 +13,8 @@ struct Solution {
     std::vector<float> residual;
     std::vector<int32_t> iterations;
     std::vector<uint32_t> status;
+    std::vector<int32_t> minima;
+    std::vector<double> second_params, second_gap;
 
     Solution(int stars, int parameters, int samples)
         : n(stars),
@@ -28,14 +30,20 @@ struct Solution {
           decrement(n),
           residual(n * m),
           iterations(n),
-          status(n) {}
+          status(n),
+          minima(n),
+          second_params(n * k),
+          second_gap(n) {}
     xpkern::SolutionArrays view() {
         return {{loss.data(), chi2.data(), ln_prior.data(), gradient.data(), hessian.data(), fisher.data()},
                 params.data(),
                 decrement.data(),
                 residual.data(),
                 iterations.data(),
-                status.data()};
+                status.data(),
+                minima.data(),
+                second_params.data(),
+                second_gap.data()};
     }
 };
 
@@ -69,6 +77,7 @@ struct Problem {
         fit.max_iterations = 40;
         fit.tolerance = 1e-5;
         fit.start_params = starts.data();
+        fit.starts = 1;
     }
 
     // Fits the stars in blocks that end at the numbers given.
@@ -76,7 +85,8 @@ struct Problem {
         Solution solution(stars.count, model.parameters(), model.samples());
         const xpkern::StarArrays arrays{stars.flux.data(), stars.whitener.data(), stars.mean.data(),
                                         stars.sigma.data()};
-        Buffer scratch(kernel::star_scratch_bytes(fit.model, fit.prior, stars.count));
+        const int candidates = fit.grid ? fit.grid->n_candidates : 0;
+        Buffer scratch(kernel::star_scratch_bytes(fit.model, fit.prior, stars.count, fit.starts, candidates));
         int begin = 0;
         for (const int end : ends) {
             kernel::fit_stars(fit, arrays, solution.view(), begin, end, scratch.data());
@@ -137,6 +147,57 @@ void test_fit(const std::vector<int>& width) {
     CHECK(same_bytes(solution.status, split.status));
 }
 
+// Several searches of each star from a grid: never worse than one, and the same bytes however the block is cut.
+void test_starts(const std::vector<int>& width) {
+    const int n = 21;
+    Problem problem(width, n);
+    const int inputs = problem.model.inputs(), k = problem.model.parameters(), m = problem.model.samples();
+    const int candidates = 12, bands = 2;
+    std::vector<double> params;
+    std::vector<float> types, flux, minus_two_ln_prior(candidates, 0.0f);
+    std::vector<int32_t> band_of_sample;
+    for (int i = 0; i < m; ++i) band_of_sample.push_back(i == 0 ? -1 : i % bands);
+    for (int c = 0; c < candidates; ++c) {
+        std::vector<double> u;
+        for (int t = 0; t < inputs; ++t) u.push_back(problem.model.zero_point[t] + problem.random.normal());
+        for (const double type : u) types.push_back(static_cast<float>(type));
+        u.push_back(problem.random.uniform(0.05, 1));
+        u.push_back(0);
+        params.insert(params.end(), u.begin(), u.end() - 1);
+        params.push_back(1);
+        const std::vector<double> predicted = problem.model.flux(u);
+        std::vector<double> sum(bands, 0), count(bands, 0);
+        for (int i = 0; i < m; ++i)
+            if (band_of_sample[i] >= 0) sum[band_of_sample[i]] += predicted[i], ++count[band_of_sample[i]];
+        for (int b = 0; b < bands; ++b) flux.push_back(static_cast<float>(sum[b] / count[b]));
+    }
+    xpkern::GridView grid{};
+    grid.n_candidates = candidates;
+    grid.n_bands = bands;
+    grid.band_flux = flux.data();
+    grid.params = params.data();
+    grid.types = types.data();
+    for (int t = 0; t < inputs; ++t) grid.apart[t] = 0.3f;
+    grid.minus_two_ln_prior = minus_two_ln_prior.data();
+    grid.band_of_sample = band_of_sample.data();
+    problem.fit.grid = &grid;
+    problem.fit.gate = 1e6;
+    const Solution one = problem.solve({n});
+    problem.fit.starts = 4;
+    const Solution four = problem.solve({n}), split = problem.solve({1, 6, 18, n});
+    for (int star = 0; star < n; ++star) {
+        CHECK(four.loss[star] <= one.loss[star]);
+        CHECK(four.iterations[star] > one.iterations[star]);
+        CHECK(four.minima[star] >= 1 && four.minima[star] <= 4);
+        CHECK((four.minima[star] > 1) == (four.second_gap[star] >= 0));
+        CHECK((four.minima[star] > 1) == std::isfinite(four.second_params[star * k]));
+    }
+    CHECK(same_bytes(four.params, split.params));
+    CHECK(same_bytes(four.iterations, split.iterations));
+    CHECK(same_bytes(four.minima, split.minima));
+    CHECK(same_bytes(four.second_params, split.second_params));
+}
+
 void test_no_stars() {
     Problem problem({2, 4, 5}, 0);
     const Solution solution = problem.solve({0});
@@ -145,6 +206,8 @@ void test_no_stars() {
 
 int main() {
     test_no_stars();
+    test_starts({2, 6, 9});
+    test_starts({3, 32, 32, 32, 66});
     test_fit({2, 6, 9});
     test_fit({3, 32, 32, 32, 66});
     return failures();

@@ -26,6 +26,7 @@ class Grid:
         ln_prior: NDArray[float64],
         band_of_sample: NDArray[int32],
         band_flux: NDArray[float64],
+        apart: NDArray[float64],
     ) -> None: ...
 
 def predict(isa: str, model: Model, params: NDArray[float64], threads: int) -> NDArray[float64]: ...
@@ -48,6 +49,8 @@ def start(
     whitener: NDArray[float32],
     mean: NDArray[float64],
     sigma: NDArray[float64],
+    starts: int,
+    gate: float,
     threads: int,
 ) -> NDArray[float64]: ...
 def fit(
@@ -65,6 +68,8 @@ def fit(
     upper: NDArray[float64],
     max_iterations: int,
     tolerance: float,
+    starts: int,
+    gate: float,
     threads: int,
 ) -> dict[str, NDArray[Any]]: ...
 def calibrate(

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from xpkern.errors import InputError
+
 if TYPE_CHECKING:
     from xpkern.fit.start import StartGrid
     from xpkern.model.flux_model import FluxModel
@@ -140,10 +142,24 @@ class FitOptions:
         Evaluations of the loss in each stage before the star goes to the next one.
     tolerance : float
         Converged when the predicted drop of the loss is below ``tolerance * max(1, 0.01 * loss)``.
+    starts : int
+        Searches of a star that begins from a grid: the best candidate and, one after the other, the best of those
+        whose types are unlike all before, as long as their score is within ``gate`` of the best one's. The lowest
+        optimum is the star's.
+    gate : float
+        A difference of loss.
     """
 
     max_iterations: int = 40
     tolerance: float = 1e-5
+    starts: int = 1
+    gate: float = 20.0
+
+    def __post_init__(self) -> None:
+        for name, smallest in (("max_iterations", 1), ("starts", 1), ("tolerance", 0.0), ("gate", 0.0)):
+            value = getattr(self, name)
+            if not value >= smallest:
+                raise InputError(f"{value} is not a number >= {smallest}", field=name)
 
 
 @dataclass
@@ -188,6 +204,12 @@ class Solution(Evaluation):
         Evaluations of the loss, over all stages.
     status : (n,) uint32
         Bits of :class:`xpkern.status.Status`.
+    minima : (n,) int32
+        Distinct minima that the searches of the star found; 0 for a star without data.
+    second_params : (n, k) float64
+        Linear parameters of the second lowest of them; NaN where there is none.
+    second_gap : (n,) float64
+        How much higher the loss is there; NaN where there is none.
     """
 
     params: Float64 = field(default_factory=lambda: np.empty((0, 0)))
@@ -195,6 +217,9 @@ class Solution(Evaluation):
     residual: Float32 = field(default_factory=lambda: np.empty((0, 0), np.float32))
     iterations: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
     status: NDArray[np.uint32] = field(default_factory=lambda: np.empty(0, np.uint32))
+    minima: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+    second_params: Float64 = field(default_factory=lambda: np.empty((0, 0)))
+    second_gap: Float64 = field(default_factory=lambda: np.empty(0))
 
 
 class Engine(Protocol):
@@ -232,8 +257,8 @@ class Engine(Protocol):
         """Loss, gradient, Hessian and Fisher matrix at linear parameters (n, k)."""
         ...
 
-    def start(self, grid: StartGrid, stars: StarData, *, threads: int | None = None) -> Float64:
-        """Best grid point of each star as linear parameters (n, k)."""
+    def start(self, grid: StartGrid, stars: StarData, options: FitOptions, *, threads: int | None = None) -> Float64:
+        """Starts of each star, best first, as linear parameters (n, starts, k); NaN where it has fewer."""
         ...
 
     def fit(
@@ -248,7 +273,7 @@ class Engine(Protocol):
         *,
         threads: int | None = None,
     ) -> Solution:
-        """Optimum of the star loss from the best point of a grid, or from given parameters (n, k)."""
+        """Lowest optimum of the star loss from the starts of a grid, or that from given parameters (n, k)."""
         ...
 
     def train_step(

@@ -134,8 +134,8 @@ class CpuEngine:
             )
         )
 
-    def start(self, grid: StartGrid, stars: StarData, *, threads: int | None = None) -> Float64:
-        """Best grid point of each star as linear parameters (n, k)."""
+    def start(self, grid: StartGrid, stars: StarData, options: FitOptions, *, threads: int | None = None) -> Float64:
+        """Starts of each star, best first, as linear parameters (n, starts, k); NaN where it has fewer."""
         return _cpu.start(
             self.instruction_set,
             _compiled(grid, _compile_grid),
@@ -143,6 +143,8 @@ class CpuEngine:
             stars.whitener,
             stars.mean,
             stars.sigma,
+            options.starts,
+            options.gate,
             number_of_threads(threads),
         )
 
@@ -158,7 +160,7 @@ class CpuEngine:
         *,
         threads: int | None = None,
     ) -> Solution:
-        """Optimum of the star loss from the best point of a grid, or from given parameters (n, k)."""
+        """Lowest optimum of the star loss from the starts of a grid, or that from given parameters (n, k)."""
         from_grid = isinstance(start, StartGrid)
         return Solution(
             **_cpu.fit(
@@ -176,6 +178,8 @@ class CpuEngine:
                 np.ascontiguousarray(box.upper, np.float64),
                 options.max_iterations,
                 options.tolerance,
+                options.starts,
+                options.gate,
                 number_of_threads(threads),
             )
         )
@@ -238,4 +242,4 @@ def _compile_prior(prior: TypePrior) -> _cpu.Prior:
 
 
 def _compile_grid(grid: StartGrid) -> _cpu.Grid:
-    return _cpu.Grid(grid.params, grid.ln_prior, grid.band_of_sample, grid.band_flux)
+    return _cpu.Grid(grid.params, grid.ln_prior, grid.band_of_sample, grid.band_flux, grid.apart)

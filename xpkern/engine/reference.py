@@ -19,7 +19,7 @@ from xpkern.engine.contract import (
     StarData,
 )
 from xpkern.engine.packed import forward_substitute, pack_factor, packed_size, present_samples, unpack_factor
-from xpkern.engine.reference_fit import minimise
+from xpkern.engine.reference_fit import Optimum, minimise
 from xpkern.engine.reference_loss import back_substitute, flux_and_jacobian, star_loss
 from xpkern.fit.start import StartGrid
 from xpkern.model.flux_model import FluxModel
@@ -36,6 +36,9 @@ _BAND_ERROR = 0.05
 
 #: Nor the parallax of a candidate to better than this fraction, for the same reason.
 _PARALLAX_SOFTENING = 0.1
+
+#: Two searches have ended in the same minimum if no coordinate differs by more: kK, dex, ln plx; ext.
+_SAME, _SAME_EXT = 0.02, 0.01
 
 #: Parallaxes [mas] that the start may propose.
 _START_PLX = (1e-4, 1e3)
@@ -112,14 +115,17 @@ class ReferenceEngine:
             }
         )
 
-    def start(self, grid: StartGrid, stars: StarData, *, threads: int | None = None) -> Float64:
-        """Best grid point of each star as linear parameters (n, k).
+    def start(self, grid: StartGrid, stars: StarData, options: FitOptions, *, threads: int | None = None) -> Float64:
+        """Starts of each star, best first, as linear parameters (n, starts, k); NaN where it has fewer.
 
         With o_b the mean flux of a band, f_cb that of a candidate at 1 mas and w_b = 1 / (mean C_ii + (0.05 o_b)^2),
         the best parallax has a closed form, and the lowest score wins::
 
             s = plx^2 = sum_b w o f / sum_b w f^2
             score = sum_b w (s f - o)^2 - 2 ln p + (plx - plx_obs)^2 / (sigma^2 + (0.1 plx)^2)
+
+        The next start has the lowest score of the candidates whose types are further than ``grid.apart`` from all
+        before, if it is within ``options.gate`` of the lowest of all.
         """
         band_of_sample = grid.band_of_sample
         present = present_samples(stars.whitener)
@@ -146,10 +152,17 @@ class ReferenceEngine:
         alone = np.where(np.isfinite(plx_error) & (plx_observed > 0), plx_observed, 1.0)
         plx = np.where(seen[:, None], plx, np.clip(alone, *_START_PLX))
         score = np.where(seen[:, None], score, -2.0 * grid.ln_prior)
-        best = score.argmin(axis=1)
-        params = grid.params[best].copy()
-        params[:, -1] = plx[np.arange(len(stars)), best]
-        return params
+        starts = np.full((len(stars), options.starts, grid.params.shape[1]), np.nan)
+        types = grid.params[:, : len(grid.apart)]
+        limit = score.min(axis=1) + options.gate
+        for choice in range(options.starts):
+            best = score.argmin(axis=1)
+            taken = np.flatnonzero((score[np.arange(len(stars)), best] <= limit) | (choice == 0))
+            starts[taken, choice] = grid.params[best[taken]]
+            starts[taken, choice, -1] = plx[taken, best[taken]]
+            similar = (np.abs(types[None] - types[best][:, None]) <= grid.apart).all(axis=2)
+            score = np.where(similar, np.inf, score)
+        return starts
 
     def fit(
         self,
@@ -163,29 +176,18 @@ class ReferenceEngine:
         *,
         threads: int | None = None,
     ) -> Solution:
-        """Optimum of the star loss from the best point of a grid, or from given parameters (n, k)."""
-        first = self.start(start, stars) if isinstance(start, StartGrid) else start
-        fitted = present_samples(stars.whitener).any(axis=1)
-        inside = np.flatnonzero(fitted)
+        """Lowest optimum of the star loss from the starts of a grid, or that from given parameters (n, k)."""
+        starts = self.start(start, stars, options) if isinstance(start, StartGrid) else start[:, None]
         solution = _unfitted(len(stars), model)
-        for block in np.array_split(inside, max(1, -(-len(inside) // _BLOCK))):
-            few = stars[block]
-            optimum = minimise(model, prior, few, first[block], terms, box, options)
-            evaluation = optimum.loss.in_x()
-            solution.loss[block] = evaluation.loss
-            solution.chi2[block] = evaluation.chi2
-            solution.ln_prior[block] = evaluation.ln_prior
-            solution.gradient[block] = evaluation.gradient
-            solution.hessian[block] = evaluation.hessian
-            solution.fisher[block] = evaluation.fisher
-            solution.params[block] = optimum.loss.params
-            solution.decrement[block] = optimum.decrement
-            solution.iterations[block] = optimum.iterations
-            solution.status[block] = optimum.status
-            sigma = np.sqrt(sample_variance(few.whitener))
-            difference = optimum.loss.flux - few.flux
-            solution.residual[block] = np.divide(difference, sigma, out=np.zeros_like(sigma), where=sigma > 0)
-        return solution
+        seen = present_samples(stars.whitener).any(axis=1)
+        found: list[Solution] = []
+        for choice in range(starts.shape[1]):
+            found.append(_unfitted(len(stars), model))
+            searched = np.flatnonzero(seen & np.isfinite(starts[:, choice]).all(axis=1))
+            for rows in np.array_split(searched, max(1, -(-len(searched) // _BLOCK))):
+                optimum = minimise(model, prior, stars[rows], starts[rows, choice], terms, box, options)
+                _record(optimum, stars[rows], rows, found[-1])
+        return _lowest(found, solution)
 
     def train_step(
         self, model: FluxModel, stars: StarData, params: Float64, *, threads: int | None = None
@@ -323,6 +325,52 @@ def _cholesky(covariance: Float64) -> tuple[Float64, np.ndarray]:
     return factor, positive
 
 
+def _record(optimum: Optimum, stars: StarData, rows: np.ndarray, solution: Solution) -> None:
+    """Enter where some stars' searches ended into the rows of a solution."""
+    evaluation = optimum.loss.in_x()
+    for name in ("loss", "chi2", "ln_prior", "gradient", "hessian", "fisher"):
+        getattr(solution, name)[rows] = getattr(evaluation, name)
+    solution.params[rows] = optimum.loss.params
+    solution.decrement[rows] = optimum.decrement
+    solution.iterations[rows] = optimum.iterations
+    solution.status[rows] = optimum.status
+    solution.minima[rows] = 1
+    sigma = np.sqrt(sample_variance(stars.whitener))
+    difference = optimum.loss.flux - stars.flux
+    solution.residual[rows] = np.divide(difference, sigma, out=np.zeros_like(sigma), where=sigma > 0)
+
+
+def _lowest(found: list[Solution], solution: Solution) -> Solution:
+    """The lowest of several searches of each star, how many distinct minima they found, and the second lowest."""
+    loss = np.array([np.where(np.isnan(search.loss), np.inf, search.loss) for search in found])
+    best = loss.argmin(axis=0)
+    for choice, search in enumerate(found):
+        rows = best == choice
+        for field in fields(Solution):
+            getattr(solution, field.name)[rows] = getattr(search, field.name)[rows]
+    solution.iterations[:] = sum(search.iterations for search in found)
+    for star in np.flatnonzero(np.isfinite(loss).sum(axis=0) > 1):
+        places = [found[best[star]].params[star]]
+        for choice in loss[:, star].argsort(kind="stable"):
+            search = found[choice]
+            unconverged = search.status[star] & np.uint32(Status.NOT_CONVERGED | Status.NO_DATA)
+            if unconverged or any(_same_place(search.params[star], place) for place in places):
+                continue
+            if len(places) == 1:
+                solution.second_params[star] = search.params[star]
+                solution.second_gap[star] = loss[choice, star] - loss[best[star], star]
+            places.append(search.params[star])
+        solution.minima[star] = len(places)
+    return solution
+
+
+def _same_place(a: Float64, b: Float64) -> bool:
+    """Whether two optima, in linear parameters (k,), are the same minimum."""
+    difference = np.abs(a - b)
+    difference[-1] = abs(np.log(a[-1] / b[-1]))
+    return bool((difference[:-2] <= _SAME).all() and difference[-2] <= _SAME_EXT and difference[-1] <= _SAME)
+
+
 def _unfitted(stars: int, model: FluxModel) -> Solution:
     """A solution in which no star has been fitted."""
     parameters = model.n_parameters
@@ -342,4 +390,7 @@ def _unfitted(stars: int, model: FluxModel) -> Solution:
         residual=np.zeros((stars, model.n_samples), np.float32),
         iterations=np.zeros(stars, np.int32),
         status=np.full(stars, Status.NO_DATA, np.uint32),
+        minima=np.zeros(stars, np.int32),
+        second_params=absent(parameters),
+        second_gap=absent(),
     )

@@ -82,6 +82,7 @@ def fit(
         start = _checked_start(start, (len(obs), model.n_parameters))
     chosen = get_engine(engine)
     terms = LossTerms() if terms is None else terms
+    options = FitOptions() if options is None else options
     stars = obs.star_data()
     solution = chosen.fit(
         model,
@@ -90,7 +91,7 @@ def fit(
         start,
         terms,
         box,
-        FitOptions() if options is None else options,
+        options,
         threads=threads,
     )
     params, fisher = solution.params, solution.fisher
@@ -119,11 +120,15 @@ def fit(
         residual=solution.residual,
         status=status,
         iterations=solution.iterations,
+        minima=solution.minima,
+        second_params=solution.second_params,
+        second_gap=solution.second_gap,
         engine=chosen.name,
         observations=obs,
         model=model,
         prior=prior,
         terms=terms,
+        options=options,
         instruction_set=getattr(chosen, "instruction_set", ""),
     )
 

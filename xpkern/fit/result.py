@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from xpkern.engine.contract import Float32, Float64, LossTerms
+from xpkern.engine.contract import FitOptions, Float32, Float64, LossTerms
 from xpkern.model.flux_model import FluxModel
 from xpkern.model.type_prior import TypePrior
 from xpkern.observe.observations import Observations
@@ -51,7 +51,13 @@ class Fit:
     status : (n,) uint32
         Bits of :class:`xpkern.status.Status`.
     iterations : (n,) int32
-        Evaluations of the loss.
+        Evaluations of the loss, of all searches of a star.
+    minima : (n,) int32
+        Distinct minima that the searches found (``FitOptions.starts`` says how many there may be).
+    second_params : (n, 5) float64
+        Parameters of the second lowest of them, its parallax by the model's own scale; NaN where there is none.
+    second_gap : (n,) float64
+        How much higher the loss is there; NaN where there is none.
     engine : str
         Name of the engine that computed it.
     observations : Observations
@@ -60,6 +66,8 @@ class Fit:
     prior : TypePrior
     terms : LossTerms
         Which terms the loss had.
+    options : FitOptions
+        How hard the optimiser tried.
     instruction_set : str
         Which of the engine's instruction sets computed it; empty for an engine that has only one.
     """
@@ -78,11 +86,15 @@ class Fit:
     residual: Float32
     status: NDArray[np.uint32]
     iterations: NDArray[np.int32]
+    minima: NDArray[np.int32]
+    second_params: Float64
+    second_gap: Float64
     engine: str
     observations: Observations
     model: FluxModel
     prior: TypePrior
     terms: LossTerms = field(default_factory=LossTerms)
+    options: FitOptions = field(default_factory=FitOptions)
     instruction_set: str = ""
 
     def __len__(self) -> int:

@@ -30,6 +30,11 @@ N_TYPES = 32
 _DRAWS_PER_TYPE, _ROUNDS = 128, 20
 
 
+#: Starts of one star differ by more than this in at least one of (teff [kK], feh, logg): two that are closer nearly
+#: always end in the same minimum. The last value holds for any further input of a network.
+APART = (0.7, 0.6, 0.7, 0.5)
+
+
 @dataclass(frozen=True, eq=False)
 class StartGrid:
     """Candidates and what they look like in broad bands.
@@ -44,12 +49,15 @@ class StartGrid:
         Band that each sample belongs to; -1 where it is not used.
     band_flux : (c, b) float64
         Mean model flux of each band at 1 mas.
+    apart : (k - 2,) float64
+        Starts of one star differ by more than this in at least one of the network's inputs.
     """
 
     params: Float64
     ln_prior: Float64
     band_of_sample: NDArray[np.int32]
     band_flux: Float64
+    apart: Float64
 
     def __len__(self) -> int:
         return len(self.params)
@@ -81,6 +89,7 @@ def start_grid(model: FluxModel, prior: TypePrior, n_ext: int = 10) -> StartGrid
         ln_prior=prior.ln_density(params[:, : model.n_inputs]),
         band_of_sample=bands,
         band_flux=np.column_stack([flux[:, bands == band].mean(axis=1) for band in range(bands.max() + 1)]),
+        apart=np.array([APART[min(index, len(APART) - 1)] for index in range(model.n_inputs)]),
     )
 
 
