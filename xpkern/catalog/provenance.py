@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from xpkern.engine.contract import LossTerms
+from xpkern.engine.contract import FitOptions, LossTerms
 from xpkern.version import __version__
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def provenance(
     noise: Noise | None,
     calibration: Calibration | None,
     terms: LossTerms,
+    options: FitOptions,
     engine: str,
     instruction_set: str,
 ) -> dict[str, object]:
@@ -46,6 +48,7 @@ def provenance(
     calibration : Calibration, optional
         That made fluxes of coefficients; None if they came as fluxes.
     terms : LossTerms
+    options : FitOptions
     engine, instruction_set : str
         What computed; the instruction set is empty for an engine that has only one.
 
@@ -69,6 +72,7 @@ def provenance(
         "calibration_release": GIVEN if calibration is None else calibration.release,
         "instrument_model": GIVEN if calibration is None else calibration.instrument_model,
         "loss_terms": " ".join(["chi2", "constraints", *(name for name, used in optional_terms.items() if used)]),
+        **{f"fit_{name}": value for name, value in asdict(options).items()},
         "engine": engine,
         "instruction_set": instruction_set,
         "acknowledgement": ACKNOWLEDGEMENT,
@@ -84,6 +88,7 @@ def provenance_of_fit(fit: Fit, layout: str) -> dict[str, object]:
         noise=fit.observations.noise,
         calibration=None,
         terms=fit.terms,
+        options=fit.options,
         engine=fit.engine,
         instruction_set=fit.instruction_set,
     )

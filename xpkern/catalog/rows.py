@@ -67,4 +67,7 @@ def star_rows(fit: Fit) -> StarRows:
         ),
         status=fit.status,
         iterations=fit.iterations,
+        minima=fit.minima,
+        second_params=of_fitted(fit.second_params),
+        second_gap=of_fitted(fit.second_gap),
     )

@@ -139,6 +139,7 @@ def make_catalog(
     calibration = Calibration.default() if calibration is None else calibration
     engine = get_engine(engine)
     terms = LossTerms() if terms is None else terms
+    options = FitOptions() if options is None else options
     attributes = provenance(
         layout=layout,
         model=model,
@@ -146,6 +147,7 @@ def make_catalog(
         noise=noise,
         calibration=calibration,
         terms=terms,
+        options=options,
         engine=engine.name,
         instruction_set=getattr(engine, "instruction_set", ""),
     )

@@ -69,7 +69,10 @@ class StarRows:
         In teff, feh, logg; NaN where no classifier gave one.
     quality_flags : (n,) uint8
     status : (n,) uint32
-    iterations : (n,) int32
+    iterations, minima : (n,) int32
+    second_params : (n, 5) float64
+        Linear parameters at the second lowest minimum, its parallax by the model's own scale.
+    second_gap : (n,) float64
     """
 
     source_id: NDArray[np.int64]
@@ -91,6 +94,9 @@ class StarRows:
     quality_flags: NDArray[np.uint8]
     status: NDArray[np.uint32]
     iterations: NDArray[np.int32]
+    minima: NDArray[np.int32]
+    second_params: Float64
+    second_gap: Float64
 
     def __len__(self) -> int:
         return len(self.source_id)
@@ -458,6 +464,24 @@ DIAGNOSTICS = (
             ("phot_bp_rp_excess_factor", "stat.value", "excess of the BP and RP fluxes over the G flux"),
             ("ruwe", "stat.error", "renormalised unit weight error of the astrometry"),
         )
+    ),
+    Column("minima", "int32", "", "meta.number", "distinct minima of the loss found", attrgetter("minima")),
+    Column(
+        "second_gap",
+        "float32",
+        "",
+        "stat.fit",
+        "how much higher the loss is at the second lowest minimum found; NaN where there is none",
+        attrgetter("second_gap"),
+    ),
+    Column(
+        "second_params",
+        "float32",
+        "",
+        "stat.fit.param",
+        "teff [kK], feh, logg [dex], ext [mag], model_plx [mas] at the second lowest minimum; NaN where there is none",
+        attrgetter("second_params"),
+        (N_PARAMETERS,),
     ),
     BANDS_USED,
     ITERATIONS,
