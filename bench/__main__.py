@@ -12,6 +12,7 @@ from threadpoolctl import threadpool_limits
 
 from bench.benchmarks import BENCHMARKS
 from bench.harness import machine, pinned
+from xpkern.engine import get_engine
 
 #: Share of the CPU below which somebody else was using it.
 QUIET = 0.95
@@ -45,7 +46,8 @@ def main(arguments: list[str]) -> int:
     options = parse(arguments)
     options.output.mkdir(parents=True, exist_ok=True)
     with pinned() as cpu, threadpool_limits(1):
-        print(f"{machine()['processor']}, pinned to CPU {cpu}")
+        facts = machine() | {"instruction set": getattr(get_engine(options.engine), "instruction_set", "")}
+        print(f"{facts['processor']}, {facts['instruction set']}, pinned to CPU {cpu}")
         for name in options.names:
             benchmark, n_stars = BENCHMARKS[name]
             wall, own = time.perf_counter(), time.process_time()
@@ -56,7 +58,7 @@ def main(arguments: list[str]) -> int:
             if share < QUIET:
                 print("The machine was busy with something else: these figures are too low.")
             path = options.output / f"{name}.json"
-            path.write_text(json.dumps({"machine": machine()} | result.as_dict(), indent=2) + "\n")
+            path.write_text(json.dumps({"machine": facts} | result.as_dict(), indent=2) + "\n")
     return 0
 
 
