@@ -19,8 +19,8 @@ import xpkern as xk
 from xpkern.catalog import hdf5_writer
 from xpkern.catalog.flags import ALL_BITS, LN_PRIOR_PUBLISHED_OFFSET, QualityFlag, quality_flags
 from xpkern.catalog.output import CatalogOutput
-from xpkern.catalog.rows import star_rows
-from xpkern.catalog.schema import BP_USED, DEFAULT, DIAGNOSTICS, LAYOUTS, RP_USED, ZGR23
+from xpkern.catalog.rows import BP_USED, RP_USED, star_rows
+from xpkern.catalog.schema import DEFAULT, DIAGNOSTICS, LAYOUTS, ZGR23
 from xpkern.grid import BANDS, N_FLUX, N_XP, PARAMETERS
 from xpkern.status import Status
 

@@ -11,7 +11,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from xpkern.catalog.schema import Column, StarRows
+from xpkern.catalog.rows import StarRows
+from xpkern.catalog.schema import Column
 
 #: Rows of a chunk. A file is written chunk by chunk whatever the blocks that come in, so that its bytes do not
 #: depend on them. Not compressed: shuffled gzip saves 18 % (mantissas are noise) and costs half as much as the fit.

@@ -12,7 +12,8 @@ from typing import TextIO
 
 from xpkern.catalog.hdf5_writer import Hdf5Writer
 from xpkern.catalog.pending import PendingFile, commit_together
-from xpkern.catalog.schema import DIAGNOSTICS, StarRows, columns_of
+from xpkern.catalog.rows import StarRows
+from xpkern.catalog.schema import DIAGNOSTICS, columns_of
 from xpkern.errors import InputError
 from xpkern.grid import WAVELENGTH
 

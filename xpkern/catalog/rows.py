@@ -1,18 +1,113 @@
-"""From a fit to the rows of a catalogue."""
+"""From a fit to the rows of a catalogue: all that its columns are computed from."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from xpkern.catalog.flags import quality_flags
-from xpkern.catalog.schema import CONFIDENT_PARAMETERS, StarRows
+from xpkern.engine.contract import Float32, Float64
 from xpkern.engine.packed import present_samples
-from xpkern.grid import PARAMETERS
+from xpkern.grid import BANDS, N_PARAMETERS, N_XP, PARAMETERS, XP_WAVELENGTH
 
 if TYPE_CHECKING:
     from xpkern.fit.result import Fit
+
+#: Parameters that a confidence classifier may speak of.
+CONFIDENT_PARAMETERS = PARAMETERS[:3]
+
+#: Bits of ``bands_used`` after the infrared bands: the two spectra.
+BP_USED, RP_USED = 1 << len(BANDS), 1 << (len(BANDS) + 1)
+
+#: Samples [nm] that only one of the two spectra covers; the one they share, 642 nm, tells nothing.
+BP_ONLY, RP_ONLY = XP_WAVELENGTH < 640.0, XP_WAVELENGTH > 650.0
+
+
+@dataclass(frozen=True)
+class StarRows:
+    """All that the columns are computed from, for n stars; floats are NaN where a star has no fit.
+
+    Attributes
+    ----------
+    source_id : (n,) int64
+    observed : dict of str to (n,) array
+        Columns carried from the gaia_source table; absent ones read as NaN.
+    plx_observed, plx_error : (n,) float64
+        Parallax [mas] as the fit used it and its error; NaN and NaN where there is none.
+    params : (n, 5) float64
+        Linear parameters in catalogue order and units (teff in kK).
+    model_plx : (n,) float64
+        Parallax [mas] at which the model's flux is the observed one.
+    covariance, fisher : (n, 5, 5) float64
+        Of the linear parameters.
+    loss, chi2, ln_prior, gradient_norm, decrement : (n,) float64
+        ``ln_prior`` is that of the normalised density.
+    residual : (n, 66) float32
+        (predicted - observed) / sigma; 0 where missing.
+    used : (n, 66) bool
+        Samples that carry weight.
+    confidence : (n, 3) float64
+        In teff, feh, logg; NaN where no classifier gave one.
+    quality_flags : (n,) uint8
+    status : (n,) uint32
+    iterations, minima : (n,) int32
+    second_params : (n, 5) float64
+        Linear parameters at the second lowest minimum, its parallax by the model's own scale.
+    second_gap : (n,) float64
+    """
+
+    source_id: NDArray[np.int64]
+    observed: dict[str, NDArray[np.generic]]
+    plx_observed: Float64
+    plx_error: Float64
+    params: Float64
+    model_plx: Float64
+    covariance: Float64
+    fisher: Float64
+    loss: Float64
+    chi2: Float64
+    ln_prior: Float64
+    gradient_norm: Float64
+    decrement: Float64
+    residual: Float32
+    used: NDArray[np.bool_]
+    confidence: Float64
+    quality_flags: NDArray[np.uint8]
+    status: NDArray[np.uint32]
+    iterations: NDArray[np.int32]
+    minima: NDArray[np.int32]
+    second_params: Float64
+    second_gap: Float64
+
+    def __len__(self) -> int:
+        return len(self.source_id)
+
+    @property
+    def error(self) -> Float64:
+        """Standard errors of the linear parameters, (n, 5)."""
+        return np.sqrt(np.einsum("nii->ni", self.covariance))
+
+    @property
+    def bands_used(self) -> NDArray[np.uint8]:
+        """One bit per infrared band in grid order, then one each for BP and RP, (n,)."""
+        bits = np.zeros(len(self), np.uint8)
+        for index in range(len(BANDS)):
+            bits[self.used[:, N_XP + index]] |= np.uint8(1 << index)
+        bits[self.used[:, :N_XP][:, BP_ONLY].any(axis=1)] |= np.uint8(BP_USED)
+        bits[self.used[:, :N_XP][:, RP_ONLY].any(axis=1)] |= np.uint8(RP_USED)
+        return bits
+
+    @property
+    def degrees_of_freedom(self) -> NDArray[np.int16]:
+        """Samples used minus parameters, (n,); may be negative for a star with hardly any data."""
+        return np.asarray(self.used.sum(axis=1) - N_PARAMETERS, np.int16)
+
+    def from_gaia(self, name: str) -> NDArray[np.generic]:
+        """A column of the gaia_source table, NaN where the table has none."""
+        return self.observed[name] if name in self.observed else np.full(len(self), np.nan)
 
 
 def star_rows(fit: Fit) -> StarRows:

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from xpkern.catalog import flags
 from xpkern.catalog.output import CatalogOutput, checked_output
 from xpkern.catalog.provenance import provenance, provenance_of_fit
-from xpkern.catalog.rows import star_rows
-from xpkern.catalog.schema import StarRows, columns_of
+from xpkern.catalog.rows import StarRows, star_rows
+from xpkern.catalog.schema import columns_of
 from xpkern.engine import Engine, get_engine
 from xpkern.engine.contract import FitOptions, LossTerms
 from xpkern.errors import InputError
