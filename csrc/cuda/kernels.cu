@@ -1,8 +1,8 @@
 // The kernels of the CUDA engine: launch geometry, loads and stores. The mathematics is csrc/core, compiled here with a
 // lane of one thread: a star a thread, value and residual in double, slopes in float, as on the CPU.
 //
-// The same text is compiled by nvcc into a fat binary and by NVRTC at run time. Scratch memory is
-// evaluate_scratch_bytes() a thread, given by the caller; arrays are those of csrc/cpu/arguments.hpp.
+// The same text is compiled by nvcc into a fat binary and by NVRTC at run time. Scratch memory, as much a thread as the
+// kernel scratch_bytes says, is given by the caller; arrays are those of csrc/core/views.hpp.
 #include "core/calibrate.hpp"
 #include "core/evaluation.hpp"
 #include "core/optimise.hpp"
