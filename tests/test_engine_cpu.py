@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from mock_stars import random_model, random_params, random_prior, random_stars
 
-from xpkern.engine import get_engine
+from xpkern.engine import get_engine, reference, reference_fit
 from xpkern.engine.contract import FitOptions, LossTerms, StarData
 from xpkern.errors import InputError
 from xpkern.fit.fit import default_box
@@ -152,6 +152,11 @@ def test_status_bits_are_those_of_python():
     assert {name: int(Status[name]) for name in kernels.STATUS} == kernels.STATUS
     compiled = {bit.name for bit in Status if bit >= 1 << 16}
     assert compiled == set(kernels.STATUS)
+
+
+def test_constants_are_those_of_the_reference():
+    stated = vars(reference) | vars(reference_fit)
+    assert {name: stated[name] for name in kernels.CONSTANTS} == kernels.CONSTANTS
 
 
 def test_instruction_set_from_the_environment(monkeypatch):

@@ -45,7 +45,7 @@ XPKERN_INLINE BandFlux<Real> band_flux(const GridView& grid, const Real* flux, c
             count += lane<Real>(1);
         }
         const Real mean = sum / count;
-        const Real floor = mean * lane<Real>(0.05);
+        const Real floor = mean * lane<Real>(START_BAND_ERROR);
         const Mask<Real> whole = smallest > lane<Real>(0);
         const Real band_variance = fma(floor, floor, total_variance / count);
         bands.observed[b] = select(whole, mean, lane<Real>(0));
@@ -80,7 +80,7 @@ XPKERN_INLINE void score_candidates(const GridView& grid, const BandFlux<Real>& 
             score = fma(bands.weight[b] * difference, difference, score);
         }
         const Real off = plx - mean;
-        const Real soft = plx * lane<Real>(0.1);
+        const Real soft = plx * lane<Real>(START_PLX_SOFTENING);
         score += select(has_parallax, off * off / fma(soft, soft, variance), lane<Real>(0));
         scores[c] = score;
         parallaxes[c] = plx;

@@ -11,6 +11,13 @@ constexpr int MAX_PARAMETERS = 8;  // inputs, extinction, parallax
 constexpr int MAX_BANDS = 32;      // broad bands of a start grid
 constexpr int MAX_TRIANGLE = MAX_PARAMETERS * (MAX_PARAMETERS + 1) / 2;
 
+// Numbers that the reference engine states too, with their reasons; a test holds the two together.
+constexpr double SMALLEST_EXT = 1e-6;        // E stays positive: the lower edge of its box is never below this
+constexpr double SAME_MINIMUM = 0.02;        // searches that end closer, in kK, dex and ln plx,
+constexpr double SAME_MINIMUM_EXT = 0.01;    // and in E, have found one minimum
+constexpr double START_BAND_ERROR = 0.05;    // fraction to which the coarse grid's band fluxes can be trusted
+constexpr double START_PLX_SOFTENING = 0.1;  // and its parallaxes
+
 // ln f = MLP((Theta - zero_point) / scale) - E R + 2 ln plx (Eq. 8), in one precision.
 template <class Element>
 struct NetworkView {

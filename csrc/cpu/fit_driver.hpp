@@ -13,9 +13,6 @@
 
 XPKERN_NAMESPACE_BEGIN
 
-// E must stay positive: the lower edge of its box is never below this.
-constexpr double SMALLEST_EXT = 1e-6;
-
 // Box in u, the same for every star.
 template <class Lane>
 struct LaneBox {
@@ -388,7 +385,8 @@ class FitDriver {
 
     bool same_place(const SearchProgress& a, const SearchProgress& b) const {
         bool same = true;
-        for (int p = 0; p < k_; ++p) same = same && abs(a.u[p] - b.u[p]) <= (p == k_ - 2 ? SAME_EXT : SAME);
+        for (int p = 0; p < k_; ++p)
+            same = same && abs(a.u[p] - b.u[p]) <= (p == k_ - 2 ? SAME_MINIMUM_EXT : SAME_MINIMUM);
         return same;
     }
 
@@ -430,8 +428,6 @@ class FitDriver {
 
     // Damping with which each stage begins; float steps end where the predicted drop no longer needs their robustness.
     static constexpr double START_DAMPING = 1e-2, RESCUE_DAMPING = 1e-3;
-    // Two searches have ended in the same minimum if no coordinate (kK, dex, ln plx; E) differs by more.
-    static constexpr double SAME = 0.02, SAME_EXT = 0.01;
     static constexpr double ROUGH_DROP = 0.1, ROUGH_DROP_PER_LOSS = 1e-3, DROP_PER_LOSS = 1e-2;
 
     const FitView& fit_;

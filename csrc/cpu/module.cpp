@@ -358,6 +358,10 @@ PYBIND11_MODULE(_cpu, module) {
         },
         py::arg("isa"), py::arg("count"),
         "Runs count float32 multiply-adds on registers of one core; the caller times it.");
+    module.attr("CONSTANTS") =
+        py::dict(py::arg("SMALLEST_EXT") = SMALLEST_EXT, py::arg("SAME_MINIMUM") = SAME_MINIMUM,
+                 py::arg("SAME_MINIMUM_EXT") = SAME_MINIMUM_EXT, py::arg("START_BAND_ERROR") = START_BAND_ERROR,
+                 py::arg("START_PLX_SOFTENING") = START_PLX_SOFTENING);
     module.attr("STATUS") = py::dict(py::arg("NO_DATA") = uint32_t(scalar::NO_DATA),
                                      py::arg("EIGENVALUE_FLOORED") = uint32_t(scalar::EIGENVALUE_FLOORED),
                                      py::arg("SINGULAR_COVARIANCE") = uint32_t(scalar::SINGULAR_COVARIANCE),

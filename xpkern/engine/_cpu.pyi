@@ -4,6 +4,7 @@ from typing import Any
 from numpy import bool_, float32, float64, int32, uint32
 from numpy.typing import NDArray
 
+CONSTANTS: dict[str, float]
 STATUS: dict[str, int]
 
 class Model:

@@ -32,13 +32,13 @@ from xpkern.status import Status
 _BLOCK = 512
 
 #: The start does not trust broad-band fluxes to better than this fraction: the grid is coarse.
-_BAND_ERROR = 0.05
+START_BAND_ERROR = 0.05
 
 #: Nor the parallax of a candidate to better than this fraction, for the same reason.
-_PARALLAX_SOFTENING = 0.1
+START_PLX_SOFTENING = 0.1
 
 #: Two searches have ended in the same minimum if no coordinate differs by more: kK, dex, ln plx; ext.
-_SAME, _SAME_EXT = 0.02, 0.01
+SAME_MINIMUM, SAME_MINIMUM_EXT = 0.02, 0.01
 
 #: Parallaxes [mas] that the start may propose.
 _START_PLX = (1e-4, 1e3)
@@ -135,7 +135,7 @@ class ReferenceEngine:
         for band in range(n_bands):
             members = band_of_sample == band
             observed[:, band] = stars.flux[:, members].mean(axis=1, dtype=np.float64)
-            spread = variance[:, members].mean(axis=1) + (_BAND_ERROR * observed[:, band]) ** 2
+            spread = variance[:, members].mean(axis=1) + (START_BAND_ERROR * observed[:, band]) ** 2
             usable = present[:, members].all(axis=1)
             weight[usable, band] = 1.0 / spread[usable]
         # (n, c) sums over the bands
@@ -147,7 +147,7 @@ class ReferenceEngine:
         plx = np.sqrt(np.clip(square, _START_PLX[0] ** 2, _START_PLX[1] ** 2))
         score = plx**4 * flux_flux - 2.0 * plx**2 * flux_observed + observed_observed - 2.0 * grid.ln_prior
         plx_observed, plx_error = stars.mean[:, -1, None], stars.sigma[:, -1, None]
-        score += (plx - plx_observed) ** 2 / (plx_error**2 + (_PARALLAX_SOFTENING * plx) ** 2)
+        score += (plx - plx_observed) ** 2 / (plx_error**2 + (START_PLX_SOFTENING * plx) ** 2)
         # without any band, the parallax is what was observed, and the type the most probable one
         alone = np.where(np.isfinite(plx_error) & (plx_observed > 0), plx_observed, 1.0)
         plx = np.where(seen[:, None], plx, np.clip(alone, *_START_PLX))
@@ -368,7 +368,9 @@ def _same_place(a: Float64, b: Float64) -> bool:
     """Whether two optima, in linear parameters (k,), are the same minimum."""
     difference = np.abs(a - b)
     difference[-1] = abs(np.log(a[-1] / b[-1]))
-    return bool((difference[:-2] <= _SAME).all() and difference[-2] <= _SAME_EXT and difference[-1] <= _SAME)
+    limit = np.full(len(a), SAME_MINIMUM)
+    limit[-2] = SAME_MINIMUM_EXT
+    return bool((difference <= limit).all())
 
 
 def _unfitted(stars: int, model: FluxModel) -> Solution:
