@@ -1,4 +1,4 @@
-"""The start of the search, scored candidate by candidate."""
+"""The start of the search: every type of the grid, moved and reddened by dense least squares, one star at a time."""
 
 from __future__ import annotations
 
@@ -16,39 +16,77 @@ from mock_stars import (
 
 from xpkern.engine.contract import FitOptions
 from xpkern.engine.packed import present_samples
-from xpkern.fit.start import N_TYPES, start_grid
+from xpkern.fit.start import N_COLUMNS, N_TYPES, start_grid
 from xpkern.observe.whiteners import dense_whitener
 
 
-def slow_scores(grid, stars, star):
-    """Score and parallax of every candidate for one star; None where no band has a weight."""
+def guess_of(grid, flux, variance):
+    """Flux of the samples that are present, (m,): the observed one, or nearer to its neighbours' mean if noisy."""
+    present = variance > 0
+    guess = np.ones(len(flux))
+    for sample in np.flatnonzero(present):
+        window = np.arange(*grid.window[sample])
+        window = window[present[window]]
+        mean = flux[window].mean()
+        of_mean = (0.1 * mean) ** 2 + variance[window].sum() / len(window) ** 2
+        guess[sample] = (mean * variance[sample] + flux[sample] * of_mean) / (variance[sample] + of_mean)
+        guess[sample] = max(guess[sample], 0.1 * np.sqrt(variance[sample]))
+    return guess
+
+
+def slow_candidates(grid, stars, star):
+    """Score (t,) and parameters (t, k) of every type for one star."""
     present = present_samples(stars.whitener)[star]
     kept = np.flatnonzero(present)
     whitener = dense_whitener(stars.whitener[star : star + 1])[0][np.ix_(kept, kept)]
     variance = np.zeros(len(present))
     variance[kept] = np.diag(np.linalg.inv(whitener.T @ whitener))
-    bands = []
-    for band in range(grid.band_flux.shape[1]):
-        members = np.flatnonzero(grid.band_of_sample == band)
-        if present[members].all():
-            observed = stars.flux[star, members].astype(float).mean()
-            bands.append((band, observed, 1.0 / (variance[members].mean() + (0.05 * observed) ** 2)))
-    if not bands:
-        return None
-    observed_plx, sigma = stars.mean[star, -1], stars.sigma[star, -1]
-    scores, parallaxes = [], []
-    for flux, ln_prior in zip(grid.band_flux, grid.ln_prior, strict=True):
-        square = sum(w * o * flux[b] for b, o, w in bands) / sum(w * flux[b] ** 2 for b, o, w in bands)
-        plx = min(max(np.sqrt(max(square, 0.0)), 1e-4), 1e3)
-        score = sum(w * (plx**2 * flux[b] - o) ** 2 for b, o, w in bands) - 2.0 * ln_prior
-        score += (plx - observed_plx) ** 2 / (sigma**2 + (0.1 * plx) ** 2)
+    flux = stars.flux[star].astype(float)
+    guess = guess_of(grid, flux, variance)
+    weighted = whitener * guess[kept]
+    y = weighted @ (np.log(guess) + np.clip((flux - guess) / guess, -30, 30) - grid.mean)[kept]
+    response = weighted @ grid.basis[kept, :2]
+    # the two weakest directions of the basis are not to run away: the same ridge as the engines'
+    ridge = 0.1 * np.eye(2)
+    solve = np.linalg.pinv(np.vstack([response, ridge]))[:, : len(kept)]
+    covariance = np.linalg.inv(response.T @ response + ridge**2)
+    observed, sigma = stars.mean[star, -1], stars.sigma[star, -1]
+    scores, params = [], []
+    for index in range(len(grid)):
+        spectrum, slope = (weighted @ grid.basis[kept] @ at[index] for at in (grid.position, grid.slope))
+        left, left_slope = y - spectrum, -slope
+        at, per_step = solve @ left, solve @ left_slope
+        left, left_slope = left - response @ at, left_slope - response @ per_step
+        normal = left_slope.T @ left_slope
+        plx = np.exp(at[1])
+        stiffness = plx**2 / (sigma**2 + plx**2 * covariance[1, 1])
+        matrix = normal + grid.prior_precision[index] + stiffness * np.outer(per_step[1], per_step[1])
+        pull = grid.prior_gradient[index] - left_slope.T @ left - stiffness * (plx - observed) / plx * per_step[1]
+        step = np.linalg.solve(matrix, pull)
+        step /= max(1.0, np.abs(step / grid.reach).max())
+        left = left + left_slope @ step
+        score = left @ left - 2.0 * (grid.ln_prior[index] + grid.prior_gradient[index] @ step)
+        score += step @ grid.prior_precision[index] @ step
+        at = at + per_step @ step
+        # ext and ln plx together: the spectrum's Gaussian, then the parallax linearised there, then - 2 ln ext
+        plx = np.exp(at[1])
+        precision = np.linalg.inv(covariance)
+        if np.isfinite(sigma):
+            precision = precision + np.diag([0.0, (plx / sigma) ** 2])
+            shift = np.linalg.solve(precision, [0.0, -plx * (plx - observed) / sigma**2])
+            score += shift @ np.linalg.inv(covariance) @ shift + ((plx - observed + plx * shift[1]) / sigma) ** 2
+            at = at + shift
+        both = np.linalg.inv(precision)
+        ext = max(0.5 * (at[0] + np.sqrt(at[0] ** 2 + 4.0 * both[0, 0])), 1e-3)
+        ln_plx = at[1] + both[0, 1] / both[0, 0] * (ext - at[0])
+        score += (ext - at[0]) ** 2 / both[0, 0] - 2.0 * np.log(ext) - 2.0 * ln_plx
         scores.append(score)
-        parallaxes.append(plx)
-    return np.array(scores), np.array(parallaxes)
+        params.append([*(grid.types[index] + step), ext, np.exp(ln_plx)])
+    return np.array(scores), np.array(params)
 
 
-@pytest.mark.parametrize("name", ["complete", "no infrared", "some bands", "no BP", "no RP", "no parallax"])
-def test_best_candidate(engine, rng, name):
+@pytest.mark.parametrize("name", ["complete", "no infrared", "some bands", "no BP", "no RP", "no parallax", "noisy"])
+def test_best_type(engine, rng, name):
     model, prior = random_model(rng), random_prior(rng)
     params = random_params(rng, prior, 12)
     missing = {
@@ -57,17 +95,30 @@ def test_best_candidate(engine, rng, name):
         "no BP": side_missing(12, "bp"),
         "no RP": side_missing(12, "rp"),
     }.get(name)
-    stars = random_stars(rng, model, params, missing=missing, parallax=name != "no parallax")
+    stars = random_stars(
+        rng, model, params, missing=missing, parallax=name != "no parallax", snr=3.0 if name == "noisy" else 50.0
+    )
     grid = start_grid(model, prior)
-    found = engine.start(grid, stars, FitOptions())[:, 0]
+    found = engine.start(grid, stars, FitOptions(starts=1))[:, 0]
     assert found.shape == params.shape
     assert found.dtype == np.float64
     for star in range(12):
-        scores, parallaxes = slow_scores(grid, stars, star)
-        chosen = np.flatnonzero((np.abs(grid.params[:, :-1] - found[star, :-1]) < 1e-12).all(axis=1))
-        # float32 engines score to about 1e-5 of the terms that nearly cancel; candidates closer than that are equal
-        assert scores[chosen].min() <= scores.min() + 1e-3 * (1.0 + np.abs(scores.min()))
-        np.testing.assert_allclose(found[star, -1], parallaxes[chosen[0]], rtol=1e-5)
+        scores, candidates = slow_candidates(grid, stars, star)
+        distance = np.abs(candidates - found[star]) / (1.0 + np.abs(candidates))
+        chosen = distance.max(axis=1).argmin()
+        # the engines' relative ridge of 1e-6 is not in here; in float32 the basis' condition number is squared
+        assert distance[chosen].max() < (1e-3 if engine.name == "reference" else 0.02)
+        assert scores[chosen] <= scores.min() + 1e-3 * (100.0 + np.abs(scores).min() + np.median(scores) - scores.min())
+
+
+def test_the_start_is_close_to_the_truth(engine, rng):
+    model, prior = random_model(rng), random_prior(rng)
+    params = random_params(rng, prior, 200)
+    stars = random_stars(rng, model, params, snr=50.0)
+    found = engine.start(start_grid(model, prior), stars, FitOptions(starts=1))[:, 0]
+    assert np.median(np.abs(found[:, 0] - params[:, 0])) < 0.1
+    assert np.median(np.abs(found[:, -2] - params[:, -2])) < 0.05
+    assert np.median(np.abs(found[:, -1] / params[:, -1] - 1.0)) < 0.05
 
 
 def test_further_starts_are_the_best_of_other_types(engine, rng):
@@ -75,40 +126,46 @@ def test_further_starts_are_the_best_of_other_types(engine, rng):
     params = random_params(rng, prior, 12)
     stars = random_stars(rng, model, params, snr=3.0, parallax=False)
     grid = start_grid(model, prior)
-    options = FitOptions(starts=5, gate=30.0)
-    found = engine.start(grid, stars, options)
-    assert found.shape == (12, 5, 5)
+    every = engine.start(grid, stars, FitOptions(starts=6, gate=1e6))
     several = 0
     for star in range(12):
-        scores, _ = slow_scores(grid, stars, star)
-        left = np.ones(len(grid), bool)
-        starts = found[star][np.isfinite(found[star]).all(axis=1)]
-        several += len(starts) > 1
-        assert np.isnan(found[star, len(starts) :]).all()
-        for start in starts:
-            chosen = np.flatnonzero((np.abs(grid.params[:, :-1] - start[:-1]) < 1e-12).all(axis=1))
-            assert left[chosen].any()
-            slack = 1e-3 * (1.0 + np.abs(scores.min()))
-            assert scores[chosen][left[chosen]].min() <= scores[left].min() + slack
-            assert scores[chosen].min() <= scores.min() + options.gate + slack
-            left &= (np.abs(grid.params[:, :3] - start[:3]) > grid.apart).any(axis=1)
-        if len(starts) < options.starts and left.any():
-            assert scores[left].min() >= scores.min() + options.gate - slack
+        scores, candidates = slow_candidates(grid, stars, star)
+        left = scores.copy()
+        for start in every[star][np.isfinite(every[star, :, 0])]:
+            at = np.abs(candidates - start).max(axis=1).argmin()
+            np.testing.assert_allclose(start, candidates[at], rtol=0.02, atol=0.02)
+            slack = 0.05 * (1.0 + np.abs(scores.min()))
+            assert scores[at] <= left.min() + slack
+            left[(np.abs(candidates[:, :3] - candidates[at, :3]) <= grid.apart + 1e-9).all(axis=1)] = np.inf
+        # a gate leaves out those that are too high
+        gate = 0.5 * (scores.min() + np.median(scores)) - scores.min()
+        few = engine.start(grid, stars[star : star + 1], FitOptions(starts=6, gate=gate))[0]
+        taken = np.isfinite(few[:, 0])
+        several += taken.sum() > 1
+        np.testing.assert_array_equal(few[taken], every[star][taken]) if engine.name != "reference" else None
+        for start in few[taken]:
+            assert scores[np.abs(candidates - start).max(axis=1).argmin()] <= scores.min() + gate + slack
     assert several > 3
 
 
-def test_without_a_band(engine, rng):
-    """The most probable type, at the observed parallax if there is a positive one."""
+def test_a_star_without_samples_gets_a_start_too(engine, rng):
     model, prior = random_model(rng), random_prior(rng)
-    params = random_params(rng, prior, 3)
-    stars = random_stars(rng, model, params, missing=np.ones((3, 66), bool))
-    stars.mean[1, -1], stars.sigma[1, -1] = 0.0, np.inf
-    stars.mean[2, -1] = -0.5
-    grid = start_grid(model, prior)
-    found = engine.start(grid, stars, FitOptions())[:, 0]
-    best = grid.params[grid.ln_prior.argmax()]
-    np.testing.assert_allclose(found[:, :-1], np.broadcast_to(best[:-1], (3, 4)))
-    np.testing.assert_allclose(found[:, -1], [stars.mean[0, -1], 1.0, 1.0], rtol=1e-6)
+    stars = random_stars(rng, model, random_params(rng, prior, 3), missing=np.ones((3, 66), bool))
+    found = engine.start(start_grid(model, prior), stars, FitOptions(starts=1))[:, 0]
+    assert np.isfinite(found).all()
+    assert (found[:, -2:] > 0).all()
+
+
+@pytest.mark.parametrize("snr", [1e-3, 1e4])
+def test_starts_are_finite_whatever_the_noise(engine, rng, snr):
+    model, prior = random_model(rng), random_prior(rng)
+    stars = random_stars(rng, model, random_params(rng, prior, 20), snr=snr)
+    stars.flux[0] = 0.0
+    stars.flux[1] *= -1.0
+    stars.flux[2] *= 1e6
+    found = engine.start(start_grid(model, prior), stars, FitOptions(starts=1))[:, 0]
+    assert np.isfinite(found).all()
+    assert (found[:, -2:] > 0).all()
 
 
 @pytest.mark.parametrize("count", [0, 1, 15, 16, 17])
@@ -119,29 +176,41 @@ def test_a_star_does_not_notice_how_many_there_are(engine, rng, count):
     options = FitOptions(starts=3)
     some = engine.start(grid, stars[:count], options)
     np.testing.assert_allclose(
-        some, engine.start(grid, stars, options)[:count], rtol=1e-9 if engine.name == "reference" else 0
+        some, engine.start(grid, stars, options)[:count], rtol=1e-6 if engine.name == "reference" else 0
     )
 
 
-def test_grid_is_of_types_and_extinctions(rng):
+def test_basis_holds_the_types_and_their_slopes(rng):
     model, prior = random_model(rng), random_prior(rng)
-    grid = start_grid(model, prior, n_ext=6)
-    assert len(grid) == 6 * N_TYPES
-    assert grid.band_of_sample.dtype == np.int32
-    assert (np.bincount(grid.band_of_sample)[:12] >= 5).all()
-    assert (np.bincount(grid.band_of_sample)[12:] == 1).all()
-    assert grid.band_flux.shape == (len(grid), 17)
-    np.testing.assert_allclose(grid.ln_prior, prior.ln_density(grid.params[:, :3]))
-    flux = model.predict(**dict(zip(("teff", "feh", "logg", "ext", "plx"), grid.params.T, strict=True)))
-    np.testing.assert_allclose(grid.band_flux[:, 3], flux[:, grid.band_of_sample == 3].mean(axis=1))
-    np.testing.assert_allclose(grid.band_flux[:, 16], flux[:, 65])
-    few = start_grid(random_model(rng, samples=20), prior)
-    assert few.band_flux.shape[1] == 4
+    grid = start_grid(model, prior, n_types=20)
+    assert len(grid) == 20
+    assert grid.basis.shape == (66, N_COLUMNS)
+    params = np.column_stack([grid.types, np.full(20, 0.3), np.full(20, 2.0)])
+    coordinates = grid.position + np.r_[0.3, np.log(2.0), np.zeros(N_COLUMNS - 2)]
+    np.testing.assert_allclose(grid.mean + coordinates @ grid.basis.T, model.ln_flux(params), atol=0.3)
+    step = np.array([0.01, -0.01, 0.02])
+    moved = params + np.r_[step, 0.0, 0.0]
+    change = model.ln_flux(moved) - model.ln_flux(params)
+    expected = (grid.slope @ step) @ grid.basis.T
+    assert np.abs(expected - change).mean() < 0.3 * np.abs(change).mean()
+    np.testing.assert_allclose(grid.inverse @ grid.basis, np.eye(N_COLUMNS), atol=1e-9)
+    np.testing.assert_allclose(grid.ln_prior, prior.ln_density(grid.types))
+    assert (grid.window[:61, 1] - grid.window[:61, 0] >= 3).all()
+    np.testing.assert_array_equal(grid.window[61:, 1] - grid.window[61:, 0], 1)
+
+
+def test_a_grid_for_fewer_samples_than_columns(rng):
+    prior = random_prior(rng)
+    model = random_model(rng, samples=8)
+    grid = start_grid(model, prior)
+    assert grid.basis.shape == (8, N_COLUMNS)
+    params = np.column_stack([grid.types, np.zeros(len(grid)), np.ones(len(grid))])
+    np.testing.assert_allclose(grid.mean + grid.position @ grid.basis.T, model.ln_flux(params), atol=1e-9)
 
 
 def test_types_are_spread_over_the_prior(rng):
     prior = random_prior(rng)
-    types = np.unique(start_grid(random_model(rng), prior).params[:, :3], axis=0)
+    types = start_grid(random_model(rng), prior).types
     assert len(types) == N_TYPES
     drawn = prior.sample(4000, rng)
     unit = drawn.std(axis=0)

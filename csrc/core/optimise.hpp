@@ -19,6 +19,7 @@ struct StopRule {
     int max_evaluations;
     double drop;  // converged when the predicted drop is below drop * max(1, drop_per_loss * loss)
     double drop_per_loss;
+    bool step_on;  // a star that has converged takes its last step too, unseen: where a finer stage will look at it
 };
 
 // What a lane's stars carry through a stage.
@@ -26,7 +27,8 @@ template <class Real, class Wide>
 struct Progress {
     LossState<Real, Wide> state;
     Real damping;
-    Real spent;         // evaluations in this stage, of the stars at work; exact in a float far beyond any limit
+    Real spent;         // evaluations of the stars at work; exact in a float far beyond any limit
+    bool evaluated;     // whether the state is that of an evaluation at u, not u alone
     Mask<Real> active;  // before: stars that take part; after: those that were left while still at work
     Mask<Real> converged;
 };
@@ -72,18 +74,31 @@ XPKERN_INLINE void hold_at_edges(int k, const LossState<Real, Wide>& state, cons
     }
 }
 
+// From u a step down: inside the box, never more than halving E, never moving ln plx by more than 2.
+template <class Real, class Wide>
+XPKERN_INLINE void bounded_step(int k, const Wide* u, const Real* step, const BoxView<Wide>& box, Wide* to) {
+    const int ext = k - 2, plx = k - 1;
+    for (int p = 0; p < k; ++p) {
+        Wide at = u[p] - convert<Wide>(step[p]);
+        if (p == ext) at = max(at, u[p] * lane<Wide>(0.5));
+        if (p == plx) at = clamp(at, u[p] - lane<Wide>(2), u[p] + lane<Wide>(2));
+        to[p] = clamp(at, box.lower[p], box.upper[p]);
+    }
+}
+
 // Runs until at most leave_at stars are still at work: those that have not converged and may still spend evaluations.
-// progress.state.u, damping, spent and active hold where to start. A star that is taken up again where it was left goes
-// on as if it had never been left.
+// progress holds where to start. A star that is taken up again where it was left goes on as if it had never been left.
 template <bool EXACT, class Real, class Wide, class Shape>
 XPKERN_KERNEL void optimise(const ModelView& model, const Shape& shape, const PriorView& prior, const LossView& terms,
                             const StarView<Real, Wide>& star, const BoxView<Wide>& box, const StopRule& rule,
                             int leave_at, const Workspace<Real, Wide>& space, Progress<Real, Wide>& progress) {
-    const int k = shape.parameters(), ext = shape.inputs();
+    const int k = shape.parameters();
     LossState<Real, Wide>& state = progress.state;
     LossState<Real, Wide> trial;
-    evaluate_loss<EXACT>(model, shape, prior, terms, star, space, state);
-    progress.spent = select(progress.active, progress.spent + lane<Real>(1), progress.spent);
+    if (!progress.evaluated) {
+        evaluate_loss<EXACT>(model, shape, prior, terms, star, space, state);
+        progress.spent = select(progress.active, progress.spent + lane<Real>(1), progress.spent);
+    }
     for (;;) {
         Real gradient[MAX_PARAMETERS], definite[MAX_TRIANGLE], hessian[MAX_TRIANGLE];
         for (int p = 0; p < k; ++p) gradient[p] = state.gradient[p];
@@ -101,31 +116,25 @@ XPKERN_KERNEL void optimise(const ModelView& model, const Shape& shape, const Pr
         decrement = decrement * lane<Real>(0.5);
         const Real loss_now = convert<Real>(state.loss);
         const Real limit = lane<Real>(rule.drop) * max(lane<Real>(1), lane<Real>(rule.drop_per_loss) * loss_now);
-        progress.converged = definite_hessian & (decrement <= limit) & (decrement >= lane<Real>(0));
+        const Mask<Real> converged = definite_hessian & (decrement <= limit) & (decrement >= lane<Real>(0));
+        progress.converged = (converged & progress.active) | (progress.converged & !progress.active);
+        if (rule.step_on) {
+            bounded_step(k, state.u, newton, box, trial.u);
+            const Mask<Wide> moved = convert_mask<Wide>(progress.active & converged);
+            for (int p = 0; p < k; ++p) state.u[p] = select(moved, trial.u[p], state.u[p]);
+        }
         progress.active = progress.active & !progress.converged & (progress.spent < lane<Real>(rule.max_evaluations));
         if (count(progress.active) <= leave_at) return;
 
-        const Mask<Real> solved = solve_damped(k, hessian, definite, progress.damping, gradient, step);
-        if (!all(solved)) {
-            Real fallback[MAX_PARAMETERS];
-            solve_damped(k, definite, definite, max(progress.damping, lane<Real>(1e-3)), gradient, fallback);
-            for (int p = 0; p < k; ++p) step[p] = select(solved, step[p], fallback[p]);
-        }
-
-        // Stay in the box, never more than halve E, never move ln plx by more than 2.
-        for (int p = 0; p < k; ++p) {
-            const Wide from = state.u[p];
-            Wide to = from - convert<Wide>(step[p]);
-            if (p == ext) to = max(to, from * lane<Wide>(0.5));
-            if (p == ext + 1) to = clamp(to, from - lane<Wide>(2), from + lane<Wide>(2));
-            trial.u[p] = clamp(to, box.lower[p], box.upper[p]);
-        }
+        for (int at = 0; at < row_start(k); ++at) hessian[at] = select(definite_hessian, hessian[at], definite[at]);
+        solve_damped(k, hessian, definite, progress.damping, gradient, step);
+        bounded_step(k, state.u, step, box, trial.u);
         Real predicted = lane<Real>(0);
         for (int p = 0; p < k; ++p) {
             const Real moved = convert<Real>(trial.u[p] - state.u[p]);
             Real half_curved = lane<Real>(0);
             for (int q = 0; q < k; ++q)
-                half_curved = fma(definite[packed_index(p, q)], convert<Real>(trial.u[q] - state.u[q]), half_curved);
+                half_curved = fma(hessian[packed_index(p, q)], convert<Real>(trial.u[q] - state.u[q]), half_curved);
             predicted -= moved * fma(half_curved, lane<Real>(0.5), gradient[p]);
         }
         evaluate_loss<EXACT>(model, shape, prior, terms, star, space, trial);

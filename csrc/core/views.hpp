@@ -8,15 +8,20 @@ namespace xpkern {
 constexpr int MAX_LAYERS = 8;      // weight matrices of the network
 constexpr int MAX_INPUTS = 6;      // stellar types have 3 coordinates today; extinction-curve variation will add one
 constexpr int MAX_PARAMETERS = 8;  // inputs, extinction, parallax
-constexpr int MAX_BANDS = 32;      // broad bands of a start grid
+constexpr int START_COLUMNS = 14;  // of a start grid's basis: extinction, ln parallax, spectra
 constexpr int MAX_TRIANGLE = MAX_PARAMETERS * (MAX_PARAMETERS + 1) / 2;
 
 // Numbers that the reference engine states too, with their reasons; a test holds the two together.
-constexpr double SMALLEST_EXT = 1e-6;        // E stays positive: the lower edge of its box is never below this
-constexpr double SAME_MINIMUM = 0.02;        // searches that end closer, in kK, dex and ln plx,
-constexpr double SAME_MINIMUM_EXT = 0.01;    // and in E, have found one minimum
-constexpr double START_BAND_ERROR = 0.05;    // fraction to which the coarse grid's band fluxes can be trusted
-constexpr double START_PLX_SOFTENING = 0.1;  // and its parallaxes
+constexpr double SMALLEST_EXT = 1e-6;          // E stays positive: the lower edge of its box is never below this
+constexpr double SAME_MINIMUM = 0.02;          // searches that end closer, in kK, dex and ln plx,
+constexpr double SAME_MINIMUM_EXT = 0.01;      // and in E, have found one minimum
+constexpr double START_NEIGHBOUR_ERROR = 0.1;  // fraction to which the mean of its neighbours tells a sample's flux
+constexpr double START_LEAST_FLUX = 0.1;       // of which a guess is never below that many sigma
+constexpr double START_LARGEST_EXCESS = 30;    // relative to the guess
+constexpr double START_RIDGE = 0.01;           // on the diagonal of the start's normal matrix,
+constexpr double START_RELATIVE_RIDGE = 1e-6;  // and as a fraction of it
+constexpr double START_LEAST_EXT = 1e-3;       // that a start proposes
+constexpr double START_LEAST_LN_PLX = -9.210340371976182, START_LARGEST_LN_PLX = 6.907755278982137;
 
 // ln f = MLP((Theta - zero_point) / scale) - E R + 2 ln plx (Eq. 8), in one precision.
 template <class Element>
@@ -57,16 +62,15 @@ struct LossView {
     bool jacobian_plx;
 };
 
-// Candidates for the start of a fit, predicted in broad bands at plx = 1 mas.
+// Stellar types that a fit may start from, and their spectra in a basis of ln flux.
 struct GridView {
-    int n_candidates;
-    int n_bands;
-    const float* band_flux;           // (c, b)
-    const double* params;             // (c, k) linear parameters
-    const float* types;               // (c, inputs), in float
-    float apart[MAX_INPUTS];          // starts of one star differ by more than this in at least one of the inputs
-    const float* minus_two_ln_prior;  // (c,)
-    const int32_t* band_of_sample;    // (m,), -1 = in no band
+    int n_types;
+    const float* rows;      // (t, start_row_size) what start_type() names
+    const float* basis;     // (c, m)
+    const float* inverse;   // (c, m)
+    const float* mean;      // (m,)
+    const int32_t* window;  // (m, 2) first sample, and one beyond the last, that a sample is compared with
+    float reach[MAX_INPUTS], apart[MAX_INPUTS];
 };
 
 // Stars of a block, star-major. k: parameters, m: samples, p = m (m + 1) / 2.

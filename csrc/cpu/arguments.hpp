@@ -36,15 +36,15 @@ struct FitView {
 // One instruction set's kernels. Each works on the stars [begin, end) with scratch of its own.
 struct Kernels {
     const char* name;
-    int64_t (*scratch_bytes)(const ModelView&, const PriorView&, int64_t rows, int starts, int candidates);
+    int64_t (*scratch_bytes)(const ModelView&, const PriorView&, int64_t rows, int starts, int types);
     int64_t (*calibration_scratch_bytes)(const CalibrationView&);
     void (*calibrate)(const CalibrationView&, const CalibrationRows&, int64_t begin, int64_t end, char* scratch);
     void (*predict)(const ModelView&, const double* params, double* flux, int64_t begin, int64_t end, char* scratch);
     void (*evaluate)(const FitView&, const StarArrays&, const EvaluationArrays&, int64_t begin, int64_t end,
                      char* scratch);
     // params: (n, starts, k), NaN beyond the last start of a star.
-    void (*start)(const GridView&, int samples, int parameters, int starts, double gate, const StarArrays&,
-                  double* params, int64_t begin, int64_t end, char* scratch);
+    void (*start)(const GridView&, const ModelView& sizes, int starts, double gate, const StarArrays&, double* params,
+                  int64_t begin, int64_t end, char* scratch);
     void (*fit)(const FitView&, const StarArrays&, const SolutionArrays&, int64_t begin, int64_t end, char* scratch);
     // Runs that many fused multiply-adds of float32 on data in registers: the machine's limit, for the benchmarks.
     float (*multiply_add)(int64_t count);

@@ -1,8 +1,9 @@
-// The fit of a block of stars: float steps, mixed-precision Newton steps, float64 for what is left.
+// The fit of a block of stars in stages: Gauss-Newton steps and then Newton steps in float, Newton steps in mixed
+// precision, float64 for what is left.
 //
 // Stars of a lane need different numbers of steps. When few of them are still at work the lane is left, and those few
 // are packed together with their likes of other lanes to go on. A star's own path does not depend on that: it resumes
-// from the parameters and damping at which it was left, and evaluating there again gives the same bits.
+// with the state in which it was left.
 #pragma once
 
 #include "../core/evaluation.hpp"
@@ -32,48 +33,38 @@ struct LaneBox {
     }
 };
 
-// Memory for choosing starts.
-struct StartSpace {
-    FloatLane *variance, *scores, *parallaxes;
-    StartSpace(int m, int candidates, Arena& arena)
-        : variance(arena.take<FloatLane>(m)),
-          scores(arena.take<FloatLane>(candidates)),
-          parallaxes(arena.take<FloatLane>(candidates)) {}
-};
-
-// Calls found(s, choice, params) for each star s of a lane and each of its starts, best first; params: (k,) linear, or
-// null where the star has no such start.
-template <class Found>
-inline void choose_starts(const GridView& grid, const GatheredStars<FloatLane, WideLane>& stars,
-                          const StartSpace& space, int m, int k, int starts, double gate, const Found& found) {
-    sample_variance(stars.factor, m, space.variance);
-    const BandFlux<FloatLane> bands = band_flux(grid, stars.flux, space.variance, m);
-    score_candidates(grid, bands, convert<FloatLane>(stars.mean[k - 1]), convert<FloatLane>(stars.weight[k - 1]),
-                     space.scores, space.parallaxes);
+// Calls found(s, choice, u) for each star s of a lane and each of its starts, best first; u: (k,), or null where the
+// star has no such start.
+template <class Shape, class Found>
+inline void choose_starts(const Shape& shape, const GridView& grid, const GatheredStars<FloatLane, WideLane>& stars,
+                          FloatLane* variance, const StartSpace<FloatLane>& space, int starts, double gate,
+                          const Found& found) {
+    const int m = shape.samples(), inputs = shape.inputs(), k = shape.parameters();
+    sample_variance(stars.factor, m, variance);
+    rate_types(grid, inputs, stars.flux, stars.factor, variance, m, convert<FloatLane>(stars.mean[k - 1]),
+               convert<FloatLane>(stars.weight[k - 1]), space);
     FloatLane limit = infinity<FloatLane>();
     for (int choice = 0; choice < starts; ++choice) {
-        const Candidate<FloatLane> candidate = take_candidate(grid, k - 2, space.scores, space.parallaxes);
-        if (choice == 0) limit = candidate.score + lane<FloatLane>(gate);
-        const Mask<FloatLane> taken = candidate.score <= limit;
+        FloatLane u[MAX_PARAMETERS];
+        const FloatLane score = take_start(grid, inputs, space, u);
+        if (choice == 0) limit = score + lane<FloatLane>(gate);
+        const Mask<FloatLane> taken = (score <= limit) & (score < infinity<FloatLane>());
         for (int s = 0; s < LaneTraits<FloatLane>::width; ++s) {
-            double params[MAX_PARAMETERS];
-            const double* of_candidate = grid.params + static_cast<int64_t>(get(candidate.index, s)) * k;
-            for (int p = 0; p + 1 < k; ++p) params[p] = of_candidate[p];
-            params[k - 1] = get(candidate.plx, s);
-            // The best candidate is a start whatever its score: it may be infinite or NaN where float overflows.
-            found(s, choice, choice == 0 || get(taken, s) ? params : nullptr);
+            double of_star[MAX_PARAMETERS];
+            for (int p = 0; p < k; ++p) of_star[p] = get(u[p], s);
+            found(s, choice, choice == 0 || get(taken, s) ? of_star : nullptr);
         }
     }
 }
 
 // Where a search, of one star from one start, has got to.
 struct SearchProgress {
-    double u[MAX_PARAMETERS];
+    LossState<double, double> state;
     double damping;
-    double loss;
     int32_t spent;   // evaluations in the stage that it waits for; 0 where it has not begun
     int32_t before;  // evaluations in the stages before
     bool exists, converged;
+    bool copy;  // of another search of its star: given up
 };
 
 // Searches that wait for a stage.
@@ -96,19 +87,18 @@ class FitDriver {
           k_(shape_.parameters()),
           m_(shape_.samples()),
           starts_(what.starts),
-          candidates_(what.grid ? what.grid->n_candidates : 0),
+          types_(what.grid ? what.grid->n_types : 0),
           begin_(begin),
           end_(end),
           arena_{scratch, 0},
           books_(end - begin, starts_, arena_) {}
 
-    static int64_t scratch_bytes(const ModelView& model, const PriorView& prior, int64_t rows, int starts,
-                                 int candidates) {
+    static int64_t scratch_bytes(const ModelView& model, const PriorView& prior, int64_t rows, int starts, int types) {
         const Shape shape(model);
         Arena mixed{nullptr, 0};
         Books(rows, starts, mixed);
         Arena wide = mixed;
-        MixedSpace(shape, prior, candidates, mixed);
+        MixedSpace(shape, prior, types, mixed);
         WideSpace(AnyShape(model), prior, wide);
         return mixed.used > wide.used ? mixed.used : wide.used;
     }
@@ -124,9 +114,11 @@ class FitDriver {
                 write_missing(row);
         }
         const Arena mark = arena_;
-        const MixedSpace space(shape_, fit_.prior, candidates_, arena_);
-        for (int stage = START; stage <= FINE; ++stage)
+        const MixedSpace space(shape_, fit_.prior, types_, arena_);
+        for (int stage = START; stage <= FINE; ++stage) {
+            if (stage == SHARP) drop_copies();
             while (books_.queues[stage].count > 0) run_stage(static_cast<Stage>(stage), space);
+        }
         arena_ = mark;
         rescue();
         for (int64_t row = begin_; row < end_; ++row)
@@ -134,7 +126,7 @@ class FitDriver {
     }
 
   private:
-    enum Stage { START, ROUGH, FINE, RESCUE, IN_HAND, QUEUES };
+    enum Stage { START, ROUGH, SHARP, FINE, RESCUE, IN_HAND, QUEUES };
     static constexpr int64_t NOTHING = -1;
 
     struct Books {
@@ -149,12 +141,14 @@ class FitDriver {
     // Memory of the float and mixed stages.
     struct MixedSpace {
         GatheredStars<FloatLane, WideLane> gathered;
-        StartSpace start;
+        FloatLane* variance;
+        StartSpace<FloatLane> start;
         Workspace<FloatLane, FloatLane> rough;
         Workspace<FloatLane, WideLane> fine;
-        MixedSpace(const Shape& shape, const PriorView& prior, int candidates, Arena& arena)
+        MixedSpace(const Shape& shape, const PriorView& prior, int types, Arena& arena)
             : gathered(shape.samples(), shape.parameters(), arena),
-              start(shape.samples(), candidates, arena),
+              variance(arena.take<FloatLane>(shape.samples())),
+              start(StartSpace<FloatLane>::carve(shape.samples(), shape.parameters(), types, arena)),
               rough(carve_workspace<FloatLane, FloatLane>(shape, prior, arena)),
               fine(carve_workspace<FloatLane, WideLane>(shape, prior, arena)) {}
     };
@@ -197,23 +191,22 @@ class FitDriver {
         const Queue waiting = queues[stage];
         queues[stage] = {queues[IN_HAND].searches, 0};
         queues[IN_HAND] = {waiting.searches, 0};
-        // Leaving a quarter of a lane's stars pays for gathering them again, as long as they find company.
+        // Leaving some of a lane's stars pays for gathering them again, as long as they find company.
         constexpr int width = LaneTraits<FloatLane>::width;
         const int leave_at = waiting.count > width ? width / 4 : 0;
-        for (int64_t first = 0; first < waiting.count; first += width)
-            run_lane(stage, Crew<FloatLane>(waiting, first, begin_, starts_), leave_at, space);
+        for (int64_t first = 0; first < waiting.count; first += width) {
+            const Crew<FloatLane> crew(waiting, first, begin_, starts_);
+            space.gathered.fill(crew.members, stars_, m_, k_);
+            if (stage == START) find_starts(crew, space);
+            if (stage <= ROUGH) run_float<false>(crew, leave_at, space);
+            if (stage == SHARP) run_float<true>(crew, 0, space);
+            if (stage >= SHARP) run_fine(crew, leave_at, space);
+        }
     }
 
-    void run_lane(Stage stage, const Crew<FloatLane>& crew, int leave_at, const MixedSpace& space) {
-        space.gathered.fill(crew.members, stars_, m_, k_);
-        if (stage == START) find_starts(crew, space);
-        const Mask<FloatLane> everyone = lane<FloatLane>(0) < lane<FloatLane>(1);
-        const Mask<FloatLane> ready = stage == FINE ? everyone : run_rough(crew, leave_at, space);
-        run_fine(crew, ready, leave_at, space);
-    }
-
-    // Float steps until the predicted drop is small. Returns the stars that are through with them.
-    Mask<FloatLane> run_rough(const Crew<FloatLane>& crew, int leave_at, const MixedSpace& space) {
+    // Float steps until the predicted drop is small: Gauss-Newton steps, or Newton steps where EXACT.
+    template <bool EXACT>
+    void run_float(const Crew<FloatLane>& crew, int leave_at, const MixedSpace& space) {
         const LaneBox<FloatLane> box(fit_, k_);
         FloatLane mean[MAX_PARAMETERS], weight[MAX_PARAMETERS];
         for (int p = 0; p < k_; ++p) {
@@ -221,44 +214,76 @@ class FitDriver {
             weight[p] = convert<FloatLane>(space.gathered.weight[p]);
         }
         const StarView<FloatLane, FloatLane> star{space.gathered.flux, space.gathered.factor, mean, weight};
+        const StopRule rule =
+            EXACT ? StopRule{SHARP_EVALUATIONS < fit_.max_iterations ? SHARP_EVALUATIONS : fit_.max_iterations,
+                             SHARP_DROP, SHARP_DROP_PER_LOSS, true}
+                  : StopRule{fit_.max_iterations, ROUGH_DROP, ROUGH_DROP_PER_LOSS, true};
         Progress<FloatLane, FloatLane> progress;
         take_up(crew, box, progress);
-        optimise<false>(fit_.model, shape_, fit_.prior, fit_.terms, star, box.view(),
-                        StopRule{fit_.max_iterations, ROUGH_DROP, ROUGH_DROP_PER_LOSS}, leave_at, space.rough,
+        optimise<EXACT>(fit_.model, shape_, fit_.prior, fit_.terms, star, box.view(), rule, leave_at, space.rough,
                         progress);
         for (int s = 0; s < crew.members.count; ++s) {
-            leave(progress, s, progress_of(crew.search[s]));
-            if (get(progress.active, s))
-                books_.queues[ROUGH].add(crew.search[s]);
-            else
-                enter_stage(0, progress_of(crew.search[s]));
+            SearchProgress& search = progress_of(crew.search[s]);
+            leave(progress, s, search);
+            const bool at_work = get(progress.active, s);
+            if (!at_work) enter_stage(0, search);
+            if (!EXACT) books_.queues[at_work ? ROUGH : SHARP].add(crew.search[s]);
         }
-        return !progress.active;
     }
 
     // Newton steps with value and residual in double.
-    void run_fine(const Crew<FloatLane>& crew, const Mask<FloatLane>& ready, int leave_at, const MixedSpace& space) {
+    void run_fine(const Crew<FloatLane>& crew, int leave_at, const MixedSpace& space) {
         const LaneBox<WideLane> box(fit_, k_);
         Progress<FloatLane, WideLane> progress;
         take_up(crew, box, progress);
-        progress.active = ready;
         optimise<true>(fit_.model, shape_, fit_.prior, fit_.terms, space.gathered.view(), box.view(),
-                       StopRule{fit_.max_iterations, fit_.tolerance, DROP_PER_LOSS}, leave_at, space.fine, progress);
+                       StopRule{fit_.max_iterations, fit_.tolerance, DROP_PER_LOSS, false}, leave_at, space.fine,
+                       progress);
         predict_values(fit_.model, AnyShape(fit_.model), progress.state.u, space.fine);
-        sample_variance(space.gathered.factor, m_, space.start.variance);
+        sample_variance(space.gathered.factor, m_, space.variance);
         for (int s = 0; s < crew.members.count; ++s) {
-            if (!get(ready, s)) continue;
-            SearchProgress& star = progress_of(crew.search[s]);
-            leave(progress, s, star);
+            SearchProgress& search = progress_of(crew.search[s]);
+            leave(progress, s, search);
             if (get(progress.active, s)) {
                 books_.queues[FINE].add(crew.search[s]);
-            } else if (star.converged) {
-                offer(crew, s, progress, space.fine, space.start.variance, 0);
+            } else if (search.converged) {
+                offer(crew, s, progress, space.fine, space.variance, 0);
             } else {
-                enter_stage(RESCUE_DAMPING, star);
+                enter_stage(RESCUE_DAMPING, search);
                 books_.queues[RESCUE].add(crew.search[s]);
             }
         }
+    }
+
+    // Of the searches of a star that have reached one minimum, the lowest goes on alone.
+    void drop_copies() {
+        if (starts_ == 1) return;
+        Queue& waiting = books_.queues[SHARP];
+        for (int64_t row = begin_; row < end_; ++row) {
+            const int64_t first = (row - begin_) * starts_;
+            for (int64_t search = first; search < first + starts_; ++search)
+                for (int64_t other = first; other < first + starts_; ++other)
+                    if (at_work(search) && at_work(other) && is_copy(progress_of(search), progress_of(other)))
+                        progress_of(search).copy = true;
+        }
+        int64_t kept = 0;
+        for (int64_t i = 0; i < waiting.count; ++i)
+            if (at_work(waiting.searches[i])) waiting.searches[kept++] = waiting.searches[i];
+        waiting.count = kept;
+    }
+
+    bool at_work(int64_t search) const { return progress_of(search).exists && !progress_of(search).copy; }
+
+    // Whether a search is in the basin of another that is lower: the other's quadratic form of the loss, at the
+    // distance between them, is no more than what float steps leave of it.
+    bool is_copy(const SearchProgress& search, const SearchProgress& other) const {
+        const LossState<double, double>&a = search.state, &b = other.state;
+        if (!(b.loss < a.loss || (b.loss == a.loss && &other < &search))) return false;
+        double rise = 0;
+        for (int p = 0; p < k_; ++p)
+            for (int q = 0; q < k_; ++q)
+                rise += 0.5 * (a.u[p] - b.u[p]) * b.gauss_newton[packed_index(p, q)] * (a.u[q] - b.u[q]);
+        return rise <= COPY_RISE;
     }
 
     // Searches that mixed precision left unconverged, in double: a star's first one, and those that are lower than what
@@ -269,8 +294,7 @@ class FitDriver {
         waiting.count = 0;
         for (int64_t i = 0; i < all.count; ++i) {
             const int64_t search = all.searches[i], found = books_.written[search / starts_];
-            if (search % starts_ == 0 || found == NOTHING || progress_of(search).loss < progress_of(found).loss)
-                waiting.add(search);
+            if (found == NOTHING || progress_of(search).state.loss < progress_of(found).state.loss) waiting.add(search);
         }
         const AnyShape any(fit_.model);
         const WideSpace space(any, fit_.prior, arena_);
@@ -281,7 +305,7 @@ class FitDriver {
             Progress<DoubleLane, DoubleLane> progress;
             take_up(crew, box, progress);
             optimise<true>(fit_.model, any, fit_.prior, fit_.terms, space.gathered.view(), box.view(),
-                           StopRule{4 * fit_.max_iterations, fit_.tolerance, DROP_PER_LOSS}, 0, space.workspace,
+                           StopRule{4 * fit_.max_iterations, fit_.tolerance, DROP_PER_LOSS, false}, 0, space.workspace,
                            progress);
             predict_values(fit_.model, any, progress.state.u, space.workspace);
             sample_variance(space.gathered.factor, m_, space.variance);
@@ -295,43 +319,75 @@ class FitDriver {
     // Enters the searches of a lane's stars, each at its first one: from the grid, or from the start that was given.
     // The first goes on at once; the others wait for float steps.
     void find_starts(const Crew<FloatLane>& crew, const MixedSpace& space) {
-        const auto enter = [&](int s, int choice, const double* params) {
-            if (s >= crew.members.count || !params) return;
+        const auto enter = [&](int s, int choice, const double* u) {
+            if (s >= crew.members.count || !u) return;
             SearchProgress& progress = progress_of(crew.search[s] + choice);
-            for (int p = 0; p < k_; ++p) progress.u[p] = params[p];
-            progress.u[k_ - 1] = log(params[k_ - 1]);
+            for (int p = 0; p < k_; ++p) progress.state.u[p] = u[p];
             progress.damping = START_DAMPING;
             progress.spent = progress.before = 0;
             progress.exists = true;
+            progress.copy = progress.converged = false;
             if (choice > 0) books_.queues[ROUGH].add(crew.search[s] + choice);
         };
         if (fit_.grid) {
-            choose_starts(*fit_.grid, space.gathered, space.start, m_, k_, starts_, fit_.gate, enter);
+            choose_starts(shape_, *fit_.grid, space.gathered, space.variance, space.start, starts_, fit_.gate, enter);
         } else {
-            for (int s = 0; s < crew.members.count; ++s) enter(s, 0, fit_.start_params + crew.members.row[s] * k_);
+            for (int s = 0; s < crew.members.count; ++s) {
+                double u[MAX_PARAMETERS];
+                for (int p = 0; p < k_; ++p) u[p] = fit_.start_params[crew.members.row[s] * k_ + p];
+                u[k_ - 1] = log(u[k_ - 1]);
+                enter(s, 0, u);
+            }
         }
     }
 
     template <class Real, class Wide>
     void take_up(const Crew<Real>& crew, const LaneBox<Wide>& box, Progress<Real, Wide>& progress) const {
-        for (int p = 0; p < k_; ++p)
-            progress.state.u[p] = lane_of<Wide>([&](int s) { return progress_of(crew.search[s]).u[p]; });
-        box.keep_inside(k_, progress.state.u);
+        LossState<Real, Wide>& state = progress.state;
+        const auto state_of = [&](int s) -> const LossState<double, double>& {
+            return progress_of(crew.search[s]).state;
+        };
+        for (int p = 0; p < k_; ++p) state.u[p] = lane_of<Wide>([&](int s) { return state_of(s).u[p]; });
         progress.damping = lane_of<Real>([&](int s) { return progress_of(crew.search[s]).damping; });
-        // The evaluation that takes a search up again where it was left has been counted before.
+        progress.active = lane<Real>(0) < lane<Real>(1);
+        progress.converged = !progress.active;
+        progress.evaluated = true;
+        for (int s = 0; s < crew.members.count; ++s)
+            progress.evaluated = progress.evaluated && progress_of(crew.search[s]).spent > 0;
+        // Where all are evaluated once more for the sake of some, that is not counted for those that have a state.
         progress.spent = lane_of<Real>([&](int s) {
             const int32_t spent = progress_of(crew.search[s]).spent;
-            return spent > 0 ? spent - 1 : 0;
+            return spent > 0 && !progress.evaluated ? spent - 1 : spent;
         });
-        progress.active = lane<Real>(0) < lane<Real>(1);
+        if (!progress.evaluated) return box.keep_inside(k_, state.u);
+        state.loss = lane_of<Wide>([&](int s) { return state_of(s).loss; });
+        state.chi2 = lane_of<Wide>([&](int s) { return state_of(s).chi2; });
+        state.ln_prior = lane_of<Wide>([&](int s) { return state_of(s).ln_prior; });
+        for (int p = 0; p < k_; ++p) state.gradient[p] = lane_of<Real>([&](int s) { return state_of(s).gradient[p]; });
+        for (int at = 0; at < row_start(k_); ++at) {
+            state.normal[at] = lane_of<Real>([&](int s) { return state_of(s).normal[at]; });
+            state.gauss_newton[at] = lane_of<Real>([&](int s) { return state_of(s).gauss_newton[at]; });
+            state.hessian[at] = lane_of<Real>([&](int s) { return state_of(s).hessian[at]; });
+        }
     }
 
     template <class Real, class Wide>
     void leave(const Progress<Real, Wide>& progress, int s, SearchProgress& search) const {
-        for (int p = 0; p < k_; ++p) search.u[p] = get(progress.state.u[p], s);
+        const LossState<Real, Wide>& state = progress.state;
+        for (int p = 0; p < k_; ++p) {
+            search.state.u[p] = get(state.u[p], s);
+            search.state.gradient[p] = get(state.gradient[p], s);
+        }
+        for (int at = 0; at < row_start(k_); ++at) {
+            search.state.normal[at] = get(state.normal[at], s);
+            search.state.gauss_newton[at] = get(state.gauss_newton[at], s);
+            search.state.hessian[at] = get(state.hessian[at], s);
+        }
+        const double loss = get(state.loss, s);
+        search.state.loss = loss == loss ? loss : infinity<double>();
+        search.state.chi2 = get(state.chi2, s);
+        search.state.ln_prior = get(state.ln_prior, s);
         search.damping = get(progress.damping, s);
-        const double loss = get(progress.state.loss, s);
-        search.loss = loss == loss ? loss : infinity<double>();
         search.converged = get(progress.converged, s);
         search.spent = static_cast<int32_t>(get(progress.spent, s));
     }
@@ -350,7 +406,7 @@ class FitDriver {
         const int64_t search = crew.search[s];
         int64_t& written = books_.written[search / starts_];
         if (written != NOTHING) {
-            const double loss = progress_of(search).loss, lowest = progress_of(written).loss;
+            const double loss = progress_of(search).state.loss, lowest = progress_of(written).state.loss;
             if (!(loss < lowest || (loss == lowest && search < written))) return;
         }
         written = search;
@@ -367,26 +423,27 @@ class FitDriver {
             const SearchProgress& search = progress_of(first + choice);
             if (!search.exists) continue;
             iterations += search.before + search.spent;
-            if (!search.converged || first + choice == best || same_place(search, progress_of(best))) continue;
+            if (!search.converged || search.copy || first + choice == best || same_place(search, progress_of(best)))
+                continue;
             bool known = false;
             for (int64_t other = first; other < first + choice; ++other)
-                known = known || (other != best && progress_of(other).exists && progress_of(other).converged &&
+                known = known || (other != best && at_work(other) && progress_of(other).converged &&
                                   same_place(search, progress_of(other)));
             if (!known) ++minima;
-            if (second == NOTHING || search.loss < progress_of(second).loss) second = first + choice;
+            if (second == NOTHING || search.state.loss < progress_of(second).state.loss) second = first + choice;
         }
         out_.iterations[row] = iterations;
         out_.minima[row] = minima;
-        out_.second_gap[row] = second == NOTHING ? nan : progress_of(second).loss - progress_of(best).loss;
+        out_.second_gap[row] = second == NOTHING ? nan : progress_of(second).state.loss - progress_of(best).state.loss;
         for (int p = 0; p < k_; ++p)
-            out_.second_params[row * k_ + p] = second == NOTHING ? nan : progress_of(second).u[p];
-        if (second != NOTHING) out_.second_params[row * k_ + k_ - 1] = exp(progress_of(second).u[k_ - 1]);
+            out_.second_params[row * k_ + p] = second == NOTHING ? nan : progress_of(second).state.u[p];
+        if (second != NOTHING) out_.second_params[row * k_ + k_ - 1] = exp(progress_of(second).state.u[k_ - 1]);
     }
 
     bool same_place(const SearchProgress& a, const SearchProgress& b) const {
         bool same = true;
         for (int p = 0; p < k_; ++p)
-            same = same && abs(a.u[p] - b.u[p]) <= (p == k_ - 2 ? SAME_MINIMUM_EXT : SAME_MINIMUM);
+            same = same && abs(a.state.u[p] - b.state.u[p]) <= (p == k_ - 2 ? SAME_MINIMUM_EXT : SAME_MINIMUM);
         return same;
     }
 
@@ -426,15 +483,20 @@ class FitDriver {
         out_.status[row] = NO_DATA;
     }
 
-    // Damping with which each stage begins; float steps end where the predicted drop no longer needs their robustness.
+    // Damping with which the first and the last stage begin; those between take Newton steps from the start.
     static constexpr double START_DAMPING = 1e-2, RESCUE_DAMPING = 1e-3;
-    static constexpr double ROUGH_DROP = 0.1, ROUGH_DROP_PER_LOSS = 1e-3, DROP_PER_LOSS = 1e-2;
+    // Gauss-Newton steps end where Newton steps converge, and float where its rounding would show.
+    static constexpr double ROUGH_DROP = 0.1, ROUGH_DROP_PER_LOSS = 1e-3;
+    static constexpr double SHARP_DROP = 1e-2, SHARP_DROP_PER_LOSS = 1e-2;
+    static constexpr int SHARP_EVALUATIONS = 6;
+    static constexpr double DROP_PER_LOSS = 1e-2;
+    static constexpr double COPY_RISE = 0.02;
 
     const FitView& fit_;
     const StarArrays& stars_;
     const SolutionArrays& out_;
     const Shape shape_;
-    const int k_, m_, starts_, candidates_;
+    const int k_, m_, starts_, types_;
     const int64_t begin_, end_;
     Arena arena_;
     mutable Books books_;

@@ -127,50 +127,57 @@ class Prior {
 // The start grid as the kernels read it.
 class Grid {
   public:
-    Grid(const Array<double>& params, const Array<double>& ln_prior, const Array<int32_t>& band_of_sample,
-         const Array<double>& band_flux, const Array<double>& apart) {
-        if (params.ndim() != 2 || band_flux.ndim() != 2)
-            throw std::invalid_argument("params and band_flux must be matrices");
-        const auto candidates = params.shape(0);
-        require_shape(ln_prior, "ln_prior", {candidates});
-        require_shape(band_flux, "band_flux", {candidates, band_flux.shape(1)});
-        parameters_ = static_cast<int>(params.shape(1));
-        params_.assign(params.data(), params.data() + params.size());
-        band_of_sample_.assign(band_of_sample.data(), band_of_sample.data() + band_of_sample.size());
-        band_flux_.assign(band_flux.data(), band_flux.data() + band_flux.size());
-        const int inputs = parameters_ - 2;
-        if (inputs < 1 || inputs > MAX_INPUTS)
+    // rows: (t, r) position, slopes, type, gradient and precision of ln prior, twice ln prior; basis and inverse: (c,
+    // m).
+    Grid(const Array<float>& rows, const Array<float>& basis, const Array<float>& inverse, const Array<float>& mean,
+         const Array<int32_t>& window, const Array<float>& reach, const Array<float>& apart) {
+        if (rows.ndim() != 2 || basis.ndim() != 2 || apart.ndim() != 1)
+            throw std::invalid_argument("rows and basis must be matrices, apart a vector");
+        inputs_ = static_cast<int>(apart.shape(0));
+        samples_ = static_cast<int>(basis.shape(1));
+        if (inputs_ < 1 || inputs_ > MAX_INPUTS)
             throw std::invalid_argument("the grid's number of inputs is out of range");
-        require_shape(apart, "apart", {inputs});
-        for (py::ssize_t c = 0; c < candidates; ++c) {
-            minus_two_ln_prior_.push_back(static_cast<float>(-2 * ln_prior.at(c)));
-            for (int t = 0; t < inputs; ++t) types_.push_back(static_cast<float>(params.at(c, t)));
+        if (rows.shape(0) < 1) throw std::invalid_argument("a start grid needs a type");
+        const int row = (1 + inputs_) * START_COLUMNS + 2 * inputs_ + inputs_ * (inputs_ + 1) / 2 + 1;
+        require_shape(rows, "rows", {rows.shape(0), row});
+        require_shape(basis, "basis", {START_COLUMNS, samples_});
+        require_shape(inverse, "inverse", {START_COLUMNS, samples_});
+        require_shape(mean, "mean", {samples_});
+        require_shape(window, "window", {samples_, 2});
+        require_shape(reach, "reach", {inputs_});
+        for (py::ssize_t i = 0; i < samples_; ++i)
+            if (window.at(i, 0) < 0 || window.at(i, 1) > samples_)
+                throw std::invalid_argument("a window reaches beyond the samples");
+        rows_.assign(rows.data(), rows.data() + rows.size());
+        basis_.assign(basis.data(), basis.data() + basis.size());
+        inverse_.assign(inverse.data(), inverse.data() + inverse.size());
+        mean_.assign(mean.data(), mean.data() + mean.size());
+        window_.assign(window.data(), window.data() + window.size());
+        view_ = {static_cast<int>(rows.shape(0)),
+                 rows_.data(),
+                 basis_.data(),
+                 inverse_.data(),
+                 mean_.data(),
+                 window_.data(),
+                 {},
+                 {}};
+        for (int i = 0; i < inputs_; ++i) {
+            view_.reach[i] = reach.at(i);
+            view_.apart[i] = apart.at(i);
         }
-        view_.n_candidates = static_cast<int>(candidates);
-        view_.n_bands = static_cast<int>(band_flux.shape(1));
-        view_.band_flux = band_flux_.data();
-        view_.params = params_.data();
-        view_.types = types_.data();
-        for (int t = 0; t < inputs; ++t) view_.apart[t] = static_cast<float>(apart.at(t));
-        view_.minus_two_ln_prior = minus_two_ln_prior_.data();
-        view_.band_of_sample = band_of_sample_.data();
-        if (candidates < 1) throw std::invalid_argument("a start grid needs a candidate");
-        if (view_.n_bands > MAX_BANDS)
-            throw std::invalid_argument("a start grid has at most " + std::to_string(MAX_BANDS) + " bands");
     }
     Grid(const Grid&) = delete;
     Grid& operator=(const Grid&) = delete;
 
     const GridView& view() const { return view_; }
-    int parameters() const { return parameters_; }
-    int samples() const { return static_cast<int>(band_of_sample_.size()); }
+    int parameters() const { return inputs_ + 2; }
+    int samples() const { return samples_; }
 
   private:
     GridView view_{};
-    int parameters_ = 0;
-    std::vector<double> params_;
-    std::vector<int32_t> band_of_sample_;
-    std::vector<float> band_flux_, types_, minus_two_ln_prior_;
+    int inputs_ = 0, samples_ = 0;
+    std::vector<float> rows_, basis_, inverse_, mean_;
+    std::vector<int32_t> window_;
 };
 
 }  // namespace xpkern

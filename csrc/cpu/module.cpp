@@ -188,9 +188,9 @@ Array<double> start(const std::string& isa, const Grid& grid, const Array<float>
     sizes.n_layers = 1;
     sizes.width[0] = k - 2;
     sizes.width[1] = m;
-    over_stars(n, threads, kernels.scratch_bytes(sizes, PriorView{}, TASK_ROWS, starts, grid.view().n_candidates),
+    over_stars(n, threads, kernels.scratch_bytes(sizes, PriorView{}, TASK_ROWS, starts, grid.view().n_types),
                [&](int64_t begin, int64_t end, char* scratch) {
-                   kernels.start(grid.view(), m, k, starts, gate, stars, out, begin, end, scratch);
+                   kernels.start(grid.view(), sizes, starts, gate, stars, out, begin, end, scratch);
                });
     return params;
 }
@@ -246,8 +246,8 @@ py::dict fit(const std::string& isa, const Model& model, const Prior& prior, con
                              minima.mutable_data(),
                              second_params.mutable_data(),
                              second_gap.mutable_data()};
-    const int candidates = grid ? grid->view().n_candidates : 0;
-    over_stars(n, threads, kernels.scratch_bytes(fit.model, fit.prior, TASK_ROWS, fit.starts, candidates),
+    const int types = grid ? grid->view().n_types : 0;
+    over_stars(n, threads, kernels.scratch_bytes(fit.model, fit.prior, TASK_ROWS, fit.starts, types),
                [&](int64_t begin, int64_t end, char* scratch) { kernels.fit(fit, stars, out, begin, end, scratch); });
     py::dict result = at.dict();
     result["params"] = params;
@@ -325,9 +325,10 @@ PYBIND11_MODULE(_cpu, module) {
         .def(py::init<const Array<double>&, const Array<double>&, const Array<double>&>(), py::arg("log_weight"),
              py::arg("mean"), py::arg("root"));
     py::class_<Grid>(module, "Grid")
-        .def(py::init<const Array<double>&, const Array<double>&, const Array<int32_t>&, const Array<double>&,
-                      const Array<double>&>(),
-             py::arg("params"), py::arg("ln_prior"), py::arg("band_of_sample"), py::arg("band_flux"), py::arg("apart"));
+        .def(py::init<const Array<float>&, const Array<float>&, const Array<float>&, const Array<float>&,
+                      const Array<int32_t>&, const Array<float>&, const Array<float>&>(),
+             py::arg("rows"), py::arg("basis"), py::arg("inverse"), py::arg("mean"), py::arg("window"),
+             py::arg("reach"), py::arg("apart"));
     module.def("predict", &predict, py::arg("isa"), py::arg("model"), py::arg("params").noconvert(),
                py::arg("threads"));
     module.def("evaluate", &evaluate, py::arg("isa"), py::arg("model"), py::arg("prior"), py::arg("flux").noconvert(),
@@ -358,10 +359,12 @@ PYBIND11_MODULE(_cpu, module) {
         },
         py::arg("isa"), py::arg("count"),
         "Runs count float32 multiply-adds on registers of one core; the caller times it.");
-    module.attr("CONSTANTS") =
-        py::dict(py::arg("SMALLEST_EXT") = SMALLEST_EXT, py::arg("SAME_MINIMUM") = SAME_MINIMUM,
-                 py::arg("SAME_MINIMUM_EXT") = SAME_MINIMUM_EXT, py::arg("START_BAND_ERROR") = START_BAND_ERROR,
-                 py::arg("START_PLX_SOFTENING") = START_PLX_SOFTENING);
+    module.attr("CONSTANTS") = py::dict(
+        py::arg("SMALLEST_EXT") = SMALLEST_EXT, py::arg("SAME_MINIMUM") = SAME_MINIMUM,
+        py::arg("SAME_MINIMUM_EXT") = SAME_MINIMUM_EXT, py::arg("N_COLUMNS") = START_COLUMNS,
+        py::arg("START_NEIGHBOUR_ERROR") = START_NEIGHBOUR_ERROR, py::arg("START_LEAST_FLUX") = START_LEAST_FLUX,
+        py::arg("START_LARGEST_EXCESS") = START_LARGEST_EXCESS, py::arg("START_RIDGE") = START_RIDGE,
+        py::arg("START_RELATIVE_RIDGE") = START_RELATIVE_RIDGE, py::arg("START_LEAST_EXT") = START_LEAST_EXT);
     module.attr("STATUS") = py::dict(py::arg("NO_DATA") = uint32_t(scalar::NO_DATA),
                                      py::arg("EIGENVALUE_FLOORED") = uint32_t(scalar::EIGENVALUE_FLOORED),
                                      py::arg("SINGULAR_COVARIANCE") = uint32_t(scalar::SINGULAR_COVARIANCE),

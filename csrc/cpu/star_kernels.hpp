@@ -14,9 +14,8 @@ inline void with_shape(const ModelView& model, const Work& work) {
     work(AnyShape(model));
 }
 
-inline int64_t star_scratch_bytes(const ModelView& model, const PriorView& prior, int64_t rows, int starts,
-                                  int candidates) {
-    return FitDriver<AnyShape>::scratch_bytes(model, prior, rows, starts, candidates);
+inline int64_t star_scratch_bytes(const ModelView& model, const PriorView& prior, int64_t rows, int starts, int types) {
+    return FitDriver<AnyShape>::scratch_bytes(model, prior, rows, starts, types);
 }
 
 template <class Shape>
@@ -69,18 +68,22 @@ inline void predict_stars(const ModelView& model, const double* params, double* 
     }
 }
 
-inline void start_stars(const GridView& grid, int m, int k, int starts, double gate, const StarArrays& stars,
+inline void start_stars(const GridView& grid, const ModelView& sizes, int starts, double gate, const StarArrays& stars,
                         double* params, int64_t begin, int64_t end, char* scratch) {
+    const AnyShape shape(sizes);
+    const int m = shape.samples(), k = shape.parameters();
     Arena arena{scratch, 0};
     GatheredStars<FloatLane, WideLane> gathered(m, k, arena);
-    const StartSpace space(m, grid.n_candidates, arena);
+    FloatLane* variance = arena.take<FloatLane>(m);
+    const StartSpace<FloatLane> space = StartSpace<FloatLane>::carve(m, k, grid.n_types, arena);
     for (int64_t first = begin; first < end; first += Members<FloatLane>::width) {
         const Members<FloatLane> members(first, end);
         gathered.fill(members, stars, m, k);
-        choose_starts(grid, gathered, space, m, k, starts, gate, [&](int s, int choice, const double* start) {
-            if (s < members.count)
-                for (int p = 0; p < k; ++p)
-                    params[(members.row[s] * starts + choice) * k + p] = start ? start[p] : __builtin_nan("");
+        choose_starts(shape, grid, gathered, variance, space, starts, gate, [&](int s, int choice, const double* u) {
+            if (s >= members.count) return;
+            double* start = params + (members.row[s] * starts + choice) * k;
+            for (int p = 0; p < k; ++p) start[p] = u ? u[p] : __builtin_nan("");
+            if (u) start[k - 1] = exp(u[k - 1]);
         });
     }
 }

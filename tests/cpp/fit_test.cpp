@@ -85,8 +85,8 @@ struct Problem {
         Solution solution(stars.count, model.parameters(), model.samples());
         const xpkern::StarArrays arrays{stars.flux.data(), stars.whitener.data(), stars.mean.data(),
                                         stars.sigma.data()};
-        const int candidates = fit.grid ? fit.grid->n_candidates : 0;
-        Buffer scratch(kernel::star_scratch_bytes(fit.model, fit.prior, stars.count, fit.starts, candidates));
+        const int types = fit.grid ? fit.grid->n_types : 0;
+        Buffer scratch(kernel::star_scratch_bytes(fit.model, fit.prior, stars.count, fit.starts, types));
         int begin = 0;
         for (const int end : ends) {
             kernel::fit_stars(fit, arrays, solution.view(), begin, end, scratch.data());
@@ -152,46 +152,48 @@ void test_starts(const std::vector<int>& width) {
     const int n = 21;
     Problem problem(width, n);
     const int inputs = problem.model.inputs(), k = problem.model.parameters(), m = problem.model.samples();
-    const int candidates = 12, bands = 2;
-    std::vector<double> params;
-    std::vector<float> types, flux, minus_two_ln_prior(candidates, 0.0f);
-    std::vector<int32_t> band_of_sample;
-    for (int i = 0; i < m; ++i) band_of_sample.push_back(i == 0 ? -1 : i % bands);
-    for (int c = 0; c < candidates; ++c) {
-        std::vector<double> u;
-        for (int t = 0; t < inputs; ++t) u.push_back(problem.model.zero_point[t] + problem.random.normal());
-        for (const double type : u) types.push_back(static_cast<float>(type));
-        u.push_back(problem.random.uniform(0.05, 1));
-        u.push_back(0);
-        params.insert(params.end(), u.begin(), u.end() - 1);
-        params.push_back(1);
-        const std::vector<double> predicted = problem.model.flux(u);
-        std::vector<double> sum(bands, 0), count(bands, 0);
-        for (int i = 0; i < m; ++i)
-            if (band_of_sample[i] >= 0) sum[band_of_sample[i]] += predicted[i], ++count[band_of_sample[i]];
-        for (int b = 0; b < bands; ++b) flux.push_back(static_cast<float>(sum[b] / count[b]));
+    // Types around the network's zero point, in a basis of extinction, parallax and a few arbitrary spectra: a start
+    // need not be good here, only the same for everyone.
+    const int types = 12, c = xpkern::START_COLUMNS, size = kernel::start_row_size(inputs);
+    std::vector<float> rows(types * size, 0.0f), basis(c * m, 0.0f), inverse(c * m, 0.0f), mean(m, 0.0f);
+    std::vector<int32_t> window;
+    for (int i = 0; i < m; ++i) {
+        basis[i] = static_cast<float>(-problem.model.ext_curve[i]);
+        basis[m + i] = 2;
+        for (int a = 2; a < c; ++a) basis[a * m + i] = static_cast<float>(0.1 * problem.random.normal());
+        window.push_back(i > 0 ? i - 1 : 0);
+        window.push_back(i + 1 < m ? i + 2 : m);
     }
-    xpkern::GridView grid{};
-    grid.n_candidates = candidates;
-    grid.n_bands = bands;
-    grid.band_flux = flux.data();
-    grid.params = params.data();
-    grid.types = types.data();
-    for (int t = 0; t < inputs; ++t) grid.apart[t] = 0.3f;
-    grid.minus_two_ln_prior = minus_two_ln_prior.data();
-    grid.band_of_sample = band_of_sample.data();
+    for (int t = 0; t < types; ++t) {
+        float* row = rows.data() + t * size;
+        for (int a = 2; a < c; ++a) row[a] = static_cast<float>(problem.random.normal());
+        float* type = row + (1 + inputs) * c;
+        float* precision = type + 2 * inputs;
+        for (int i = 0; i < inputs; ++i) {
+            type[i] = static_cast<float>(problem.model.zero_point[i] + problem.random.normal());
+            precision[i * (i + 3) / 2] = 1;
+        }
+    }
+    xpkern::GridView grid{types, rows.data(), basis.data(), inverse.data(), mean.data(), window.data(), {}, {}};
+    for (int t = 0; t < inputs; ++t) {
+        grid.reach[t] = 0.5f;
+        grid.apart[t] = 0.3f;
+    }
     problem.fit.grid = &grid;
     problem.fit.gate = 1e6;
     const Solution one = problem.solve({n});
     problem.fit.starts = 4;
     const Solution four = problem.solve({n}), split = problem.solve({1, 6, 18, n});
+    int searched_more = 0;
     for (int star = 0; star < n; ++star) {
-        CHECK(four.loss[star] <= one.loss[star]);
-        CHECK(four.iterations[star] > one.iterations[star]);
+        // Of two searches that meet one goes on, to the same minimum by a path of its own.
+        CHECK(four.loss[star] <= one.loss[star] + 1e-4);
+        searched_more += four.iterations[star] > one.iterations[star];
         CHECK(four.minima[star] >= 1 && four.minima[star] <= 4);
         CHECK((four.minima[star] > 1) == (four.second_gap[star] >= 0));
         CHECK((four.minima[star] > 1) == std::isfinite(four.second_params[star * k]));
     }
+    CHECK(searched_more > n / 2);
     CHECK(same_bytes(four.params, split.params));
     CHECK(same_bytes(four.iterations, split.iterations));
     CHECK(same_bytes(four.minima, split.minima));

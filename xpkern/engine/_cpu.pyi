@@ -23,11 +23,13 @@ class Prior:
 class Grid:
     def __init__(
         self,
-        params: NDArray[float64],
-        ln_prior: NDArray[float64],
-        band_of_sample: NDArray[int32],
-        band_flux: NDArray[float64],
-        apart: NDArray[float64],
+        rows: NDArray[float32],
+        basis: NDArray[float32],
+        inverse: NDArray[float32],
+        mean: NDArray[float32],
+        window: NDArray[int32],
+        reach: NDArray[float32],
+        apart: NDArray[float32],
     ) -> None: ...
 
 def predict(isa: str, model: Model, params: NDArray[float64], threads: int) -> NDArray[float64]: ...

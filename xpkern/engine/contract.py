@@ -143,17 +143,17 @@ class FitOptions:
     tolerance : float
         Converged when the predicted drop of the loss is below ``tolerance * max(1, 0.01 * loss)``.
     starts : int
-        Searches of a star that begins from a grid: the best candidate and, one after the other, the best of those
-        whose types are unlike all before, as long as their score is within ``gate`` of the best one's. The lowest
-        optimum is the star's.
+        At most so many searches of a star that begins from a grid: from the best of the grid's types and, one after
+        the other, the best of those unlike all before, as long as their expected loss is within ``gate`` of the
+        first one's. The lowest optimum is the star's.
     gate : float
         A difference of loss.
     """
 
     max_iterations: int = 40
     tolerance: float = 1e-5
-    starts: int = 1
-    gate: float = 20.0
+    starts: int = 4
+    gate: float = 4.0
 
     def __post_init__(self) -> None:
         for name, smallest in (("max_iterations", 1), ("starts", 1), ("tolerance", 0.0), ("gate", 0.0)):

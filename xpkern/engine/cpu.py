@@ -17,6 +17,7 @@ from xpkern.engine.contract import (
     Coefficients,
     Evaluation,
     FitOptions,
+    Float32,
     Float64,
     LossTerms,
     Solution,
@@ -242,4 +243,25 @@ def _compile_prior(prior: TypePrior) -> _cpu.Prior:
 
 
 def _compile_grid(grid: StartGrid) -> _cpu.Grid:
-    return _cpu.Grid(grid.params, grid.ln_prior, grid.band_of_sample, grid.band_flux, grid.apart)
+    inputs = grid.types.shape[1]
+    rows = [
+        grid.position,
+        grid.slope.transpose(0, 2, 1).reshape(len(grid), -1),
+        grid.types,
+        grid.prior_gradient,
+        grid.prior_precision[(slice(None), *np.tril_indices(inputs))],
+        2.0 * grid.ln_prior[:, None],
+    ]
+
+    def as_float(values: Float64) -> Float32:
+        return np.ascontiguousarray(values, np.float32)
+
+    return _cpu.Grid(
+        as_float(np.concatenate(rows, axis=1)),
+        as_float(grid.basis.T),
+        as_float(grid.inverse),
+        as_float(grid.mean),
+        np.ascontiguousarray(grid.window),
+        as_float(grid.reach),
+        as_float(grid.apart),
+    )

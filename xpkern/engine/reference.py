@@ -21,6 +21,7 @@ from xpkern.engine.contract import (
 from xpkern.engine.packed import forward_substitute, pack_factor, packed_size, present_samples, unpack_factor
 from xpkern.engine.reference_fit import Optimum, minimise
 from xpkern.engine.reference_loss import back_substitute, flux_and_jacobian, star_loss
+from xpkern.engine.reference_start import starts_from_grid
 from xpkern.fit.start import StartGrid
 from xpkern.model.flux_model import FluxModel
 from xpkern.model.noise import Noise
@@ -31,17 +32,8 @@ from xpkern.status import Status
 #: Stars at a time; dense matrices of 66 x 66 then stay within tens of megabytes.
 _BLOCK = 512
 
-#: The start does not trust broad-band fluxes to better than this fraction: the grid is coarse.
-START_BAND_ERROR = 0.05
-
-#: Nor the parallax of a candidate to better than this fraction, for the same reason.
-START_PLX_SOFTENING = 0.1
-
 #: Two searches have ended in the same minimum if no coordinate differs by more: kK, dex, ln plx; ext.
 SAME_MINIMUM, SAME_MINIMUM_EXT = 0.02, 0.01
-
-#: Parallaxes [mas] that the start may propose.
-_START_PLX = (1e-4, 1e3)
 
 
 class ReferenceEngine:
@@ -116,53 +108,12 @@ class ReferenceEngine:
         )
 
     def start(self, grid: StartGrid, stars: StarData, options: FitOptions, *, threads: int | None = None) -> Float64:
-        """Starts of each star, best first, as linear parameters (n, starts, k); NaN where it has fewer.
-
-        With o_b the mean flux of a band, f_cb that of a candidate at 1 mas and w_b = 1 / (mean C_ii + (0.05 o_b)^2),
-        the best parallax has a closed form, and the lowest score wins::
-
-            s = plx^2 = sum_b w o f / sum_b w f^2
-            score = sum_b w (s f - o)^2 - 2 ln p + (plx - plx_obs)^2 / (sigma^2 + (0.1 plx)^2)
-
-        The next start has the lowest score of the candidates whose types are further than ``grid.apart`` from all
-        before, if it is within ``options.gate`` of the lowest of all.
-        """
-        band_of_sample = grid.band_of_sample
-        present = present_samples(stars.whitener)
-        variance = sample_variance(stars.whitener)
-        n_bands = grid.band_flux.shape[1]
-        observed, weight = np.zeros((len(stars), n_bands)), np.zeros((len(stars), n_bands))
-        for band in range(n_bands):
-            members = band_of_sample == band
-            observed[:, band] = stars.flux[:, members].mean(axis=1, dtype=np.float64)
-            spread = variance[:, members].mean(axis=1) + (START_BAND_ERROR * observed[:, band]) ** 2
-            usable = present[:, members].all(axis=1)
-            weight[usable, band] = 1.0 / spread[usable]
-        # (n, c) sums over the bands
-        flux_flux = weight @ (grid.band_flux**2).T
-        flux_observed = (weight * observed) @ grid.band_flux.T
-        observed_observed = (weight * observed**2).sum(axis=1)[:, None]
-        seen = np.any(weight > 0, axis=1)
-        square = flux_observed / np.where(seen[:, None], flux_flux, 1.0)
-        plx = np.sqrt(np.clip(square, _START_PLX[0] ** 2, _START_PLX[1] ** 2))
-        score = plx**4 * flux_flux - 2.0 * plx**2 * flux_observed + observed_observed - 2.0 * grid.ln_prior
-        plx_observed, plx_error = stars.mean[:, -1, None], stars.sigma[:, -1, None]
-        score += (plx - plx_observed) ** 2 / (plx_error**2 + (START_PLX_SOFTENING * plx) ** 2)
-        # without any band, the parallax is what was observed, and the type the most probable one
-        alone = np.where(np.isfinite(plx_error) & (plx_observed > 0), plx_observed, 1.0)
-        plx = np.where(seen[:, None], plx, np.clip(alone, *_START_PLX))
-        score = np.where(seen[:, None], score, -2.0 * grid.ln_prior)
-        starts = np.full((len(stars), options.starts, grid.params.shape[1]), np.nan)
-        types = grid.params[:, : len(grid.apart)]
-        limit = score.min(axis=1) + options.gate
-        for choice in range(options.starts):
-            best = score.argmin(axis=1)
-            taken = np.flatnonzero((score[np.arange(len(stars)), best] <= limit) | (choice == 0))
-            starts[taken, choice] = grid.params[best[taken]]
-            starts[taken, choice, -1] = plx[taken, best[taken]]
-            similar = (np.abs(types[None] - types[best][:, None]) <= grid.apart).all(axis=2)
-            score = np.where(similar, np.inf, score)
-        return starts
+        """Starts of each star, best first, as linear parameters (n, starts, k); NaN where it has fewer."""
+        blocks = [
+            starts_from_grid(grid, stars[first : first + _BLOCK], options)
+            for first in range(0, max(len(stars), 1), _BLOCK)
+        ]
+        return np.concatenate(blocks)
 
     def fit(
         self,
