@@ -44,7 +44,7 @@ struct Workspace {
     Wide* residual;   // (m,)
     Real* column;     // (m, k + 1) slopes, whitened in place; the last is the residual in Real
     Real* back;       // (m,) w, then w f
-    Wide* exponents;  // (K,)
+    Wide* prior;      // prior_scratch()
 };
 
 // Hands out aligned pieces of one buffer; with base = nullptr it only counts.
@@ -78,7 +78,7 @@ XPKERN_INLINE Workspace<Real, Wide> carve_workspace(const Shape& shape, const Pr
     space.residual = arena.take<Wide>(m);
     space.column = arena.take<Real>((shape.parameters() + 1) * m);
     space.back = arena.take<Real>(m);
-    space.exponents = arena.take<Wide>(prior.n_components);
+    space.prior = arena.take<Wide>(prior_scratch(prior, inputs));
     return space;
 }
 
@@ -235,10 +235,11 @@ XPKERN_INLINE void add_flux_curvature(const ModelView& model, const Shape& shape
 }
 
 // Everything but chi^2: constraints, prior, Jacobian terms.
-template <class Real, class Wide>
-XPKERN_KERNEL void add_other_terms(int inputs, const StarView<Real, Wide>& star, const LossView& terms,
-                                   const PriorView& prior, Wide* exponents, LossState<Real, Wide>& state) {
-    const int ext = inputs, plx = inputs + 1;
+template <class Real, class Wide, class Shape>
+XPKERN_INLINE void add_other_terms(const Shape& shape, const StarView<Real, Wide>& star, const LossView& terms,
+                                   const PriorView& prior, const Workspace<Real, Wide>& space,
+                                   LossState<Real, Wide>& state) {
+    const int inputs = shape.inputs(), ext = inputs, plx = inputs + 1;
     const Wide parallax = exp(state.u[plx]);
     for (int k = 0; k <= plx; ++k) {
         const Wide value = k == plx ? parallax : state.u[k];
@@ -253,7 +254,7 @@ XPKERN_KERNEL void add_other_terms(int inputs, const StarView<Real, Wide>& star,
         const Wide bend = k == plx ? weighted * parallax : lane<Wide>(0);
         state.hessian[at] += convert<Real>((squared + bend) * lane<Wide>(2));
     }
-    const PriorValue<Wide> density = evaluate_prior(prior, state.u, exponents);
+    const PriorValue<Wide> density = evaluate_prior(prior, inputs, state.u, space.prior);
     state.ln_prior = density.ln_density;
     if (terms.prior) {
         state.loss = fma(density.ln_density, lane<Wide>(-2), state.loss);
@@ -307,7 +308,7 @@ XPKERN_KERNEL void evaluate_loss(const ModelView& model, const Shape& shape, con
     for (int packed = 0; packed < row_start(k); ++packed)
         state.gauss_newton[packed] = state.hessian[packed] = state.normal[packed] + state.normal[packed];
     if constexpr (EXACT) add_flux_curvature(model, shape, star.factor, space, state.hessian);
-    add_other_terms(shape.inputs(), star, terms, prior, space.exponents, state);
+    add_other_terms(shape, star, terms, prior, space, state);
     if constexpr (!EXACT)
         for (int packed = 0; packed < row_start(k); ++packed) state.hessian[packed] = state.gauss_newton[packed];
 }
