@@ -40,11 +40,11 @@ struct LossState {
 template <class Real, class Wide>
 struct Workspace {
     NetworkTape<Real, Wide> tape;
-    Wide* flux;       // (m,) predicted
-    Wide* residual;   // (m,)
-    Real* column;     // (m, k + 1) slopes, whitened in place; the last is the residual in Real
-    Real* back;       // (m,) w, then w f
-    Wide* prior;      // prior_scratch()
+    Wide* flux;      // (m,) predicted
+    Wide* residual;  // (m,)
+    Real* column;    // (m, k + 1) slopes, whitened in place; the last is the residual in Real
+    Real* back;      // (m,) w, then w f
+    Wide* prior;     // prior_scratch()
 };
 
 // Hands out aligned pieces of one buffer; with base = nullptr it only counts.
