@@ -8,10 +8,37 @@ XPKERN_NAMESPACE_BEGIN
 
 // Accumulators that a block of a matrix product keeps in registers, leaving room for its operands.
 #if defined(__AVX512F__) || defined(__aarch64__)
-constexpr int ACCUMULATORS = 16;
+constexpr int ACCUMULATORS = 24;
 #else
-constexpr int ACCUMULATORS = 8;
+constexpr int ACCUMULATORS = 12;
 #endif
+
+template <class A, class B>
+struct SameType {
+    static constexpr bool value = false;
+};
+template <class A>
+struct SameType<A, A> {
+    static constexpr bool value = true;
+};
+
+// A number that the compiler knows.
+template <int N>
+struct Known {
+    static constexpr int value = N;
+};
+
+// work(Known<n>{}) for n of 1 ... LARGEST: small sums stay in registers only where the loops over them can be unrolled.
+template <int LARGEST, class Work>
+XPKERN_INLINE void with_known(int n, const Work& work) {
+    if constexpr (LARGEST > 1) {
+        if (n < LARGEST) {
+            with_known<LARGEST - 1>(n, work);
+            return;
+        }
+    }
+    work(Known<LARGEST>{});
+}
 
 // LaneTraits<Lane>: Scalar (element type), Mask (result of a comparison), Bits (integers as wide as the scalar), width
 // (stars in a lane), registers (that it fills).
@@ -34,6 +61,14 @@ struct LaneTraits<double> {
     using Bits = uint64_t;
     static constexpr int width = 1;
     static constexpr int registers = 1;
+};
+
+// Neighbours in memory whose exp or tanh are taken together, as one wider lane: each is a chain of operations that wait
+// for one another, and the processor looks only so far ahead for the next.
+template <class Lane>
+struct Together {
+    using Group = Lane;
+    static constexpr int size = 1;
 };
 
 template <class Lane>
@@ -196,6 +231,16 @@ XPKERN_INLINE Lane load(const Scalar<Lane>* from) {
 template <class Lane>
 XPKERN_INLINE void store(Scalar<Lane>* to, const Lane& a) {
     Memory<Lane>::store(to, a);
+}
+
+// A value loaded once and used several times: GCC would load it again for every use.
+template <class Lane>
+struct Holder {
+    static XPKERN_INLINE Lane hold(const Lane& a) { return a; }
+};
+template <class Lane>
+XPKERN_INLINE Lane held(const Lane& a) {
+    return Holder<Lane>::hold(a);
 }
 
 // convert<To>(from): change of precision, star by star; convert_mask<To>(mask) fits a mask to lanes of another

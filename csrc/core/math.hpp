@@ -107,6 +107,40 @@ XPKERN_INLINE Lane tanh(const Lane& x) {
     return m / (m + Lane(Element(2)));
 }
 
+// values[i] = function(values[i]), i < count.
+template <class Lane, class Function>
+XPKERN_INLINE void apply_to_all(Lane* values, int count, const Function& function) {
+    using Group = typename Together<Lane>::Group;
+    constexpr int size = Together<Lane>::size;
+    Scalar<Lane>* scalars = reinterpret_cast<Scalar<Lane>*>(values);
+    int i = 0;
+    for (; i + size <= count; i += size) {
+        Scalar<Lane>* group = scalars + i * LaneTraits<Lane>::width;
+        store(group, function(load<Group>(group)));
+    }
+    for (; i < count; ++i) values[i] = function(values[i]);
+}
+struct Exponential {
+    template <class Lane>
+    XPKERN_INLINE Lane operator()(const Lane& x) const {
+        return exp(x);
+    }
+};
+struct HyperbolicTangent {
+    template <class Lane>
+    XPKERN_INLINE Lane operator()(const Lane& x) const {
+        return tanh(x);
+    }
+};
+template <class Lane>
+XPKERN_INLINE void exp_of_all(Lane* values, int count) {
+    apply_to_all(values, count, Exponential());
+}
+template <class Lane>
+XPKERN_INLINE void tanh_of_all(Lane* values, int count) {
+    apply_to_all(values, count, HyperbolicTangent());
+}
+
 // ln x = n ln 2 + 2 atanh((m - 1) / (m + 1)), x = 2^n m with m in [sqrt(1/2), sqrt 2). For finite x > 0.
 template <class Lane>
 XPKERN_INLINE Lane log(const Lane& x) {

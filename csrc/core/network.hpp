@@ -57,20 +57,26 @@ XPKERN_INLINE const NetworkView<Scalar<Lane>>& network_of(const ModelView& model
     return network_in(model, Scalar<Lane>(0));
 }
 
-// out[s][j ... j + BLOCK) = sum_i w[i][j ...] in[s][i] for STREAMS right-hand sides. w: (n_in, n_out).
+// Layers are multiples of a power of two wide: so are the blocks of a product.
+constexpr int power_of_two_within(int room) {
+    return room < 2 ? 1 : 2 * power_of_two_within(room / 2);
+}
+
+// out[j][s] = bias[j] + sum_i w[i][j] in[i][s] for BLOCK outputs from j on and STREAMS right-hand sides of the `stride`
+// that lie side by side. w: (n_in, n_out), bias: (n_out,) or null, in: (n_in, stride), out: (n_out, stride).
 template <int STREAMS, int BLOCK, class Lane>
-XPKERN_INLINE void multiply_block(const Scalar<Lane>* w, int n_in, int n_out, int j, const Lane* const* in,
-                                  Lane* const* out) {
+XPKERN_INLINE void multiply_block(const Scalar<Lane>* w, const Scalar<Lane>* bias, int n_in, int n_out, int j,
+                                  int stride, const Lane* in, Lane* out) {
     Lane sum[BLOCK][STREAMS];
     XPKERN_UNROLL
     for (int b = 0; b < BLOCK; ++b) {
         XPKERN_UNROLL
-        for (int s = 0; s < STREAMS; ++s) sum[b][s] = Lane(Scalar<Lane>(0));
+        for (int s = 0; s < STREAMS; ++s) sum[b][s] = Lane(bias ? bias[j + b] : Scalar<Lane>(0));
     }
     for (int i = 0; i < n_in; ++i) {
         Lane x[STREAMS];
         XPKERN_UNROLL
-        for (int s = 0; s < STREAMS; ++s) x[s] = in[s][i];
+        for (int s = 0; s < STREAMS; ++s) x[s] = in[i * stride + s];
         XPKERN_UNROLL
         for (int b = 0; b < BLOCK; ++b) {
             const Lane weight(w[i * n_out + j + b]);
@@ -81,29 +87,34 @@ XPKERN_INLINE void multiply_block(const Scalar<Lane>* w, int n_in, int n_out, in
     XPKERN_UNROLL
     for (int b = 0; b < BLOCK; ++b) {
         XPKERN_UNROLL
-        for (int s = 0; s < STREAMS; ++s) out[s][j + b] = sum[b][s];
+        for (int s = 0; s < STREAMS; ++s) out[(j + b) * stride + s] = sum[b][s];
     }
 }
 
-template <int STREAMS, class Lane>
-XPKERN_INLINE void multiply_streams(const Scalar<Lane>* w, int n_in, int n_out, const Lane* const* in,
-                                    Lane* const* out) {
-    constexpr int wanted = ACCUMULATORS / (STREAMS * LaneTraits<Lane>::registers);
-    constexpr int BLOCK = wanted < 1 ? 1 : wanted;
-    int j = 0;
-    for (; j + BLOCK <= n_out; j += BLOCK) multiply_block<STREAMS, BLOCK>(w, n_in, n_out, j, in, out);
-    for (; j < n_out; ++j) multiply_block<STREAMS, 1>(w, n_in, n_out, j, in, out);
+// Outputs from j on in blocks of BLOCK, what is left in smaller ones.
+template <int STREAMS, int BLOCK, class Lane>
+XPKERN_INLINE void multiply_blocks(const Scalar<Lane>* w, const Scalar<Lane>* bias, int n_in, int n_out, int j,
+                                   int stride, const Lane* in, Lane* out) {
+    for (; j + BLOCK <= n_out; j += BLOCK) multiply_block<STREAMS, BLOCK>(w, bias, n_in, n_out, j, stride, in, out);
+    if constexpr (BLOCK > 1) multiply_blocks<STREAMS, BLOCK / 2>(w, bias, n_in, n_out, j, stride, in, out);
 }
 
-// The same for any number of right-hand sides, taken four at a time.
+template <int STREAMS, class Lane>
+XPKERN_INLINE void multiply_streams(const Scalar<Lane>* w, const Scalar<Lane>* bias, int n_in, int n_out, int stride,
+                                    const Lane* in, Lane* out) {
+    constexpr int BLOCK = power_of_two_within(ACCUMULATORS / (STREAMS * LaneTraits<Lane>::registers));
+    multiply_blocks<STREAMS, BLOCK>(w, bias, n_in, n_out, 0, stride, in, out);
+}
+
+// Any number of right-hand sides, in: (n_in, streams), taken four at a time.
 template <class Lane>
-XPKERN_INLINE void multiply(const Scalar<Lane>* w, int n_in, int n_out, int streams, const Lane* const* in,
-                            Lane* const* out) {
+XPKERN_INLINE void multiply(const Scalar<Lane>* w, const Scalar<Lane>* bias, int n_in, int n_out, int streams,
+                            const Lane* in, Lane* out) {
     int s = 0;
-    for (; s + 4 <= streams; s += 4) multiply_streams<4>(w, n_in, n_out, in + s, out + s);
-    if (s + 3 == streams) multiply_streams<3>(w, n_in, n_out, in + s, out + s);
-    if (s + 2 == streams) multiply_streams<2>(w, n_in, n_out, in + s, out + s);
-    if (s + 1 == streams) multiply_streams<1>(w, n_in, n_out, in + s, out + s);
+    for (; s + 4 <= streams; s += 4) multiply_streams<4>(w, bias, n_in, n_out, streams, in + s, out + s);
+    if (s + 3 == streams) multiply_streams<3>(w, bias, n_in, n_out, streams, in + s, out + s);
+    if (s + 2 == streams) multiply_streams<2>(w, bias, n_in, n_out, streams, in + s, out + s);
+    if (s + 1 == streams) multiply_streams<1>(w, bias, n_in, n_out, streams, in + s, out + s);
 }
 
 // out[i] = sum_j w[i][j] in[j]: the reverse of a layer. w: (n_in, n_out).
@@ -121,12 +132,16 @@ XPKERN_INLINE void reverse_block(const Scalar<Lane>* w, int n_out, int i, const 
     for (int b = 0; b < BLOCK; ++b) out[i + b] = sum[b];
 }
 
+template <int BLOCK, class Lane>
+XPKERN_INLINE void reverse_blocks(const Scalar<Lane>* w, int n_in, int n_out, int i, const Lane* in, Lane* out) {
+    for (; i + BLOCK <= n_in; i += BLOCK) reverse_block<BLOCK>(w, n_out, i, in, out);
+    if constexpr (BLOCK > 1) reverse_blocks<BLOCK / 2>(w, n_in, n_out, i, in, out);
+}
+
 template <class Lane>
 XPKERN_INLINE void reverse_multiply(const Scalar<Lane>* w, int n_in, int n_out, const Lane* in, Lane* out) {
-    constexpr int BLOCK = ACCUMULATORS / LaneTraits<Lane>::registers;
-    int i = 0;
-    for (; i + BLOCK <= n_in; i += BLOCK) reverse_block<BLOCK>(w, n_out, i, in, out);
-    for (; i < n_in; ++i) reverse_block<1>(w, n_out, i, in, out);
+    constexpr int BLOCK = power_of_two_within(ACCUMULATORS / LaneTraits<Lane>::registers);
+    reverse_blocks<BLOCK>(w, n_in, n_out, 0, in, out);
 }
 
 // What a forward sweep leaves behind. Wide carries the value, Real (the same or narrower) the derivatives.
@@ -135,9 +150,9 @@ struct NetworkTape {
     Wide* value[2];                 // activations of two neighbouring layers, in turn: (widest,)
     Wide* output;                   // (m,) ln f at E = 0, plx = 1
     Real* hidden[MAX_LAYERS];       // tanh of each hidden layer: (width,)
-    Real* pre_tangent[MAX_LAYERS];  // a_t of each hidden layer: (inputs, widest)
-    Real* tangent;                  // h_t of the last layer reached: (inputs, widest)
-    Real* output_tangent;           // d ln f / d Theta_t: (inputs, m)
+    Real* pre_tangent[MAX_LAYERS];  // a_t of each hidden layer: (width, inputs)
+    Real* tangent;                  // h_t of the last layer reached: (widest, inputs)
+    Real* output_tangent;           // d ln f / d Theta_t: (m, inputs)
     Real* adjoint[2];               // reverse sweep: (widest,)
 };
 
@@ -148,7 +163,7 @@ XPKERN_INLINE void network_forward(const ModelView& model, const Shape& shape, c
                                    const NetworkTape<Real, Wide>& tape) {
     const auto& wide = network_of<Wide>(model);
     const auto& real = network_of<Real>(model);
-    const int inputs = shape.inputs(), last = shape.layers() - 1, widest = widest_hidden(shape);
+    const int inputs = shape.inputs(), last = shape.layers() - 1;
 
     for (int t = 0; t < inputs; ++t)
         tape.value[0][t] = (theta[t] - lane<Wide>(wide.zero_point[t])) * lane<Wide>(wide.inverse_scale[t]);
@@ -158,38 +173,56 @@ XPKERN_INLINE void network_forward(const ModelView& model, const Shape& shape, c
         const Wide* in = tape.value[l % 2];
         Wide* out = l == last ? tape.output : tape.value[(l + 1) % 2];
         Real* slopes = l == last ? tape.output_tangent : tape.pre_tangent[l];
-        const int stride = l == last ? shape.samples() : widest;
 
-        const Wide* value_in[1] = {in};
-        Wide* value_out[1] = {out};
-        multiply<Wide>(wide.weights[l], n_in, n_out, 1, value_in, value_out);
+        multiply<Wide>(wide.weights[l], wide.biases[l], n_in, n_out, 1, in, out);
         if (TANGENTS && l == 0) {  // the tangents of the inputs are unit vectors
-            for (int t = 0; t < inputs; ++t)
-                for (int j = 0; j < n_out; ++j)
-                    slopes[t * stride + j] = lane<Real>(real.weights[0][t * n_out + j] * real.inverse_scale[t]);
+            for (int j = 0; j < n_out; ++j)
+                for (int t = 0; t < inputs; ++t)
+                    slopes[j * inputs + t] = lane<Real>(real.weights[0][t * n_out + j] * real.inverse_scale[t]);
         } else if (TANGENTS) {
-            const Real* tangent_in[MAX_INPUTS];
-            Real* tangent_out[MAX_INPUTS];
-            for (int t = 0; t < inputs; ++t) {
-                tangent_in[t] = tape.tangent + t * widest;
-                tangent_out[t] = slopes + t * stride;
-            }
-            multiply<Real>(real.weights[l], n_in, n_out, inputs, tangent_in, tangent_out);
+            multiply<Real>(real.weights[l], nullptr, n_in, n_out, inputs, tape.tangent, slopes);
         }
+        if (l == last) return;
 
+        tanh_of_all(out, n_out);
+        if (!TANGENTS) continue;
         for (int j = 0; j < n_out; ++j) {
-            const Wide a = out[j] + lane<Wide>(wide.biases[l][j]);
-            if (l == last) {
-                out[j] = a;
-                continue;
-            }
-            const Wide h = tanh(a);
-            out[j] = h;
-            if (!TANGENTS) continue;
-            const Real narrow = convert<Real>(h);
+            const Real narrow = convert<Real>(out[j]);
             tape.hidden[l][j] = narrow;
             const Real slope = fma(-narrow, narrow, lane<Real>(1));
-            for (int t = 0; t < inputs; ++t) tape.tangent[t * widest + j] = slope * slopes[t * stride + j];
+            for (int t = 0; t < inputs; ++t) tape.tangent[j * inputs + t] = slope * slopes[j * inputs + t];
+        }
+    }
+}
+
+// One hidden layer's part of the curvature: adjoint, of h, becomes that of a. hidden, adjoint: (width,), tangent:
+// (width, INPUTS), sum: packed by rows.
+template <int INPUTS, class Real>
+XPKERN_INLINE void bend_layer(int width, const Real* hidden, const Real* tangent, Real* adjoint, Real* sum) {
+    Real part[INPUTS][INPUTS];
+    XPKERN_UNROLL
+    for (int t = 0; t < INPUTS; ++t) {
+        XPKERN_UNROLL
+        for (int u = 0; u <= t; ++u) part[t][u] = lane<Real>(0);
+    }
+    for (int j = 0; j < width; ++j) {
+        const Real h = hidden[j];
+        const Real abar = adjoint[j] * fma(-h, h, lane<Real>(1));
+        const Real bend = abar * h;
+        adjoint[j] = abar;
+        XPKERN_UNROLL
+        for (int t = 0; t < INPUTS; ++t) {
+            const Real bent = bend * tangent[j * INPUTS + t];
+            XPKERN_UNROLL
+            for (int u = 0; u <= t; ++u) part[t][u] = fma(bent, tangent[j * INPUTS + u], part[t][u]);
+        }
+    }
+    XPKERN_UNROLL
+    for (int t = 0; t < INPUTS; ++t) {
+        XPKERN_UNROLL
+        for (int u = 0; u <= t; ++u) {
+            Real& total = sum[t * (t + 1) / 2 + u];
+            total = fma(part[t][u], lane<Real>(-2), total);
         }
     }
 }
@@ -199,24 +232,14 @@ template <class Real, class Wide, class Shape>
 XPKERN_INLINE void network_curvature(const ModelView& model, const Shape& shape, const Real* weight,
                                      const NetworkTape<Real, Wide>& tape, Real* curvature) {
     const auto& real = network_of<Real>(model);
-    const int inputs = shape.inputs(), widest = widest_hidden(shape);
     const Real* above = weight;
     for (int l = shape.layers() - 1; l >= 1; --l) {
+        const int width = shape.width(l);
         Real* adjoint = tape.adjoint[l % 2];
-        reverse_multiply<Real>(real.weights[l], shape.width(l), shape.width(l + 1), above, adjoint);
-        const Real* hidden = tape.hidden[l - 1];
-        const Real* tangents = tape.pre_tangent[l - 1];
-        for (int j = 0; j < shape.width(l); ++j) {
-            const Real h = hidden[j];
-            const Real abar = adjoint[j] * fma(-h, h, lane<Real>(1));
-            const Real bend = abar * h * lane<Real>(-2);
-            for (int t = 0, packed = 0; t < inputs; ++t) {
-                const Real bent = bend * tangents[t * widest + j];
-                for (int u = 0; u <= t; ++u, ++packed)
-                    curvature[packed] = fma(bent, tangents[u * widest + j], curvature[packed]);
-            }
-            adjoint[j] = abar;
-        }
+        reverse_multiply<Real>(real.weights[l], width, shape.width(l + 1), above, adjoint);
+        with_known<MAX_INPUTS>(shape.inputs(), [&](auto inputs) {
+            bend_layer<decltype(inputs)::value>(width, tape.hidden[l - 1], tape.pre_tangent[l - 1], adjoint, curvature);
+        });
         above = adjoint;
     }
 }

@@ -25,64 +25,91 @@ struct PriorValue {
     Lane remainder[MAX_INPUTS * (MAX_INPUTS + 1) / 2];  // Hessian of ln p + definite
 };
 
-// theta: (d,); exponents: scratch (K,).
-template <class Lane>
-XPKERN_INLINE PriorValue<Lane> evaluate_prior(const PriorView& prior, const Lane* theta, Lane* exponents) {
-    const auto& mixture = mixture_in(prior, Scalar<Lane>(0));
-    const int n = prior.n_dimensions, packed = row_start(n);
+// theta: (N,); scratch: (K, N + 1).
+template <int N, class Lane>
+XPKERN_INLINE PriorValue<Lane> evaluate_mixture(const MixtureView<Scalar<Lane>>& mixture, int n_components,
+                                                const Lane* theta, Lane* scratch) {
+    constexpr int packed = N * (N + 1) / 2;
+    Lane *exponents = scratch, *slopes = scratch + n_components;  // (K,), (K, N) P_k d_k
     Lane largest = lane<Lane>(-1e30);
-    for (int k = 0; k < prior.n_components; ++k) {
-        const Scalar<Lane>*root = mixture.root + k * packed, *mean = mixture.mean + k * n;
-        Lane square = lane<Lane>(0);
-        for (int j = 0; j < n; ++j) {
-            Lane projected = lane<Lane>(0);
-            for (int i = j; i < n; ++i)
-                projected = fma(Lane(root[row_start(i) + j]), theta[i] - Lane(mean[i]), projected);
-            square = fma(projected, projected, square);
+    for (int k = 0; k < n_components; ++k) {
+        const Scalar<Lane>*root = mixture.root + k * packed, *mean = mixture.mean + k * N;
+        Lane difference[N], projected[N], square = lane<Lane>(0);
+        XPKERN_UNROLL
+        for (int i = 0; i < N; ++i) difference[i] = theta[i] - Lane(mean[i]);
+        XPKERN_UNROLL
+        for (int j = 0; j < N; ++j) {
+            projected[j] = lane<Lane>(0);
+            XPKERN_UNROLL
+            for (int i = j; i < N; ++i) projected[j] = fma(Lane(root[row_start(i) + j]), difference[i], projected[j]);
+            square = fma(projected[j], projected[j], square);
+        }
+        XPKERN_UNROLL
+        for (int i = 0; i < N; ++i) {
+            Lane slope = lane<Lane>(0);
+            XPKERN_UNROLL
+            for (int j = 0; j <= i; ++j) slope = fma(Lane(root[row_start(i) + j]), projected[j], slope);
+            slopes[k * N + i] = slope;
         }
         exponents[k] = fma(square, lane<Lane>(-0.5), Lane(mixture.log_weight[k]));
         largest = max(largest, exponents[k]);
     }
-    PriorValue<Lane> value;
-    Lane total = lane<Lane>(0);
-    for (int i = 0; i < n; ++i) value.gradient[i] = lane<Lane>(0);
-    for (int i = 0; i < packed; ++i) value.definite[i] = value.remainder[i] = lane<Lane>(0);
-    for (int k = 0; k < prior.n_components; ++k) {
-        const Scalar<Lane>*root = mixture.root + k * packed, *mean = mixture.mean + k * n;
-        const Lane weight = exp(exponents[k] - largest);
+    for (int k = 0; k < n_components; ++k) exponents[k] -= largest;
+    exp_of_all(exponents, n_components);
+
+    Lane total = lane<Lane>(0), gradient[N], definite[packed], remainder[packed];
+    XPKERN_UNROLL
+    for (int i = 0; i < N; ++i) gradient[i] = lane<Lane>(0);
+    XPKERN_UNROLL
+    for (int at = 0; at < packed; ++at) definite[at] = remainder[at] = lane<Lane>(0);
+    for (int k = 0; k < n_components; ++k) {
+        const Scalar<Lane>* precision = mixture.precision + k * packed;
+        const Lane weight = exponents[k];
+        Lane slope[N];
         total += weight;
-        Lane projected[MAX_INPUTS], slope[MAX_INPUTS];
-        for (int j = 0; j < n; ++j) {
-            projected[j] = lane<Lane>(0);
-            for (int i = j; i < n; ++i)
-                projected[j] = fma(Lane(root[row_start(i) + j]), theta[i] - Lane(mean[i]), projected[j]);
-        }
-        for (int i = 0; i < n; ++i) {
-            slope[i] = lane<Lane>(0);
-            for (int j = 0; j <= i; ++j) slope[i] = fma(Lane(root[row_start(i) + j]), projected[j], slope[i]);
-            value.gradient[i] = fma(-weight, slope[i], value.gradient[i]);
-        }
-        for (int i = 0; i < n; ++i) {
+        XPKERN_UNROLL
+        for (int i = 0; i < N; ++i) {
+            slope[i] = slopes[k * N + i];
+            const Lane weighted = weight * slope[i];
+            gradient[i] -= weighted;
+            XPKERN_UNROLL
             for (int j = 0; j <= i; ++j) {
-                Scalar<Lane> precision = 0;
-                for (int l = 0; l <= j; ++l) precision += root[row_start(i) + l] * root[row_start(j) + l];
                 const int at = row_start(i) + j;
-                value.definite[at] = fma(weight, Lane(precision), value.definite[at]);
-                value.remainder[at] = fma(weight * slope[i], slope[j], value.remainder[at]);
+                definite[at] = fma(weight, Lane(precision[at]), definite[at]);
+                remainder[at] = fma(weighted, slope[j], remainder[at]);
             }
         }
     }
+    PriorValue<Lane> value;
     const Lane inverse = lane<Lane>(1) / total;
     value.ln_density = largest + log(total);
-    for (int i = 0; i < n; ++i) value.gradient[i] *= inverse;
-    for (int i = 0; i < n; ++i) {
+    XPKERN_UNROLL
+    for (int i = 0; i < N; ++i) {
+        value.gradient[i] = gradient[i] = gradient[i] * inverse;
+        XPKERN_UNROLL
         for (int j = 0; j <= i; ++j) {
             const int at = row_start(i) + j;
-            value.definite[at] *= inverse;
-            value.remainder[at] = value.remainder[at] * inverse - value.gradient[i] * value.gradient[j];
+            value.definite[at] = definite[at] * inverse;
+            value.remainder[at] = fma(remainder[at], inverse, -(gradient[i] * gradient[j]));
         }
     }
     return value;
+}
+
+// theta: (d,); scratch: prior_scratch().
+template <class Lane>
+XPKERN_INLINE PriorValue<Lane> evaluate_prior(const PriorView& prior, int inputs, const Lane* theta, Lane* scratch) {
+    PriorValue<Lane> value;
+    with_known<MAX_INPUTS>(inputs, [&](auto known) {
+        value = evaluate_mixture<decltype(known)::value>(mixture_in(prior, Scalar<Lane>(0)), prior.n_components, theta,
+                                                         scratch);
+    });
+    return value;
+}
+
+// Lanes of scratch that evaluate_prior() needs.
+XPKERN_INLINE int prior_scratch(const PriorView& prior, int inputs) {
+    return prior.n_components * (inputs + 1);
 }
 
 XPKERN_NAMESPACE_END

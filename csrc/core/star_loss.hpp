@@ -40,12 +40,11 @@ struct LossState {
 template <class Real, class Wide>
 struct Workspace {
     NetworkTape<Real, Wide> tape;
-    Wide* flux;       // (m,) predicted
-    Wide* residual;   // (m,)
-    Real* column;     // (k + 1, m) slopes, whitened in place; the last is the residual in Real
-    Real* back;       // (m,) w, then w f
-    Wide* exponents;  // (K,)
-    XPKERN_INLINE Real* slope(int p, int m) const { return column + p * m; }
+    Wide* flux;      // (m,) predicted
+    Wide* residual;  // (m,)
+    Real* column;    // (m, k + 1) slopes, whitened in place; the last is the residual in Real
+    Real* back;      // (m,) w, then w f
+    Wide* prior;     // prior_scratch()
 };
 
 // Hands out aligned pieces of one buffer; with base = nullptr it only counts.
@@ -79,18 +78,9 @@ XPKERN_INLINE Workspace<Real, Wide> carve_workspace(const Shape& shape, const Pr
     space.residual = arena.take<Wide>(m);
     space.column = arena.take<Real>((shape.parameters() + 1) * m);
     space.back = arena.take<Real>(m);
-    space.exponents = arena.take<Wide>(prior.n_components);
+    space.prior = arena.take<Wide>(prior_scratch(prior, inputs));
     return space;
 }
-
-template <class A, class B>
-struct SameType {
-    static constexpr bool value = false;
-};
-template <class A>
-struct SameType<A, A> {
-    static constexpr bool value = true;
-};
 
 // Fluxes alone at u: space.flux.
 template <class Real, class Wide, class Shape>
@@ -101,97 +91,155 @@ XPKERN_KERNEL void predict_values(const ModelView& model, const Shape& shape, co
     network_forward<false>(model, shape, u, space.tape);
     const Wide twice_ln_plx = u[inputs + 1] + u[inputs + 1];
     for (int i = 0; i < m; ++i)
-        space.flux[i] = exp(fma(-u[inputs], Wide(wide.ext_curve[i]), space.tape.output[i] + twice_ln_plx));
+        space.flux[i] = fma(-u[inputs], Wide(wide.ext_curve[i]), space.tape.output[i] + twice_ln_plx);
+    exp_of_all(space.flux, m);
 }
 
 // Fluxes and slopes at u: space.flux, space.column = df/du, tape.output_tangent = d ln f / dTheta.
 template <class Real, class Wide, class Shape>
 XPKERN_INLINE void predict_flux(const ModelView& model, const Shape& shape, const Wide* u,
                                 const Workspace<Real, Wide>& space) {
-    const int inputs = shape.inputs(), m = shape.samples();
+    const int inputs = shape.inputs(), columns = shape.parameters() + 1, m = shape.samples();
     const auto& wide = network_of<Wide>(model);
     const auto& real = network_of<Real>(model);
     network_forward<true>(model, shape, u, space.tape);
     const Wide ext = u[inputs], twice_ln_plx = u[inputs + 1] + u[inputs + 1];
+    for (int i = 0; i < m; ++i) space.flux[i] = fma(-ext, Wide(wide.ext_curve[i]), space.tape.output[i] + twice_ln_plx);
+    exp_of_all(space.flux, m);
     for (int i = 0; i < m; ++i) {
-        const Wide flux = exp(fma(-ext, Wide(wide.ext_curve[i]), space.tape.output[i] + twice_ln_plx));
-        const Real narrow = convert<Real>(flux);
-        space.flux[i] = flux;
-        for (int t = 0; t < inputs; ++t) space.slope(t, m)[i] = narrow * space.tape.output_tangent[t * m + i];
-        space.slope(inputs, m)[i] = narrow * Real(-real.ext_curve[i]);
-        space.slope(inputs + 1, m)[i] = narrow + narrow;
+        const Real narrow = convert<Real>(space.flux[i]);
+        Real* slope = space.column + i * columns;
+        for (int t = 0; t < inputs; ++t) slope[t] = narrow * space.tape.output_tangent[i * inputs + t];
+        slope[inputs] = narrow * Real(-real.ext_curve[i]);
+        slope[inputs + 1] = narrow + narrow;
     }
 }
 
-// result[b] = sum_i left_i right[b]_i for COUNT columns that follow each other, m apart.
-template <int COUNT, class Real>
-XPKERN_INLINE void dot_block(const Real* left, const Real* right, int m, Real* result) {
-    Real sum[COUNT];
+// result[a][b] = sum_i left_ia right_ib for LEFT by RIGHT neighbours of the columns (m, stride).
+template <int LEFT, int RIGHT, class Real>
+XPKERN_INLINE void product_block(const Real* left, const Real* right, int m, int stride, Real* result) {
+    Real sum[LEFT][RIGHT];
     XPKERN_UNROLL
-    for (int b = 0; b < COUNT; ++b) sum[b] = lane<Real>(0);
-    for (int i = 0; i < m; ++i) {
-        const Real y = left[i];
+    for (int a = 0; a < LEFT; ++a) {
         XPKERN_UNROLL
-        for (int b = 0; b < COUNT; ++b) sum[b] = fma(y, right[b * m + i], sum[b]);
+        for (int b = 0; b < RIGHT; ++b) sum[a][b] = lane<Real>(0);
     }
-    XPKERN_UNROLL
-    for (int b = 0; b < COUNT; ++b) result[b] = sum[b];
-}
-
-template <class Real>
-XPKERN_INLINE void dot(const Real* left, const Real* right, int m, int count, Real* result) {
-    int b = 0;
-    for (; b + 6 <= count; b += 6) dot_block<6>(left, right + b * m, m, result + b);
-    if (count - b == 5) dot_block<5>(left, right + b * m, m, result + b);
-    if (count - b == 4) dot_block<4>(left, right + b * m, m, result + b);
-    if (count - b == 3) dot_block<3>(left, right + b * m, m, result + b);
-    if (count - b == 2) dot_block<2>(left, right + b * m, m, result + b);
-    if (count - b == 1) dot_block<1>(left, right + b * m, m, result + b);
-}
-
-// normal = Y^T Y and projected = Y^T y. columns: k slopes, then the residual.
-template <class Real>
-XPKERN_INLINE void normal_equations(const Real* column, int m, int k, Real* normal, Real* projected) {
-    for (int a = 0; a < k; ++a) {
-        Real product[MAX_PARAMETERS + 1];
-        dot(column + a * m, column + a * m, m, k + 1 - a, product);
-        for (int b = a; b < k; ++b) normal[row_start(b) + a] = product[b - a];
-        projected[a] = product[k - a];
-    }
-}
-
-// 2 sum_i w_i d2 f_i / du du, added to hessian. residual: y in Real, destroyed.
-template <class Real, class Wide, class Shape>
-XPKERN_INLINE void add_flux_curvature(const ModelView& model, const Shape& shape, const Real* factor,
-                                      const Real* whitened, const Workspace<Real, Wide>& space, Real* hessian) {
-    const int inputs = shape.inputs(), k = shape.parameters(), m = shape.samples();
-    const auto& real = network_of<Real>(model);
-    for (int i = 0; i < m; ++i) space.back[i] = whitened[i];
-    unwhiten(factor, m, space.back);
-    for (int i = 0; i < m; ++i) space.back[i] *= convert<Real>(space.flux[i]);
-
-    Real sum[MAX_TRIANGLE];
-    for (int packed = 0; packed < row_start(k); ++packed) sum[packed] = lane<Real>(0);
-    network_curvature(model, shape, space.back, space.tape, sum);
     for (int i = 0; i < m; ++i) {
-        Real slope[MAX_PARAMETERS];
-        for (int t = 0; t < inputs; ++t) slope[t] = space.tape.output_tangent[t * m + i];
-        slope[inputs] = Real(-real.ext_curve[i]);
-        slope[inputs + 1] = lane<Real>(2);
-        for (int a = 0, packed = 0; a < k; ++a) {
-            const Real weighted = space.back[i] * slope[a];
-            for (int b = 0; b <= a; ++b, ++packed) sum[packed] = fma(weighted, slope[b], sum[packed]);
+        Real x[LEFT];
+        XPKERN_UNROLL
+        for (int a = 0; a < LEFT; ++a) x[a] = left[i * stride + a];
+        XPKERN_UNROLL
+        for (int b = 0; b < RIGHT; ++b) {
+            const Real y = right[i * stride + b];
+            XPKERN_UNROLL
+            for (int a = 0; a < LEFT; ++a) sum[a][b] = fma(x[a], y, sum[a][b]);
         }
     }
-    for (int packed = 0; packed < row_start(k); ++packed)
-        hessian[packed] = fma(sum[packed], lane<Real>(2), hessian[packed]);
+    XPKERN_UNROLL
+    for (int a = 0; a < LEFT; ++a) {
+        XPKERN_UNROLL
+        for (int b = 0; b < RIGHT; ++b) result[a * (MAX_PARAMETERS + 1) + b] = sum[a][b];
+    }
+}
+
+// Two rows of Y^T (Y, y) at a time share the loads of their columns.
+template <int LEFT, class Real>
+XPKERN_INLINE void product_rows(const Real* left, const Real* right, int m, int stride, int count, Real* result) {
+    int b = 0;
+    for (; b + 6 <= count; b += 6) product_block<LEFT, 6>(left, right + b, m, stride, result + b);
+    if (b + 4 <= count) {
+        product_block<LEFT, 4>(left, right + b, m, stride, result + b);
+        b += 4;
+    }
+    for (; b + 2 <= count; b += 2) product_block<LEFT, 2>(left, right + b, m, stride, result + b);
+    if (b < count) product_block<LEFT, 1>(left, right + b, m, stride, result + b);
+}
+
+// normal = Y^T Y and projected = Y^T y. column: (m, k + 1), k slopes and the residual.
+template <class Real>
+XPKERN_INLINE void normal_equations(const Real* column, int m, int k, Real* normal, Real* projected) {
+    Real product[2][MAX_PARAMETERS + 1];
+    for (int a = 0; a < k; a += 2) {
+        const int rows = k - a < 2 ? 1 : 2, count = k + 1 - a;
+        if (rows == 2)
+            product_rows<2>(column + a, column + a, m, k + 1, count, product[0]);
+        else
+            product_rows<1>(column + a, column + a, m, k + 1, count, product[0]);
+        for (int row = 0; row < rows; ++row) {
+            for (int b = a + row; b < k; ++b) normal[row_start(b) + a + row] = product[row][b - a];
+            projected[a + row] = product[row][k - a];
+        }
+    }
+}
+
+// hessian += 2 sum_i weight_i d_i d_i^T of the slopes d_i = d ln f_i / du = (network tangents, -R_i, 2). weight: (m,),
+// tangent: (m, INPUTS), ext_curve: (m,) R. The last slope is the same for all samples, so that sums serve for it.
+template <int INPUTS, class Real>
+XPKERN_INLINE void add_slope_products(const Real* weight, const Real* tangent, const Scalar<Real>* ext_curve, int m,
+                                      Real* hessian) {
+    constexpr int SLOPES = INPUTS + 1;
+    Real product[SLOPES][SLOPES], sum[SLOPES], total = lane<Real>(0);
+    XPKERN_UNROLL
+    for (int a = 0; a < SLOPES; ++a) {
+        sum[a] = lane<Real>(0);
+        XPKERN_UNROLL
+        for (int b = 0; b <= a; ++b) product[a][b] = lane<Real>(0);
+    }
+    for (int i = 0; i < m; ++i) {
+        Real slope[SLOPES];
+        XPKERN_UNROLL
+        for (int t = 0; t < INPUTS; ++t) slope[t] = tangent[i * INPUTS + t];
+        slope[INPUTS] = Real(-ext_curve[i]);
+        total += weight[i];
+        XPKERN_UNROLL
+        for (int a = 0; a < SLOPES; ++a) {
+            const Real weighted = weight[i] * slope[a];
+            sum[a] += weighted;
+            XPKERN_UNROLL
+            for (int b = 0; b <= a; ++b) product[a][b] = fma(weighted, slope[b], product[a][b]);
+        }
+    }
+    const Real two = lane<Real>(2), four = lane<Real>(4);
+    Real* last = hessian + row_start(SLOPES);
+    XPKERN_UNROLL
+    for (int a = 0; a < SLOPES; ++a) {
+        XPKERN_UNROLL
+        for (int b = 0; b <= a; ++b) {
+            Real& element = hessian[row_start(a) + b];
+            element = fma(product[a][b], two, element);
+        }
+        last[a] = fma(sum[a], four, last[a]);
+    }
+    last[SLOPES] = fma(total + total, four, last[SLOPES]);
+}
+
+// 2 sum_i w_i d2 f_i / du du, added to hessian.
+template <class Real, class Wide, class Shape>
+XPKERN_INLINE void add_flux_curvature(const ModelView& model, const Shape& shape, const Real* factor,
+                                      const Workspace<Real, Wide>& space, Real* hessian) {
+    const int inputs = shape.inputs(), k = shape.parameters(), m = shape.samples();
+    Real* weight = space.back;
+    for (int i = 0; i < m; ++i) weight[i] = space.column[i * (k + 1) + k];
+    unwhiten(factor, m, weight);
+    for (int i = 0; i < m; ++i) weight[i] *= convert<Real>(space.flux[i]);
+
+    Real curvature[MAX_INPUTS * (MAX_INPUTS + 1) / 2];
+    for (int packed = 0; packed < row_start(inputs); ++packed) curvature[packed] = lane<Real>(0);
+    network_curvature(model, shape, weight, space.tape, curvature);
+    for (int packed = 0; packed < row_start(inputs); ++packed)
+        hessian[packed] = fma(curvature[packed], lane<Real>(2), hessian[packed]);
+    const Scalar<Real>* ext_curve = network_of<Real>(model).ext_curve;
+    with_known<MAX_INPUTS>(inputs, [&](auto known) {
+        add_slope_products<decltype(known)::value>(weight, space.tape.output_tangent, ext_curve, m, hessian);
+    });
 }
 
 // Everything but chi^2: constraints, prior, Jacobian terms.
-template <class Real, class Wide>
-XPKERN_KERNEL void add_other_terms(int inputs, const StarView<Real, Wide>& star, const LossView& terms,
-                                   const PriorView& prior, Wide* exponents, LossState<Real, Wide>& state) {
-    const int ext = inputs, plx = inputs + 1;
+template <class Real, class Wide, class Shape>
+XPKERN_INLINE void add_other_terms(const Shape& shape, const StarView<Real, Wide>& star, const LossView& terms,
+                                   const PriorView& prior, const Workspace<Real, Wide>& space,
+                                   LossState<Real, Wide>& state) {
+    const int inputs = shape.inputs(), ext = inputs, plx = inputs + 1;
     const Wide parallax = exp(state.u[plx]);
     for (int k = 0; k <= plx; ++k) {
         const Wide value = k == plx ? parallax : state.u[k];
@@ -206,7 +254,7 @@ XPKERN_KERNEL void add_other_terms(int inputs, const StarView<Real, Wide>& star,
         const Wide bend = k == plx ? weighted * parallax : lane<Wide>(0);
         state.hessian[at] += convert<Real>((squared + bend) * lane<Wide>(2));
     }
-    const PriorValue<Wide> density = evaluate_prior(prior, state.u, exponents);
+    const PriorValue<Wide> density = evaluate_prior(prior, inputs, state.u, space.prior);
     state.ln_prior = density.ln_density;
     if (terms.prior) {
         state.loss = fma(density.ln_density, lane<Wide>(-2), state.loss);
@@ -240,22 +288,18 @@ XPKERN_KERNEL void evaluate_loss(const ModelView& model, const Shape& shape, con
                                  const Workspace<Real, Wide>& space, LossState<Real, Wide>& state) {
     const int k = shape.parameters(), m = shape.samples();
     predict_flux(model, shape, state.u, space);
-    Real* whitened = space.slope(k, m);
-    Real* columns[MAX_PARAMETERS + 1];
-    for (int p = 0; p <= k; ++p) columns[p] = space.slope(p, m);
+    Real* whitened = space.column + k;  // of every k + 1
     Wide chi2 = lane<Wide>(0);
     if constexpr (SameType<Real, Wide>::value) {
-        for (int i = 0; i < m; ++i) whitened[i] = space.flux[i] - star.flux[i];
-        whiten(star.factor, m, k + 1, columns);
-        for (int i = 0; i < m; ++i) chi2 = fma(whitened[i], whitened[i], chi2);
+        for (int i = 0; i < m; ++i) whitened[i * (k + 1)] = space.flux[i] - star.flux[i];
+        whiten(star.factor, m, k + 1, k + 1, space.column);
+        for (int i = 0; i < m; ++i) chi2 = fma(whitened[i * (k + 1)], whitened[i * (k + 1)], chi2);
     } else {
         for (int i = 0; i < m; ++i) space.residual[i] = space.flux[i] - convert<Wide>(star.flux[i]);
-        Wide* residual[1] = {space.residual};
-        whiten(star.factor, m, 1, residual);
-        whiten(star.factor, m, k, columns);
+        whiten(star.factor, m, k, k + 1, space.column, space.residual);
         for (int i = 0; i < m; ++i) {
             chi2 = fma(space.residual[i], space.residual[i], chi2);
-            whitened[i] = convert<Real>(space.residual[i]);
+            whitened[i * (k + 1)] = convert<Real>(space.residual[i]);
         }
     }
     state.chi2 = state.loss = chi2;
@@ -263,8 +307,8 @@ XPKERN_KERNEL void evaluate_loss(const ModelView& model, const Shape& shape, con
     for (int p = 0; p < k; ++p) state.gradient[p] += state.gradient[p];
     for (int packed = 0; packed < row_start(k); ++packed)
         state.gauss_newton[packed] = state.hessian[packed] = state.normal[packed] + state.normal[packed];
-    if constexpr (EXACT) add_flux_curvature(model, shape, star.factor, whitened, space, state.hessian);
-    add_other_terms(shape.inputs(), star, terms, prior, space.exponents, state);
+    if constexpr (EXACT) add_flux_curvature(model, shape, star.factor, space, state.hessian);
+    add_other_terms(shape, star, terms, prior, space, state);
     if constexpr (!EXACT)
         for (int packed = 0; packed < row_start(k); ++packed) state.hessian[packed] = state.gauss_newton[packed];
 }

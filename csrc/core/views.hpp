@@ -45,7 +45,8 @@ template <class Element>
 struct MixtureView {
     const Element* log_weight;  // (K,) ln of weight over the Gaussian's normalisation
     const Element* mean;        // (K, d)
-    const Element* root;        // (K, d (d + 1) / 2) lower triangle L by rows, precision = L L^T
+    const Element* root;        // (K, d (d + 1) / 2) lower triangle L by rows
+    const Element* precision;   // (K, d (d + 1) / 2) lower triangle of L L^T by rows
 };
 
 struct PriorView {

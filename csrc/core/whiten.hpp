@@ -12,71 +12,119 @@ XPKERN_INLINE int row_start(int row) {
     return row * (row + 1) / 2;
 }
 
-// Rows i ... i + ROWS of COLUMNS right-hand sides, in place. column[c]: (m,). The factor may be narrower than the
-// columns.
-template <int ROWS, int COLUMNS, class Factor, class Lane>
-XPKERN_INLINE void whiten_rows(const Factor* factor, int i, Lane* const* column) {
-    Lane sum[ROWS][COLUMNS];
-    const Factor* row[ROWS];
+// Right-hand sides lie side by side, (m, stride), the first of them at `column`; they are whitened in place. One more,
+// (m,), may be carried along in a wider type than the factor: none where WIDE = 0.
+template <int ROWS, int COLUMNS, int WIDE, class Lane, class Wide>
+XPKERN_INLINE void whiten_rows(const Lane* factor, int i, int stride, Lane* column, Wide* wide) {
+    Lane minus[ROWS][COLUMNS];  // what is left of the right-hand sides, negated
+    Wide wide_minus[ROWS];
+    const Lane* row[ROWS];
     XPKERN_UNROLL
     for (int r = 0; r < ROWS; ++r) {
         row[r] = factor + row_start(i + r);
         XPKERN_UNROLL
-        for (int c = 0; c < COLUMNS; ++c) sum[r][c] = lane<Lane>(0);
+        for (int c = 0; c < COLUMNS; ++c) minus[r][c] = -column[(i + r) * stride + c];
+        if constexpr (WIDE) wide_minus[r] = -wide[i + r];
     }
     for (int j = 0; j < i; ++j) {
-        Lane y[COLUMNS];
+        Lane g[ROWS];
         XPKERN_UNROLL
-        for (int c = 0; c < COLUMNS; ++c) y[c] = column[c][j];
+        for (int r = 0; r < ROWS; ++r) g[r] = held(row[r][j]);
         XPKERN_UNROLL
-        for (int r = 0; r < ROWS; ++r) {
-            const Lane g = convert<Lane>(row[r][j]);
+        for (int c = 0; c < COLUMNS; ++c) {
+            const Lane y = held(column[j * stride + c]);
             XPKERN_UNROLL
-            for (int c = 0; c < COLUMNS; ++c) sum[r][c] = fma(g, y[c], sum[r][c]);
+            for (int r = 0; r < ROWS; ++r) minus[r][c] = fma(g[r], y, minus[r][c]);
+        }
+        if constexpr (WIDE) {
+            const Wide y = held(wide[j]);
+            XPKERN_UNROLL
+            for (int r = 0; r < ROWS; ++r) wide_minus[r] = fma(convert<Wide>(row[r][j]), y, wide_minus[r]);
         }
     }
     XPKERN_UNROLL
     for (int r = 0; r < ROWS; ++r) {
-        const Lane reciprocal = convert<Lane>(row[r][i + r]);
+        const Lane minus_reciprocal = -row[r][i + r];
         XPKERN_UNROLL
         for (int c = 0; c < COLUMNS; ++c) {
-            const Lane y = (column[c][i + r] - sum[r][c]) * reciprocal;
-            column[c][i + r] = y;
+            const Lane y = minus[r][c] * minus_reciprocal;
+            column[(i + r) * stride + c] = y;
+            XPKERN_UNROLL
+            for (int below = r + 1; below < ROWS; ++below) minus[below][c] = fma(row[below][i + r], y, minus[below][c]);
+        }
+        if constexpr (WIDE) {
+            const Wide y = wide_minus[r] * -convert<Wide>(row[r][i + r]);
+            wide[i + r] = y;
             XPKERN_UNROLL
             for (int below = r + 1; below < ROWS; ++below)
-                sum[below][c] = fma(convert<Lane>(row[below][i + r]), y, sum[below][c]);
+                wide_minus[below] = fma(convert<Wide>(row[below][i + r]), y, wide_minus[below]);
         }
     }
 }
 
-template <int ROWS, int COLUMNS, class Factor, class Lane>
-XPKERN_INLINE void whiten_columns(const Factor* factor, int m, Lane* const* column) {
+// Rows that do not fill a block come first, where they are short.
+template <int COLUMNS, int WIDE, class Lane, class Wide>
+XPKERN_INLINE void whiten_columns(const Lane* factor, int m, int stride, Lane* column, Wide* wide) {
+    constexpr int registers = COLUMNS * LaneTraits<Lane>::registers + WIDE * LaneTraits<Wide>::registers;
+    constexpr int wanted = ACCUMULATORS / registers;
+    constexpr int ROWS = wanted < 1 ? 1 : (wanted > 8 ? 8 : wanted);
     int i = 0;
-    for (; i + ROWS <= m; i += ROWS) whiten_rows<ROWS, COLUMNS>(factor, i, column);
-    for (; i < m; ++i) whiten_rows<1, COLUMNS>(factor, i, column);
+    for (; i < m % ROWS; ++i) whiten_rows<1, COLUMNS, WIDE>(factor, i, stride, column, wide);
+    for (; i < m; i += ROWS) whiten_rows<ROWS, COLUMNS, WIDE>(factor, i, stride, column, wide);
 }
 
-// Any number of columns, six at a time (a residual and five slopes).
-template <class Factor, class Lane>
-XPKERN_INLINE void whiten(const Factor* factor, int m, int columns, Lane* const* column) {
-    constexpr int registers = LaneTraits<Lane>::registers;
-    constexpr int room = ACCUMULATORS / registers;
+// The first `columns` of the right-hand sides column: (m, stride), six at a time (a residual and five slopes).
+template <class Lane>
+XPKERN_INLINE void whiten(const Lane* factor, int m, int columns, int stride, Lane* column) {
+    Lane* const none = nullptr;
     int c = 0;
-    for (; c + 6 <= columns; c += 6) whiten_columns<(room >= 12 ? 2 : 1), 6>(factor, m, column + c);
-    for (; c + 5 <= columns; c += 5) whiten_columns<(room >= 10 ? 2 : 1), 5>(factor, m, column + c);
-    for (; c < columns; ++c) whiten_columns<(room >= 8 ? 8 : 4), 1>(factor, m, column + c);
+    for (; c + 6 <= columns; c += 6) whiten_columns<6, 0>(factor, m, stride, column + c, none);
+    for (; c < columns; ++c) whiten_columns<1, 0>(factor, m, stride, column + c, none);
 }
 
-// w = G^-T y = C^-1 b, in place of y. Column-free: a solved element is subtracted along its row of the factor.
+// The same with wide: (m,) beside them. Changing the factor's precision is as much work as a multiply-add, on units
+// that have nothing else to do while the columns are whitened.
+template <class Lane, class Wide>
+XPKERN_INLINE void whiten(const Lane* factor, int m, int columns, int stride, Lane* column, Wide* wide) {
+    int c = 1;
+    if (columns >= 5) {
+        whiten_columns<5, 1>(factor, m, stride, column, wide);
+        c = 5;
+    } else {
+        whiten_columns<1, 1>(factor, m, stride, column, wide);
+    }
+    whiten(factor, m, columns - c, stride, column + c);
+}
+
+// Rows i ... i + ROWS of w = G^-T y; what they contribute to the rows above is subtracted there.
+template <int ROWS, class Lane>
+XPKERN_INLINE void unwhiten_rows(const Lane* factor, int i, Lane* y) {
+    Lane minus[ROWS];
+    const Lane* row[ROWS];
+    XPKERN_UNROLL
+    for (int r = ROWS - 1; r >= 0; --r) {
+        row[r] = factor + row_start(i + r);
+        Lane left = y[i + r];
+        XPKERN_UNROLL
+        for (int below = ROWS - 1; below > r; --below) left = fma(row[below][i + r], minus[below], left);
+        y[i + r] = left * row[r][i + r];
+        minus[r] = -y[i + r];
+    }
+    for (int j = i - 1; j >= 0; --j) {
+        Lane left = y[j];
+        XPKERN_UNROLL
+        for (int r = ROWS - 1; r >= 0; --r) left = fma(row[r][j], minus[r], left);
+        y[j] = left;
+    }
+}
+
+// w = G^-T y = C^-1 b, in place of y: (m,).
 template <class Lane>
 XPKERN_INLINE void unwhiten(const Lane* factor, int m, Lane* y) {
-    for (int i = m - 1; i >= 0; --i) {
-        const Lane* row = factor + row_start(i);
-        const Lane w = y[i] * row[i];
-        y[i] = w;
-        const Lane minus = -w;
-        for (int j = 0; j < i; ++j) y[j] = fma(row[j], minus, y[j]);
-    }
+    constexpr int ROWS = 8;
+    int i = m;
+    for (; i >= ROWS; i -= ROWS) unwhiten_rows<ROWS>(factor, i - ROWS, y);
+    for (; i > 0; --i) unwhiten_rows<1>(factor, i - 1, y);
 }
 
 XPKERN_NAMESPACE_END

@@ -106,12 +106,18 @@ class Prior {
         mean_.assign(mean.data(), mean.data() + mean.size());
         for (int c = 0; c < view_.n_components; ++c)
             for (int i = 0; i < n; ++i)
-                for (int j = 0; j <= i; ++j) root_.push_back(root.at(c, i, j));
+                for (int j = 0; j <= i; ++j) {
+                    double product = 0;
+                    for (int l = 0; l <= j; ++l) product += root.at(c, i, l) * root.at(c, j, l);
+                    root_.push_back(root.at(c, i, j));
+                    precision_.push_back(product);
+                }
         float_log_weight_.assign(log_weight_.begin(), log_weight_.end());
         float_mean_.assign(mean_.begin(), mean_.end());
         float_root_.assign(root_.begin(), root_.end());
-        view_.in_double = {log_weight_.data(), mean_.data(), root_.data()};
-        view_.in_float = {float_log_weight_.data(), float_mean_.data(), float_root_.data()};
+        float_precision_.assign(precision_.begin(), precision_.end());
+        view_.in_double = {log_weight_.data(), mean_.data(), root_.data(), precision_.data()};
+        view_.in_float = {float_log_weight_.data(), float_mean_.data(), float_root_.data(), float_precision_.data()};
     }
     Prior(const Prior&) = delete;
     Prior& operator=(const Prior&) = delete;
@@ -120,8 +126,8 @@ class Prior {
 
   private:
     PriorView view_{};
-    std::vector<double> log_weight_, mean_, root_;
-    std::vector<float> float_log_weight_, float_mean_, float_root_;
+    std::vector<double> log_weight_, mean_, root_, precision_;
+    std::vector<float> float_log_weight_, float_mean_, float_root_, float_precision_;
 };
 
 // The start grid as the kernels read it.

@@ -105,6 +105,13 @@ struct LaneTraits<Pack<Element, N>> {
     static constexpr int registers = Pack<Element, N>::registers;
 };
 
+template <class Element, int N>
+struct Together<Pack<Element, N>> {
+    static constexpr int registers = ACCUMULATORS >= 16 ? 4 : 1;  // with sixteen of them constants would be spilled
+    static constexpr int size = Pack<Element, N>::registers < registers ? registers / Pack<Element, N>::registers : 1;
+    using Group = Pack<Element, size * N>;
+};
+
 #define XPKERN_PACK_COMPARISON(op)                                                                           \
     template <class Element, int N>                                                                          \
     XPKERN_INLINE Mask<Pack<Element, N>> operator op(const Pack<Element, N>& a, const Pack<Element, N>& b) { \
@@ -208,13 +215,56 @@ XPKERN_INLINE Pack<Element, N> sqrt(const Pack<Element, N>& a) {
     return result;
 }
 
+// The processor's own minimum and maximum follow the rule of core/lane.hpp for NaN.
+#if defined(__AVX512F__)
+XPKERN_INLINE __m512 min_register(const __m512& a, const __m512& b) {
+    return _mm512_maskz_min_ps(0xffff, a, b);
+}
+XPKERN_INLINE __m512d min_register(const __m512d& a, const __m512d& b) {
+    return _mm512_maskz_min_pd(0xff, a, b);
+}
+XPKERN_INLINE __m512 max_register(const __m512& a, const __m512& b) {
+    return _mm512_maskz_max_ps(0xffff, a, b);
+}
+XPKERN_INLINE __m512d max_register(const __m512d& a, const __m512d& b) {
+    return _mm512_maskz_max_pd(0xff, a, b);
+}
+#elif defined(__AVX2__)
+XPKERN_INLINE __m256 min_register(const __m256& a, const __m256& b) {
+    return _mm256_min_ps(a, b);
+}
+XPKERN_INLINE __m256d min_register(const __m256d& a, const __m256d& b) {
+    return _mm256_min_pd(a, b);
+}
+XPKERN_INLINE __m256 max_register(const __m256& a, const __m256& b) {
+    return _mm256_max_ps(a, b);
+}
+XPKERN_INLINE __m256d max_register(const __m256d& a, const __m256d& b) {
+    return _mm256_max_pd(a, b);
+}
+#endif
+
 template <class Element, int N>
 XPKERN_INLINE Pack<Element, N> min(const Pack<Element, N>& a, const Pack<Element, N>& b) {
+#if defined(__AVX2__)
+    Pack<Element, N> result;
+    XPKERN_UNROLL
+    for (int k = 0; k < result.registers; ++k) result.v[k] = min_register(a.v[k], b.v[k]);
+    return result;
+#else
     return select(a < b, a, b);
+#endif
 }
 template <class Element, int N>
 XPKERN_INLINE Pack<Element, N> max(const Pack<Element, N>& a, const Pack<Element, N>& b) {
+#if defined(__AVX2__)
+    Pack<Element, N> result;
+    XPKERN_UNROLL
+    for (int k = 0; k < result.registers; ++k) result.v[k] = max_register(a.v[k], b.v[k]);
+    return result;
+#else
     return select(a > b, a, b);
+#endif
 }
 template <class Element, int N>
 XPKERN_INLINE Pack<Element, N> abs(const Pack<Element, N>& a) {
@@ -250,11 +300,31 @@ template <class Element, int N>
 struct Memory<Pack<Element, N>> {
     static XPKERN_INLINE Pack<Element, N> load(const Element* from) {
         Pack<Element, N> result;
-        __builtin_memcpy(&result, from, sizeof(result));
+        XPKERN_UNROLL
+        for (int k = 0; k < result.registers; ++k)
+            __builtin_memcpy(&result.v[k], from + k * result.per_register, sizeof(result.v[k]));
         return result;
     }
-    static XPKERN_INLINE void store(Element* to, const Pack<Element, N>& a) { __builtin_memcpy(to, &a, sizeof(a)); }
+    static XPKERN_INLINE void store(Element* to, const Pack<Element, N>& a) {
+        XPKERN_UNROLL
+        for (int k = 0; k < a.registers; ++k) __builtin_memcpy(to + k * a.per_register, &a.v[k], sizeof(a.v[k]));
+    }
 };
+
+#if defined(__GNUC__) && !defined(__clang__) && defined(__AVX2__)
+template <class Element, int N>
+struct Holder<Pack<Element, N>> {
+    static XPKERN_INLINE Pack<Element, N> hold(const Pack<Element, N>& a) {
+        Pack<Element, N> result;
+        XPKERN_UNROLL
+        for (int k = 0; k < a.registers; ++k) {
+            result.v[k] = a.v[k];
+            asm("" : "+v"(result.v[k]));
+        }
+        return result;
+    }
+};
+#endif
 
 // Precision: the registers of a double pack narrow to one float register and back.
 template <int N>
@@ -266,28 +336,69 @@ struct Converter<Pack<double, N>, Pack<double, N>> {
     static XPKERN_INLINE Pack<double, N> apply(const Pack<double, N>& from) { return from; }
 };
 
-// The halves of a register hold the same elements as a register of the narrower type's upper and lower part.
-template <class Wide, class Narrow, int N>
+// A register of the wider type becomes half a register of the narrower one. Where the compilers' own words for it go
+// through memory or take a register piece by piece, the instruction is named.
+template <class Wide, class Narrow>
 struct PrecisionChange {
-    static constexpr int half = Pack<Wide, N>::per_register;
     typedef Wide WideRegister __attribute__((vector_size(REGISTER_BYTES)));
-    typedef Narrow HalfRegister __attribute__((vector_size(REGISTER_BYTES / 2)));
+    typedef Narrow NarrowRegister __attribute__((vector_size(REGISTER_BYTES)));
+    typedef Narrow Half __attribute__((vector_size(REGISTER_BYTES / 2)));
+    static constexpr bool real = SameType<Narrow, float>::value;
+
+    static XPKERN_INLINE NarrowRegister narrow_pair(const WideRegister& lower, const WideRegister& upper) {
+#if defined(__AVX512F__)
+        if constexpr (real) {
+            const __m256 halves[2] = {_mm512_maskz_cvtpd_ps(0xff, lower), _mm512_maskz_cvtpd_ps(0xff, upper)};
+            return _mm512_insertf32x8(_mm512_castps256_ps512(halves[0]), halves[1], 1);
+        } else {
+            const __m256i halves[2] = {_mm512_maskz_cvtepi64_epi32(0xff, (__m512i)lower),
+                                       _mm512_maskz_cvtepi64_epi32(0xff, (__m512i)upper)};
+            return (NarrowRegister)_mm512_inserti32x8(_mm512_castsi256_si512(halves[0]), halves[1], 1);
+        }
+#else
+#if defined(__AVX2__)
+        if constexpr (real) return _mm256_set_m128(_mm256_cvtpd_ps(upper), _mm256_cvtpd_ps(lower));
+#elif defined(__aarch64__)
+        if constexpr (real) return vcombine_f32(vcvt_f32_f64(lower), vcvt_f32_f64(upper));
+#endif
+        const Half halves[2] = {__builtin_convertvector(lower, Half), __builtin_convertvector(upper, Half)};
+        NarrowRegister result;
+        __builtin_memcpy(&result, halves, sizeof(result));
+        return result;
+#endif
+    }
+
+    static XPKERN_INLINE WideRegister widen_half(const Half& half) {
+#if defined(__AVX512F__)
+        if constexpr (real)
+            return _mm512_maskz_cvtps_pd(0xff, half);
+        else
+            return (WideRegister)_mm512_maskz_cvtepi32_epi64(0xff, (__m256i)half);
+#elif defined(__AVX2__)
+        if constexpr (real)
+            return _mm256_cvtps_pd(half);
+        else
+            return (WideRegister)_mm256_cvtepi32_epi64((__m128i)half);
+#else
+        return __builtin_convertvector(half, WideRegister);
+#endif
+    }
+
+    template <int N>
     static XPKERN_INLINE Pack<Narrow, N> narrow(const Pack<Wide, N>& from) {
         Pack<Narrow, N> result;
         XPKERN_UNROLL
-        for (int k = 0; k < from.registers; ++k) {
-            const HalfRegister part = __builtin_convertvector(from.v[k], HalfRegister);
-            __builtin_memcpy(reinterpret_cast<Narrow*>(&result) + k * half, &part, sizeof(part));
-        }
+        for (int k = 0; k < result.registers; ++k) result.v[k] = narrow_pair(from.v[2 * k], from.v[2 * k + 1]);
         return result;
     }
+    template <int N>
     static XPKERN_INLINE Pack<Wide, N> widen(const Pack<Narrow, N>& from) {
         Pack<Wide, N> result;
         XPKERN_UNROLL
         for (int k = 0; k < result.registers; ++k) {
-            HalfRegister part;
-            __builtin_memcpy(&part, reinterpret_cast<const Narrow*>(&from) + k * half, sizeof(part));
-            result.v[k] = __builtin_convertvector(part, WideRegister);
+            Half half;  // most often read from memory, half by half
+            __builtin_memcpy(&half, reinterpret_cast<const char*>(&from) + k * sizeof(half), sizeof(half));
+            result.v[k] = widen_half(half);
         }
         return result;
     }
@@ -295,25 +406,25 @@ struct PrecisionChange {
 template <int N>
 struct Converter<Pack<float, N>, Pack<double, N>> {
     static XPKERN_INLINE Pack<float, N> apply(const Pack<double, N>& from) {
-        return PrecisionChange<double, float, N>::narrow(from);
+        return PrecisionChange<double, float>::narrow(from);
     }
 };
 template <int N>
 struct Converter<Pack<double, N>, Pack<float, N>> {
     static XPKERN_INLINE Pack<double, N> apply(const Pack<float, N>& from) {
-        return PrecisionChange<double, float, N>::widen(from);
+        return PrecisionChange<double, float>::widen(from);
     }
 };
 template <int N>
 struct MaskConverter<Pack<float, N>, Pack<int64_t, N>> {
     static XPKERN_INLINE Pack<int32_t, N> apply(const Pack<int64_t, N>& mask) {
-        return PrecisionChange<int64_t, int32_t, N>::narrow(mask);
+        return PrecisionChange<int64_t, int32_t>::narrow(mask);
     }
 };
 template <int N>
 struct MaskConverter<Pack<double, N>, Pack<int32_t, N>> {
     static XPKERN_INLINE Pack<int64_t, N> apply(const Pack<int32_t, N>& mask) {
-        return PrecisionChange<int64_t, int32_t, N>::widen(mask);
+        return PrecisionChange<int64_t, int32_t>::widen(mask);
     }
 };
 

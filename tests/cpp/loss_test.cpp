@@ -120,10 +120,10 @@ void test_derivatives(const std::vector<int>& width, const xpkern::LossView& ter
 
 // Other lanes against the double one: as exact as their precision.
 template <class Real, class Wide, class Shape>
-void test_precision(double loss_tolerance, double slope_tolerance) {
+void test_precision(const std::vector<int>& width, double loss_tolerance, double slope_tolerance) {
     Random random(6);
-    const ToyModel model({3, 32, 32, 32, 66}, random);
-    const ToyPrior prior(4, 3, random);
+    const ToyModel model(width, random);
+    const ToyPrior prior(4, model.inputs(), random);
     const ToyStars stars(4, model, random, 0.01);
     const xpkern::LossView terms{true, true, true};
     const int k = model.parameters();
@@ -150,11 +150,14 @@ int main() {
         test_derivatives<kernel::AnyShape>({4, 9, 11}, {true, on, !on});
         test_derivatives<kernel::AnyShape>({3, 32, 32, 32, 66}, {on, true, true});
     }
-    test_precision<float, double, kernel::AnyShape>(1e-5, 1e-3);
+    test_precision<float, double, kernel::AnyShape>({3, 32, 32, 32, 66}, 1e-5, 1e-3);
 #else
     using Float = kernel::Pack<float, kernel::FLOAT_WIDTH>;
     using Double = kernel::Pack<double, kernel::FLOAT_WIDTH>;
-    test_precision<Float, Double, kernel::UsualShape>(1e-5, 1e-3);
+    test_precision<Float, Double, kernel::UsualShape>({3, 32, 32, 32, 66}, 1e-5, 1e-3);
+    test_precision<Float, Double, kernel::AnyShape>({1, 6, 11}, 1e-5, 1e-3);
+    test_precision<Float, Double, kernel::AnyShape>({2, 9, 5, 23}, 1e-5, 1e-3);
+    test_precision<Float, Double, kernel::AnyShape>({6, 12, 30}, 1e-5, 1e-3);
 #endif
     return failures();
 }

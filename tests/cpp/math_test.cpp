@@ -127,6 +127,26 @@ void test_operations() {
     }
 }
 
+// Taken together or one by one, the same bits.
+template <class Lane>
+void test_all_of_them() {
+    for (const int count : {0, 1, 3, 4, 9}) {
+        Random random(count);
+        Lane x[9], exponential[9], tangent[9];
+        for (int i = 0; i < count; ++i) {
+            Batch<Lane> batch;
+            for (auto& element : batch.x) element = static_cast<typename Batch<Lane>::Element>(3 * random.normal());
+            x[i] = exponential[i] = tangent[i] = batch.lane();
+        }
+        kernel::exp_of_all(exponential, count);
+        kernel::tanh_of_all(tangent, count);
+        for (int i = 0; i < count; ++i) {
+            CHECK(kernel::all(exponential[i] == kernel::exp(x[i])));
+            CHECK(kernel::all(tangent[i] == kernel::tanh(x[i])));
+        }
+    }
+}
+
 template <class Float, class Double>
 void test_conversion() {
     constexpr int width = Batch<Float>::width;
@@ -149,6 +169,7 @@ void test_lane(const char* name) {
     test_accuracy<Lane>(name);
     test_special_values<Lane>();
     test_operations<Lane>();
+    test_all_of_them<Lane>();
 }
 
 int main() {

@@ -83,8 +83,8 @@ struct ToyModel {
 // A mixture of Gaussians with random means and lower roots of the precision.
 struct ToyPrior {
     int components, dimensions;
-    std::vector<double> log_weight, mean, root;
-    std::vector<float> narrow[3];
+    std::vector<double> log_weight, mean, root, precision;
+    std::vector<float> narrow[4];
     xpkern::PriorView view{};
 
     ToyPrior(int n_components, int n_dimensions, Random& random) : components(n_components), dimensions(n_dimensions) {
@@ -96,14 +96,23 @@ struct ToyPrior {
                 weight += std::log(root.back());
             }
             log_weight.push_back(weight);
+            const double* lower = root.data() + k * dimensions * (dimensions + 1) / 2;
+            for (int i = 0; i < dimensions; ++i) {
+                for (int j = 0; j <= i; ++j) {
+                    double product = 0;
+                    for (int l = 0; l <= j; ++l) product += lower[i * (i + 1) / 2 + l] * lower[j * (j + 1) / 2 + l];
+                    precision.push_back(product);
+                }
+            }
         }
         narrow[0].assign(log_weight.begin(), log_weight.end());
         narrow[1].assign(mean.begin(), mean.end());
         narrow[2].assign(root.begin(), root.end());
+        narrow[3].assign(precision.begin(), precision.end());
         view = {components,
                 dimensions,
-                {narrow[0].data(), narrow[1].data(), narrow[2].data()},
-                {log_weight.data(), mean.data(), root.data()}};
+                {narrow[0].data(), narrow[1].data(), narrow[2].data(), narrow[3].data()},
+                {log_weight.data(), mean.data(), root.data(), precision.data()}};
     }
     ToyPrior(const ToyPrior&) = delete;
 
