@@ -138,7 +138,7 @@ XPKERN_INLINE void product_block(const Real* left, const Real* right, int m, int
     XPKERN_UNROLL
     for (int a = 0; a < LEFT; ++a) {
         XPKERN_UNROLL
-        for (int b = 0; b < RIGHT; ++b) result[a * (MAX_PARAMETERS + 1) + b] = sum[a][b];
+        for (int b = 0; b < RIGHT; ++b) result[a * MAX_COLUMNS + b] = sum[a][b];
     }
 }
 
@@ -158,7 +158,7 @@ XPKERN_INLINE void product_rows(const Real* left, const Real* right, int m, int 
 // normal = Y^T Y and projected = Y^T y. column: (m, k + 1), k slopes and the residual.
 template <class Real>
 XPKERN_INLINE void normal_equations(const Real* column, int m, int k, Real* normal, Real* projected) {
-    Real product[2][MAX_PARAMETERS + 1];
+    Real product[2][MAX_COLUMNS];
     for (int a = 0; a < k; a += 2) {
         const int rows = k - a < 2 ? 1 : 2, count = k + 1 - a;
         if (rows == 2)

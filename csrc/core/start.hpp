@@ -32,14 +32,14 @@ XPKERN_INLINE StartType start_type(const GridView& grid, int type, int inputs) {
     const float* coordinates = slope + inputs * START_COLUMNS;
     const float* gradient = coordinates + inputs;
     const float* precision = gradient + inputs;
-    return {position, slope, coordinates, gradient, precision, precision[row_start(inputs)]};
+    return {position, slope, coordinates, gradient, precision, precision[inputs * (inputs + 1) / 2]};
 }
 
 // Memory for choosing starts.
 template <class Real>
 struct StartSpace {
     Real* guess;   // (m,)
-    Real* column;  // (c + 1, m) basis and what it leaves of ln flux, weighted and whitened in place
+    Real* column;  // (m, c + 1) basis and what it leaves of ln flux, weighted and whitened in place
     Real* score;   // (t,)
     Real* params;  // (t, k) as u
     static StartSpace carve(int m, int k, int types, Arena& arena) {
@@ -98,45 +98,48 @@ XPKERN_KERNEL void assemble_start(const GridView& grid, const Real* flux, const 
     constexpr int c = START_COLUMNS;
     const Real zero = lane<Real>(0), one = lane<Real>(1);
     guess_flux(grid, flux, variance, m, space.guess);
-    Real* left = space.column + c * m;
     Real level = zero, present = zero;
     for (int i = 0; i < m; ++i) {
         const Real guess = space.guess[i];
         const Real excess =
             clamp((flux[i] - guess) / guess, lane<Real>(-START_LARGEST_EXCESS), lane<Real>(START_LARGEST_EXCESS));
         const Mask<Real> seen = variance[i] > zero;
-        left[i] = log(guess) + excess - Real(grid.mean[i]);
-        level += select(seen, left[i], zero);
+        Real& ln_flux = space.column[i * (c + 1) + c];
+        ln_flux = log(guess) + excess - Real(grid.mean[i]);
+        level += select(seen, ln_flux, zero);
         present += select(seen, one, zero);
     }
     level = level / max(present, one);
-    for (int i = 0; i < m; ++i) left[i] = select(variance[i] > zero, left[i] - level, zero);
     // Any origin serves; one close to the data keeps the numbers small.
-    for (int a = 0; a < c; ++a) {
-        Real sum = zero;
-        for (int i = 0; i < m; ++i) sum = fma(Real(grid.inverse[a * m + i]), left[i], sum);
-        system.origin[a] = sum;
+    Real origin[c];
+    XPKERN_UNROLL
+    for (int a = 0; a < c; ++a) origin[a] = zero;
+    for (int i = 0; i < m; ++i) {
+        Real& ln_flux = space.column[i * (c + 1) + c];
+        ln_flux = select(variance[i] > zero, ln_flux - level, zero);
+        const Real left = ln_flux;
+        XPKERN_UNROLL
+        for (int a = 0; a < c; ++a) origin[a] = fma(Real(grid.inverse[i * c + a]), left, origin[a]);
     }
     for (int i = 0; i < m; ++i) {
-        Real sum = left[i];
+        Real* column = space.column + i * (c + 1);
+        const Real guess = space.guess[i];
+        Real left = column[c];
+        XPKERN_UNROLL
         for (int a = 0; a < c; ++a) {
-            const Real along(grid.basis[a * m + i]);
-            sum = fma(-along, system.origin[a], sum);
-            space.column[a * m + i] = space.guess[i] * along;
+            const Real along(grid.basis[i * c + a]);
+            left = fma(-along, origin[a], left);
+            column[a] = guess * along;
         }
-        left[i] = space.guess[i] * sum;
+        column[c] = guess * left;
     }
-    system.origin[1] = fma(level, lane<Real>(0.5), system.origin[1]);
-
-    Real* columns[c + 1];
-    for (int a = 0; a <= c; ++a) columns[a] = space.column + a * m;
-    whiten(factor, m, c + 1, columns);
+    for (int a = 0; a < c; ++a) system.origin[a] = origin[a];
+    system.origin[1] = fma(level, lane<Real>(0.5), origin[1]);
+    whiten(factor, m, c + 1, c + 1, space.column);
+    normal_equations(space.column, m, c, system.normal, system.right);
     for (int a = 0; a < c; ++a) {
-        Real product[c + 1];
-        dot(columns[a], columns[a], m, c + 1 - a, product);
-        product[0] = fma(product[0], lane<Real>(1 + START_RELATIVE_RIDGE), lane<Real>(START_RIDGE));
-        for (int b = a; b < c; ++b) system.normal[row_start(b) + a] = product[b - a];
-        system.right[a] = product[c - a];
+        Real& diagonal = system.normal[row_start(a) + a];
+        diagonal = fma(diagonal, lane<Real>(1 + START_RELATIVE_RIDGE), lane<Real>(START_RIDGE));
     }
 }
 
@@ -202,44 +205,53 @@ XPKERN_INLINE Real start_parallax(const Real& ln_plx) {
 }
 
 // Score of one type and its parameters as u, (k,). mean, weight: the observed parallax's constraint.
-template <class Real>
-XPKERN_INLINE Real rate_type(const GridView& grid, int type, int inputs, const StartLine<Real>& line, const Real& mean,
+template <int INPUTS, class Real>
+XPKERN_INLINE Real rate_type(const GridView& grid, int type, const StartLine<Real>& line, const Real& mean,
                              const Real& variance, const Mask<Real>& has_parallax, Real* u) {
-    constexpr int rest = START_COLUMNS - 2;
+    constexpr int rest = START_COLUMNS - 2, inputs = INPUTS;
     const Real zero = lane<Real>(0), one = lane<Real>(1);
     const StartType of = start_type(grid, type, inputs);
     Real offset[rest];
     for (int b = 0; b < rest; ++b) offset[b] = Real(of.position[2 + b]) - line.origin[b];
 
-    Real score = zero, curvature[MAX_INPUTS * (MAX_INPUTS + 1) / 2], slope[MAX_INPUTS];
+    Real score = zero, curvature[inputs * (inputs + 1) / 2], slope[inputs];
+    XPKERN_UNROLL
     for (int i = 0; i < inputs; ++i) slope[i] = zero;
+    XPKERN_UNROLL
     for (int packed = 0; packed < row_start(inputs); ++packed) curvature[packed] = zero;
     for (int a = 0; a < rest; ++a) {
-        Real q = -line.aim[a], q_slope[MAX_INPUTS];
+        Real q = -line.aim[a], q_slope[inputs];
+        XPKERN_UNROLL
         for (int i = 0; i < inputs; ++i) q_slope[i] = zero;
         for (int b = a; b < rest; ++b) {
-            const Real root = line.factor[row_start(b) + a];
+            const Real root = held(line.factor[row_start(b) + a]);
             q = fma(root, offset[b], q);
+            XPKERN_UNROLL
             for (int i = 0; i < inputs; ++i)
                 q_slope[i] = fma(root, Real(of.slope[i * START_COLUMNS + 2 + b]), q_slope[i]);
         }
         score = fma(q, q, score);
+        XPKERN_UNROLL
         for (int i = 0; i < inputs; ++i) {
             slope[i] = fma(q_slope[i], q, slope[i]);
+            XPKERN_UNROLL
             for (int j = 0; j <= i; ++j) {
                 const int at = row_start(i) + j;
                 curvature[at] = fma(q_slope[i], q_slope[j], curvature[at]);
             }
         }
     }
-    Real response[2], per_step[2][MAX_INPUTS];
+    Real response[2], per_step[2][inputs];
     for (int e = 0; e < 2; ++e) {
         response[e] = line.constant[e] - Real(of.position[e]);
+        XPKERN_UNROLL
         for (int i = 0; i < inputs; ++i) per_step[e][i] = -Real(of.slope[i * START_COLUMNS + e]);
         for (int b = 0; b < rest; ++b) {
-            response[e] = fma(line.follow[e][b], offset[b], response[e]);
+            const Real follow = held(line.follow[e][b]);
+            response[e] = fma(follow, offset[b], response[e]);
+            XPKERN_UNROLL
             for (int i = 0; i < inputs; ++i)
-                per_step[e][i] = fma(line.follow[e][b], Real(of.slope[i * START_COLUMNS + 2 + b]), per_step[e][i]);
+                per_step[e][i] = fma(follow, Real(of.slope[i * START_COLUMNS + 2 + b]), per_step[e][i]);
         }
     }
 
@@ -247,10 +259,12 @@ XPKERN_INLINE Real rate_type(const GridView& grid, int type, int inputs, const S
     Real plx = start_parallax(response[1]);
     Real stiffness = select(has_parallax, plx * plx / fma(plx * plx, line.plx_plx, variance), zero);
     const Real tension = stiffness * (plx - mean) / plx;
-    Real matrix[MAX_INPUTS * (MAX_INPUTS + 1) / 2], pull[MAX_INPUTS], moved[MAX_INPUTS];
+    Real matrix[inputs * (inputs + 1) / 2], pull[inputs], moved[inputs];
+    XPKERN_UNROLL
     for (int i = 0; i < inputs; ++i) {
         pull[i] = Real(of.prior_gradient[i]) - fma(tension, per_step[1][i], slope[i]);
         const Real stiff = stiffness * per_step[1][i];
+        XPKERN_UNROLL
         for (int j = 0; j <= i; ++j) {
             const int at = row_start(i) + j;
             matrix[at] = fma(stiff, per_step[1][j], curvature[at] + Real(of.prior_precision[at]));
@@ -309,9 +323,12 @@ XPKERN_KERNEL void rate_types(const GridView& grid, int inputs, const Real* flux
     reduce_start(system, line);
     const Mask<Real> has_parallax = weight > lane<Real>(0);
     const Real plx_variance = lane<Real>(1) / select(has_parallax, weight, lane<Real>(1));
-    for (int t = 0; t < grid.n_types; ++t)
-        space.score[t] =
-            rate_type(grid, t, inputs, line, mean, plx_variance, has_parallax, space.params + t * (inputs + 2));
+    with_known<MAX_INPUTS>(inputs, [&](auto known) {
+        constexpr int INPUTS = decltype(known)::value;
+        for (int t = 0; t < grid.n_types; ++t)
+            space.score[t] =
+                rate_type<INPUTS>(grid, t, line, mean, plx_variance, has_parallax, space.params + t * (INPUTS + 2));
+    });
 }
 
 // The best type that is left, its parameters in u, and its score: infinite if none was left, and u then that of a

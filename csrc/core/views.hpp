@@ -9,6 +9,8 @@ constexpr int MAX_LAYERS = 8;      // weight matrices of the network
 constexpr int MAX_INPUTS = 6;      // stellar types have 3 coordinates today; extinction-curve variation will add one
 constexpr int MAX_PARAMETERS = 8;  // inputs, extinction, parallax
 constexpr int START_COLUMNS = 14;  // of a start grid's basis: extinction, ln parallax, spectra
+constexpr int MAX_COLUMNS = 15;    // of a least-squares problem, its right-hand side included
+static_assert(MAX_COLUMNS > START_COLUMNS && MAX_COLUMNS > MAX_PARAMETERS, "one column more than unknowns");
 constexpr int MAX_TRIANGLE = MAX_PARAMETERS * (MAX_PARAMETERS + 1) / 2;
 
 // Numbers that the reference engine states too, with their reasons; a test holds the two together.
@@ -67,8 +69,8 @@ struct LossView {
 struct GridView {
     int n_types;
     const float* rows;      // (t, start_row_size) what start_type() names
-    const float* basis;     // (c, m)
-    const float* inverse;   // (c, m)
+    const float* basis;     // (m, c)
+    const float* inverse;   // (m, c) transposed
     const float* mean;      // (m,)
     const int32_t* window;  // (m, 2) first sample, and one beyond the last, that a sample is compared with
     float reach[MAX_INPUTS], apart[MAX_INPUTS];

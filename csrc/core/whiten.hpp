@@ -79,6 +79,7 @@ XPKERN_INLINE void whiten(const Lane* factor, int m, int columns, int stride, La
     Lane* const none = nullptr;
     int c = 0;
     for (; c + 6 <= columns; c += 6) whiten_columns<6, 0>(factor, m, stride, column + c, none);
+    for (; c + 3 <= columns; c += 3) whiten_columns<3, 0>(factor, m, stride, column + c, none);
     for (; c < columns; ++c) whiten_columns<1, 0>(factor, m, stride, column + c, none);
 }
 

@@ -140,14 +140,14 @@ class Grid {
         if (rows.ndim() != 2 || basis.ndim() != 2 || apart.ndim() != 1)
             throw std::invalid_argument("rows and basis must be matrices, apart a vector");
         inputs_ = static_cast<int>(apart.shape(0));
-        samples_ = static_cast<int>(basis.shape(1));
+        samples_ = static_cast<int>(basis.shape(0));
         if (inputs_ < 1 || inputs_ > MAX_INPUTS)
             throw std::invalid_argument("the grid's number of inputs is out of range");
         if (rows.shape(0) < 1) throw std::invalid_argument("a start grid needs a type");
         const int row = (1 + inputs_) * START_COLUMNS + 2 * inputs_ + inputs_ * (inputs_ + 1) / 2 + 1;
         require_shape(rows, "rows", {rows.shape(0), row});
-        require_shape(basis, "basis", {START_COLUMNS, samples_});
-        require_shape(inverse, "inverse", {START_COLUMNS, samples_});
+        require_shape(basis, "basis", {samples_, START_COLUMNS});
+        require_shape(inverse, "inverse", {samples_, START_COLUMNS});
         require_shape(mean, "mean", {samples_});
         require_shape(window, "window", {samples_, 2});
         require_shape(reach, "reach", {inputs_});

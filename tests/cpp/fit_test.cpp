@@ -158,9 +158,9 @@ void test_starts(const std::vector<int>& width) {
     std::vector<float> rows(types * size, 0.0f), basis(c * m, 0.0f), inverse(c * m, 0.0f), mean(m, 0.0f);
     std::vector<int32_t> window;
     for (int i = 0; i < m; ++i) {
-        basis[i] = static_cast<float>(-problem.model.ext_curve[i]);
-        basis[m + i] = 2;
-        for (int a = 2; a < c; ++a) basis[a * m + i] = static_cast<float>(0.1 * problem.random.normal());
+        basis[i * c] = static_cast<float>(-problem.model.ext_curve[i]);
+        basis[i * c + 1] = 2;
+        for (int a = 2; a < c; ++a) basis[i * c + a] = static_cast<float>(0.1 * problem.random.normal());
         window.push_back(i > 0 ? i - 1 : 0);
         window.push_back(i + 1 < m ? i + 2 : m);
     }

@@ -258,8 +258,8 @@ def _compile_grid(grid: StartGrid) -> _cpu.Grid:
 
     return _cpu.Grid(
         as_float(np.concatenate(rows, axis=1)),
-        as_float(grid.basis.T),
-        as_float(grid.inverse),
+        as_float(grid.basis),
+        as_float(grid.inverse.T),
         as_float(grid.mean),
         np.ascontiguousarray(grid.window),
         as_float(grid.reach),
