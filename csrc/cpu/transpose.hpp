@@ -72,13 +72,13 @@ XPKERN_INLINE Register convert_register(const Vector& from) {
 // Past the end of an array that does nothing.
 enum class Next { any, following };
 
-// Element k of the rows of the next N stars, where a cache line of theirs may begin.
+// Asks for the cache lines `ahead` elements after those at k of N rows, where k may be the first element of a line.
 template <Next NEXT, bool WRITE, int N, class Element>
-XPKERN_INLINE void fetch_next(const Element* rows, const int64_t* row, int count, int k) {
+XPKERN_INLINE void fetch_next(Element* const* row, int k, int ahead) {
     if (NEXT == Next::any || k * int(sizeof(Element)) % 64 != 0) return;
     XPKERN_UNROLL
     for (int star = 0; star < N; ++star) {
-        const auto address = reinterpret_cast<uintptr_t>(rows) + ((row[star] + N) * count + k) * sizeof(Element);
+        const auto address = reinterpret_cast<uintptr_t>(row[star] + k) + size_t(ahead) * sizeof(Element);
         __builtin_prefetch(reinterpret_cast<const void*>(address), WRITE, 2);
     }
 }
@@ -95,7 +95,7 @@ XPKERN_INLINE void for_each_column(const Element* rows, const int64_t* row, int 
         for (int star = 0; star < N; ++star) from[star] = rows + row[star] * count;
         int k = 0;
         for (; k + N <= count; k += N) {
-            fetch_next<NEXT, false, N>(rows, row, count, k);
+            fetch_next<NEXT, false, N>(from, k, N * count);
             Square<Element, N> square;
             XPKERN_UNROLL
             for (int star = 0; star < N; ++star)
@@ -125,19 +125,21 @@ inline void load_rows(const Element* rows, const int64_t* row, int count, Lane* 
 // rows[row[star]][k] = lanes[k] of that star, for the first `stars` of them. rows: (n, count).
 template <Next NEXT = Next::any, int N>
 inline void store_rows(const Pack<double, N>* lanes, int count, const int64_t* row, int stars, float* rows) {
+    float* to[N];
+    for (int star = 0; star < N; ++star) to[star] = rows + row[star] * count;
     int k = 0;
     for (; k + N <= count; k += N) {
-        fetch_next<NEXT, true, N>(rows, row, count, k);
+        fetch_next<NEXT, true, N>(to, k, N * count);
         Square<float, N> square;
         XPKERN_UNROLL
         for (int i = 0; i < N; ++i)
             square.row[i] = __builtin_convertvector(lanes[k + i].v[0], typename Square<float, N>::Vector);
         square.transpose();
         for (int star = 0; star < stars; ++star)
-            __builtin_memcpy(rows + row[star] * count + k, &square.row[star], sizeof(square.row[star]));
+            __builtin_memcpy(to[star] + k, &square.row[star], sizeof(square.row[star]));
     }
     for (; k < count; ++k) {
-        for (int star = 0; star < stars; ++star) rows[row[star] * count + k] = float(get(lanes[k], star));
+        for (int star = 0; star < stars; ++star) to[star][k] = float(get(lanes[k], star));
     }
 }
 
