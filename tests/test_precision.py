@@ -13,7 +13,6 @@ from xpkern.fit.fit import default_box
 from xpkern.fit.start import start_grid
 from xpkern.grid import N_FLUX
 from xpkern.model import load_model
-from xpkern.status import Status
 
 cpu = pytest.importorskip("xpkern.engine.cpu", reason="the extension is not built")
 
@@ -91,8 +90,8 @@ def pulls_of_determined_stars(engine, model, prior, truth, stars):
 def test_pulls_of_stars_that_the_data_determine(rng):
     """They are standard normal: median within 0.1, width within 5 %.
 
-    The Jacobian terms, -2 ln E and -2 ln plx, move every optimum by sigma / E and sigma / plx, in units of sigma: by 0.1
-    at the limit of what is chosen, by half of that in the median of stars with a signal-to-noise of 100.
+    The Jacobian terms, -2 ln E and -2 ln plx, move every optimum by sigma / E and sigma / plx, in units of sigma: by
+    0.1 at the limit of what is chosen, by half of that in the median of stars with a signal-to-noise of 100.
     """
     model, prior = load_model()
     pulls = []

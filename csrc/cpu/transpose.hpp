@@ -78,7 +78,7 @@ XPKERN_INLINE void fetch_next(Element* const* row, int k, int ahead) {
     if (NEXT == Next::any || k * int(sizeof(Element)) % 64 != 0) return;
     XPKERN_UNROLL
     for (int star = 0; star < N; ++star) {
-        const auto address = reinterpret_cast<uintptr_t>(row[star] + k) + size_t(ahead) * sizeof(Element);
+        const auto address = reinterpret_cast<uintptr_t>(row[star] + k) + uintptr_t(ahead) * sizeof(Element);
         __builtin_prefetch(reinterpret_cast<const void*>(address), WRITE, 2);
     }
 }
