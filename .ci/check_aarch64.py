@@ -29,9 +29,15 @@ def compile_for_aarch64(source: str, folder: str) -> int:
     return result.returncode
 
 
-with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
-    sources = [*setup.sources_of_cpu_engine("aarch64"), *setup.CSV_SOURCES]
-    codes = list(pool.map(lambda source: compile_for_aarch64(source, folder), sources))
-failed = [source for source, code in zip(sources, codes, strict=True) if code != 0]
-print(f"aarch64: {len(sources) - len(failed)} of {len(sources)} sources compiled", *failed)
-sys.exit(len(failed))
+def main() -> int:
+    """Compile everything; return the number of failures."""
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
+        sources = [*setup.sources_of_cpu_engine("aarch64"), *setup.CSV_SOURCES]
+        codes = list(pool.map(lambda source: compile_for_aarch64(source, folder), sources))
+    failed = [source for source, code in zip(sources, codes, strict=True) if code != 0]
+    print(f"aarch64: {len(sources) - len(failed)} of {len(sources)} sources compiled", *failed)
+    return len(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

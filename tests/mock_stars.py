@@ -58,17 +58,19 @@ def random_stars(
     snr: float = 50.0,
     missing: np.ndarray | None = None,
     parallax: bool = True,
+    correlation: np.ndarray | None = None,
 ) -> StarData:
     """Stars observed with correlated noise of about ``snr`` per sample, and a parallax of 20 sigma.
 
-    ``missing`` (n, m) marks samples that were not observed.
+    ``missing`` (n, m) marks samples that were not observed. ``correlation`` (m, m) is that of the noise, by default one
+    of neighbouring samples.
     """
     flux = np.exp(model.ln_flux(params))
     stars, samples = flux.shape
     present = np.ones(flux.shape, bool) if missing is None else ~missing
-    # neighbouring samples share noise, as Gaia's do
-    smooth = np.exp(-0.5 * ((np.arange(samples)[:, None] - np.arange(samples)) / 1.5) ** 2)
-    correlation = 0.8 * smooth + 0.2 * np.eye(samples)
+    if correlation is None:  # neighbouring samples share noise, as Gaia's do
+        smooth = np.exp(-0.5 * ((np.arange(samples)[:, None] - np.arange(samples)) / 1.5) ** 2)
+        correlation = 0.8 * smooth + 0.2 * np.eye(samples)
     sigma = flux / snr * rng.uniform(0.7, 1.4, flux.shape)
     factor = np.zeros((stars, samples, samples))
     noise = np.zeros(flux.shape)

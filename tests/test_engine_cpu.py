@@ -90,24 +90,6 @@ def test_instruction_sets_agree(survey, isa):
     assert apart.mean() < 0.005
 
 
-@pytest.mark.parametrize("snr", [30, 300, 3000])
-def test_loss_is_that_of_the_stored_whitener_in_double(rng, snr):
-    """The accuracy DESIGN asks for: within max(1e-3, 1e-5 loss) of a float64 evaluation at the same parameters."""
-    model, prior = random_model(rng), random_prior(rng)
-    stars = random_stars(rng, model, random_params(rng, prior, 400), snr=float(snr))
-    solution = fit(get_engine("cpu"), model, prior, stars)
-    exact = get_engine("reference").evaluate(model, prior, stars, solution.params, LossTerms())
-    error = np.abs(solution.loss - exact.loss)
-    assert (error <= np.maximum(1e-3, 1e-5 * np.abs(exact.loss))).mean() >= 0.999
-    # and the reported point is a stationary one of that exact loss: the drop it still promises is nothing, beside the
-    # tolerance's own measure (a wrong minimum at this signal to noise has a loss of a million)
-    drop = 0.5 * np.einsum("ni,nij,nj->n", exact.gradient, np.linalg.pinv(exact.hessian), exact.gradient)
-    inside = solution.status == 0
-    assert inside.mean() > 0.9
-    measure = np.maximum(1.0, 0.01 * np.abs(exact.loss))
-    assert np.quantile((np.abs(drop) / measure)[inside], 0.99) < 1e-3
-
-
 def test_nothing_is_left_unexplained(survey):
     model, prior, stars = survey
     solution = fit(get_engine("cpu"), model, prior, stars)

@@ -9,15 +9,14 @@
 // on the XP samples. The photometric bands have covariances with nothing: G_jj^2 = error^2 + (independent f)^2.
 //
 // Sigma enters as half = its strict lower triangle plus half its diagonal, Sigma = half + half^T, and A in the factored
-// form of SideView, A = basis (1 | ratio): both products of (1 | ratio) Sigma (1 | ratio)^T, then basis (...) basis^T,
-// are then of a triangle or a short rectangle. With r samples and d = n - r further coefficients that is
-//     r d (d + 1) / 2 + r^2 d + r^2 (r + 1) / 2 + r^3
-// multiply-adds: 57,616 for BP (r = 26, n = 55) and 102,096 for RP (36, 55), where A Sigma A^T as written takes
+// form of SideView, A = lower upper (1 | ratio), which acts on Sigma from the right to the left: every product is then
+// of triangles or of a short rectangle. With r samples and d = n - r further coefficients that is
+//     r d (d + 1) / 2 + r (r + 1) d + r (r + 1) (r + 2)
+// multiply-adds: 51,324 for BP (r = 26, n = 55) and 82,764 for RP (36, 55), where A Sigma A^T as written takes
 // r n^2 + r (r + 1) n / 2 = 97,955 and 145,530.
 // C_b has no elements between the samples of BP alone and of RP alone, and C is C_b plus rank one: its factor takes
 // 11 k (blocks) + 4 k (update), a certificate on C_b 11 k, in place of 38 k each. With 3.4 k for the flux a star costs
-// 190 k multiply-adds; measured (AVX-512 and AVX2 on Zen 4): two thirds of a core's peak from rows to rows, the
-// products at 85 to 90 %.
+// 164 k multiply-adds.
 //
 // The floor: an eigenvalue of C below `floor` is raised to it. lambda_min(C) >= lambda_min(C_b) >=
 // 1 / |G_b^-1|_F^2, so where that exceeds the floor there is nothing to do; any other star is left to
@@ -40,10 +39,9 @@ constexpr double SMALLEST_VARIANCE = 1e-70, LARGEST_VARIANCE = 1e+70, LARGEST_FL
 template <class Lane>
 struct CalibrationScratch {
     Lane* coefficients;  // (n,) input of add_side
-    Lane* error;         // (n,) input of add_side
-    Lane* correlation;   // (n (n - 1) / 2,) input of add_side; shares the room of `product`
-    Lane* half;          // (n (n + 1) / 2,)
-    Lane* product;       // (n, rows)
+    Lane* error;         // (n,) input of HalfCovariance
+    Lane* half;          // (n (n + 1) / 2,) input of add_side
+    Lane* product;       // (rows, rows)
     Lane* side_flux;     // (x,)
     Lane* flux;          // (m,) that of the bands is input of finish_blocks
     Lane* band_error;    // (m - x,) input of finish_blocks
@@ -64,7 +62,7 @@ struct CalibrationScratch {
         coefficients = take(n);
         error = take(n);
         half = take(row_start(n));
-        correlation = product = take(larger(row_start(n), n * rows));
+        product = take(rows * rows);
         side_flux = take(view.xp_samples);
         flux = take(view.samples);
         band_error = take(view.samples - view.xp_samples);
@@ -84,51 +82,68 @@ XPKERN_KERNEL void clear(const CalibrationView& view, CalibrationScratch<Lane>& 
     fill(scratch.triangle, row_start(view.xp_samples), 0);
 }
 
-// half = strict lower triangle of diag(e) rho diag(e) plus half its diagonal, coefficients in the order of the basis.
+// Builds half = strict lower triangle of diag(e) rho diag(e) plus half its diagonal, coefficients in the order of
+// SideView, from the elements of rho as they come, row by row. scratch.error: e.
 template <class Lane>
-XPKERN_KERNEL void build_half_covariance(const SideView& side, const Lane& error_scale,
-                                         CalibrationScratch<Lane>& scratch) {
-    const Lane* correlation = scratch.correlation;
-    const int32_t* place = side.place;
-    for (int i = 0; i < side.coefficients; ++i) {
-        const Lane error = scratch.error[i] * error_scale;
-        scratch.error[i] = error;
-        for (int j = 0; j < i; ++j) scratch.half[*place++] = error * scratch.error[j] * *correlation++;
-        scratch.half[*place++] = error * error * lane<Lane>(0.5);
-    }
-}
+struct HalfCovariance {
+    const int32_t* place;
+    const Lane* error;
+    Lane* half;
+    int row = 0, column = 0;
 
-// Adds one side to flux and C, from the coefficients, errors and correlations in scratch.
+    XPKERN_INLINE HalfCovariance(const SideView& side, const CalibrationScratch<Lane>& scratch)
+        : place(side.place), error(scratch.error), half(scratch.half) {
+        next_row();
+    }
+    XPKERN_INLINE void take(const Lane& correlation) {
+        half[*place++] = error[row] * error[column] * correlation;
+        if (++column == row) next_row();
+    }
+
+  private:
+    // The diagonal of a row, then the row below it.
+    XPKERN_INLINE void next_row() {
+        half[*place++] = error[row] * error[row] * lane<Lane>(0.5);
+        ++row;
+        column = 0;
+    }
+};
+
+// Adds one side to flux and C, from its coefficients and half covariance in scratch.
 //
 // exists: stars that have this side. Where it does not exist, or a number is not finite, its samples are marked missing
-// and hold anything. error_scale: factor on the errors. fraction: error common to the samples of this side.
+// and hold anything. fraction: error common to the samples of this side.
 template <class Lane>
-XPKERN_KERNEL void add_side(const SideView& side, const Mask<Lane>& exists, const Lane& error_scale, double fraction,
+XPKERN_KERNEL void add_side(const SideView& side, const Mask<Lane>& exists, double fraction,
                             CalibrationScratch<Lane>& scratch) {
     const int rows = side.rows, inner = side.inner, rest = side.coefficients - side.inner;
     if (rows == 0) return;
-    build_half_covariance(side, error_scale, scratch);
 
     Lane* flux = scratch.side_flux;
-    product<Shape::rectangle, Onto::zero>(side.design, rows, side.coefficients, rectangle(scratch.coefficients, 1), 1,
-                                          rectangle(flux, rows));
+    product<Shape::rectangle, Shape::rectangle, Onto::zero>(
+        side.design, rows, side.coefficients, rectangle(scratch.coefficients, 1), 1, rectangle(flux, rows));
     const Rows<Lane> half = part_of_triangle(scratch.half, 0, 0);
     if (rest > 0) {
         // half of (1 | ratio) Sigma (1 | ratio)^T, in the leading block of `half`
         const Rows<Lane> link = part_of_triangle(scratch.half, inner, 0);
-        product<Shape::lower, Onto::out>(side.ratio, inner, rest, part_of_triangle(scratch.half, inner, inner), rest,
-                                         link);
-        symmetric_product(side.ratio, inner, rest, link, 0.5, half);
+        product<Shape::rectangle, Shape::lower, Onto::out>(side.ratio, inner, rest,
+                                                           part_of_triangle(scratch.half, inner, inner), rest, link);
+        symmetric_product<Shape::rectangle, Onto::out>(side.ratio, inner, rest, link, 0.5, half);
     }
-    const Rows<Lane> through = rectangle(scratch.product, rows);
-    product<Shape::lower, Onto::zero>(side.basis, rows, inner, half, inner, through);
+    // upper (...) upper^T, then lower (...) lower^T. What comes out backwards is put back in order.
+    const Rows<Lane> by_upper = rectangle(scratch.product, inner), by_lower = rectangle(scratch.product, rows);
+    product<Shape::lower, Shape::lower, Onto::zero>(side.upper_reversed, inner, inner, half, inner, by_upper);
+    symmetric_product<Shape::lower, Onto::zero>(side.upper_reversed, inner, inner, by_upper, 0.5,
+                                                FlippedTriangle<Lane>{scratch.half, inner});
+    product<Shape::lower, Shape::lower, Onto::zero>(side.lower, rows, inner, half, inner, by_lower);
     const Rows<Lane> covariance = part_of_triangle(scratch.triangle, side.first_sample, side.first_sample);
-    symmetric_product(side.basis, rows, inner, through, 1, covariance);
+    symmetric_product<Shape::lower, Onto::out>(side.lower, rows, inner, by_lower, 1, covariance);
 
-    // Every coefficient enters flux[0], every element of half some through[k][0]: these times 0 are 0, or else NaN.
+    // Every coefficient enters flux[0], every element of half some by_lower[k][rows - 1]: these times 0 are 0, or else
+    // NaN.
     const Lane zero = lane<Lane>(0);
     Lane poison = flux[0] * zero;
-    for (int k = 0; k < inner; ++k) poison = fma(through[k][0], zero, poison);
+    for (int k = 0; k < inner; ++k) poison = fma(by_lower[k][rows - 1], zero, poison);
     const Lane present = select(exists & (poison == zero), lane<Lane>(1), zero);
     const Lane variance = lane<Lane>(fraction * fraction);
     for (int i = 0; i < rows; ++i) {

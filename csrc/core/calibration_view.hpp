@@ -7,16 +7,18 @@ namespace xpkern {
 
 // How one side of the spectrograph, BP or RP, turns its n coefficients into flux on the r samples that it reaches.
 //
-// `design` is A, weight of the merge included. A = basis (1 | ratio) where basis is (r, inner) and the coefficients are
-// in another order: element k of their packed covariance is element place[k] in that order. The usual inner is r, or n
-// (then ratio is empty) where A has no more columns than rows. Matrices are stored transposed, so that the numbers that
-// a register block needs are neighbours.
+// `design` is A, weight of the merge included. A = lower upper (1 | ratio), s = min(r, n): `lower` is (r, s) lower
+// triangular, `upper` (s, s) upper triangular with ones on its diagonal, `ratio` (s, n - s). (1 | ratio) acts on the
+// coefficients in another order: element k of their packed covariance is element place[k] in that order, whose first s
+// coefficients are those of the triangles backwards, so that `upper` too becomes a lower triangle: `upper_reversed`.
+// Matrices are stored transposed, so that the numbers that a register block needs are neighbours.
 struct SideView {
-    int first_sample, rows, coefficients, inner;
-    const double* design;  // (n, r)
-    const double* basis;   // (inner, r)
-    const double* ratio;   // (n - inner, inner)
-    const int32_t* place;  // (n (n + 1) / 2,)
+    int first_sample, rows, coefficients, inner;  // inner: s
+    const double* design;                         // (n, r)
+    const double* lower;                          // (s, r)
+    const double* upper_reversed;                 // (s, s)
+    const double* ratio;                          // (n - s, s)
+    const int32_t* place;                         // (n (n + 1) / 2,)
 };
 
 // Calibration and noise model (Eq. 2), fixed for a run.

@@ -16,6 +16,15 @@ struct Rows {
     bool packed;
     XPKERN_INLINE Lane* operator[](int k) const { return origin + k * stride + (packed ? row_start(k) : 0); }
     XPKERN_INLINE int step(int k) const { return stride + (packed ? k + 1 : 0); }  // from row k to row k + 1
+    XPKERN_INLINE Lane& at(int i, int j) const { return (*this)[i][j]; }
+};
+
+// A packed triangle of n rows with its indices counted from the end: element (i, j) is element (n - 1 - j, n - 1 - i).
+template <class Lane>
+struct FlippedTriangle {
+    Lane* triangle;
+    int n;
+    XPKERN_INLINE Lane& at(int i, int j) const { return triangle[row_start(n - 1 - j) + n - 1 - i]; }
 };
 
 template <class Lane>
@@ -34,14 +43,14 @@ XPKERN_INLINE void fill(Lane* out, int count, double value) {
     for (int k = 0; k < count; ++k) out[k] = lane<Lane>(value);
 }
 
-// What the right factor of a product is: all of a rectangle, or a square whose upper triangle is zero and not stored.
+// What a factor of a product is: all of a rectangle, or lower triangular.
 enum class Shape { rectangle, lower };
 
 // What a product is added to.
 enum class Onto { zero, out };
 
 // A register block of product(): out[q ... q + Q)[p ... p + P).
-template <Shape SHAPE, Onto ONTO, int P, int Q, class Lane>
+template <Shape RIGHT, Onto ONTO, int P, int Q, class Lane>
 XPKERN_INLINE void product_block(const double* left, int n_left, int inner, const Rows<Lane>& right, int q,
                                  const Rows<Lane>& out, int p) {
     Lane sum[Q][P];
@@ -52,7 +61,7 @@ XPKERN_INLINE void product_block(const double* left, int n_left, int inner, cons
     }
     int k = 0;
     left += p;
-    if constexpr (SHAPE == Shape::lower) {
+    if constexpr (RIGHT == Shape::lower) {
         XPKERN_UNROLL
         for (int corner = 0; corner < Q; ++corner) {
             const Lane* row = right[q + corner] + q;
@@ -85,49 +94,58 @@ XPKERN_INLINE void product_block(const double* left, int n_left, int inner, cons
     }
 }
 
-template <Shape SHAPE, Onto ONTO, int P, int Q, class Lane>
+template <Shape LEFT, Shape RIGHT, Onto ONTO, int P, int Q, class Lane>
 XPKERN_INLINE int product_panel(const double* left, int n_left, int inner, const Rows<Lane>& right, int q,
                                 const Rows<Lane>& out, int p) {
-    for (; p + P <= n_left; p += P) product_block<SHAPE, ONTO, P, Q>(left, n_left, inner, right, q, out, p);
+    for (; p + P <= n_left; p += P) {
+        const int end = LEFT == Shape::lower && p + P < inner ? p + P : inner;
+        product_block<RIGHT, ONTO, P, Q>(left, n_left, end, right, q, out, p);
+    }
     return p;
 }
 
-template <Shape SHAPE, Onto ONTO, int Q, class Lane>
+template <Shape LEFT, Shape RIGHT, Onto ONTO, int Q, class Lane>
 XPKERN_INLINE int product_panels(const double* left, int n_left, int inner, const Rows<Lane>& right, int n_right, int q,
                                  const Rows<Lane>& out) {
     for (; q + Q <= n_right; q += Q) {
-        int p = product_panel<SHAPE, ONTO, 6, Q>(left, n_left, inner, right, q, out, 0);
-        p = product_panel<SHAPE, ONTO, 2, Q>(left, n_left, inner, right, q, out, p);
-        product_panel<SHAPE, ONTO, 1, Q>(left, n_left, inner, right, q, out, p);
+        constexpr int P =
+            LEFT == Shape::lower && Q == 4 ? 4 : 6;  // a lower block should not reach far above its diagonal
+        int p = LEFT == Shape::lower ? q : 0;
+        p = product_panel<LEFT, RIGHT, ONTO, P, Q>(left, n_left, inner, right, q, out, p);
+        p = product_panel<LEFT, RIGHT, ONTO, 2, Q>(left, n_left, inner, right, q, out, p);
+        product_panel<LEFT, RIGHT, ONTO, 1, Q>(left, n_left, inner, right, q, out, p);
     }
     return q;
 }
 
 // out[q][p] (+)= sum_k left[k][p] right[k][q]: a matrix of numbers common to all stars times one of each star's own.
 //
-// left: (inner, n_left). right: (inner, n_right); for Shape::lower inner = n_right, and k starts at q. out: (n_right,
-// n_left), so that a product can be the right factor of the next. A panel of `right` stays in the nearest cache while
-// `left` passes; 6 x 4 accumulators (6 x 2 where there are 16 registers) hide the latency of the multiply-adds.
-template <Shape SHAPE, Onto ONTO, class Lane>
+// left: (inner, n_left); for Shape::lower it is zero where k > p, right is lower too, and only p >= q is found.
+// right: (inner, n_right); for Shape::lower inner = n_right, and what is above its diagonal, k < q, is not read.
+// out: (n_right, n_left), so that a product can be the right factor of the next. A panel of `right` stays in the
+// nearest cache while `left` passes; 6 x 4 accumulators (6 x 2 where there are 16 registers) hide the latency of the
+// multiply-adds.
+template <Shape LEFT, Shape RIGHT, Onto ONTO, class Lane>
 XPKERN_KERNEL void product(const double* left, int n_left, int inner, Rows<Lane> right, int n_right, Rows<Lane> out) {
     constexpr int Q = ACCUMULATORS >= 16 ? 4 : 2;
-    int q = product_panels<SHAPE, ONTO, Q>(left, n_left, inner, right, n_right, 0, out);
-    if constexpr (Q > 2) q = product_panels<SHAPE, ONTO, 2>(left, n_left, inner, right, n_right, q, out);
-    product_panels<SHAPE, ONTO, 1>(left, n_left, inner, right, n_right, q, out);
+    int q = product_panels<LEFT, RIGHT, ONTO, Q>(left, n_left, inner, right, n_right, 0, out);
+    if constexpr (Q > 2) q = product_panels<LEFT, RIGHT, ONTO, 2>(left, n_left, inner, right, n_right, q, out);
+    product_panels<LEFT, RIGHT, ONTO, 1>(left, n_left, inner, right, n_right, q, out);
 }
 
-// A register block of symmetric_product(): out[i ... i + P)[j ... j + Q), of which i = j needs the lower triangle.
-template <bool DIAGONAL, int P, int Q, class Lane>
+// A register block of symmetric_product(): out(i ... i + P, j ... j + Q), of which i = j needs the lower triangle.
+template <Shape SHAPE, Onto ONTO, bool DIAGONAL, int P, int Q, class Lane, class Out>
 XPKERN_INLINE void symmetric_block(const double* left, int n, int inner, const Rows<Lane>& right, int i, int j,
-                                   const Lane& diagonal, const Rows<Lane>& out) {
+                                   const Lane& diagonal, const Out& out) {
     Lane sum[P][Q];
     XPKERN_UNROLL
     for (int p = 0; p < P; ++p) {
         XPKERN_UNROLL
         for (int q = 0; q < Q; ++q) sum[p][q] = lane<Lane>(0);
     }
+    const int full = SHAPE == Shape::lower && j < inner ? j : inner;
     const Lane* right_row = right[0];
-    for (int k = 0; k < inner; ++k) {
+    for (int k = 0; k < full; ++k) {
         const double* left_row = left + k * n;
         XPKERN_UNROLL
         for (int q = 0; q < Q; ++q) {
@@ -143,40 +161,63 @@ XPKERN_INLINE void symmetric_block(const double* left, int n, int inner, const R
         }
         right_row += right.step(k);
     }
+    if constexpr (SHAPE == Shape::lower) {
+        XPKERN_UNROLL
+        for (int corner = 0; corner < Q; ++corner) {
+            if (j + corner >= inner) break;
+            const double* left_row = left + (j + corner) * n;
+            XPKERN_UNROLL
+            for (int q = corner; q < Q; ++q) {
+                const Lane factor(left_row[j + q]);
+                XPKERN_UNROLL
+                for (int p = DIAGONAL ? q : 0; p < P; ++p) sum[p][q] = fma(factor, right_row[i + p], sum[p][q]);
+            }
+            XPKERN_UNROLL
+            for (int p = DIAGONAL ? corner : 0; p < P; ++p) {
+                const Lane factor(left_row[i + p]);
+                XPKERN_UNROLL
+                for (int q = corner; q < (DIAGONAL ? p + 1 : Q); ++q)
+                    sum[p][q] = fma(factor, right_row[j + q], sum[p][q]);
+            }
+            right_row += right.step(j + corner);
+        }
+    }
     XPKERN_UNROLL
     for (int p = 0; p < P; ++p) {
-        Lane* row = out[i + p] + j;
         XPKERN_UNROLL
-        for (int q = 0; q < (DIAGONAL ? p : Q); ++q) row[q] += sum[p][q];
-        if constexpr (DIAGONAL) row[p] = fma(diagonal, sum[p][p], row[p]);
+        for (int q = 0; q < (DIAGONAL ? p + 1 : Q); ++q) {
+            Lane& element = out.at(i + p, j + q);
+            const Lane share = DIAGONAL && q == p ? sum[p][q] * diagonal : sum[p][q];
+            element = ONTO == Onto::out ? element + share : share;
+        }
     }
 }
 
 // Square blocks load least; 3 x 3 is what 16 registers hold with the operands of both products.
 constexpr int SYMMETRIC_BLOCK = ACCUMULATORS >= 16 ? 4 : 3;
 
-template <int P, class Lane>
+template <Shape SHAPE, Onto ONTO, int P, class Lane, class Out>
 XPKERN_INLINE void symmetric_panel(const double* left, int n, int inner, const Rows<Lane>& right, int i,
-                                   const Lane& diagonal, const Rows<Lane>& out) {
+                                   const Lane& diagonal, const Out& out) {
     int j = 0;
     for (; j + SYMMETRIC_BLOCK <= i; j += SYMMETRIC_BLOCK)
-        symmetric_block<false, P, SYMMETRIC_BLOCK>(left, n, inner, right, i, j, diagonal, out);
-    for (; j < i; ++j) symmetric_block<false, P, 1>(left, n, inner, right, i, j, diagonal, out);
-    symmetric_block<true, P, P>(left, n, inner, right, i, i, diagonal, out);
+        symmetric_block<SHAPE, ONTO, false, P, SYMMETRIC_BLOCK>(left, n, inner, right, i, j, diagonal, out);
+    for (; j < i; ++j) symmetric_block<SHAPE, ONTO, false, P, 1>(left, n, inner, right, i, j, diagonal, out);
+    symmetric_block<SHAPE, ONTO, true, P, P>(left, n, inner, right, i, i, diagonal, out);
 }
 
-// out[i][j] += sum_k left[k][i] right[k][j] + left[k][j] right[k][i] for j <= i; on the diagonal, a share of it.
+// out(i, j) (+)= sum_k left[k][i] right[k][j] + left[k][j] right[k][i] for j <= i; on the diagonal, a share of it.
 //
-// left, right: (inner, n). out: lower triangle.
-template <class Lane>
+// left, right: (inner, n); for Shape::lower they are taken as zero where k > i. out: lower triangle.
+template <Shape SHAPE, Onto ONTO, class Lane, class Out>
 XPKERN_KERNEL void symmetric_product(const double* left, int n, int inner, Rows<Lane> right, double diagonal_share,
-                                     Rows<Lane> out) {
+                                     Out out) {
     constexpr int P = SYMMETRIC_BLOCK;
     const Lane share = lane<Lane>(diagonal_share);
     int i = 0;
-    for (; i + P <= n; i += P) symmetric_panel<P>(left, n, inner, right, i, share, out);
-    for (; i + 2 <= n; i += 2) symmetric_panel<2>(left, n, inner, right, i, share, out);
-    if (i < n) symmetric_panel<1>(left, n, inner, right, i, share, out);
+    for (; i + P <= n; i += P) symmetric_panel<SHAPE, ONTO, P>(left, n, inner, right, i, share, out);
+    for (; i + 2 <= n; i += 2) symmetric_panel<SHAPE, ONTO, 2>(left, n, inner, right, i, share, out);
+    if (i < n) symmetric_panel<SHAPE, ONTO, 1>(left, n, inner, right, i, share, out);
 }
 
 // Elements of ROWS rows and COLUMNS columns of a Cholesky factor, below its diagonal:

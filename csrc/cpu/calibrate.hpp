@@ -28,15 +28,19 @@ inline void load_and_add_side(const CalibrationView& view, const SideView& side,
                               const int64_t* row, CalibrationScratch<Lane>& scratch) {
     constexpr int width = LaneTraits<Lane>::width;
     const int n = side.coefficients;
-    load_rows(rows.coefficients, row, n, scratch.coefficients);
-    load_rows(rows.error, row, n, scratch.error);
-    load_rows(rows.correlation, row, n * (n - 1) / 2, scratch.correlation);
     double exists[width], scale[width];
     for (int star = 0; star < width; ++star) {
         exists[star] = rows.exists[row[star]];
         scale[star] = view.unit_variance ? 1 / double(rows.standard_deviation[row[star]]) : 1;
     }
-    add_side(side, load<Lane>(exists) > lane<Lane>(0), load<Lane>(scale), fraction, scratch);
+    const Lane error_scale = load<Lane>(scale);
+    load_rows(rows.coefficients, row, n, scratch.coefficients);
+    for_each_column<Lane, Next::any>(rows.error, row, n,
+                                     [&](int k, const Lane& error) { scratch.error[k] = error * error_scale; });
+    HalfCovariance<Lane> half(side, scratch);
+    for_each_column<Lane, Next::following>(rows.correlation, row, n * (n - 1) / 2,
+                                           [&](int, const Lane& correlation) { half.take(correlation); });
+    add_side(side, load<Lane>(exists) > lane<Lane>(0), fraction, scratch);
 }
 
 // The stars of one lane, up to C_b. row: (width,) which rows they are.
@@ -57,7 +61,7 @@ template <class Lane>
 inline void store_stars(const CalibrationView& view, const CalibrationScratch<Lane>& scratch, const int64_t* row,
                         int count, const CalibrationRows& rows) {
     store_rows(scratch.flux, view.samples, row, count, rows.flux);
-    store_rows(scratch.triangle, row_start(view.samples), row, count, rows.whitener);
+    store_rows<Next::following>(scratch.triangle, row_start(view.samples), row, count, rows.whitener);
     Lane present = scratch.present[0];
     for (int i = 1; i < view.samples; ++i) present = max(present, scratch.present[i]);
     for (int star = 0; star < count; ++star) rows.status[row[star]] = get(present, star) > 0 ? 0u : uint32_t(NO_DATA);

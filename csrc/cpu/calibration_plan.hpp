@@ -26,6 +26,7 @@ class SidePlan {
             }
         }
         rows_ = end - first_sample_;
+        inner_ = std::min(rows_, coefficients_);
         design += first_sample_ * coefficients;
         factor(design);
         design_.resize(coefficients * rows_);
@@ -35,52 +36,53 @@ class SidePlan {
     }
 
     SideView view() const {
-        return {first_sample_,  rows_,         coefficients_, inner_,
-                design_.data(), basis_.data(), ratio_.data(), place_.data()};
+        return {first_sample_,    rows_,         coefficients_, inner_, design_.data(), lower_.data(),
+                reversed_.data(), ratio_.data(), place_.data()};
     }
 
   private:
-    // A = basis (1 | ratio): Gauss-Jordan elimination with complete pivoting chooses as basis the most independent
-    // columns of A, so that the elements of ratio are of order one and nothing is lost by going through them.
+    // A = lower upper (1 | ratio) by elimination: the largest element that is left in a row is its pivot, so that no
+    // element of `upper` exceeds 1. A row of which only rounding is left, or nothing, does no harm: its column of
+    // `lower` is as small.
     void factor(const double* design) {
-        std::vector<double> reduced(design, design + rows_ * coefficients_);
-        std::vector<int> order(coefficients_);
+        const int n = coefficients_;
+        std::vector<double> left(design, design + rows_ * n), upper(inner_ * n);
+        std::vector<int> order(n);  // of the coefficients, as they become pivots
         std::iota(order.begin(), order.end(), 0);
-        const auto at = [&](int i, int j) -> double& { return reduced[i * coefficients_ + order[j]]; };
-        std::vector<double> length(rows_);  // of the rows: merge weights near zero are no sign of dependence
-        for (int i = 0; i < rows_; ++i) {
-            for (int j = 0; j < coefficients_; ++j) length[i] = std::hypot(length[i], at(i, j));
-            for (int j = 0; j < coefficients_ && length[i] > 0; ++j) at(i, j) /= length[i];
-        }
-        const double independent = 1e-8;  // smallest pivot taken as one
-        bool full_rank = rows_ < coefficients_;
-        for (int step = 0; step < rows_ && full_rank; ++step) {
-            int pivot_row = step, pivot_column = step;
-            for (int i = step; i < rows_; ++i) {
-                for (int j = step; j < coefficients_; ++j) {
-                    if (std::abs(at(i, j)) > std::abs(at(pivot_row, pivot_column))) pivot_row = i, pivot_column = j;
+        lower_.resize(inner_ * rows_);
+        for (int step = 0; step < inner_; ++step) {
+            const double* row = &left[step * n];
+            int pivot = step;
+            for (int j = step; j < n; ++j) {
+                if (std::abs(row[order[j]]) > std::abs(row[order[pivot]])) pivot = j;
+            }
+            std::swap(order[step], order[pivot]);
+            for (int k = 0; k < step; ++k) std::swap(upper[k * n + step], upper[k * n + pivot]);
+            for (int i = step; i < rows_; ++i) lower_[step * rows_ + i] = left[i * n + order[step]];
+            upper[step * n + step] = 1;
+            if (row[order[step]] == 0) continue;
+            for (int j = step + 1; j < n; ++j) upper[step * n + j] = row[order[j]] / row[order[step]];
+            for (int i = step + 1; i < rows_; ++i) {
+                for (int j = step + 1; j < n; ++j) {
+                    left[i * n + order[j]] -= lower_[step * rows_ + i] * upper[step * n + j];
                 }
             }
-            for (int j = 0; j < coefficients_; ++j) std::swap(at(step, j), at(pivot_row, j));
-            std::swap(order[step], order[pivot_column]);
-            const double pivot = at(step, step);
-            full_rank = std::abs(pivot) > independent;
-            for (int j = step; j < coefficients_ && full_rank; ++j) at(step, j) /= pivot;
-            for (int i = 0; i < rows_ && full_rank; ++i) {
-                const double multiple = at(i, step);
-                for (int j = step; j < coefficients_ && i != step; ++j) at(i, j) -= multiple * at(step, j);
+        }
+        const int s = inner_;
+        ratio_.resize((n - s) * s);
+        reversed_.resize(s * s);
+        for (int i = s - 1; i >= 0; --i) {
+            for (int j = i; j < s; ++j) reversed_[(s - 1 - j) * s + s - 1 - i] = upper[i * n + j];
+            for (int k = s; k < n; ++k) {  // upper ratio = what is to the right of upper
+                double rest = upper[i * n + k];
+                for (int j = i + 1; j < s; ++j) rest -= upper[i * n + j] * ratio_[(k - s) * s + s - 1 - j];
+                ratio_[(k - s) * s + s - 1 - i] = rest;
             }
         }
-        inner_ = full_rank ? rows_ : coefficients_;
-        basis_.resize(inner_ * rows_);
-        ratio_.resize((coefficients_ - inner_) * inner_);
-        std::vector<int> new_index(coefficients_);
-        for (int j = 0; j < coefficients_; ++j) {
-            new_index[order[j]] = j;
-            for (int i = 0; i < rows_ && j < inner_; ++i) basis_[j * rows_ + i] = design[i * coefficients_ + order[j]];
-            for (int i = 0; i < inner_ && j >= inner_; ++i) ratio_[(j - inner_) * inner_ + i] = at(i, j);
-        }
-        for (int i = 0; i < coefficients_; ++i) {
+        std::reverse(order.begin(), order.begin() + s);
+        std::vector<int> new_index(n);
+        for (int j = 0; j < n; ++j) new_index[order[j]] = j;
+        for (int i = 0; i < n; ++i) {
             for (int j = 0; j <= i; ++j) {
                 const int row = std::max(new_index[i], new_index[j]), column = std::min(new_index[i], new_index[j]);
                 place_.push_back(row * (row + 1) / 2 + column);
@@ -89,7 +91,7 @@ class SidePlan {
     }
 
     int first_sample_ = 0, rows_ = 0, coefficients_, inner_ = 0;
-    std::vector<double> design_, basis_, ratio_;
+    std::vector<double> design_, lower_, reversed_, ratio_;
     std::vector<int32_t> place_;
 };
 

@@ -57,53 +57,93 @@ struct Square {
     }
 };
 
-// lanes[k] = (rows[row[0]][k], rows[row[1]][k], ...) for k < count. rows: (n, count).
-template <class Element, class Number, int N>
-inline void load_rows(const Element* rows, const int64_t* row, int count, Pack<Number, N>* lanes) {
-    using Lane = Pack<Number, N>;
-    static_assert(Lane::registers == 1, "a lane is one register here");
-    const Element* from[N];
-    for (int star = 0; star < N; ++star) from[star] = rows + row[star] * count;
-    int k = 0;
-    for (; k + N <= count; k += N) {
-        Square<Element, N> square;
-        XPKERN_UNROLL
-        for (int star = 0; star < N; ++star)
-            __builtin_memcpy(&square.row[star], from[star] + k, sizeof(square.row[star]));
-        square.transpose();
-        XPKERN_UNROLL
-        for (int i = 0; i < N; ++i) lanes[k + i].v[0] = __builtin_convertvector(square.row[i], typename Lane::Register);
-    }
-    for (; k < count; ++k) {
-        Number star_values[N];
-        for (int star = 0; star < N; ++star) star_values[star] = static_cast<Number>(from[star][k]);
-        lanes[k] = load<Lane>(star_values);
+// The stars of a register in another precision, as one instruction: GCC 12 would take one for each half.
+template <class Register, class Vector>
+XPKERN_INLINE Register convert_register(const Vector& from) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(Register) == 64 && sizeof(Vector) == 32)
+        return (Register)_mm512_maskz_cvtps_pd(0xff, (__m256)from);
+    else
+#endif
+        return __builtin_convertvector(from, Register);
+}
+
+// Which rows are needed next: any, or those that follow, which are then fetched into the second-level cache meanwhile.
+// Past the end of an array that does nothing.
+enum class Next { any, following };
+
+// Asks for the cache lines `ahead` elements after those at k of N rows, where k may be the first element of a line.
+template <Next NEXT, bool WRITE, int N, class Element>
+XPKERN_INLINE void fetch_next(Element* const* row, int k, int ahead) {
+    if (NEXT == Next::any || k * int(sizeof(Element)) % 64 != 0) return;
+    XPKERN_UNROLL
+    for (int star = 0; star < N; ++star) {
+        const auto address = reinterpret_cast<uintptr_t>(row[star] + k) + uintptr_t(ahead) * sizeof(Element);
+        __builtin_prefetch(reinterpret_cast<const void*>(address), WRITE, 2);
     }
 }
 
-template <class Element, class Number>
-inline void load_rows(const Element* rows, const int64_t* row, int count, Number* lanes) {
-    for (int k = 0; k < count; ++k) lanes[k] = static_cast<Number>(rows[row[0] * count + k]);
+// take(k, (rows[row[0]][k], rows[row[1]][k], ...)) for k < count. rows: (n, count).
+template <class Lane, Next NEXT, class Element, class Take>
+XPKERN_INLINE void for_each_column(const Element* rows, const int64_t* row, int count, const Take& take) {
+    constexpr int N = LaneTraits<Lane>::width;
+    if constexpr (N == 1) {
+        for (int k = 0; k < count; ++k) take(k, static_cast<Lane>(rows[row[0] * count + k]));
+    } else {
+        static_assert(Lane::registers == 1, "a lane is one register here");
+        const Element* from[N];
+        for (int star = 0; star < N; ++star) from[star] = rows + row[star] * count;
+        int k = 0;
+        for (; k + N <= count; k += N) {
+            fetch_next<NEXT, false, N>(from, k, N * count);
+            Square<Element, N> square;
+            XPKERN_UNROLL
+            for (int star = 0; star < N; ++star)
+                __builtin_memcpy(&square.row[star], from[star] + k, sizeof(square.row[star]));
+            square.transpose();
+            XPKERN_UNROLL
+            for (int i = 0; i < N; ++i) {
+                Lane values;
+                values.v[0] = convert_register<typename Lane::Register>(square.row[i]);
+                take(k + i, values);
+            }
+        }
+        for (; k < count; ++k) {
+            Scalar<Lane> values[N];
+            for (int star = 0; star < N; ++star) values[star] = static_cast<Scalar<Lane>>(from[star][k]);
+            take(k, load<Lane>(values));
+        }
+    }
+}
+
+// lanes[k] = (rows[row[0]][k], rows[row[1]][k], ...) for k < count. rows: (n, count).
+template <class Element, class Lane>
+inline void load_rows(const Element* rows, const int64_t* row, int count, Lane* lanes) {
+    for_each_column<Lane, Next::any>(rows, row, count, [&](int k, const Lane& values) { lanes[k] = values; });
 }
 
 // rows[row[star]][k] = lanes[k] of that star, for the first `stars` of them. rows: (n, count).
-template <int N>
+template <Next NEXT = Next::any, int N>
 inline void store_rows(const Pack<double, N>* lanes, int count, const int64_t* row, int stars, float* rows) {
+    float* to[N];
+    for (int star = 0; star < N; ++star) to[star] = rows + row[star] * count;
     int k = 0;
     for (; k + N <= count; k += N) {
+        fetch_next<NEXT, true, N>(to, k, N * count);
         Square<float, N> square;
         XPKERN_UNROLL
         for (int i = 0; i < N; ++i)
             square.row[i] = __builtin_convertvector(lanes[k + i].v[0], typename Square<float, N>::Vector);
         square.transpose();
         for (int star = 0; star < stars; ++star)
-            __builtin_memcpy(rows + row[star] * count + k, &square.row[star], sizeof(square.row[star]));
+            __builtin_memcpy(to[star] + k, &square.row[star], sizeof(square.row[star]));
     }
     for (; k < count; ++k) {
-        for (int star = 0; star < stars; ++star) rows[row[star] * count + k] = float(get(lanes[k], star));
+        for (int star = 0; star < stars; ++star) to[star][k] = float(get(lanes[k], star));
     }
 }
 
+template <Next NEXT = Next::any>
 inline void store_rows(const double* lanes, int count, const int64_t* row, int, float* rows) {
     for (int k = 0; k < count; ++k) rows[row[0] * count + k] = float(lanes[k]);
 }

@@ -9,7 +9,9 @@
 #include <vector>
 
 namespace kernel = xpkern::XPKERN_ISA;
+using kernel::Onto;
 using kernel::row_start;
+using kernel::Shape;
 
 constexpr double ROUNDING = 1e-12;
 
@@ -35,6 +37,15 @@ std::vector<double> random_matrix(int count, Random& random) {
     return values;
 }
 
+// A left factor that is lower triangular: zero where the inner index exceeds the outer one.
+std::vector<double> random_left(int inner, int n_left, bool lower, Random& random) {
+    auto left = random_matrix(inner * n_left, random);
+    for (int k = 0; k < inner; ++k) {
+        for (int p = 0; lower && p < k && p < n_left; ++p) left[size_t(k * n_left + p)] = 0;
+    }
+    return left;
+}
+
 // Every remainder of the register blocks, and none at all.
 template <class Lane>
 void test_products(int n_left, int n_right, int inner, Random& random) {
@@ -43,9 +54,9 @@ void test_products(int n_left, int n_right, int inner, Random& random) {
     right.randomise(inner * n_right, random);
     out.randomise(n_right * n_left, random);
     for (int k = 0; k < n_right * n_left; ++k) before.get()[k] = out.get()[k];
-    kernel::product<kernel::Shape::rectangle, kernel::Onto::out>(left.data(), n_left, inner,
-                                                                 kernel::rectangle(right.get(), n_right), n_right,
-                                                                 kernel::rectangle(out.get(), n_left));
+    kernel::product<Shape::rectangle, Shape::rectangle, Onto::out>(left.data(), n_left, inner,
+                                                                   kernel::rectangle(right.get(), n_right), n_right,
+                                                                   kernel::rectangle(out.get(), n_left));
     for (int star = 0; star < Lanes<Lane>::width; ++star) {
         for (int q = 0; q < n_right; ++q) {
             for (int p = 0; p < n_left; ++p) {
@@ -59,18 +70,19 @@ void test_products(int n_left, int n_right, int inner, Random& random) {
 }
 
 // The right factor is the lower-right part of a packed triangle, what is above its diagonal taken as zero.
-template <class Lane>
+template <class Lane, Shape LEFT>
 void test_lower_product(int n_left, int first, int inner, Random& random) {
+    const bool lower = LEFT == Shape::lower;
     const int size = row_start(first + inner);
-    const auto left = random_matrix(inner * n_left, random);
+    const auto left = random_left(inner, n_left, lower, random);
     Lanes<Lane> triangle(size), out(inner * n_left);
     triangle.randomise(size, random);
-    kernel::product<kernel::Shape::lower, kernel::Onto::zero>(left.data(), n_left, inner,
-                                                              kernel::part_of_triangle(triangle.get(), first, first),
-                                                              inner, kernel::rectangle(out.get(), n_left));
+    kernel::product<LEFT, Shape::lower, Onto::zero>(left.data(), n_left, inner,
+                                                    kernel::part_of_triangle(triangle.get(), first, first), inner,
+                                                    kernel::rectangle(out.get(), n_left));
     for (int star = 0; star < Lanes<Lane>::width; ++star) {
         for (int q = 0; q < inner; ++q) {
-            for (int p = 0; p < n_left; ++p) {
+            for (int p = lower ? q : 0; p < n_left; ++p) {
                 double expected = 0;
                 for (int k = q; k < inner; ++k)
                     expected += left[size_t(k * n_left + p)] * triangle.at(row_start(first + k) + first + q, star);
@@ -80,22 +92,32 @@ void test_lower_product(int n_left, int first, int inner, Random& random) {
     }
 }
 
-template <class Lane>
+// What a lower right factor holds above its diagonal must not matter.
+template <class Lane, Shape SHAPE>
 void test_symmetric_product(int n, int inner, Random& random) {
-    const auto left = random_matrix(inner * n, random);
-    Lanes<Lane> right(inner * n), out(row_start(n));
+    const bool lower = SHAPE == Shape::lower;
+    const auto left = random_left(inner, n, lower, random);
+    Lanes<Lane> right(inner * n), out(row_start(n)), flipped(row_start(n));
     right.randomise(inner * n, random);
-    kernel::symmetric_product(left.data(), n, inner, kernel::rectangle(right.get(), n), 0.5,
-                              kernel::part_of_triangle(out.get(), 0, 0));
+    for (int k = 0; k < inner; ++k) {
+        for (int i = 0; lower && i < k && i < n; ++i) right.get()[k * n + i] = kernel::lane<Lane>(std::nan(""));
+    }
+    kernel::fill(out.get(), row_start(n), 1);
+    kernel::symmetric_product<SHAPE, Onto::out>(left.data(), n, inner, kernel::rectangle(right.get(), n), 0.5,
+                                                kernel::part_of_triangle(out.get(), 0, 0));
+    kernel::symmetric_product<SHAPE, Onto::zero>(left.data(), n, inner, kernel::rectangle(right.get(), n), 0.5,
+                                                 kernel::FlippedTriangle<Lane>{flipped.get(), n});
     for (int star = 0; star < Lanes<Lane>::width; ++star) {
         for (int i = 0; i < n; ++i) {
             for (int j = 0; j <= i; ++j) {
                 double expected = 0;
-                for (int k = 0; k < inner; ++k) {
+                for (int k = 0; k < (lower && j < inner ? j + 1 : inner); ++k) {
                     expected += left[size_t(k * n + i)] * right.at(k * n + j, star) +
                                 left[size_t(k * n + j)] * right.at(k * n + i, star);
                 }
-                CHECK_CLOSE(out.at(row_start(i) + j, star), i == j ? 0.5 * expected : expected, ROUNDING * inner);
+                if (i == j) expected *= 0.5;
+                CHECK_CLOSE(out.at(row_start(i) + j, star), 1 + expected, ROUNDING * inner);
+                CHECK_CLOSE(flipped.at(row_start(n - 1 - j) + n - 1 - i, star), expected, ROUNDING * inner);
             }
         }
     }
@@ -307,9 +329,15 @@ void test_lane() {
     Random random(20240301);
     for (const int n_left : {1, 2, 5, 6, 14, 26}) {
         for (const int n_right : {1, 3, 4, 7, 18}) test_products<Lane>(n_left, n_right, 5, random);
-        for (const int inner : {1, 2, 3, 4, 5, 11}) test_lower_product<Lane>(n_left, n_left % 7, inner, random);
+        for (const int inner : {1, 2, 3, 4, 5, 11}) {
+            test_lower_product<Lane, Shape::rectangle>(n_left, n_left % 7, inner, random);
+            if (inner <= n_left) test_lower_product<Lane, Shape::lower>(n_left, n_left % 7, inner, random);
+        }
     }
-    for (const int n : {1, 2, 3, 4, 5, 6, 7, 9, 26}) test_symmetric_product<Lane>(n, 5, random);
+    for (const int n : {1, 2, 3, 4, 5, 6, 7, 9, 26}) {
+        test_symmetric_product<Lane, Shape::rectangle>(n, 5, random);
+        for (const int inner : {n, n - 1, n / 2}) test_symmetric_product<Lane, Shape::lower>(n, inner, random);
+    }
     for (const int link : {0, 5, 8, 9}) test_factor<Lane>(9, link, 22, random);
     test_factor<Lane>(1, 0, 2, random);
     test_factor<Lane>(6, 6, 6, random);

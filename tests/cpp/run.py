@@ -1,8 +1,9 @@
 """Build the C++ tests of csrc with the address and undefined-behaviour sanitizers and run them.
 
 Every ``*_test.cpp`` in this folder is one program, built with the flags of the real build (setup.py) but for the
-optimisation level: for the baseline and for the widest instruction set that this processor has.
-Usage: ``python tests/cpp/run.py [--every-isa] [name ...]``.
+optimisation level: for the baseline and for the widest instruction set that this processor has. With ``--aarch64`` they
+are cross-compiled by the clang of the ziglang wheel, without sanitizers, and run by qemu-aarch64.
+Usage: ``python tests/cpp/run.py [--every-isa | --aarch64] [name ...]``.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import platform
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -20,6 +22,9 @@ ROOT = HERE.parents[1]
 BUILD = ROOT / "build" / "cpp_tests"
 
 SANITIZE = ["-O1", "-g1", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+
+#: A static program needs no aarch64 libraries to be run.
+CROSS_COMPILER = [sys.executable, "-m", "ziglang", "c++", "-target", "aarch64-linux-musl"]
 
 #: Processor flags (as /proc/cpuinfo names them) that an instruction set needs.
 NEEDED = {"scalar": set(), "neon": set(), "avx2": {"avx2", "fma"}, "avx512": {"avx512f", "avx512dq", "avx512vl"}}
@@ -33,32 +38,50 @@ def load_setup():
     return module
 
 
-def runnable_isas(setup) -> list[str]:
-    """Return the instruction sets that are built for this machine and that its processor has."""
+@dataclass(frozen=True)
+class Machine:
+    """How programs are built for a machine and run."""
+
+    name: str
+    compiler: list[str]
+    flags: list[str]
+    runner: list[str]
+    isas: list[str]
+
+
+def this_machine(setup) -> Machine:
+    """Return this one, with the instruction sets that are built for it and that its processor has."""
     cpuinfo = Path("/proc/cpuinfo")
     words = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
-    return [isa for isa in setup.ISAS.get(platform.machine().lower(), ["scalar"]) if words >= NEEDED[isa]]
+    isas = [isa for isa in setup.ISAS.get(platform.machine().lower(), ["scalar"]) if words >= NEEDED[isa]]
+    return Machine(platform.machine(), [os.environ.get("CXX", "g++")], [*SANITIZE, "-Werror"], [], isas)
 
 
-def build_and_run(setup, source: Path, isa: str) -> tuple[str, int, str]:
+def emulated_aarch64(setup) -> Machine:
+    """Return an aarch64 machine that this one emulates."""
+    flags = ["-O1", "-g0", "-static", "-Wno-bitwise-instead-of-logical"]  # a mask of scalar lanes is a bool
+    return Machine("aarch64", CROSS_COMPILER, flags, ["qemu-aarch64"], setup.ISAS["aarch64"])
+
+
+def build_and_run(setup, machine: Machine, source: Path, isa: str) -> tuple[str, int, str]:
     """Build one program for one instruction set and run it; return its name, exit code and output."""
-    program = BUILD / f"{source.stem}-{isa}"
+    program = BUILD / f"{source.stem}-{machine.name}-{isa}"
     flags = [flag for flag in [*setup.COMMON_FLAGS, *setup.ISA_FLAGS[isa]] if not flag.startswith(("-O", "-g"))]
-    compiler = os.environ.get("CXX", "g++")
     defines = [f"-DXPKERN_ISA={isa}"] + ["-DXPKERN_SCALAR_LANES"] * (isa == "scalar")  # as isa_scalar.cpp does
-    command = [compiler, *flags, *SANITIZE, "-Werror", *defines, str(source), "-o", str(program)]
+    command = [*machine.compiler, *flags, *machine.flags, *defines, str(source), "-o", str(program)]
     built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if built.returncode != 0:
         return program.name, built.returncode, built.stderr
-    ran = subprocess.run([program], cwd=ROOT, capture_output=True, text=True, check=False)
+    ran = subprocess.run([*machine.runner, program], cwd=ROOT, capture_output=True, text=True, check=False)
     return program.name, ran.returncode, ran.stdout + ran.stderr
 
 
 def main(arguments: list[str]) -> int:
     """Build and run the programs named (all of them by default); return the number that failed."""
     setup = load_setup()
-    names = [argument for argument in arguments if argument != "--every-isa"]
-    isas = runnable_isas(setup)
+    names = [argument for argument in arguments if not argument.startswith("--")]
+    machine = emulated_aarch64(setup) if "--aarch64" in arguments else this_machine(setup)
+    isas = machine.isas
     if "--every-isa" not in arguments:
         isas = sorted({isas[0], isas[-1]})
     BUILD.mkdir(parents=True, exist_ok=True)
@@ -66,7 +89,7 @@ def main(arguments: list[str]) -> int:
     jobs = [(source, isa) for source in sources for isa in isas]
     failures = 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for name, code, output in pool.map(lambda job: build_and_run(setup, *job), jobs):
+        for name, code, output in pool.map(lambda job: build_and_run(setup, machine, *job), jobs):
             failures += code != 0
             print(f"{name}: {'passed' if code == 0 else f'FAILED (exit code {code})'}")
             if output:
