@@ -89,8 +89,9 @@ using Text = Sse2Text;
 using Text = PortableText;
 #endif
 
-inline constexpr double reciprocal_power_of_ten[] = {1e0,  1e-1, 1e-2,  1e-3,  1e-4,  1e-5,  1e-6, 1e-7,
-                                                     1e-8, 1e-9, 1e-10, 1e-11, 1e-12, 1e-13, 1e-14};
+inline constexpr double reciprocal_power_of_ten[] = {1e0,   1e-1,  1e-2,  1e-3,  1e-4,  1e-5,  1e-6,  1e-7,
+                                                     1e-8,  1e-9,  1e-10, 1e-11, 1e-12, 1e-13, 1e-14, 1e-15,
+                                                     1e-16, 1e-17, 1e-18, 1e-19, 1e-20, 1e-21, 1e-22};
 
 inline constexpr std::uint64_t power_of_ten_64(int n) {
     std::uint64_t power = 1;
@@ -104,24 +105,24 @@ inline constexpr std::uint64_t power_of_first_digit[] = {
     power_of_ten_64(5),  power_of_ten_64(6),  power_of_ten_64(7),  power_of_ten_64(8),  power_of_ten_64(9),
     power_of_ten_64(10), power_of_ten_64(11), power_of_ten_64(12), power_of_ten_64(13), power_of_ten_64(14)};
 
-// m / 10^n for m < 10^15 and n < 15, rounded to float64.
-inline double quotient(std::uint64_t m, std::ptrdiff_t n) {
-    return static_cast<double>(static_cast<std::int64_t>(m)) / power_of_ten[n];
+// m / 10^k for m < 10^15 and k <= 22, rounded to float64.
+inline double quotient(std::uint64_t m, std::ptrdiff_t k) {
+    return static_cast<double>(static_cast<std::int64_t>(m)) / power_of_ten[k];
 }
 
-inline void round_quotient(std::uint64_t m, std::ptrdiff_t n, double& value) {
-    value = quotient(m, n);
+inline void round_quotient(std::uint64_t m, std::ptrdiff_t k, double& value) {
+    value = quotient(m, k);
 }
 
-// As float64, and that as float32. A product with the rounded 1 / 10^n is within two units in the last place of the
+// As float64, and that as float32. A product with the rounded 1 / 10^k is within two units in the last place of the
 // quotient and takes a fraction of its time. Only where a tie between two float32 is that near (half a unit of float32
 // is bit 28 of float64) do they lead to different float32.
-inline void round_quotient(std::uint64_t m, std::ptrdiff_t n, float& value) {
-    double near = static_cast<double>(static_cast<std::int64_t>(m)) * reciprocal_power_of_ten[n];
+inline void round_quotient(std::uint64_t m, std::ptrdiff_t k, float& value) {
+    double near = static_cast<double>(static_cast<std::int64_t>(m)) * reciprocal_power_of_ten[k];
     std::uint64_t bits;
     std::memcpy(&bits, &near, sizeof bits);
     constexpr std::uint64_t tie = 1 << 28, margin = 4;
-    if ((bits - tie + margin) % (2 * tie) <= 2 * margin) near = quotient(m, n);
+    if ((bits - tie + margin) % (2 * tie) <= 2 * margin) near = quotient(m, k);
     value = static_cast<float>(near);
 }
 
@@ -141,20 +142,29 @@ inline void set_sign(float& value, bool negative) {
     std::memcpy(&value, &bits, sizeof value);
 }
 
-// The number that is [begin, end) if it is one digit, a point and 1 to 14 digits, with a sign or none: most errors and
-// correlations are. 16 bytes before `end` are read. The value is that of read_number.
+// The number that is [begin, end) if it is one digit, a point and 1 to 14 digits, with a sign or none, divided by
+// 10^exponent, 0 <= exponent < 10: most errors and correlations are. 16 bytes before `end` are read. The value is that
+// of read_number.
 template <class Text, class Out>
-inline bool read_short_number(const char* begin, const char* end, Out& value) {
+inline bool read_short_number(const char* begin, const char* end, std::ptrdiff_t exponent, Out& value) {
     const bool negative = *begin == '-';
     const char* const digit = begin + negative;
     const std::uint64_t first = static_cast<unsigned char>(*digit) - static_cast<std::uint64_t>('0');
     const std::ptrdiff_t n = end - digit - 2;
     std::uint64_t mantissa;
     if (first > 9 || digit[1] != '.' || n < 1 || n > 14 || !Text::digits_before(end, n, mantissa)) return false;
-    mantissa += first * power_of_first_digit[n];
-    round_quotient(mantissa, n, value);
+    if (n + exponent > max_exact_power_of_ten) return false;
+    round_quotient(mantissa + first * power_of_first_digit[n], n + exponent, value);
     set_sign(value, negative);
     return true;
+}
+
+// The same for "<number>E-<digit>", as Java prints what is below 0.001.
+template <class Text, class Out>
+inline bool read_short_number_with_exponent(const char* begin, const char* end, Out& value) {
+    const unsigned exponent = static_cast<unsigned char>(end[-1]) - static_cast<unsigned>('0');
+    return exponent <= 9 && end[-2] == '-' && end[-3] == 'E' &&
+           read_short_number<Text>(begin, end - 3, static_cast<std::ptrdiff_t>(exponent), value);
 }
 
 }  // namespace detail
@@ -183,8 +193,11 @@ bool read_numbers(const char*& p, const char* end, char closing, Out* out, std::
         if (found + count > n) return false;
         for (int i = 0; i < count; ++i, ++found) {
             const char* const stop = block + stops[i];
-            // sixteen bytes before the end of the first numbers need not be readable
-            if (stop - begin < 16 || !detail::read_short_number<Text>(number, stop, out[found])) {
+            // the bytes that a short number is read with begin before the first of them
+            const bool is_short =
+                stop - begin >= 19 && (detail::read_short_number<Text>(number, stop, 0, out[found]) ||
+                                       detail::read_short_number_with_exponent<Text>(number, stop, out[found]));
+            if (!is_short) {
                 double value;
                 if (read_number(number + (*number == ' '), value) != stop) return false;
                 // the negated comparison also catches NaN

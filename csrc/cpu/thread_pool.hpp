@@ -16,8 +16,8 @@ namespace xpkern {
 
 class ThreadPool {
   public:
-    // The pool of this process; a forked child, whose parent's threads are gone, gets a new one. No lock: one that another
-    // thread held at the time of the fork would never be released in the child.
+    // The pool of this process; a forked child, whose parent's threads are gone, gets a new one. No lock: one that
+    // another thread held at the time of the fork would never be released in the child.
     static ThreadPool& instance() {
         static std::atomic<ThreadPool*> pool{nullptr};
         ThreadPool* current = pool.load();

@@ -99,15 +99,16 @@ static void test_ties_of_float32() {
     Random random(15);
     std::vector<std::string> numbers;
     std::string text;
-    for (int repeat = 0; repeat < 60000; ++repeat) {
+    for (int repeat = 0; repeat < 100000; ++repeat) {
         const float low = std::ldexp(1.0f + static_cast<float>(random.bits() % (1 << 23)) * 0x1p-23f,
-                                     static_cast<int>(random.bits() % 6) - 2);
+                                     static_cast<int>(random.bits() % 33) - 30);
         const double middle = 0.5 * (static_cast<double>(low) + static_cast<double>(std::nextafter(low, 100.0f)));
-        if (middle >= 9.9) continue;
         for (const int digits : {13, 14}) {
-            char number[32];
-            std::snprintf(number, sizeof number, "%.*f", digits, middle);
+            char number[40];
+            std::snprintf(number, sizeof number, middle < 1e-3 ? "%.*e" : "%.*f", digits, middle);
             numbers.push_back(number);
+            const std::size_t e = numbers.back().find("e-0");  // as Java prints it: E-7
+            if (e != std::string::npos) numbers.back().replace(e, 3, "E-");
             text += (text.empty() ? "" : ",") + numbers.back();
         }
     }
