@@ -88,15 +88,25 @@ class TestCatalog:
             assert file.attrs["sigma_convention"] == "archive"
             assert file.attrs["noise_digest"] == xk.load_model()[0].noise.digest
 
-    def test_bytes_depend_on_neither_threads_nor_place_nor_time(self, survey, tmp_path):
+    def test_bytes_depend_on_neither_threads_nor_blocks_nor_place_nor_time(self, survey, tmp_path):
         contents = []
-        for threads in ("1", "2"):
-            folder = tmp_path / f"with {threads}"
+        for threads, rows in (("1", None), ("2", None), ("1", 3), ("2", 3), ("5", 1)):
+            folder = tmp_path / f"with {threads} {rows}"
             folder.mkdir()
             output = folder / f"catalog{threads}.h5"
-            assert main([*catalog_arguments(survey.spectra, survey), "-o", str(output), "--threads", threads]) == 0
+            if rows is None:
+                assert main([*catalog_arguments(survey.spectra, survey), "-o", str(output), "--threads", threads]) == 0
+            else:
+                xk.make_catalog(
+                    survey.spectra,
+                    output,
+                    gaia_source=survey.gaia_source,
+                    engine=ENGINE,
+                    threads=int(threads),
+                    rows=rows,
+                )
             contents.append((output.read_bytes(), output.with_suffix(".diagnostics.h5").read_bytes()))
-        assert contents[0] == contents[1]
+        assert all(content == contents[0] for content in contents)
         assert str(tmp_path).encode() not in contents[0][0] + contents[0][1]
 
     def test_blocks_and_files_do_not_matter(self, survey, lines, expected, tmp_path):
@@ -140,6 +150,28 @@ class TestCatalog:
 
 
 class TestBadInput:
+    @pytest.mark.parametrize("threads", [1, 2, 5])
+    def test_an_error_in_a_late_block_loses_no_row_before_it(self, survey, expected, tmp_path, threads):
+        broken = tmp_path / "broken.csv.gz"
+        content = survey.spectra.read_bytes()
+        broken.write_bytes(content[: int(0.8 * len(content))])
+        seen: list[int] = []
+        with pytest.raises(xk.InputError, match="end too early") as caught:
+            xk.make_catalog(
+                broken,
+                tmp_path / "catalog.h5",
+                gaia_source=survey.gaia_source,
+                engine=ENGINE,
+                threads=threads,
+                rows=2,
+                on_progress=seen.append,
+            )
+        kept = read(tmp_path / "catalog.incomplete.h5")
+        assert len(kept["source_id"]) == sum(seen) >= STARS // 2
+        assert (caught.value.file, caught.value.row) == (str(broken), sum(seen) + 1)
+        for name, values in kept.items():
+            np.testing.assert_array_equal(values, expected[name][: sum(seen)], err_msg=name)
+
     def test_truncated_gzip(self, survey, expected, tmp_path, capsys):
         content = survey.spectra.read_bytes()
         broken = tmp_path / "broken.csv.gz"
@@ -288,12 +320,13 @@ class TestBadInput:
 
 class TestInterruption:
     @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-    def test_leaves_nothing_behind(self, survey, lines, tmp_path, number, code):
+    @pytest.mark.parametrize("threads", ["1", "3"])
+    def test_leaves_nothing_behind(self, survey, lines, tmp_path, number, code, threads):
         spectra = tmp_path / "spectra.csv"
         os.mkfifo(spectra)  # a file that never ends: the run is certainly not over when the signal comes
         folder = tmp_path / "output"
         folder.mkdir()
-        arguments = [*catalog_arguments(spectra, survey), "-o", str(folder / "catalog.h5")]
+        arguments = [*catalog_arguments(spectra, survey), "-o", str(folder / "catalog.h5"), "--threads", threads]
         with (
             subprocess.Popen(
                 [sys.executable, "-m", "xpkern", *arguments],

@@ -229,6 +229,33 @@ def test_blocks_and_files_add_up(tmp_path, real_file, real_stars, real_table):
     assert np.array_equal(joined.columns["ra"], real_stars.columns["ra"], equal_nan=True)
 
 
+@pytest.mark.parametrize("prefetch", [1, 3])
+def test_blocks_read_ahead_are_the_same(tmp_path, real_file, real_table, engine, prefetch):
+    options = {"noise": NOISE, "engine": engine, "rows": 7}
+    expected = list(iter_xp([real_file], real_table, **options))
+    found = list(iter_xp([real_file], real_table, **options, prefetch=prefetch))
+    assert [len(block) for block in found] == [len(block) for block in expected] == [7, 7, 7, 7, 2]
+    for ours, theirs in zip(found, expected, strict=True):
+        for name in ("source_id", "flux", "whitener", "plx", "status"):
+            assert np.array_equal(getattr(ours, name), getattr(theirs, name)), name
+    with pytest.raises(InputError, match="not a number of blocks"):
+        iter_xp([real_file], prefetch=-1)
+
+    broken = tmp_path / "broken.csv.gz"
+    broken.write_bytes(real_file.read_bytes()[: real_file.stat().st_size * 3 // 4])
+    complete = []
+    with pytest.raises(InputError, match="end too early") as caught:
+        complete.extend(iter_xp([broken], real_table, **options, prefetch=prefetch))
+    assert sum(len(block) for block in complete) == caught.value.row - 1 > 14
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_any_number_of_threads_reads_the_same(real_file, real_table, real_stars, threads):
+    stars = read_xp([real_file], real_table, noise=NOISE, engine="reference", threads=threads)
+    assert np.array_equal(stars.source_id, real_stars.source_id)
+    assert np.array_equal(stars.whitener, real_stars.whitener)
+
+
 def test_files_without_rows_give_no_stars(tmp_path, real_file):
     lines = [line for line in text_of(real_file) if not line.startswith("#")]
     stars = read_xp(write(tmp_path / "empty.csv", lines[:1]), noise=NOISE, engine="reference")

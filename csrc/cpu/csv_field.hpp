@@ -13,6 +13,7 @@
 #include <string>
 #include <system_error>
 
+#include "cpu/csv_array.hpp"
 #include "cpu/csv_number.hpp"
 
 namespace xpkern::csv {
@@ -83,6 +84,35 @@ inline Field read_scalar(const char*& p, const char* end, double& value, std::st
     return Field::read;
 }
 
+// Reads finite numbers up to `closing` and moves `p` behind it; the first n of them go to `out`, `found` counts all.
+// What read_numbers does for any spelling, and it says what is wrong.
+template <class Out>
+bool read_unusual_numbers(const char*& p, const char* end, char closing, Out* out, std::int64_t n, std::int64_t& found,
+                          std::string& error) {
+    p = skip_spaces(p);
+    for (found = 0; *p != closing;) {
+        double value = 0.0;
+        const char* const behind = read_number(p, value);
+        // The negated comparison also catches NaN.
+        if (behind == nullptr || !(std::fabs(value) <= static_cast<double>(std::numeric_limits<Out>::max()))) {
+            error = "element " + std::to_string(found + 1) + ", " + excerpt(p, end) + ", is not a finite number";
+            return false;
+        }
+        if (found < n) out[found] = static_cast<Out>(value);
+        ++found;
+        p = skip_spaces(behind);
+        if (*p == ',') {
+            p = skip_spaces(p + 1);
+        } else if (*p != closing) {
+            error = "element " + std::to_string(found) + " is followed by " +
+                    (p == end ? "the end of the row" : excerpt(p, end));
+            return false;
+        }
+    }
+    ++p;
+    return true;
+}
+
 // Reads an array "[a,b,...]" or "(a, b, ...)" of exactly `n` finite numbers, each rounded to float64 first and then to
 // `Out`. No field, `null` and empty brackets are Field::empty.
 template <class Out>
@@ -95,29 +125,10 @@ Field read_array(const char*& p, const char* end, Out* out, std::int64_t n, std:
         return Field::wrong;
     }
     const char closing = *p == '[' ? ']' : ')';
-    p = skip_spaces(p + 1);
-
-    std::int64_t found = 0;
-    while (*p != closing) {
-        double value = 0.0;
-        const char* const behind = read_number(p, value);
-        // The negated comparison also catches NaN.
-        if (behind == nullptr || !(std::fabs(value) <= static_cast<double>(std::numeric_limits<Out>::max()))) {
-            error = "element " + std::to_string(found + 1) + ", " + excerpt(p, end) + ", is not a finite number";
-            return Field::wrong;
-        }
-        if (found < n) out[found] = static_cast<Out>(value);
-        ++found;
-        p = skip_spaces(behind);
-        if (*p == ',') {
-            p = skip_spaces(p + 1);
-        } else if (*p != closing) {
-            error = "element " + std::to_string(found) + " is followed by " +
-                    (p == end ? "the end of the row" : excerpt(p, end));
-            return Field::wrong;
-        }
-    }
     ++p;
+    std::int64_t found = n;
+    if (!read_numbers(p, end, closing, out, n) && !read_unusual_numbers(p, end, closing, out, n, found, error))
+        return Field::wrong;
     if (is_quoted && *p++ != '"') {
         error = "the quote is not closed behind the array";
         return Field::wrong;

@@ -21,8 +21,8 @@
 
 namespace xpkern::csv {
 
-// Digits are read eight at a time, so this many bytes behind a number must be readable (their values do not matter).
-inline constexpr std::size_t slack = 16;
+// Text is read up to 64 bytes at a time, so this many bytes behind it must be readable (their values do not matter).
+inline constexpr std::size_t slack = 64;
 
 namespace detail {
 

@@ -9,20 +9,24 @@
 #include <exception>
 #include <functional>
 #include <mutex>
+#include <system_error>
 #include <thread>
-#include <vector>
 
 namespace xpkern {
 
 class ThreadPool {
   public:
-    // The pool of this process; a forked child, whose parent's threads are gone, gets a new one.
+    // The pool of this process; a forked child, whose parent's threads are gone, gets a new one. No lock: one that
+    // another thread held at the time of the fork would never be released in the child.
     static ThreadPool& instance() {
-        static std::mutex guard;
-        static ThreadPool* pool = nullptr;
-        const std::lock_guard<std::mutex> lock(guard);
-        if (!pool || pool->owner_ != getpid()) pool = new ThreadPool;  // never freed: workers may outlive main
-        return *pool;
+        static std::atomic<ThreadPool*> pool{nullptr};
+        ThreadPool* current = pool.load();
+        while (current == nullptr || current->owner_ != getpid()) {
+            ThreadPool* const fresh = new ThreadPool;  // never freed once it is in use: workers may outlive main
+            if (pool.compare_exchange_strong(current, fresh)) return *fresh;
+            delete fresh;
+        }
+        return *current;
     }
 
     // Runs task(i, worker) for i in [0, count) on the caller and up to threads - 1 workers; worker < threads.
@@ -34,21 +38,15 @@ class ThreadPool {
             return;
         }
         const std::lock_guard<std::mutex> one_job_at_a_time(job_guard_);
+        hire(threads - 1);
         {
             const std::lock_guard<std::mutex> lock(guard_);
             task_ = &task;
             count_ = count;
             next_ = 0;
-            wanted_ = threads - 1;
-            running_ = 0;
             failure_ = nullptr;
+            wanted_ = running_ = threads - 1 < workers_ ? threads - 1 : workers_;
             ++job_;
-            while (static_cast<int>(workers_.size()) < wanted_) {
-                const int worker = static_cast<int>(workers_.size()) + 1;
-                workers_.emplace_back([this, worker] { wait_for_work(worker); });
-                workers_.back().detach();
-            }
-            running_ = wanted_;
         }
         wake_.notify_all();
         take_tasks(0);
@@ -58,8 +56,18 @@ class ThreadPool {
     }
 
   private:
-    void wait_for_work(int worker) {
-        int64_t seen = 0;
+    // Starts workers until there are that many, or as many as the system allows: the job is done by fewer then.
+    void hire(int wanted) {
+        try {
+            for (; workers_ < wanted; ++workers_) {
+                const int worker = workers_ + 1;
+                std::thread([this, worker, seen = job_] { wait_for_work(worker, seen); }).detach();
+            }
+        } catch (const std::system_error&) {
+        }
+    }
+
+    void wait_for_work(int worker, int64_t seen) {
         for (;;) {
             {
                 std::unique_lock<std::mutex> lock(guard_);
@@ -87,13 +95,12 @@ class ThreadPool {
     }
 
     const pid_t owner_ = getpid();
-    std::vector<std::thread> workers_;
     std::mutex job_guard_, guard_;
     std::condition_variable wake_, finished_;
     const std::function<void(int64_t, int)>* task_ = nullptr;
     std::atomic<int64_t> next_{0};
     int64_t count_ = 0, job_ = 0;
-    int wanted_ = 0, running_ = 0;
+    int workers_ = 0, wanted_ = 0, running_ = 0;
     std::exception_ptr failure_;
 };
 

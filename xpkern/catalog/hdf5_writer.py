@@ -40,6 +40,7 @@ class Hdf5Writer:
         self._waiting: list[dict[str, NDArray[np.generic]]] = []
         self._stream = _CheckedFile(path)
         self._file = _create(self._stream)
+        self._datasets: dict[str, h5py.Dataset] = {}
         for name, value in attributes.items():
             self._file.attrs[name] = value
 
@@ -89,8 +90,8 @@ class Hdf5Writer:
         self._waiting = [{name: values[last - first :] for name, values in waiting.items()}]
 
     def _dataset(self, column: Column, count: int) -> h5py.Dataset:
-        if column.name in self._file:
-            return self._file[column.name]
+        if column.name in self._datasets:
+            return self._datasets[column.name]
         chunk_rows = min(CHUNK_ROWS, max(count, 1))  # a file of 30 stars need not fill a chunk of thousands
         dataset = self._file.create_dataset(
             column.name,
@@ -101,7 +102,8 @@ class Hdf5Writer:
             track_times=False,
         )
         for attribute in ("unit", "ucd", "description"):
-            dataset.attrs[attribute] = getattr(column, attribute)
+            _add_text(dataset, attribute, getattr(column, attribute))
+        self._datasets[column.name] = dataset
         return dataset
 
 
@@ -114,6 +116,14 @@ def _create(stream: _CheckedFile) -> h5py.File:
     access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
     access.set_fileobj_driver(h5py.h5fd.fileobj_driver, stream)
     return h5py.File(h5py.h5f.create(b"catalog", h5py.h5f.ACC_TRUNC, creation, access))
+
+
+def _add_text(dataset: h5py.Dataset, name: str, text: str) -> None:
+    """Set a new attribute to a text, as ``dataset.attrs`` does in eight times the time."""
+    kind = h5py.string_dtype()
+    space = h5py.h5s.create(h5py.h5s.SCALAR)
+    attribute = h5py.h5a.create(dataset.id, name.encode(), h5py.h5t.py_create(kind, logical=True), space)
+    attribute.write(np.array(text, dtype=kind))
 
 
 class _CheckedFile(io.FileIO):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -21,16 +22,19 @@ from xpkern.engine import Engine, get_engine
 from xpkern.engine.contract import FitOptions, LossTerms
 from xpkern.errors import InputError
 from xpkern.fit.fit import fit
+from xpkern.fit.start import start_grid
 from xpkern.model import load_model
 from xpkern.status import Status
+from xpkern.threads import in_order, number_of_threads
 
 if TYPE_CHECKING:
     from xpkern.fit.result import Fit
     from xpkern.model import FluxModel, TypePrior
     from xpkern.observe.calibration import Calibration
+    from xpkern.observe.gaia_csv import XpBlock
 
-#: Stars in memory at a time: 37 MB of whiteners, enough for any number of threads to share.
-BLOCK_ROWS = 4096
+#: Stars that all threads together have in memory, and stars of a block at least. Each takes 25 kB.
+MOST_STARS, FEWEST_STARS_OF_A_BLOCK = 16384, 256
 
 
 @dataclass
@@ -81,13 +85,15 @@ def make_catalog(
     threads: int | None = None,
     terms: LossTerms | None = None,
     options: FitOptions | None = None,
-    rows: int = BLOCK_ROWS,
+    rows: int | None = None,
     on_progress: Callable[[int], object] | None = None,
 ) -> CatalogSummary:
     """Fit every star of XP files and write a catalogue.
 
     Every source of the input has a row, in the order of the input; one that cannot be fitted has NaN and a status.
-    Memory is bounded by a block of ``rows`` stars. The files' bytes depend neither on ``rows`` nor on ``threads``.
+    Each thread has a block of stars of its own, from coefficients to the rows of the catalogue, while one of them reads
+    the next from the file. Memory is bounded by these blocks. The files' bytes depend neither on ``rows`` nor on
+    ``threads``.
 
     Parameters
     ----------
@@ -108,11 +114,11 @@ def make_catalog(
         How the archive's errors are read; as the model's noise says when not given.
     engine : str or Engine
     threads : int, optional
-        Every core this process may use when not given.
+        As :func:`xpkern.threads.number_of_threads` says when not given.
     terms : LossTerms, optional
     options : FitOptions, optional
-    rows : int
-        Stars of a block.
+    rows : int, optional
+        Stars of a block; 1,024, fewer with many threads, when not given.
     on_progress : callable, optional
         Called with the number of stars of each finished block.
 
@@ -127,7 +133,8 @@ def make_catalog(
         ``<name>.incomplete.h5`` and the message says so; under the final name there is nothing.
     """
     from xpkern.observe.calibration import Calibration
-    from xpkern.observe.read import iter_xp
+    from xpkern.observe.gaia_csv import BLOCK_ROWS
+    from xpkern.observe.read import XpReader
 
     files = [Path(paths)] if isinstance(paths, (str, os.PathLike)) else [Path(path) for path in paths]
     _check_files(files, checked_output(output))
@@ -151,27 +158,27 @@ def make_catalog(
         engine=engine.name,
         instruction_set=getattr(engine, "instruction_set", ""),
     )
-    blocks = iter_xp(
-        files,
-        gaia_source=gaia_source,
-        photometry=photometry,
-        calibration=calibration,
-        noise=noise,
-        engine=engine,
-        threads=threads,
-        rows=rows,
-    )
+    threads = number_of_threads(threads)
+    if rows is None:
+        rows = max(FEWEST_STARS_OF_A_BLOCK, min(BLOCK_ROWS, MOST_STARS // threads))
+    reader = XpReader(files, gaia_source, photometry, calibration, noise, engine)
+    grid = start_grid(model, prior)
+
+    def rows_of(block: XpBlock | None) -> tuple[StarRows, NDArray[np.bool_], list[tuple[int, int, str, str]]]:
+        observations = reader.observe(block)
+        solution = fit(observations, model, prior, engine=engine, threads=1, terms=terms, options=options, start=grid)
+        return star_rows(solution), solution.fitted, observations.reasons
+
+    blocks = in_order(reader.blocks(rows), rows_of, threads=min(threads, max(1, MOST_STARS // rows)))
     summary = CatalogSummary()
-    with CatalogOutput(output, layout, attributes) as files_written:
+    with CatalogOutput(output, layout, attributes) as files_written, contextlib.closing(blocks):
         try:
-            for observations in blocks:
-                solution = fit(observations, model, prior, engine=engine, threads=threads, terms=terms, options=options)
-                block = star_rows(solution)
+            for block, fitted, reasons in blocks:
                 files_written.append(block)
-                files_written.append_reasons(observations.reasons)
-                summary.count(block, solution.fitted)
-                if observations.reasons and not summary.first_reason:
-                    _, row, name, message = observations.reasons[0]
+                files_written.append_reasons(reasons)
+                summary.count(block, fitted)
+                if reasons and not summary.first_reason:
+                    _, row, name, message = reasons[0]
                     summary.first_reason = str(InputError(message, row=row, field=name or None))
                 if on_progress is not None:
                     on_progress(len(block))

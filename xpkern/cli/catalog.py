@@ -94,7 +94,10 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         help="what computes; default: the fastest there is",
     )
     parser.add_argument(
-        "--threads", type=positive_integer, metavar="N", help="default: every core this process may use"
+        "--threads",
+        type=positive_integer,
+        metavar="N",
+        help="default: XPKERN_NUM_THREADS, OMP_NUM_THREADS, or every core this process may use",
     )
 
 

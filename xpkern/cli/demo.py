@@ -31,7 +31,10 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("--stars", type=positive_integer, default=2000, metavar="N", help="default: 2000")
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="of the simulated survey; default: 1")
     parser.add_argument(
-        "--threads", type=positive_integer, metavar="N", help="default: every core this process may use"
+        "--threads",
+        type=positive_integer,
+        metavar="N",
+        help="default: XPKERN_NUM_THREADS, OMP_NUM_THREADS, or every core this process may use",
     )
     parser.set_defaults(run=run)
 

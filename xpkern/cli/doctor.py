@@ -52,7 +52,8 @@ def run(options: argparse.Namespace) -> int:
 
 def cpu_engine() -> str:
     """Return what the compiled engine found."""
-    from xpkern.engine.cpu import CpuEngine, instruction_sets, number_of_threads
+    from xpkern.engine.cpu import CpuEngine, instruction_sets
+    from xpkern.threads import number_of_threads
 
     used = CpuEngine().instruction_set
     others = ", ".join(name for name in instruction_sets() if name != used)

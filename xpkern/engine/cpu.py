@@ -29,10 +29,10 @@ from xpkern.model.flux_model import FluxModel
 from xpkern.model.noise import Noise
 from xpkern.model.type_prior import TypePrior
 from xpkern.observe.calibration import Calibration
+from xpkern.threads import number_of_threads
 
-#: Environment variables: the instruction set to use (for tests), and the number of threads where none is given.
+#: Environment variable: the instruction set to use (for tests).
 ISA_VARIABLE = "XPKERN_ISA"
-THREADS_VARIABLE = "XPKERN_NUM_THREADS"
 
 Source = TypeVar("Source", FluxModel, TypePrior, StartGrid)
 
@@ -195,29 +195,6 @@ class CpuEngine:
 def instruction_sets() -> list[str]:
     """Instruction sets that this build has and this machine can run, best first."""
     return _cpu.instruction_sets()
-
-
-def number_of_threads(threads: int | None = None) -> int:
-    """Threads to use: as asked, else ``XPKERN_NUM_THREADS``, else every core this process may run on.
-
-    Raises
-    ------
-    InputError
-        If the number is not at least 1.
-    """
-    source = "threads"
-    wanted: int | str | None = threads
-    if wanted is None and os.environ.get(THREADS_VARIABLE):
-        source, wanted = THREADS_VARIABLE, os.environ[THREADS_VARIABLE]
-    if wanted is None:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        number = int(wanted)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise InputError(f"{wanted!r} is not a number of threads", field=source)
-    return number
 
 
 # What the kernels read of a model is made once and kept as long as the model itself.

@@ -8,13 +8,13 @@ line; lines before it that start with ``#`` (ECSV) are skipped.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from isal import isal_zlib
+from isal import igzip_lib
 from numpy.typing import NDArray
 
 from xpkern.engine.contract import Coefficients, Float32
@@ -22,17 +22,19 @@ from xpkern.errors import InputError
 from xpkern.observe import _csv
 from xpkern.observe.calibration import Calibration
 
-#: Bytes read at a time. One such piece of gzip becomes about 300 kB of text, which the caches still hold when it is
-#: parsed.
-PIECE = 1 << 17
+#: Rows of a block: 14 MB of numbers. Many enough that the work on them outweighs the overhead of a block, few enough
+#: that every thread can have a block of its own.
+BLOCK_ROWS = 1024
+
+#: Bytes read at a time, and bytes of text made of them at a time. One piece of gzip becomes some 80 kB of text, which
+#: the cache of the core still holds when it is parsed; for less than 128 kB, the C library does not ask the system for
+#: new memory each time.
+PIECE, TEXT_PIECE = 1 << 15, 120_000
 
 #: No line of a csv file is that long; a file that holds one is something else.
 LONGEST_LINE = 1 << 22
 
 _GZIP_MAGIC = b"\x1f\x8b"
-
-#: Tells zlib's interface to expect the header and the checksum of gzip.
-_GZIP_WINDOW_BITS = 31
 
 
 @dataclass
@@ -61,8 +63,8 @@ class XpBlock:
 
 
 def read_blocks(
-    path: str | Path, calibration: Calibration, *, rows: int = 4096, need_standard_deviation: bool = False
-) -> Iterator[XpBlock]:
+    path: str | Path, calibration: Calibration, *, rows: int = BLOCK_ROWS, need_standard_deviation: bool = False
+) -> Generator[XpBlock, None, None]:
     """Read a file block by block.
 
     Parameters
@@ -97,7 +99,7 @@ def read_blocks(
 
 def _read_stream(
     stream: BinaryIO, file: str, calibration: Calibration, rows: int, need_standard_deviation: bool
-) -> Iterator[XpBlock]:
+) -> Generator[XpBlock, None, None]:
     text = _Text(_pieces(stream, file), file)
     header = text.read_header()
     parser = _csv.RowParser(
@@ -280,15 +282,18 @@ def _pieces(stream: BinaryIO, file: str) -> Iterator[bytes]:
             yield piece
             piece = stream.read(PIECE)
         return
-    decompressor = isal_zlib.decompressobj(_GZIP_WINDOW_BITS)
+    decompressor = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
     while piece:
         if decompressor.eof:
             if not _GZIP_MAGIC.startswith(piece[:2]):
                 raise InputError("the gzip data are followed by something else", file=file)
-            decompressor = isal_zlib.decompressobj(_GZIP_WINDOW_BITS)
+            decompressor = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
         try:
-            text = decompressor.decompress(piece)
-        except isal_zlib.error as error:  # type: ignore[misc]  # its stub calls it an instance
+            text = decompressor.decompress(piece, TEXT_PIECE)
+            while not (decompressor.eof or decompressor.needs_input):
+                yield text
+                text = decompressor.decompress(b"", TEXT_PIECE)
+        except igzip_lib.error as error:  # type: ignore[misc]  # its stub calls it an instance
             raise InputError(f"the gzip data are corrupt ({error})", file=file) from error
         yield text
         # between and behind members there may be zeros

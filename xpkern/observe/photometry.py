@@ -110,6 +110,7 @@ def infrared_flux(table: SourceTable, rows: np.ndarray) -> tuple[Float64, Float6
         If a band has no column of errors, or 2MASS no ``ph_qual``.
     """
     flux, error = np.zeros((len(rows), len(BANDS))), np.full((len(rows), len(BANDS)), np.inf)
+    quality = table.texts("ph_qual", rows) if "ph_qual" in table else None
     done: set[str] = set()
     for column in COLUMNS:
         if column.band in done or column.value not in table:
@@ -123,24 +124,26 @@ def infrared_flux(table: SourceTable, rows: np.ndarray) -> tuple[Float64, Float6
             unit = flux_of_magnitude(column.band, NANOMAGGY_MAGNITUDE)
             band_flux, band_error = unit * value, unit * deviation
         usable = np.isfinite(band_flux) & (band_flux > 0) & np.isfinite(band_error) & (band_error > 0)
-        usable &= _counts(table, column.band, rows, band_error / np.where(usable, band_flux, 1.0))
+        usable &= _counts(table, column.band, rows, quality, band_error / np.where(usable, band_flux, 1.0))
         index = BANDS.index(column.band)
         flux[usable, index], error[usable, index] = band_flux[usable], band_error[usable]
     return flux, error
 
 
-def _counts(table: SourceTable, band: str, rows: np.ndarray, fractional_error: np.ndarray) -> np.ndarray:
-    """Whether a measurement may be used, by those rules whose columns the table has."""
+def _counts(
+    table: SourceTable, band: str, rows: np.ndarray, quality: list[str] | None, fractional_error: np.ndarray
+) -> np.ndarray:
+    """Whether a measurement may be used, by those rules whose columns the table has; ``quality`` is ``ph_qual``."""
     is_twomass = band in TWOMASS_BANDS
     good = np.ones(len(rows), bool)
     if "norm_dg" in table:
         # a missing norm_dg compares as false: there is no neighbour within 30 arcsec
         good &= ~(table.numbers("norm_dg", rows) >= (TWOMASS_CROWDING if is_twomass else UNWISE_CROWDING))
     if is_twomass:
-        if "ph_qual" not in table:
+        if quality is None:
             raise InputError("2MASS magnitudes need this column of quality letters", file=table.name, field="ph_qual")
         letter = TWOMASS_BANDS.index(band)
-        good &= [quality[letter : letter + 1] == "A" for quality in table.texts("ph_qual", rows)]
+        good &= [letters[letter : letter + 1] == "A" for letters in quality]
         if "ext_key" in table:
             good &= np.isnan(table.numbers("ext_key", rows))
         return good

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ from xpkern.errors import InputError
 from xpkern.grid import BANDS, N_FLUX, N_PACKED, XP_WAVELENGTH
 from xpkern.model import Noise, load_model
 from xpkern.observe.calibration import Calibration
-from xpkern.observe.gaia_csv import XpBlock, read_blocks
+from xpkern.observe.gaia_csv import BLOCK_ROWS, XpBlock, read_blocks
 from xpkern.observe.gaia_source import GAIA_COLUMNS, SourceTable
 from xpkern.observe.observations import Observations
 from xpkern.observe.photometry import COLUMN_NAMES, infrared_flux
 from xpkern.status import Status
+from xpkern.threads import in_order, number_of_threads
 
 
 def read_xp(
@@ -65,8 +67,8 @@ def read_xp(
     InputError
         If a file or a table cannot be read, or a file breaks off (:func:`iter_xp` yields the rows before the break).
     """
-    blocks = iter_xp(paths, gaia_source, photometry, calibration, noise, engine, threads)
-    return Observations.concatenate(blocks)
+    reader = XpReader(paths, gaia_source, photometry, calibration, noise, engine)
+    return Observations.concatenate(in_order(reader.blocks(), reader.observe, threads=number_of_threads(threads)))
 
 
 def iter_xp(
@@ -78,7 +80,8 @@ def iter_xp(
     engine: str | Engine = "auto",
     threads: int | None = None,
     *,
-    rows: int = 4096,
+    rows: int = BLOCK_ROWS,
+    prefetch: int = 0,
 ) -> Iterator[Observations]:
     """Read XP continuous mean spectra block by block: memory does not grow with the files.
 
@@ -87,7 +90,10 @@ def iter_xp(
     paths, gaia_source, photometry, calibration, noise, engine, threads
         As in :func:`read_xp`.
     rows : int
-        Stars of a block; the last block of each file may be shorter. Each takes 23 kB while it is worked on.
+        Stars of a block; the last block of each file may be shorter. Each takes 25 kB while it is worked on.
+    prefetch : int
+        Blocks that a thread of its own reads ahead while the caller works on the one before. It is one of
+        ``threads``: leave it out of those that are given to :func:`xpkern.fit`.
 
     Yields
     ------
@@ -99,57 +105,96 @@ def iter_xp(
     InputError
         As :func:`read_xp`; for a gzip file that breaks off, after every complete row before the break was yielded.
     """
-    if rows < 1:
-        raise InputError(f"{rows} is not a number of rows", field="rows")
-    files = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
-    calibration = Calibration.default() if calibration is None else calibration
-    if not np.array_equal(calibration.wavelength, XP_WAVELENGTH):
-        raise InputError("the calibration has other samples than 392, 402 ... 992 nm", field="wavelength")
-    noise = load_model()[0].noise if noise is None else noise
-    wanted = (*GAIA_COLUMNS, *COLUMN_NAMES)
-    sources = None if gaia_source is None else SourceTable.of(gaia_source, "gaia_source", wanted)
-    if sources is not None:
-        sources.require(("parallax", "parallax_error"))
-    infrared = sources if photometry is None else SourceTable.of(photometry, "photometry", COLUMN_NAMES)
-    reader = _Reader(calibration, noise, get_engine(engine), threads, sources, infrared)
-    return reader.read(files, rows)
+    if prefetch < 0:
+        raise InputError(f"{prefetch} is not a number of blocks", field="prefetch")
+    reader = XpReader(paths, gaia_source, photometry, calibration, noise, engine)
+    blocks = reader.blocks(rows)
+    if prefetch == 0:
+        return (reader.observe(block, threads=threads) for block in blocks)
+    return in_order(blocks, reader.observe, threads=2, ahead=prefetch)
 
 
-class _Reader:
-    """What it takes to make stars of the rows of a file."""
+class XpReader:
+    """Files and tables that have been found good, and what makes stars of their rows.
+
+    Parameters
+    ----------
+    paths, gaia_source, photometry, calibration, noise, engine
+        As in :func:`read_xp`.
+
+    Raises
+    ------
+    InputError
+        If a table cannot be read, or the calibration has other samples than the model.
+    """
 
     def __init__(
         self,
-        calibration: Calibration,
-        noise: Noise,
-        engine: Engine,
-        threads: int | None,
-        sources: SourceTable | None,
-        infrared: SourceTable | None,
+        paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        gaia_source: Any = None,
+        photometry: Any = None,
+        calibration: Calibration | None = None,
+        noise: Noise | None = None,
+        engine: str | Engine = "auto",
     ) -> None:
-        self.calibration = calibration
-        self.noise = noise
-        self.engine = engine
-        self.threads = threads
-        self.sources = sources
-        self.infrared = infrared
+        self.files = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+        self.calibration = Calibration.default() if calibration is None else calibration
+        if not np.array_equal(self.calibration.wavelength, XP_WAVELENGTH):
+            raise InputError("the calibration has other samples than 392, 402 ... 992 nm", field="wavelength")
+        self.noise = load_model()[0].noise if noise is None else noise
+        wanted = (*GAIA_COLUMNS, *COLUMN_NAMES)
+        self.sources = None if gaia_source is None else SourceTable.of(gaia_source, "gaia_source", wanted)
+        if self.sources is not None:
+            self.sources.require(("parallax", "parallax_error"))
+        self.infrared = self.sources if photometry is None else SourceTable.of(photometry, "photometry", COLUMN_NAMES)
+        self.engine = get_engine(engine)
 
-    def read(self, files: Sequence[str | os.PathLike[str]], rows: int) -> Iterator[Observations]:
-        yielded = False
-        for file in files:
-            for block in read_blocks(
-                Path(file),
-                self.calibration,
-                rows=rows,
-                need_standard_deviation=self.noise.sigma == "zgr23",
-            ):
-                yield self.observe(block)
-                yielded = True
-        if not yielded:
-            yield Observations.from_arrays(flux=np.empty((0, N_FLUX)), packed_factor=np.empty((0, N_PACKED)))
+    def blocks(self, rows: int = BLOCK_ROWS) -> Generator[XpBlock | None, None, None]:
+        """The rows of all files, block by block: what cannot be done in parallel. None, once, if there is no row.
 
-    def observe(self, block: XpBlock) -> Observations:
-        """Calibrate the spectra of a block and join what the tables know of its sources."""
+        Parameters
+        ----------
+        rows : int
+            Rows of a block; the last block of each file may be shorter.
+
+        Raises
+        ------
+        InputError
+            If ``rows`` is not positive. While it is iterated over: as :func:`xpkern.observe.gaia_csv.read_blocks`.
+        """
+        if rows < 1:
+            raise InputError(f"{rows} is not a number of rows", field="rows")
+        return self._blocks(rows)
+
+    def _blocks(self, rows: int) -> Generator[XpBlock | None, None, None]:
+        is_empty = True
+        for file in self.files:
+            with contextlib.closing(
+                read_blocks(
+                    Path(file),
+                    self.calibration,
+                    rows=rows,
+                    need_standard_deviation=self.noise.sigma == "zgr23",
+                )
+            ) as blocks:
+                for block in blocks:
+                    is_empty = False
+                    yield block
+        if is_empty:
+            yield None
+
+    def observe(self, block: XpBlock | None, threads: int | None = 1) -> Observations:
+        """Calibrate the spectra of a block and join what the tables know of its sources; no other block matters.
+
+        Parameters
+        ----------
+        block : XpBlock or None
+            None has no stars.
+        threads : int, optional
+            That the engine may use.
+        """
+        if block is None:
+            return Observations.from_arrays(flux=np.empty((0, N_FLUX)), packed_factor=np.empty((0, N_PACKED)))
         has_bp, has_rp = block.coefficients.has_bp, block.coefficients.has_rp
         status = np.zeros(len(block), np.uint32)
 
@@ -172,7 +217,7 @@ class _Reader:
         mark(Status.NO_PARALLAX, ~measured)
 
         calibrated = self.engine.calibrate(
-            self.calibration, block.coefficients, self.noise, band_flux, band_error, threads=self.threads
+            self.calibration, block.coefficients, self.noise, band_flux, band_error, threads=threads
         )
         return Observations(
             source_id=block.source_id,
