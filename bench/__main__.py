@@ -26,7 +26,15 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench",
         description="Every figure on one pinned core, beside its peer in the same run; results as text and JSON.",
-        epilog="The stars come from xpkern's own simulator; nothing is downloaded.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="\n".join(
+            [
+                "benchmarks:",
+                *(f"  {name:10s} {function.__doc__}" for name, (function, _) in BENCHMARKS.items()),
+                "",
+                "The stars come from xpkern's own simulator; nothing is downloaded.",
+            ]
+        ),
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(BENCHMARKS)}, or all (default)")
     parser.add_argument("--stars", type=int, help="number of stars or rows (each benchmark has a default)")

@@ -21,6 +21,6 @@ BENCHMARKS: dict[str, tuple[Callable[[int, int, str], Result], int]] = {
     "ingest": (bench_ingest, 4096),
     "threads": (bench_threads, 8192),
     "optimum": (bench_optimum, 4096),
-    "precision": (bench_precision, 8192),
+    "precision": (bench_precision, 4096),
     "pulls": (bench_pulls, 65536),
 }

@@ -55,11 +55,15 @@ def bench_finish(n_stars: int, rounds: int, engine_name: str) -> Result:
     return Result("finish", "stars/s", [duel], null_run(ours, rounds=rounds), extra)
 
 
-def calibration_of(engine: Engine, n_stars: int, threads: int = 1) -> Callable[[], Calibrated]:
-    """Return what calibrates the survey's coefficients, its infrared bands included."""
+def calibration_of(engine: Engine, n_stars: int) -> Callable[..., Calibrated]:
+    """Return what calibrates the survey's coefficients, its infrared bands included, with one thread or ``threads``."""
     calibration, noise = Calibration.default(), model_and_prior()[0].noise
     coefficients, (flux, error) = survey(n_stars).coefficients, infrared(survey(n_stars))
-    return lambda: engine.calibrate(calibration, coefficients, noise, flux, error, threads=threads)
+
+    def calibrate(threads: int = 1) -> Calibrated:
+        return engine.calibrate(calibration, coefficients, noise, flux, error, threads=threads)
+
+    return calibrate
 
 
 def numpy_contestant(n_stars: int) -> Contestant:

@@ -18,7 +18,7 @@ from bench.harness import Contestant, compare, machine, measure_once, median_ban
 from bench.peers.numpy_calibration import numpy_calibrate
 from bench.peers.numpy_fit import NumpyFit
 from bench.result import Result
-from bench.scaling import same_bytes
+from bench.scaling import same_bytes, thread_numbers
 from bench.stars import conditioned_stars, dense_whiteners, longer_file, plain_file, survey, survey_files
 from xpkern.engine.contract import Calibrated, LossTerms
 from xpkern.engine.packed import unpack_factor
@@ -191,7 +191,7 @@ FIGURES = {
     "calibrate": ["batched Cholesky alone"],
     "finish": ["batched Cholesky alone", "calibration alone", "start + fit alone"],
     "ingest": ["gunzip alone", "parse alone", "write alone", "sum of the parts, share", "peak memory"],
-    "threads": ["2 threads: speed-up", "same bytes"],
+    "threads": ["start + fit + Fisher, 2 threads: speed-up", "multiply-adds on registers, 2 threads", "same bytes"],
     "optimum": ["no parallax, 4 starts: share", "parallax, 1 start: time", "optimum_128.npz"],
     "precision": ["error of the loss over", "effect of storing"],
     "pulls": ["all: plx, median pull", "all: teff, width"],
@@ -206,7 +206,7 @@ def small_benchmarks(monkeypatch, tmp_path):
     monkeypatch.setattr(ingest, "LENGTHS", (1, 2))
 
 
-@pytest.mark.filterwarnings("default")
+@pytest.mark.filterwarnings("ignore:::gaiaxpy")
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_benchmark_works(name, small_benchmarks):
     """Peers that are not installed are named in the figures; the rest of the benchmark runs all the same."""
@@ -346,3 +346,10 @@ def test_same_bytes_sees_the_last_bit():
     other = Calibrated(np.nextafter(one.flux, np.float32(2)), one.whitener, one.status)
     assert same_bytes(one, Calibrated(one.flux.copy(), one.whitener.copy(), one.status.copy()))
     assert not same_bytes(other, one)
+
+
+@pytest.mark.parametrize(
+    ("n_cpus", "expected"), [(1, []), (2, [2]), (3, [2, 3]), (4, [2, 4]), (6, [2, 4, 6]), (16, [2, 4, 8, 16])]
+)
+def test_thread_numbers_double_up_to_every_cpu(n_cpus, expected):
+    assert thread_numbers(n_cpus) == expected
