@@ -13,7 +13,7 @@ import numpy as np
 import xpkern as xk
 from bench.fitting import Fitter
 from bench.harness import Contestant, measure_once
-from bench.oracle import lowest_loss
+from bench.oracle import SAME_LOSS, lowest_loss
 from bench.result import Result
 from bench.stars import conditioned_stars, model_and_prior, observed, survey
 from xpkern.engine import Engine
@@ -24,9 +24,6 @@ from xpkern.fit.scale import widen_parallax
 from xpkern.fit.start import start_grid
 from xpkern.grid import PARAMETERS
 from xpkern.observe.simulate import simulate
-
-#: A star is in its best optimum if its loss is within this of the lowest one known.
-SAME_LOSS = 0.01
 
 #: Searches of a star that are tried.
 STARTS = (1, 2, 4)

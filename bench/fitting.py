@@ -10,6 +10,7 @@ import numpy as np
 import xpkern as xk
 from bench.evaluation import FEW, MANY, multiply_adds_of_evaluation, seconds_per_evaluation
 from bench.harness import Comparison, Contestant, compare, measure_once, null_run
+from bench.oracle import SAME_LOSS, lowest_loss
 from bench.peak import fma_peak
 from bench.peers.numpy_fit import NumpyFit
 from bench.result import Result
@@ -101,14 +102,11 @@ def bench_fit(n_stars: int, rounds: int, engine_name: str) -> Result:
     ends["NumPy"] = run_numpy()[0]
 
     at_end = {name: fitter.loss(params) for name, params in ends.items()}
-    lowest = {
-        name: np.min([loss[: len(at_end[name])] for loss in at_end.values() if len(loss) >= len(at_end[name])], axis=0)
-        for name in at_end
-    }
+    lowest = lowest_loss(fitter.engine, fitter.model, fitter.prior, fitter.stars)
     for name, loss in at_end.items():
-        for gap in (0.01, 1.0):
-            share = float(np.mean(loss > lowest[name] + gap))
-            extra[f"{name}: share of stars that end > {gap:g} above the lowest of all"] = share
+        for gap in (SAME_LOSS, 1.0):
+            share = float(np.mean(loss < lowest[: len(loss)] + gap))
+            extra[f"{name}: share of stars that end within {gap:g} of the best of 128 random starts"] = share
     start = Contestant("start", fitter.starts, n_stars)
     everything = Contestant(
         "xpkern.fit",

@@ -18,6 +18,9 @@ from xpkern.model.arrays import digest
 from xpkern.model.flux_model import FluxModel
 from xpkern.model.type_prior import TypePrior
 
+#: A star is in its best optimum if its loss is within this of the lowest one known.
+SAME_LOSS = 0.01
+
 #: Random starts of each star, and the seed they are drawn with.
 N_STARTS, SEED = 128, 19
 

@@ -187,7 +187,7 @@ FEW = 24
 FIGURES = {
     "peak": ["share of peak", "peak of one core"],
     "isa": ["share of the best"],
-    "fit": ["ours: share of stars that end > 0.01", "NumPy: share of stars that end > 0.01", "start alone"],
+    "fit": ["ours: share of stars that end within 0.01", "NumPy: share of stars that end within 1", "start alone"],
     "calibrate": ["batched Cholesky alone"],
     "finish": ["batched Cholesky alone", "calibration alone", "start + fit alone"],
     "ingest": ["gunzip alone", "parse alone", "write alone", "sum of the parts, share", "peak memory"],
