@@ -13,7 +13,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -22,7 +22,10 @@ from pathlib import Path
 from typing import Any
 
 #: Packages whose versions decide what a peer does.
-PACKAGES = ("numpy", "scipy", "gaiaxpy", "isal", "xpkern")
+PACKAGES = ("numpy", "scipy", "jax", "gaiaxpy", "isal", "pyarrow", "pysimdjson", "xpkern")
+
+#: CPUs that this process may use, before any benchmark is pinned to one of them.
+ALLOWED_CPUS = frozenset(os.sched_getaffinity(0))
 
 
 @dataclass(frozen=True)
@@ -88,11 +91,18 @@ def pinned(cpu: int | None = None) -> Iterator[int]:
     cpu : int, optional
         The last CPU allowed when not given: the first ones serve interrupts.
     """
-    before = os.sched_getaffinity(0)
-    chosen = max(before) if cpu is None else cpu
-    os.sched_setaffinity(0, {chosen})
-    try:
+    chosen = max(ALLOWED_CPUS) if cpu is None else cpu
+    with on_cpus({chosen}):
         yield chosen
+
+
+@contextmanager
+def on_cpus(cpus: Iterable[int]) -> Iterator[None]:
+    """Keep this process, and the threads that it starts, on some CPUs."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cpus)
+    try:
+        yield
     finally:
         os.sched_setaffinity(0, before)
 

@@ -2,17 +2,25 @@
 
 import json
 import os
+import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import xpkern as xk
+from bench import ingest, oracle
 from bench.__main__ import parse
-from bench.benchmarks import BENCHMARKS, Result
+from bench.benchmarks import BENCHMARKS
 from bench.evaluation import multiply_adds_of_evaluation, seconds_per_evaluation
+from bench.fitting import Fitter
 from bench.harness import Contestant, compare, machine, measure_once, median_band, null_run, pinned
-from bench.peers import NumpyFit, numpy_calibrate
+from bench.peers.numpy_calibration import numpy_calibrate
+from bench.peers.numpy_fit import NumpyFit
+from bench.result import Result
+from bench.scaling import same_bytes, thread_numbers
+from bench.stars import conditioned_stars, dense_whiteners, longer_file, plain_file, survey, survey_files
+from xpkern.engine.contract import Calibrated, LossTerms
 from xpkern.engine.packed import unpack_factor
 from xpkern.grid import N_BANDS, N_XP
 from xpkern.observe.calibration import Calibration
@@ -103,9 +111,9 @@ def test_pinned_keeps_one_cpu_and_lets_go():
 def test_result_is_plain_enough_for_json():
     clock = Clock()
     duel = compare(clock.contestant("ours", 1), clock.contestant("peer", 2), clock=clock)
-    result = Result("x", "stars/s", duel, None, {"one figure [us]": 7.0})
+    result = Result("x", "stars/s", [duel], None, {"one figure [us]": 7.0, "same": True})
     content = json.loads(json.dumps({"machine": machine()} | result.as_dict()))
-    assert content["duel"]["ratio"] == pytest.approx(2)
+    assert content["duels"][0]["ratio"] == pytest.approx(2)
     assert content["extra"]["one figure [us]"] == 7
     assert {"processor", "python", "numpy"} <= set(content["machine"])
     assert any("7" in line for line in result.lines())
@@ -170,3 +178,178 @@ def test_numpy_fit_has_the_reference_loss_and_finds_its_minimum(small_survey, rn
     newton = np.linalg.solve(at_end.hessian, at_end.gradient[:, :, None])[:, :, 0]
     drop = 0.5 * np.einsum("ni,ni->n", newton, at_end.gradient)
     assert np.median(np.abs(drop)) < 0.01
+
+
+#: Stars of the benchmarks when they only have to show that they work.
+FEW = 24
+
+#: What a benchmark must tell: parts of the names of its figures.
+FIGURES = {
+    "peak": ["share of peak", "peak of one core"],
+    "isa": ["share of the best"],
+    "fit": ["ours: share of stars that end within 0.01", "NumPy: share of stars that end within 1", "start alone"],
+    "calibrate": ["batched Cholesky alone"],
+    "finish": ["batched Cholesky alone", "calibration alone", "start + fit alone"],
+    "ingest": ["gunzip alone", "parse alone", "write alone", "sum of the parts, share", "peak memory"],
+    "threads": ["start + fit + Fisher, 2 threads: speed-up", "multiply-adds on registers, 2 threads", "same bytes"],
+    "optimum": ["no parallax, 4 starts: share", "parallax, 1 start: time", "optimum_128.npz"],
+    "precision": ["error of the loss over", "effect of storing"],
+    "pulls": ["all: plx, median pull", "all: teff, width"],
+}
+
+
+@pytest.fixture
+def small_benchmarks(monkeypatch, tmp_path):
+    """The oracle in a folder of its own and small, files hardly longer than others."""
+    monkeypatch.setattr(oracle, "CACHE", tmp_path)
+    monkeypatch.setattr(oracle, "N_STARTS", 6)
+    monkeypatch.setattr(ingest, "LENGTHS", (1, 2))
+
+
+@pytest.mark.filterwarnings("ignore:::gaiaxpy")
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_benchmark_works(name, small_benchmarks):
+    """Peers that are not installed are named in the figures; the rest of the benchmark runs all the same."""
+    if name == "threads" and len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("one CPU only")
+    benchmark, _ = BENCHMARKS[name]
+    result = benchmark(FEW, 1, "cpu")
+    assert result.name == name
+    json.dumps(result.as_dict())
+    assert len(result.lines()) >= len(result.extra)
+    for figure in FIGURES[name]:
+        found = [value for key, value in result.extra.items() if figure in key]
+        assert found, figure
+        assert all(isinstance(value, str) or np.isfinite(value) for value in found)
+    for duel in result.duels:
+        assert duel.ours.median > 0
+        assert duel.peer.median > 0
+    if name == "threads":
+        assert all(value for key, value in result.extra.items() if "same bytes" in key)
+    if name == "precision":
+        assert result.extra["error of the loss over max(1e-3, 1e-5 loss), largest"] <= 1
+
+
+@pytest.fixture(scope="module")
+def fitter():
+    return Fitter(xk.get_engine("cpu"), FEW)
+
+
+def test_jax_fit_has_our_loss_our_fisher_matrix_and_finds_the_same_minimum(fitter):
+    jax_fit = pytest.importorskip("bench.peers.jax_fit", reason="JAX is not installed", exc_type=ImportError)
+    obs = fitter.obs
+    stars = jax_fit.Stars(obs.flux, dense_whiteners(obs), obs.plx, obs.plx_err)
+    peer = jax_fit.JaxFit(fitter.model, fitter.prior)
+    params, loss, fisher = peer.run(stars)
+    at_end = xk.get_engine("reference").evaluate(fitter.model, fitter.prior, fitter.stars, params, LossTerms())
+    np.testing.assert_allclose(loss, at_end.loss, atol=0.1, rtol=1e-4)
+    scale = np.sqrt(np.einsum("naa->na", at_end.fisher))
+    np.testing.assert_allclose(
+        fisher / (scale[:, :, None] * scale[:, None]), at_end.fisher / (scale[:, :, None] * scale[:, None]), atol=0.01
+    )
+    polished = fitter.fit(params)
+    assert np.mean(at_end.loss < polished.loss + 0.01) > 0.8
+    assert np.mean(at_end.loss < fitter.fit(fitter.grid).loss + 0.01) > 0.6
+
+
+def test_jax_start_is_the_best_of_its_grid(fitter):
+    """Against the same formula, star by star, in float64."""
+    jax_fit = pytest.importorskip("bench.peers.jax_fit", reason="JAX is not installed", exc_type=ImportError)
+    obs = fitter.obs
+    stars = jax_fit.Stars(obs.flux, dense_whiteners(obs), obs.plx, obs.plx_err)
+    start = jax_fit.JaxFit(fitter.model, fitter.prior).start(stars).astype(np.float64)
+    grid = {name: np.asarray(array, np.float64) for name, array in jax_fit._grid(fitter.model, fitter.prior).items()}
+    variance = stars.arrays[1].astype(np.float64)
+    for star in range(FEW):
+        band = obs.flux[star] @ grid["mean"]
+        weight = 1 / (variance[star] @ grid["mean"] + (0.05 * band) ** 2)
+        plx2 = (grid["flux"] @ (weight * band)) / (grid["flux"] ** 2 @ weight)
+        score = ((plx2[:, None] * grid["flux"] - band) ** 2) @ weight - (weight * band**2).sum()
+        score += (np.sqrt(plx2) - obs.plx[star]) ** 2 / (obs.plx_err[star] ** 2 + 0.01 * plx2) - grid["twice_ln_prior"]
+        chosen = np.abs(grid["y"][:, :4] - start[star, :4]).sum(axis=1).argmin()
+        assert score[chosen] < score.min() + 0.01 * max(1, abs(score.min()))
+        assert start[star, 4] == pytest.approx(0.5 * np.log(plx2[chosen]), abs=1e-4)
+
+
+def test_python_stack_reads_what_was_written():
+    python_csv = pytest.importorskip("bench.peers.python_csv", reason="pysimdjson is missing", exc_type=ImportError)
+    written = survey(FEW).coefficients
+    parts = list(python_csv.read_coefficients(survey_files(FEW).spectra))
+    for name in ("bp", "rp", "bp_error", "rp_error", "bp_correlation", "rp_correlation"):
+        found = np.concatenate([getattr(part, name) for part in parts])
+        np.testing.assert_array_equal(found.astype(getattr(written, name).dtype), getattr(written, name))
+
+
+def test_missing_peer_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "simdjson", None)
+    monkeypatch.delitem(sys.modules, "bench.peers.python_csv", raising=False)
+    with pytest.raises(ImportError, match="pip install"):
+        import bench.peers.python_csv
+    monkeypatch.setitem(sys.modules, "jax", None)
+    monkeypatch.delitem(sys.modules, "bench.peers.jax_fit", raising=False)
+    with pytest.raises(ImportError, match="pip install"):
+        import bench.peers.jax_fit  # noqa: F401
+
+
+def test_oracle_is_not_above_a_fit_and_is_remembered(fitter, small_benchmarks, monkeypatch):
+    monkeypatch.setattr(oracle, "N_STARTS", 32)
+    stars = fitter.stars[:4]
+    lowest = oracle.lowest_loss(fitter.engine, fitter.model, fitter.prior, stars)
+    truth = survey(FEW).truth[:4]
+    assert (lowest <= fitter.fit(truth, stars=stars).loss + 1e-3).all()
+    again = oracle.lowest_loss(None, fitter.model, fitter.prior, stars)
+    np.testing.assert_array_equal(again, lowest)
+    with pytest.raises(AttributeError):  # other stars: it would have to search
+        oracle.lowest_loss(None, fitter.model, fitter.prior, fitter.stars[1:5])
+
+
+def test_random_starts_fill_the_box(rng, fitter):
+    starts = oracle.random_starts(fitter.box, 4000, rng)
+    lower, upper = fitter.box.lower.copy(), fitter.box.upper.copy()
+    lower[3] = oracle.SMALLEST_EXT
+    for values in (starts, lower, upper):
+        values[..., 3:] = np.log(values[..., 3:])
+    share = (starts - lower) / (upper - lower)
+    assert share.min() > -1e-12
+    assert share.max() < 1 + 1e-12
+    np.testing.assert_allclose(np.quantile(share, [0.1, 0.5, 0.9], axis=0).T, [[0.1, 0.5, 0.9]] * 5, atol=0.05)
+
+
+def test_conditioned_stars_are_what_they_claim():
+    stored, exact, params = conditioned_stars(40, 3000.0, 1e8)
+    model, _ = xk.load_model()
+    factor = unpack_factor(exact.whitener)
+    diagonal = np.einsum("njj->nj", factor)
+    diagonal[:] = 1 / diagonal
+    covariance = factor @ factor.swapaxes(1, 2)
+    sigma = np.sqrt(np.einsum("njj->nj", covariance))
+    condition = np.linalg.cond(covariance / (sigma[:, :, None] * sigma[:, None]))
+    assert 1e6 < condition.max() < 1e9
+    assert condition.min() < 1e3
+    snr = np.exp(model.ln_flux(params)) / sigma
+    assert 1000 < snr.max() < 4500
+    assert snr.min() > 8
+    assert stored.whitener.dtype == np.float32
+    np.testing.assert_allclose(stored.whitener, exact.whitener, rtol=1e-6)
+
+
+def test_longer_and_plain_files_have_the_same_rows():
+    spectra = survey_files(FEW).spectra
+    once, thrice = xk.read_xp(spectra), xk.read_xp(longer_file(spectra, 3))
+    np.testing.assert_array_equal(thrice.source_id, np.tile(once.source_id, 3))
+    np.testing.assert_array_equal(thrice.whitener, np.tile(once.whitener, (3, 1)))
+    np.testing.assert_array_equal(xk.read_xp(plain_file(spectra, 5)).flux, once.flux[:5])
+
+
+def test_same_bytes_sees_the_last_bit():
+    one = Calibrated(np.ones((2, 3), np.float32), np.zeros((2, 6), np.float32), np.zeros(2, np.uint32))
+    other = Calibrated(np.nextafter(one.flux, np.float32(2)), one.whitener, one.status)
+    assert same_bytes(one, Calibrated(one.flux.copy(), one.whitener.copy(), one.status.copy()))
+    assert not same_bytes(other, one)
+
+
+@pytest.mark.parametrize(
+    ("n_cpus", "expected"), [(1, []), (2, [2]), (3, [2, 3]), (4, [2, 4]), (6, [2, 4, 6]), (16, [2, 4, 8, 16])]
+)
+def test_thread_numbers_double_up_to_every_cpu(n_cpus, expected):
+    assert thread_numbers(n_cpus) == expected
