@@ -141,8 +141,8 @@ struct NetworkTape {
     Real* adjoint[2];               // reverse sweep: (widest,)
 };
 
-// theta: (inputs,). Fills the tape; output and (with TANGENTS) output_tangent are ln f_abs (Eq. 6) and its slope in
-// Theta.
+// theta: (inputs,). Fills the tape: hidden, output and (with TANGENTS) what is named tangent. output and output_tangent
+// are ln f_abs (Eq. 6) and its slope in Theta.
 template <bool TANGENTS, class Real, class Wide, class Shape>
 XPKERN_INLINE void network_forward(const ModelView& model, const Shape& shape, const Wide* theta,
                                    const NetworkTape<Real, Wide>& tape) {
@@ -185,9 +185,9 @@ XPKERN_INLINE void network_forward(const ModelView& model, const Shape& shape, c
             }
             const Wide h = tanh(a);
             out[j] = h;
-            if (!TANGENTS) continue;
             const Real narrow = convert<Real>(h);
             tape.hidden[l][j] = narrow;
+            if (!TANGENTS) continue;
             const Real slope = fma(-narrow, narrow, lane<Real>(1));
             for (int t = 0; t < inputs; ++t) tape.tangent[t * widest + j] = slope * slopes[t * stride + j];
         }

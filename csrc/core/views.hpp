@@ -17,6 +17,9 @@ constexpr double SAME_MINIMUM = 0.02;        // searches that end closer, in kK,
 constexpr double SAME_MINIMUM_EXT = 0.01;    // and in E, have found one minimum
 constexpr double START_BAND_ERROR = 0.05;    // fraction to which the coarse grid's band fluxes can be trusted
 constexpr double START_PLX_SOFTENING = 0.1;  // and its parallaxes
+constexpr double ADAM_BETA1 = 0.9;           // Adam forgets gradients over this,
+constexpr double ADAM_BETA2 = 0.999;         // and their squares over this;
+constexpr double ADAM_EPSILON = 1e-7;        // where those are smaller, its steps shrink
 
 // ln f = MLP((Theta - zero_point) / scale) - E R + 2 ln plx (Eq. 8), in one precision.
 template <class Element>
@@ -67,6 +70,31 @@ struct GridView {
     float apart[MAX_INPUTS];          // starts of one star differ by more than this in at least one of the inputs
     const float* minus_two_ln_prior;  // (c,)
     const int32_t* band_of_sample;    // (m,), -1 = in no band
+};
+
+// Candidates for the start of a first-order descent: every type with every extinction.
+struct CandidateView {
+    int n_types, n_ext, n_samples;
+    int n_stored;                     // extinctions in the table, a multiple of the widest lane: the last repeats
+    const float* base_flux;           // (t, m) at E = 0, plx = 1
+    const float* attenuation;         // (m, n_stored) exp(-E R)
+    const float* minus_two_ln_prior;  // (t,), or zeros where the score has no prior
+    const double* types;              // (t, inputs)
+    const double* ext;                // (n_ext,)
+    const int32_t* window;            // (n_window,) samples of the parallax guess, ascending
+    int n_window;
+    bool mean_of_ratios;  // parallax guess: mean of the positive ratios of fluxes, else ratio of their sums
+    bool score_parallax;  // whether the score counts the measured parallax
+    float plx_lower, plx_upper;
+};
+
+// A run of first-order steps: rate * decay^(step / decay_every), gradients clipped to a norm.
+struct DescentView {
+    bool adam;  // else plain gradient descent
+    int steps;
+    double rate, decay;
+    int decay_every;
+    double clip;
 };
 
 // Stars of a block, star-major. k: parameters, m: samples, p = m (m + 1) / 2.
