@@ -20,12 +20,13 @@ from xpkern.catalog.schema import columns_of
 from xpkern.engine import Engine, get_engine
 from xpkern.engine.contract import FitOptions, LossTerms
 from xpkern.errors import InputError
-from xpkern.fit.fit import fit
+from xpkern.fit.fit import fit, options_of
 from xpkern.model import load_model
 from xpkern.status import Status
 
 if TYPE_CHECKING:
     from xpkern.fit.result import Fit
+    from xpkern.fit.zgr23 import Zgr23Options
     from xpkern.model import FluxModel, TypePrior
     from xpkern.observe.calibration import Calibration
 
@@ -80,6 +81,7 @@ def make_catalog(
     engine: str | Engine = "auto",
     threads: int | None = None,
     terms: LossTerms | None = None,
+    optimizer: str | Zgr23Options = "newton",
     options: FitOptions | None = None,
     rows: int = BLOCK_ROWS,
     on_progress: Callable[[int], object] | None = None,
@@ -110,7 +112,10 @@ def make_catalog(
     threads : int, optional
         Every core this process may use when not given.
     terms : LossTerms, optional
+    optimizer : {"newton", "zgr23"} or Zgr23Options
+        As :func:`xpkern.fit` takes it.
     options : FitOptions, optional
+        Of "newton".
     rows : int
         Stars of a block.
     on_progress : callable, optional
@@ -139,7 +144,7 @@ def make_catalog(
     calibration = Calibration.default() if calibration is None else calibration
     engine = get_engine(engine)
     terms = LossTerms() if terms is None else terms
-    options = FitOptions() if options is None else options
+    how = options_of(optimizer, options)
     attributes = provenance(
         layout=layout,
         model=model,
@@ -147,7 +152,7 @@ def make_catalog(
         noise=noise,
         calibration=calibration,
         terms=terms,
-        options=options,
+        options=how,
         engine=engine.name,
         instruction_set=getattr(engine, "instruction_set", ""),
     )
@@ -165,7 +170,16 @@ def make_catalog(
     with CatalogOutput(output, layout, attributes) as files_written:
         try:
             for observations in blocks:
-                solution = fit(observations, model, prior, engine=engine, threads=threads, terms=terms, options=options)
+                solution = fit(
+                    observations,
+                    model,
+                    prior,
+                    engine=engine,
+                    threads=threads,
+                    terms=terms,
+                    optimizer=optimizer,
+                    options=options,
+                )
                 block = star_rows(solution)
                 files_written.append(block)
                 files_written.append_reasons(observations.reasons)
