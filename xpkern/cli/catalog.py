@@ -85,7 +85,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         choices=("newton", "zgr23"),
         default="newton",
         help="how the minimum is sought: newton, or the recipe of the published catalogue (grid of 31,232 candidates, "
-        "8,192 steps of Adam, gradient descent), some two hundred times slower. default: newton",
+        "8,192 steps of Adam, gradient descent), hundreds of times slower. default: newton",
     )
     add_engine_options(parser)
     parser.set_defaults(run=run)

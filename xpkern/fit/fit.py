@@ -61,7 +61,7 @@ def fit(
         Where the optimum is sought; :func:`default_box` when not given.
     optimizer : {"newton", "zgr23"} or Zgr23Options
         "newton": damped Gauss-Newton steps, then Newton's. "zgr23": the recipe of ZGR23 (grid of 31,232 candidates,
-        8,192 steps of Adam, gradient descent), some two hundred times slower.
+        8,192 steps of Adam, gradient descent), hundreds of times slower.
     options : FitOptions, optional
         Of "newton".
     start : StartGrid or (n, 5) float64, optional

@@ -27,6 +27,9 @@ from xpkern.status import Status
 #: Extinctions of the grid: a geometric series between these.
 GRID_EXT_RANGE = (1e-2, 10.0)
 
+#: The published code's later grid of types: teff [kK], feh and logg, in steps of 0.3.
+REGULAR_RANGE, REGULAR_STEP = ((3.0, 9.0), (-2.0, 0.7), (-1.0, 5.0)), 0.3
+
 #: Stars at a time where dense matrices of 66 x 66 are needed.
 _BLOCK = 512
 
@@ -46,8 +49,11 @@ class Zgr23Options:
 
     Attributes
     ----------
+    grid : {"draws", "regular"}
+        Stellar types of the grid: drawn from the prior, always the same ones; or, in later versions of the published
+        code, every 0.3 kK, dex and dex, where the prior is not below its ``ln_prior_threshold``.
     types : int
-        Draws from the prior for the grid, always the same ones.
+        How many are drawn.
     exts : int
         Extinctions of the grid, 10^-2 to 10 in geometric series.
     score : {"prior", "parallax"}
@@ -80,6 +86,7 @@ class Zgr23Options:
         If a value is out of range.
     """
 
+    grid: str = "draws"
     types: int = 512
     exts: int = 61
     score: str = "prior"
@@ -99,7 +106,12 @@ class Zgr23Options:
     fisher_floor: float = 1e-6
 
     def __post_init__(self) -> None:
-        for name, allowed in (("score", ("prior", "parallax")), ("guess", ("ratio_of_sums", "mean_of_ratios"))):
+        words = {
+            "grid": ("draws", "regular"),
+            "score": ("prior", "parallax"),
+            "guess": ("ratio_of_sums", "mean_of_ratios"),
+        }
+        for name, allowed in words.items():
             if getattr(self, name) not in allowed:
                 raise InputError(f"{getattr(self, name)!r} is none of {', '.join(allowed)}", field=name)
         for field in fields(self):
@@ -135,8 +147,18 @@ class Zgr23Options:
 
 
 def candidate_grid(model: FluxModel, prior: TypePrior, box: Box, options: Zgr23Options) -> CandidateGrid:
-    """The grid of section 4.2: stellar types drawn from the prior, with a fixed seed, times extinctions."""
-    types = np.clip(prior.sample(options.types, np.random.default_rng(0)), box.lower[:-2], box.upper[:-2])
+    """The grid of section 4.2: stellar types times extinctions.
+
+    Raises
+    ------
+    InputError
+        If no type of a regular grid is likely enough, or the model has other inputs than (teff, feh, logg).
+    """
+    if options.grid == "regular":
+        types = _regular_types(prior)
+    else:
+        types = prior.sample(options.types, np.random.default_rng(0))
+    types = np.clip(types, box.lower[:-2], box.upper[:-2])
     bare = np.column_stack([types, np.zeros(len(types)), np.ones(len(types))])
     third = np.array_split(np.arange(model.n_samples), 3)[1]
     middle = np.isin(np.arange(model.n_samples), third)
@@ -151,6 +173,18 @@ def candidate_grid(model: FluxModel, prior: TypePrior, box: Box, options: Zgr23O
         score=options.score,
         plx_bounds=(float(box.lower[-1]), float(box.upper[-1])),
     )
+
+
+def _regular_types(prior: TypePrior) -> Float64:
+    """Points of the regular grid, teff slowest, at which the prior is not below its threshold, (t, 3)."""
+    if prior.means.shape[1] != len(REGULAR_RANGE):
+        raise InputError(f"regular is for 3 inputs, not {prior.means.shape[1]}", field="grid")
+    axes = [np.arange(first, last + 0.5 * REGULAR_STEP, REGULAR_STEP) for first, last in REGULAR_RANGE]
+    types = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, len(axes))
+    likely = types[prior.ln_density(types) >= prior.ln_prior_threshold]
+    if len(likely) == 0:
+        raise InputError("no point of the regular grid is where the prior is", field="grid")
+    return likely
 
 
 def zgr23_solution(
