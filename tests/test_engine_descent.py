@@ -238,3 +238,15 @@ def test_a_star_does_not_notice_its_neighbours(engine, rng, mock, count):
 def test_descents_that_make_no_sense(wrong, message):
     with pytest.raises(xk.InputError, match=message):
         Descent(**{"method": "sgd", "steps": 1, "rate": 0.1, **wrong})
+
+
+def test_same_bytes_for_any_threads_and_order(engine, rng):
+    """More stars than a task of a thread holds."""
+    model, prior = random_model(rng), random_prior(rng)
+    params = random_params(rng, prior, 100)
+    stars = random_stars(rng, model, params)
+    descent = Descent("adam", 4, 0.01, clip=100.0)
+    whole, order = descend(engine, model, prior, stars, params, descent), rng.permutation(100)
+    assert_same(engine.name, descend(engine, model, prior, stars, params, descent, threads=3), whole)
+    shuffled = descend(engine, model, prior, stars[order], params[order], descent, threads=2)
+    assert_same(engine.name, shuffled, whole[order])

@@ -164,3 +164,13 @@ def test_a_star_does_not_notice_its_neighbours(engine, rng, count):
     whole, order = engine.search(grid, stars), rng.permutation(17)
     assert_same(engine.name, engine.search(grid, stars[:count], threads=2), whole[:count])
     assert_same(engine.name, engine.search(grid, stars[order], threads=3), whole[order])
+
+
+def test_same_candidates_for_any_threads_and_order(engine, rng):
+    """More stars than a task of a thread holds."""
+    model, prior = random_model(rng), random_prior(rng)
+    stars = random_stars(rng, model, random_params(rng, prior, 100))
+    grid = random_grid(rng, model, prior, types=4, exts=5)
+    whole, order = engine.search(grid, stars, threads=1), rng.permutation(100)
+    assert_same(engine.name, engine.search(grid, stars, threads=3), whole)
+    assert_same(engine.name, engine.search(grid, stars[order], threads=2), whole[order])

@@ -77,17 +77,20 @@ class Scratch {
 // Stars dealt to a thread at a time: enough to make a rescue worth packing, few enough to balance the load.
 constexpr int64_t TASK_ROWS = 512;
 
+// The same where a star takes milliseconds and none is rescued: whole lanes.
+constexpr int64_t SLOW_TASK_ROWS = 32;
+
 // Runs work(begin, end, scratch) over n stars; the GIL is released.
 template <class Work>
-void over_stars(int64_t n, int threads, int64_t scratch_bytes, const Work& work) {
+void over_stars(int64_t n, int threads, int64_t scratch_bytes, const Work& work, int64_t task_rows = TASK_ROWS) {
     const py::gil_scoped_release release;
-    const int64_t tasks = (n + TASK_ROWS - 1) / TASK_ROWS;
+    const int64_t tasks = (n + task_rows - 1) / task_rows;
     const int workers = static_cast<int>(tasks < threads ? (tasks < 1 ? 1 : tasks) : (threads < 1 ? 1 : threads));
     std::vector<Scratch> scratch;
     for (int worker = 0; worker < workers; ++worker) scratch.emplace_back(scratch_bytes);
     ThreadPool::instance().run(tasks, workers, [&](int64_t task, int worker) {
-        const int64_t begin = task * TASK_ROWS;
-        work(begin, begin + TASK_ROWS < n ? begin + TASK_ROWS : n, scratch[static_cast<size_t>(worker)].data());
+        const int64_t begin = task * task_rows;
+        work(begin, begin + task_rows < n ? begin + task_rows : n, scratch[static_cast<size_t>(worker)].data());
     });
 }
 
@@ -277,9 +280,12 @@ Array<double> search(const std::string& isa, const Candidates& grid, const Array
     const StarArrays stars = star_arrays(flux, whitener, mean, sigma, grid.view().n_samples, k);
     Array<double> params = make_array<double>({n, k});
     double* out = params.mutable_data();
-    over_stars(n, threads, kernels.search_scratch_bytes(grid.view()), [&](int64_t begin, int64_t end, char* scratch) {
-        kernels.search(grid.view(), k, stars, out, begin, end, scratch);
-    });
+    over_stars(
+        n, threads, kernels.search_scratch_bytes(grid.view()),
+        [&](int64_t begin, int64_t end, char* scratch) {
+            kernels.search(grid.view(), k, stars, out, begin, end, scratch);
+        },
+        SLOW_TASK_ROWS);
     return params;
 }
 
@@ -301,7 +307,8 @@ Array<double> descend(const std::string& isa, const Model& model, const Prior& p
     double* out = params.mutable_data();
     over_stars(
         n, threads, kernels.descent_scratch_bytes(fit.model, fit.prior),
-        [&](int64_t begin, int64_t end, char* scratch) { kernels.descend(fit, how, stars, out, begin, end, scratch); });
+        [&](int64_t begin, int64_t end, char* scratch) { kernels.descend(fit, how, stars, out, begin, end, scratch); },
+        SLOW_TASK_ROWS);
     return params;
 }
 
