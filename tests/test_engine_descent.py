@@ -114,7 +114,7 @@ def test_adam_is_the_textbooks(engine, rng, mock):
     model, prior, truth = mock
     stars = random_stars(rng, model, truth)
     params = truth * 1.05
-    rate, steps = 0.01, 7
+    rate, steps = 0.01, 15
     x, mean, square = in_x(params), 0.0, 0.0
     for step in range(1, steps + 1):
         at = np.column_stack([x[:, :3], np.exp(x[:, 3:])])
@@ -122,12 +122,12 @@ def test_adam_is_the_textbooks(engine, rng, mock):
         gradient = gradient * np.minimum(1.0, 100.0 / np.linalg.norm(gradient, axis=1))[:, None]
         mean = 0.9 * mean + 0.1 * gradient
         square = 0.999 * square + 0.001 * gradient**2
-        halved = rate * (0.5 if step > 4 else 1.0)
+        halved = rate * (0.5 if step > 9 else 1.0)
         x = x - halved * (mean / (1 - 0.9**step)) / np.sqrt(square / (1 - 0.999**step))
-    found = descend(engine, model, prior, stars, params, Descent("adam", steps, rate, 0.5, 4, 100.0))
+    found = descend(engine, model, prior, stars, params, Descent("adam", steps, rate, 0.5, 9, 100.0))
     # a component near 0 may have either sign in single precision, and Adam steps as far either way: not many
-    close = np.abs(in_x(found) - x) < 3e-4
-    assert close.mean() > 0.95
+    close = np.abs(in_x(found) - x) < 2e-5
+    assert close.mean() > 0.9
 
 
 def test_fifty_steps_agree_with_the_reference(engine, rng, mock):

@@ -340,18 +340,27 @@ class TestFit:
 
     def test_edge_of_the_box(self, engine, rng, mock):
         model, prior, truth = mock
-        stars = random_stars(rng, model, truth)
+        obs = observations(random_stars(rng, model, truth))
         box = default_box(prior)
         upper = box.upper.copy()
         upper[3] = 0.05
-        found = xk.fit(
-            observations(stars), model, prior, engine=engine, optimizer=replace(SHORT, sgd_rounds=0),
-            box=xk.Box(box.lower, upper),
-        )  # fmt: skip
+        narrow = xk.Box(box.lower, upper)
+        options = replace(SHORT, sgd_rounds=0)
+        found = xk.fit(obs, model, prior, engine=engine, optimizer=options, box=narrow)
         assert (found.params[:, 3] <= 0.05 * (1 + 1e-12)).all()
         on_edge = found.params[:, 3] >= 0.05 * (1 - 1e-12)
         assert on_edge.any()
         assert ((found.status & Status.ON_BOX_EDGE) != 0)[on_edge].all()
+        # an optimum on the edge has converged although the loss falls beyond it
+        newton = xk.fit(obs, model, prior, engine="reference", box=narrow, options=xk.FitOptions(tolerance=1e-9))
+        there = xk.fit(
+            obs, model, prior, engine=engine, box=narrow, start=newton.params, optimizer=replace(options, adam_steps=0)
+        )
+        ended = (newton.status & (Status.NOT_CONVERGED | Status.HESSIAN_NOT_POSITIVE)) == 0
+        on_edge = ended & ((newton.status & Status.ON_BOX_EDGE) != 0)
+        assert on_edge.any()
+        assert ((there.status & Status.ON_BOX_EDGE) != 0)[on_edge].all()
+        assert ((there.status & Status.NOT_CONVERGED) == 0)[on_edge].all()
 
 
 class TestFisher:
