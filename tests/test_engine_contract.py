@@ -18,7 +18,7 @@ MAY_REFUSE = {"cpu": {"train_step"}}
 
 
 def test_the_protocol_names_the_operations_of_the_design():
-    assert OPERATIONS == ["calibrate", "predict", "evaluate", "start", "fit", "train_step"]
+    assert OPERATIONS == ["calibrate", "predict", "evaluate", "start", "fit", "search", "descend", "train_step"]
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)

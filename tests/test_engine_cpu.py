@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from mock_stars import random_model, random_params, random_prior, random_stars
 
-from xpkern.engine import get_engine, reference, reference_fit, reference_start
+from xpkern.engine import get_engine, reference, reference_descent, reference_fit, reference_start
 from xpkern.engine.contract import FitOptions, LossTerms, StarData
 from xpkern.errors import InputError
 from xpkern.fit.fit import default_box
@@ -137,7 +137,8 @@ def test_status_bits_are_those_of_python():
 
 
 def test_constants_are_those_of_the_reference():
-    stated = vars(reference) | vars(reference_fit) | vars(reference_start) | {"N_COLUMNS": N_COLUMNS}
+    modules = (reference, reference_descent, reference_fit, reference_start)
+    stated = {name: value for module in modules for name, value in vars(module).items()} | {"N_COLUMNS": N_COLUMNS}
     assert {name: stated[name] for name in kernels.CONSTANTS} == kernels.CONSTANTS
 
 

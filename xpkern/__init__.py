@@ -9,6 +9,7 @@ from xpkern.engine.contract import Box, FitOptions, LossTerms
 from xpkern.errors import InputError, ModelFileError, NotSupported, XpkernError
 from xpkern.fit.fit import fit
 from xpkern.fit.result import Fit
+from xpkern.fit.zgr23 import Zgr23Options
 from xpkern.model import FluxModel, Noise, TypePrior, load_model, save_model
 from xpkern.observe.observations import Observations
 from xpkern.status import Status
@@ -34,6 +35,7 @@ __all__ = [
     "Status",
     "TypePrior",
     "XpkernError",
+    "Zgr23Options",
     "__version__",
     "available_engines",
     "fit",

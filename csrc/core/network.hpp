@@ -156,8 +156,8 @@ struct NetworkTape {
     Real* adjoint[2];               // reverse sweep: (widest,)
 };
 
-// theta: (inputs,). Fills the tape; output and (with TANGENTS) output_tangent are ln f_abs (Eq. 6) and its slope in
-// Theta.
+// theta: (inputs,). Fills the tape: hidden, output and (with TANGENTS) what is named tangent. output and output_tangent
+// are ln f_abs (Eq. 6) and its slope in Theta.
 template <bool TANGENTS, class Real, class Wide, class Shape>
 XPKERN_INLINE void network_forward(const ModelView& model, const Shape& shape, const Wide* theta,
                                    const NetworkTape<Real, Wide>& tape) {
@@ -185,10 +185,10 @@ XPKERN_INLINE void network_forward(const ModelView& model, const Shape& shape, c
         if (l == last) return;
 
         tanh_of_all(out, n_out);
-        if (!TANGENTS) continue;
         for (int j = 0; j < n_out; ++j) {
             const Real narrow = convert<Real>(out[j]);
             tape.hidden[l][j] = narrow;
+            if (!TANGENTS) continue;
             const Real slope = fma(-narrow, narrow, lane<Real>(1));
             for (int t = 0; t < inputs; ++t) tape.tangent[j * inputs + t] = slope * slopes[j * inputs + t];
         }

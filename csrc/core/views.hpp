@@ -24,6 +24,9 @@ constexpr double START_RIDGE = 0.01;           // on the diagonal of the start's
 constexpr double START_RELATIVE_RIDGE = 1e-6;  // and as a fraction of it
 constexpr double START_LEAST_EXT = 1e-3;       // that a start proposes
 constexpr double START_LEAST_LN_PLX = -9.210340371976182, START_LARGEST_LN_PLX = 6.907755278982137;
+constexpr double ADAM_BETA1 = 0.9;     // Adam forgets gradients over this,
+constexpr double ADAM_BETA2 = 0.999;   // and their squares over this;
+constexpr double ADAM_EPSILON = 1e-7;  // where those are smaller, its steps shrink
 
 // ln f = MLP((Theta - zero_point) / scale) - E R + 2 ln plx (Eq. 8), in one precision.
 template <class Element>
@@ -74,6 +77,31 @@ struct GridView {
     const float* mean;      // (m,)
     const int32_t* window;  // (m, 2) first sample, and one beyond the last, that a sample is compared with
     float reach[MAX_INPUTS], apart[MAX_INPUTS];
+};
+
+// Candidates for the start of a first-order descent: every type with every extinction.
+struct CandidateView {
+    int n_types, n_ext, n_samples;
+    int n_stored;                     // extinctions in the table, a multiple of the widest lane: the last repeats
+    const float* base_flux;           // (t, m) at E = 0, plx = 1
+    const float* attenuation;         // (m, n_stored) exp(-E R)
+    const float* minus_two_ln_prior;  // (t,), or zeros where the score has no prior
+    const double* types;              // (t, inputs)
+    const double* ext;                // (n_ext,)
+    const int32_t* window;            // (n_window,) samples of the parallax guess, ascending
+    int n_window;
+    bool mean_of_ratios;  // parallax guess: mean of the positive ratios of fluxes, else ratio of their sums
+    bool score_parallax;  // whether the score counts the measured parallax
+    float plx_lower, plx_upper;
+};
+
+// A run of first-order steps: rate * decay^(step / decay_every), gradients clipped to a norm.
+struct DescentView {
+    bool adam;  // else plain gradient descent
+    int steps;
+    double rate, decay;
+    int decay_every;
+    double clip;
 };
 
 // Stars of a block, star-major. k: parameters, m: samples, p = m (m + 1) / 2.

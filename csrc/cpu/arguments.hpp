@@ -46,6 +46,14 @@ struct Kernels {
     void (*start)(const GridView&, const ModelView& sizes, int starts, double gate, const StarArrays&, double* params,
                   int64_t begin, int64_t end, char* scratch);
     void (*fit)(const FitView&, const StarArrays&, const SolutionArrays&, int64_t begin, int64_t end, char* scratch);
+    // params: (n, k) linear, of the candidate with the lowest score.
+    int64_t (*search_scratch_bytes)(const CandidateView&);
+    void (*search)(const CandidateView&, int parameters, const StarArrays&, double* params, int64_t begin, int64_t end,
+                   char* scratch);
+    // params: (n, k) linear, where the steps from start_params end.
+    int64_t (*descent_scratch_bytes)(const ModelView&, const PriorView&);
+    void (*descend)(const FitView&, const DescentView&, const StarArrays&, double* params, int64_t begin, int64_t end,
+                    char* scratch);
     // Runs that many fused multiply-adds of float32 on data in registers: the machine's limit, for the benchmarks.
     float (*multiply_add)(int64_t count);
 };

@@ -4,6 +4,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <cmath>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -183,6 +184,68 @@ class Grid {
     GridView view_{};
     int inputs_ = 0, samples_ = 0;
     std::vector<float> rows_, basis_, inverse_, mean_;
+    std::vector<int32_t> window_;
+};
+
+// The candidates of a grid search as the kernels read them.
+class Candidates {
+  public:
+    // types: (t, inputs); ext: (e,); base_flux: (t, m) at ext = 0 and plx = 1; ext_curve: (m,); penalty: (t,) added to
+    // the scores; window: samples of the parallax guess.
+    Candidates(const Array<double>& types, const Array<double>& ext, const Array<double>& base_flux,
+               const Array<double>& ext_curve, const Array<double>& penalty, const Array<int32_t>& window,
+               bool mean_of_ratios, bool score_parallax, double plx_lower, double plx_upper)
+        : types_(types.data(), types.data() + types.size()),
+          ext_(ext.data(), ext.data() + ext.size()),
+          base_flux_(base_flux.data(), base_flux.data() + base_flux.size()),
+          penalty_(penalty.data(), penalty.data() + penalty.size()),
+          window_(window.data(), window.data() + window.size()) {
+        if (types.ndim() != 2 || base_flux.ndim() != 2)
+            throw std::invalid_argument("types and base_flux must be matrices");
+        const auto n_types = types.shape(0), m = base_flux.shape(1), n_ext = ext.shape(0);
+        require_shape(base_flux, "base_flux", {n_types, m});
+        require_shape(ext_curve, "ext_curve", {m});
+        require_shape(penalty, "penalty", {n_types});
+        if (n_types < 1 || n_ext < 1) throw std::invalid_argument("a grid needs a type and an extinction");
+        if (types.shape(1) < 1 || types.shape(1) > MAX_INPUTS)
+            throw std::invalid_argument("the grid's number of inputs is out of range");
+        for (const int32_t sample : window_)
+            if (sample < 0 || sample >= m) throw std::invalid_argument("window must hold indices of samples");
+        const py::ssize_t stored = (n_ext + WIDEST_LANE - 1) / WIDEST_LANE * WIDEST_LANE;
+        for (py::ssize_t i = 0; i < m; ++i)
+            for (py::ssize_t e = 0; e < stored; ++e)
+                attenuation_.push_back(
+                    static_cast<float>(std::exp(-ext.at(e < n_ext ? e : n_ext - 1) * ext_curve.at(i))));
+        view_ = {static_cast<int>(n_types),
+                 static_cast<int>(n_ext),
+                 static_cast<int>(m),
+                 static_cast<int>(stored),
+                 base_flux_.data(),
+                 attenuation_.data(),
+                 penalty_.data(),
+                 types_.data(),
+                 ext_.data(),
+                 window_.data(),
+                 static_cast<int>(window_.size()),
+                 mean_of_ratios,
+                 score_parallax,
+                 static_cast<float>(plx_lower),
+                 static_cast<float>(plx_upper)};
+        inputs_ = static_cast<int>(types.shape(1));
+    }
+    Candidates(const Candidates&) = delete;
+    Candidates& operator=(const Candidates&) = delete;
+
+    const CandidateView& view() const { return view_; }
+    int parameters() const { return inputs_ + 2; }
+
+  private:
+    static constexpr py::ssize_t WIDEST_LANE = 16;
+
+    CandidateView view_{};
+    int inputs_ = 0;
+    std::vector<double> types_, ext_;
+    std::vector<float> base_flux_, attenuation_, penalty_;
     std::vector<int32_t> window_;
 };
 

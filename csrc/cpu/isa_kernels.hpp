@@ -2,6 +2,7 @@
 #pragma once
 
 #include "calibrate.hpp"
+#include "descent_driver.hpp"
 #include "star_kernels.hpp"
 
 XPKERN_NAMESPACE_BEGIN
@@ -28,6 +29,10 @@ const Kernels& kernels() {
         evaluate_stars,
         start_stars,
         fit_stars,
+        search_scratch_bytes,
+        search_stars,
+        descent_scratch_bytes,
+        descend_stars,
         multiply_add_peak,
     };
     return table;

@@ -77,17 +77,20 @@ class Scratch {
 // Stars dealt to a thread at a time: enough to make a rescue worth packing, few enough to balance the load.
 constexpr int64_t TASK_ROWS = 512;
 
+// The same where a star takes milliseconds and none is rescued: whole lanes.
+constexpr int64_t SLOW_TASK_ROWS = 32;
+
 // Runs work(begin, end, scratch) over n stars; the GIL is released.
 template <class Work>
-void over_stars(int64_t n, int threads, int64_t scratch_bytes, const Work& work) {
+void over_stars(int64_t n, int threads, int64_t scratch_bytes, const Work& work, int64_t task_rows = TASK_ROWS) {
     const py::gil_scoped_release release;
-    const int64_t tasks = (n + TASK_ROWS - 1) / TASK_ROWS;
+    const int64_t tasks = (n + task_rows - 1) / task_rows;
     const int workers = static_cast<int>(tasks < threads ? (tasks < 1 ? 1 : tasks) : (threads < 1 ? 1 : threads));
     std::vector<Scratch> scratch;
     for (int worker = 0; worker < workers; ++worker) scratch.emplace_back(scratch_bytes);
     ThreadPool::instance().run(tasks, workers, [&](int64_t task, int worker) {
-        const int64_t begin = task * TASK_ROWS;
-        work(begin, begin + TASK_ROWS < n ? begin + TASK_ROWS : n, scratch[static_cast<size_t>(worker)].data());
+        const int64_t begin = task * task_rows;
+        work(begin, begin + task_rows < n ? begin + task_rows : n, scratch[static_cast<size_t>(worker)].data());
     });
 }
 
@@ -195,16 +198,11 @@ Array<double> start(const std::string& isa, const Grid& grid, const Array<float>
     return params;
 }
 
-py::dict fit(const std::string& isa, const Model& model, const Prior& prior, const Array<float>& flux,
-             const Array<float>& whitener, const Array<double>& mean, const Array<double>& sigma, const Grid* grid,
-             const std::optional<Array<double>>& start_params, const std::map<std::string, bool>& terms,
-             const Array<double>& lower, const Array<double>& upper, int max_iterations, double tolerance, int starts,
-             double gate, int threads) {
-    const Kernels& kernels = kernels_named(isa);
+// What a search in a box is made of, without its start.
+FitView fit_view(const Model& model, const Prior& prior, const std::map<std::string, bool>& terms,
+                 const Array<double>& lower, const Array<double>& upper) {
     require_same_inputs(model, prior);
-    const auto n = flux.shape(0);
-    const int k = model.parameters(), m = model.samples();
-    const StarArrays stars = star_arrays(flux, whitener, mean, sigma, m, k);
+    const int k = model.parameters();
     require_shape(lower, "lower", {k});
     require_shape(upper, "upper", {k});
     FitView fit{};
@@ -215,6 +213,19 @@ py::dict fit(const std::string& isa, const Model& model, const Prior& prior, con
         fit.lower[p] = lower.at(p);
         fit.upper[p] = upper.at(p);
     }
+    return fit;
+}
+
+py::dict fit(const std::string& isa, const Model& model, const Prior& prior, const Array<float>& flux,
+             const Array<float>& whitener, const Array<double>& mean, const Array<double>& sigma, const Grid* grid,
+             const std::optional<Array<double>>& start_params, const std::map<std::string, bool>& terms,
+             const Array<double>& lower, const Array<double>& upper, int max_iterations, double tolerance, int starts,
+             double gate, int threads) {
+    const Kernels& kernels = kernels_named(isa);
+    const auto n = flux.shape(0);
+    const int k = model.parameters(), m = model.samples();
+    const StarArrays stars = star_arrays(flux, whitener, mean, sigma, m, k);
+    FitView fit = fit_view(model, prior, terms, lower, upper);
     fit.max_iterations = max_iterations;
     fit.tolerance = tolerance;
     if (starts < 1) throw std::invalid_argument("starts must be at least 1");
@@ -259,6 +270,46 @@ py::dict fit(const std::string& isa, const Model& model, const Prior& prior, con
     result["second_params"] = second_params;
     result["second_gap"] = second_gap;
     return result;
+}
+
+Array<double> search(const std::string& isa, const Candidates& grid, const Array<float>& flux,
+                     const Array<float>& whitener, const Array<double>& mean, const Array<double>& sigma, int threads) {
+    const Kernels& kernels = kernels_named(isa);
+    const auto n = flux.shape(0);
+    const int k = grid.parameters();
+    const StarArrays stars = star_arrays(flux, whitener, mean, sigma, grid.view().n_samples, k);
+    Array<double> params = make_array<double>({n, k});
+    double* out = params.mutable_data();
+    over_stars(
+        n, threads, kernels.search_scratch_bytes(grid.view()),
+        [&](int64_t begin, int64_t end, char* scratch) {
+            kernels.search(grid.view(), k, stars, out, begin, end, scratch);
+        },
+        SLOW_TASK_ROWS);
+    return params;
+}
+
+Array<double> descend(const std::string& isa, const Model& model, const Prior& prior, const Array<float>& flux,
+                      const Array<float>& whitener, const Array<double>& mean, const Array<double>& sigma,
+                      const Array<double>& start, const std::map<std::string, bool>& terms, const Array<double>& lower,
+                      const Array<double>& upper, bool adam, int steps, double rate, double decay, int decay_every,
+                      double clip, int threads) {
+    const Kernels& kernels = kernels_named(isa);
+    const auto n = flux.shape(0);
+    const int k = model.parameters();
+    const StarArrays stars = star_arrays(flux, whitener, mean, sigma, model.samples(), k);
+    require_shape(start, "start", {n, k});
+    if (decay_every < 1) throw std::invalid_argument("decay_every must be at least 1");
+    FitView fit = fit_view(model, prior, terms, lower, upper);
+    fit.start_params = start.data();
+    const DescentView how{adam, steps, rate, decay, decay_every, clip};
+    Array<double> params = make_array<double>({n, k});
+    double* out = params.mutable_data();
+    over_stars(
+        n, threads, kernels.descent_scratch_bytes(fit.model, fit.prior),
+        [&](int64_t begin, int64_t end, char* scratch) { kernels.descend(fit, how, stars, out, begin, end, scratch); },
+        SLOW_TASK_ROWS);
+    return params;
 }
 
 // One side of the spectra, checked.
@@ -342,6 +393,20 @@ PYBIND11_MODULE(_cpu, module) {
                py::arg("grid").none(true), py::arg("start").noconvert().none(true), py::arg("terms"), py::arg("lower"),
                py::arg("upper"), py::arg("max_iterations"), py::arg("tolerance"), py::arg("starts"), py::arg("gate"),
                py::arg("threads"));
+    py::class_<Candidates>(module, "Candidates")
+        .def(py::init<const Array<double>&, const Array<double>&, const Array<double>&, const Array<double>&,
+                      const Array<double>&, const Array<int32_t>&, bool, bool, double, double>(),
+             py::arg("types"), py::arg("ext"), py::arg("base_flux"), py::arg("ext_curve"), py::arg("penalty"),
+             py::arg("window"), py::arg("mean_of_ratios"), py::arg("score_parallax"), py::arg("plx_lower"),
+             py::arg("plx_upper"));
+    module.def("search", &search, py::arg("isa"), py::arg("grid"), py::arg("flux").noconvert(),
+               py::arg("whitener").noconvert(), py::arg("mean").noconvert(), py::arg("sigma").noconvert(),
+               py::arg("threads"));
+    module.def("descend", &descend, py::arg("isa"), py::arg("model"), py::arg("prior"), py::arg("flux").noconvert(),
+               py::arg("whitener").noconvert(), py::arg("mean").noconvert(), py::arg("sigma").noconvert(),
+               py::arg("start").noconvert(), py::arg("terms"), py::arg("lower"), py::arg("upper"), py::arg("adam"),
+               py::arg("steps"), py::arg("rate"), py::arg("decay"), py::arg("decay_every"), py::arg("clip"),
+               py::arg("threads"));
     module.def("calibrate", &calibrate, py::arg("isa"), py::arg("bp_design").noconvert(),
                py::arg("rp_design").noconvert(), py::arg("bp").noconvert(), py::arg("rp").noconvert(),
                py::arg("bp_error").noconvert(), py::arg("rp_error").noconvert(), py::arg("bp_correlation").noconvert(),
@@ -364,7 +429,8 @@ PYBIND11_MODULE(_cpu, module) {
         py::arg("SAME_MINIMUM_EXT") = SAME_MINIMUM_EXT, py::arg("N_COLUMNS") = START_COLUMNS,
         py::arg("START_NEIGHBOUR_ERROR") = START_NEIGHBOUR_ERROR, py::arg("START_LEAST_FLUX") = START_LEAST_FLUX,
         py::arg("START_LARGEST_EXCESS") = START_LARGEST_EXCESS, py::arg("START_RIDGE") = START_RIDGE,
-        py::arg("START_RELATIVE_RIDGE") = START_RELATIVE_RIDGE, py::arg("START_LEAST_EXT") = START_LEAST_EXT);
+        py::arg("START_RELATIVE_RIDGE") = START_RELATIVE_RIDGE, py::arg("START_LEAST_EXT") = START_LEAST_EXT,
+        py::arg("ADAM_BETA1") = ADAM_BETA1, py::arg("ADAM_BETA2") = ADAM_BETA2, py::arg("ADAM_EPSILON") = ADAM_EPSILON);
     module.attr("STATUS") = py::dict(py::arg("NO_DATA") = uint32_t(scalar::NO_DATA),
                                      py::arg("EIGENVALUE_FLOORED") = uint32_t(scalar::EIGENVALUE_FLOORED),
                                      py::arg("SINGULAR_COVARIANCE") = uint32_t(scalar::SINGULAR_COVARIANCE),

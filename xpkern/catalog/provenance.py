@@ -10,6 +10,7 @@ from xpkern.version import __version__
 
 if TYPE_CHECKING:
     from xpkern.fit.result import Fit
+    from xpkern.fit.zgr23 import Zgr23Options
     from xpkern.model import FluxModel, Noise, TypePrior
     from xpkern.observe.calibration import Calibration
 
@@ -30,7 +31,7 @@ def provenance(
     noise: Noise | None,
     calibration: Calibration | None,
     terms: LossTerms,
-    options: FitOptions,
+    options: FitOptions | Zgr23Options,
     engine: str,
     instruction_set: str,
 ) -> dict[str, object]:
@@ -48,7 +49,8 @@ def provenance(
     calibration : Calibration, optional
         That made fluxes of coefficients; None if they came as fluxes.
     terms : LossTerms
-    options : FitOptions
+    options : FitOptions or Zgr23Options
+        Its type says which optimizer it was.
     engine, instruction_set : str
         What computed; the instruction set is empty for an engine that has only one.
 
@@ -72,6 +74,7 @@ def provenance(
         "calibration_release": GIVEN if calibration is None else calibration.release,
         "instrument_model": GIVEN if calibration is None else calibration.instrument_model,
         "loss_terms": " ".join(["chi2", "constraints", *(name for name, used in optional_terms.items() if used)]),
+        "optimizer": "newton" if isinstance(options, FitOptions) else "zgr23",
         **{f"fit_{name}": value for name, value in asdict(options).items()},
         "engine": engine,
         "instruction_set": instruction_set,

@@ -21,7 +21,7 @@ from xpkern.catalog.schema import columns_of
 from xpkern.engine import Engine, get_engine
 from xpkern.engine.contract import FitOptions, LossTerms
 from xpkern.errors import InputError
-from xpkern.fit.fit import fit
+from xpkern.fit.fit import fit, options_of
 from xpkern.fit.start import start_grid
 from xpkern.model import load_model
 from xpkern.status import Status
@@ -29,6 +29,7 @@ from xpkern.threads import in_order, number_of_threads
 
 if TYPE_CHECKING:
     from xpkern.fit.result import Fit
+    from xpkern.fit.zgr23 import Zgr23Options
     from xpkern.model import FluxModel, TypePrior
     from xpkern.observe.calibration import Calibration
     from xpkern.observe.gaia_csv import XpBlock
@@ -84,6 +85,7 @@ def make_catalog(
     engine: str | Engine = "auto",
     threads: int | None = None,
     terms: LossTerms | None = None,
+    optimizer: str | Zgr23Options = "newton",
     options: FitOptions | None = None,
     rows: int | None = None,
     on_progress: Callable[[int], object] | None = None,
@@ -116,7 +118,10 @@ def make_catalog(
     threads : int, optional
         As :func:`xpkern.threads.number_of_threads` says when not given.
     terms : LossTerms, optional
+    optimizer : {"newton", "zgr23"} or Zgr23Options
+        As :func:`xpkern.fit` takes it.
     options : FitOptions, optional
+        Of "newton".
     rows : int, optional
         Stars of a block; 1,024, fewer with many threads, when not given.
     on_progress : callable, optional
@@ -146,7 +151,7 @@ def make_catalog(
     calibration = Calibration.default() if calibration is None else calibration
     engine = get_engine(engine)
     terms = LossTerms() if terms is None else terms
-    options = FitOptions() if options is None else options
+    how = options_of(optimizer, options)
     attributes = provenance(
         layout=layout,
         model=model,
@@ -154,7 +159,7 @@ def make_catalog(
         noise=noise,
         calibration=calibration,
         terms=terms,
-        options=options,
+        options=how,
         engine=engine.name,
         instruction_set=getattr(engine, "instruction_set", ""),
     )
@@ -162,11 +167,21 @@ def make_catalog(
     if rows is None:
         rows = max(FEWEST_STARS_OF_A_BLOCK, min(BLOCK_ROWS, MOST_STARS // threads))
     reader = XpReader(files, gaia_source, photometry, calibration, noise, engine)
-    grid = start_grid(model, prior)
+    grid = start_grid(model, prior) if optimizer == "newton" else None
 
     def rows_of(block: XpBlock | None) -> tuple[StarRows, NDArray[np.bool_], list[tuple[int, int, str, str]]]:
         observations = reader.observe(block)
-        solution = fit(observations, model, prior, engine=engine, threads=1, terms=terms, options=options, start=grid)
+        solution = fit(
+            observations,
+            model,
+            prior,
+            engine=engine,
+            threads=1,
+            terms=terms,
+            optimizer=optimizer,
+            options=options,
+            start=grid,
+        )
         return star_rows(solution), solution.fitted, observations.reasons
 
     blocks = in_order(reader.blocks(rows), rows_of, threads=min(threads, max(1, MOST_STARS // rows)))

@@ -32,6 +32,21 @@ class Grid:
         apart: NDArray[float32],
     ) -> None: ...
 
+class Candidates:
+    def __init__(
+        self,
+        types: NDArray[float64],
+        ext: NDArray[float64],
+        base_flux: NDArray[float64],
+        ext_curve: NDArray[float64],
+        penalty: NDArray[float64],
+        window: NDArray[int32],
+        mean_of_ratios: bool,
+        score_parallax: bool,
+        plx_lower: float,
+        plx_upper: float,
+    ) -> None: ...
+
 def predict(isa: str, model: Model, params: NDArray[float64], threads: int) -> NDArray[float64]: ...
 def evaluate(
     isa: str,
@@ -75,6 +90,35 @@ def fit(
     gate: float,
     threads: int,
 ) -> dict[str, NDArray[Any]]: ...
+def search(
+    isa: str,
+    grid: Candidates,
+    flux: NDArray[float32],
+    whitener: NDArray[float32],
+    mean: NDArray[float64],
+    sigma: NDArray[float64],
+    threads: int,
+) -> NDArray[float64]: ...
+def descend(
+    isa: str,
+    model: Model,
+    prior: Prior,
+    flux: NDArray[float32],
+    whitener: NDArray[float32],
+    mean: NDArray[float64],
+    sigma: NDArray[float64],
+    start: NDArray[float64],
+    terms: dict[str, bool],
+    lower: NDArray[float64],
+    upper: NDArray[float64],
+    adam: bool,
+    steps: int,
+    rate: float,
+    decay: float,
+    decay_every: int,
+    clip: float,
+    threads: int,
+) -> NDArray[float64]: ...
 def calibrate(
     isa: str,
     bp_design: NDArray[float64],

@@ -9,6 +9,7 @@ The *linear* parameters are (teff [kK], feh, logg, ext, plx [mas]); the coordina
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from xpkern.errors import InputError
 
 if TYPE_CHECKING:
+    from xpkern.fit.candidates import CandidateGrid
     from xpkern.fit.start import StartGrid
     from xpkern.model.flux_model import FluxModel
     from xpkern.model.noise import Noise
@@ -162,6 +164,40 @@ class FitOptions:
                 raise InputError(f"{value} is not a number >= {smallest}", field=name)
 
 
+@dataclass(frozen=True)
+class Descent:
+    """A run of first-order steps in x, as many for every star.
+
+    Attributes
+    ----------
+    method : {"adam", "sgd"}
+        Adam, or plain gradient descent.
+    steps : int
+    rate : float
+        Learning rate of the first step.
+    decay : float
+        Factor to the rate after every ``decay_every`` steps.
+    decay_every : int
+    clip : float
+        Norm to which a star's gradient is scaled down where it is larger; inf for never.
+    """
+
+    method: str
+    steps: int
+    rate: float
+    decay: float = 0.5
+    decay_every: int = 768
+    clip: float = math.inf
+
+    def __post_init__(self) -> None:
+        if self.method not in ("adam", "sgd"):
+            raise InputError(f"{self.method!r} is neither adam nor sgd", field="method")
+        for name, smallest in (("steps", 0), ("rate", 0.0), ("decay", 0.0), ("decay_every", 1), ("clip", 0.0)):
+            value = getattr(self, name)
+            if not value >= smallest:
+                raise InputError(f"{value} is not a number >= {smallest}", field=name)
+
+
 @dataclass
 class Evaluation:
     """The star loss and its derivatives at given parameters, all float64.
@@ -274,6 +310,25 @@ class Engine(Protocol):
         threads: int | None = None,
     ) -> Solution:
         """Lowest optimum of the star loss from the starts of a grid, or that from given parameters (n, k)."""
+        ...
+
+    def search(self, grid: CandidateGrid, stars: StarData, *, threads: int | None = None) -> Float64:
+        """Candidate of each star with the lowest score, as linear parameters (n, k); the first of equal ones."""
+        ...
+
+    def descend(
+        self,
+        model: FluxModel,
+        prior: TypePrior,
+        stars: StarData,
+        start: Float64,
+        terms: LossTerms,
+        box: Box,
+        descent: Descent,
+        *,
+        threads: int | None = None,
+    ) -> Float64:
+        """Linear parameters (n, k) where first-order steps from given ones end; each step is clamped to the box."""
         ...
 
     def train_step(

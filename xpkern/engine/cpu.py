@@ -15,6 +15,7 @@ from xpkern.engine.contract import (
     Box,
     Calibrated,
     Coefficients,
+    Descent,
     Evaluation,
     FitOptions,
     Float32,
@@ -24,6 +25,7 @@ from xpkern.engine.contract import (
     StarData,
 )
 from xpkern.errors import InputError, NotSupported
+from xpkern.fit.candidates import CandidateGrid
 from xpkern.fit.start import StartGrid
 from xpkern.model.flux_model import FluxModel
 from xpkern.model.noise import Noise
@@ -34,7 +36,7 @@ from xpkern.threads import number_of_threads
 #: Environment variable: the instruction set to use (for tests).
 ISA_VARIABLE = "XPKERN_ISA"
 
-Source = TypeVar("Source", FluxModel, TypePrior, StartGrid)
+Source = TypeVar("Source", FluxModel, TypePrior, StartGrid, CandidateGrid)
 
 
 class CpuEngine:
@@ -185,6 +187,52 @@ class CpuEngine:
             )
         )
 
+    def search(self, grid: CandidateGrid, stars: StarData, *, threads: int | None = None) -> Float64:
+        """Candidate of each star with the lowest score, as linear parameters (n, k); the first of equal ones."""
+        return _cpu.search(
+            self.instruction_set,
+            _compiled(grid, _compile_candidates),
+            stars.flux,
+            stars.whitener,
+            stars.mean,
+            stars.sigma,
+            number_of_threads(threads),
+        )
+
+    def descend(
+        self,
+        model: FluxModel,
+        prior: TypePrior,
+        stars: StarData,
+        start: Float64,
+        terms: LossTerms,
+        box: Box,
+        descent: Descent,
+        *,
+        threads: int | None = None,
+    ) -> Float64:
+        """Linear parameters (n, k) where first-order steps from given ones end; each step is clamped to the box."""
+        return _cpu.descend(
+            self.instruction_set,
+            _compiled(model, _compile_model),
+            _compiled(prior, _compile_prior),
+            stars.flux,
+            stars.whitener,
+            stars.mean,
+            stars.sigma,
+            np.ascontiguousarray(start, np.float64),
+            asdict(terms),
+            np.ascontiguousarray(box.lower, np.float64),
+            np.ascontiguousarray(box.upper, np.float64),
+            descent.method == "adam",
+            descent.steps,
+            descent.rate,
+            descent.decay,
+            descent.decay_every,
+            descent.clip,
+            number_of_threads(threads),
+        )
+
     def train_step(
         self, model: FluxModel, stars: StarData, params: Float64, *, threads: int | None = None
     ) -> tuple[float, list[Float64], list[Float64], Float64]:
@@ -241,4 +289,18 @@ def _compile_grid(grid: StartGrid) -> _cpu.Grid:
         np.ascontiguousarray(grid.window),
         as_float(grid.reach),
         as_float(grid.apart),
+    )
+
+
+def _compile_candidates(grid: CandidateGrid) -> _cpu.Candidates:
+    return _cpu.Candidates(
+        grid.types,
+        grid.ext,
+        grid.base_flux,
+        grid.ext_curve,
+        grid.penalty,
+        np.flatnonzero(grid.window).astype(np.int32),
+        grid.guess == "mean_of_ratios",
+        grid.score == "parallax",
+        *grid.plx_bounds,
     )

@@ -10,6 +10,7 @@ from xpkern.engine.contract import (
     Box,
     Calibrated,
     Coefficients,
+    Descent,
     Evaluation,
     FitOptions,
     Float32,
@@ -19,9 +20,11 @@ from xpkern.engine.contract import (
     StarData,
 )
 from xpkern.engine.packed import forward_substitute, pack_factor, packed_size, present_samples, unpack_factor
+from xpkern.engine.reference_descent import best_candidates, descend
 from xpkern.engine.reference_fit import Optimum, minimise
 from xpkern.engine.reference_loss import back_substitute, flux_and_jacobian, star_loss
 from xpkern.engine.reference_start import starts_from_grid
+from xpkern.fit.candidates import CandidateGrid
 from xpkern.fit.start import StartGrid
 from xpkern.model.flux_model import FluxModel
 from xpkern.model.noise import Noise
@@ -139,6 +142,25 @@ class ReferenceEngine:
                 optimum = minimise(model, prior, stars[rows], starts[rows, choice], terms, box, options)
                 _record(optimum, stars[rows], rows, found[-1])
         return _lowest(found, solution)
+
+    def search(self, grid: CandidateGrid, stars: StarData, *, threads: int | None = None) -> Float64:
+        """Candidate of each star with the lowest score, as linear parameters (n, k); the first of equal ones."""
+        return best_candidates(grid, stars)
+
+    def descend(
+        self,
+        model: FluxModel,
+        prior: TypePrior,
+        stars: StarData,
+        start: Float64,
+        terms: LossTerms,
+        box: Box,
+        descent: Descent,
+        *,
+        threads: int | None = None,
+    ) -> Float64:
+        """Linear parameters (n, k) where first-order steps from given ones end; each step is clamped to the box."""
+        return descend(model, prior, stars, start, terms, box, descent)
 
     def train_step(
         self, model: FluxModel, stars: StarData, params: Float64, *, threads: int | None = None

@@ -51,6 +51,33 @@ def invert_fisher(fisher: Float64) -> tuple[Float64, Float64, np.ndarray]:
     return covariance, inverse, floored
 
 
+def invert_fisher_absolute(fisher: Float64, floor: float) -> tuple[Float64, Float64, np.ndarray]:
+    """The same as ZGR23 do it: eigenvalues of the matrix as it is, whatever the units, raised to at least ``floor``.
+
+    Parameters
+    ----------
+    fisher : (n, k, k) float64
+        NaN for a star without a fit.
+    floor : float
+
+    Returns
+    -------
+    covariance, inverse : (n, k, k) float64
+    floored : (n,) bool
+        As :func:`invert_fisher` returns them.
+    """
+    finite = np.isfinite(fisher).all(axis=(1, 2))
+    covariance, inverse, floored = np.full_like(fisher, np.nan), fisher.copy(), np.zeros(len(fisher), bool)
+    values, vectors = np.linalg.eigh(fisher[finite])
+    floored[finite] = values[:, 0] < floor
+    values = np.maximum(values, floor)[:, None, :]
+    covariance[finite] = _symmetric((vectors / values) @ vectors.swapaxes(1, 2))
+    raised = np.full_like(fisher, np.nan)
+    raised[finite] = _symmetric((vectors * values) @ vectors.swapaxes(1, 2))
+    inverse[floored] = raised[floored]
+    return covariance, inverse, floored
+
+
 def _inverse_with_certificate(matrix: Float64) -> tuple[Float64, np.ndarray]:
     """Inverses of symmetric matrices, and which of them certainly have no eigenvalue below the floor.
 

@@ -7,10 +7,11 @@ import numpy as np
 from xpkern.engine import Engine, get_engine
 from xpkern.engine.contract import Box, FitOptions, Float64, LossTerms
 from xpkern.errors import InputError
-from xpkern.fit.covariance import invert_fisher
+from xpkern.fit.covariance import invert_fisher, invert_fisher_absolute
 from xpkern.fit.result import Fit
 from xpkern.fit.scale import marginalise_scale, widen_parallax
 from xpkern.fit.start import StartGrid, start_grid
+from xpkern.fit.zgr23 import Zgr23Options, zgr23_solution
 from xpkern.model.flux_model import FluxModel
 from xpkern.model.type_prior import TypePrior
 from xpkern.observe.observations import Observations
@@ -39,6 +40,7 @@ def fit(
     threads: int | None = None,
     terms: LossTerms | None = None,
     box: Box | None = None,
+    optimizer: str | Zgr23Options = "newton",
     options: FitOptions | None = None,
     start: StartGrid | Float64 | None = None,
 ) -> Fit:
@@ -57,10 +59,14 @@ def fit(
         Which terms the loss has; all of them when not given.
     box : Box, optional
         Where the optimum is sought; :func:`default_box` when not given.
+    optimizer : {"newton", "zgr23"} or Zgr23Options
+        "newton": damped Gauss-Newton steps, then Newton's. "zgr23": the recipe of ZGR23 (grid of 31,232 candidates,
+        8,192 steps of Adam, gradient descent), hundreds of times slower.
     options : FitOptions, optional
+        Of "newton".
     start : StartGrid or (n, 5) float64, optional
-        Where the search starts: a grid to choose from, or linear parameters. :func:`xpkern.fit.start.start_grid`
-        when not given.
+        Where the search starts: a grid for "newton" to choose from, or linear parameters. By default
+        :func:`xpkern.fit.start.start_grid`, or the recipe's own grid.
 
     Returns
     -------
@@ -69,36 +75,36 @@ def fit(
     Raises
     ------
     InputError
-        If model, prior, box, start and observations do not fit together, or no such engine exists here.
+        If model, prior, box, start and observations do not fit together, options are not the optimizer's, or no such
+        engine or optimizer exists here.
     """
     if len(obs.wavelength) != model.n_samples or not np.allclose(obs.wavelength, model.wavelength):
         raise InputError("observations and model have different wavelengths", field="wavelength")
     if prior.means.shape[1] != model.n_inputs:
         raise InputError(f"the prior has {prior.means.shape[1]} dimensions, the model {model.n_inputs} inputs")
     box = default_box(prior) if box is None else _checked_box(box, model.n_parameters)
-    if start is None:
-        start = start_grid(model, prior)
-    elif not isinstance(start, StartGrid):
+    how = options_of(optimizer, options)
+    if start is not None and not isinstance(start, StartGrid):
         start = _checked_start(start, (len(obs), model.n_parameters))
     chosen = get_engine(engine)
     terms = LossTerms() if terms is None else terms
-    options = FitOptions() if options is None else options
     stars = obs.star_data()
-    solution = chosen.fit(
-        model,
-        prior,
-        widen_parallax(stars, model.scale_sigma),
-        start,
-        terms,
-        box,
-        options,
-        threads=threads,
-    )
+    widened = widen_parallax(stars, model.scale_sigma)
+    if isinstance(how, FitOptions):
+        start = start_grid(model, prior) if start is None else start
+        solution = chosen.fit(model, prior, widened, start, terms, box, how, threads=threads)
+    elif isinstance(start, StartGrid):
+        raise InputError("a StartGrid is for newton: zgr23 has its own grid, or takes parameters", field="start")
+    else:
+        solution = zgr23_solution(chosen, model, prior, widened, start, terms, box, how, threads=threads)
     params, fisher = solution.params, solution.fisher
     if model.scale_sigma > 0:
         plx, fisher = marginalise_scale(params[:, -1], fisher, stars, model.scale_sigma)
         params = np.column_stack([params[:, :-1], np.clip(plx, box.lower[-1], box.upper[-1])])
-    covariance, inverse, floored = invert_fisher(fisher)
+    if isinstance(how, FitOptions):
+        covariance, inverse, floored = invert_fisher(fisher)
+    else:
+        covariance, inverse, floored = invert_fisher_absolute(fisher, how.fisher_floor)
     status = obs.status | solution.status
     fitted = (status & np.uint32(UNFITTED)) == 0
     status[floored] |= np.uint32(Status.COVARIANCE_FLOORED)
@@ -128,9 +134,28 @@ def fit(
         model=model,
         prior=prior,
         terms=terms,
-        options=options,
+        options=how,
         instruction_set=getattr(chosen, "instruction_set", ""),
     )
+
+
+def options_of(optimizer: str | Zgr23Options, options: FitOptions | None) -> FitOptions | Zgr23Options:
+    """Options of the optimizer that was asked for.
+
+    Raises
+    ------
+    InputError
+        If there is no such optimizer, or ``options`` are given for one that does not read them.
+    """
+    if optimizer == "newton":
+        return FitOptions() if options is None else options
+    if optimizer != "zgr23" and not isinstance(optimizer, Zgr23Options):
+        raise InputError(f"{optimizer!r} is neither newton, zgr23 nor a Zgr23Options", field="optimizer")
+    if options is not None:
+        raise InputError(
+            "starts, tolerance and the like are newton's; zgr23 takes optimizer=Zgr23Options(...)", field="options"
+        )
+    return optimizer if isinstance(optimizer, Zgr23Options) else Zgr23Options()
 
 
 def _checked_box(box: Box, size: int) -> Box:

@@ -18,6 +18,8 @@ from xpkern.status import UNFITTED
 if TYPE_CHECKING:
     from astropy.table import Table
 
+    from xpkern.fit.zgr23 import Zgr23Options
+
 
 @dataclass
 class Fit:
@@ -51,7 +53,7 @@ class Fit:
     status : (n,) uint32
         Bits of :class:`xpkern.status.Status`.
     iterations : (n,) int32
-        Evaluations of the loss, of all searches of a star.
+        Evaluations of the loss, or of its gradient alone, of all searches of a star.
     minima : (n,) int32
         Distinct minima that the searches found (``FitOptions.starts`` says how many there may be).
     second_params : (n, 5) float64
@@ -66,8 +68,8 @@ class Fit:
     prior : TypePrior
     terms : LossTerms
         Which terms the loss had.
-    options : FitOptions
-        How hard the optimiser tried.
+    options : FitOptions or Zgr23Options
+        What the optimiser was told; its type says which one it was.
     instruction_set : str
         Which of the engine's instruction sets computed it; empty for an engine that has only one.
     """
@@ -94,7 +96,7 @@ class Fit:
     model: FluxModel
     prior: TypePrior
     terms: LossTerms = field(default_factory=LossTerms)
-    options: FitOptions = field(default_factory=FitOptions)
+    options: FitOptions | Zgr23Options = field(default_factory=FitOptions)
     instruction_set: str = ""
 
     def __len__(self) -> int:
