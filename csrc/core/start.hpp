@@ -217,7 +217,6 @@ XPKERN_INLINE Real rate_type(const GridView& grid, int type, const StartLine<Rea
     Real score = zero, curvature[inputs * (inputs + 1) / 2], slope[inputs];
     XPKERN_UNROLL
     for (int i = 0; i < inputs; ++i) slope[i] = zero;
-    XPKERN_UNROLL
     for (int packed = 0; packed < row_start(inputs); ++packed) curvature[packed] = zero;
     for (int a = 0; a < rest; ++a) {
         Real q = -line.aim[a], q_slope[inputs];

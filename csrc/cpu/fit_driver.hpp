@@ -193,18 +193,23 @@ class FitDriver {
         queues[IN_HAND] = {waiting.searches, 0};
         // Leaving some of a lane's stars pays for gathering them again, as long as they find company.
         constexpr int width = LaneTraits<FloatLane>::width;
-        const int leave_at = waiting.count > width ? width / 4 : 0;
+        const int leave_at = waiting.count > width ? width / 2 : 0;
         for (int64_t first = 0; first < waiting.count; first += width) {
             const Crew<FloatLane> crew(waiting, first, begin_, starts_);
-            space.gathered.fill(crew.members, stars_, m_, k_);
-            if (stage == START) find_starts(crew, space);
+            if (stage == START) {
+                space.gathered.template fill<Next::following>(crew.members, stars_, m_, k_);
+                find_starts(crew, space);
+            } else {
+                space.gathered.fill(crew.members, stars_, m_, k_);
+            }
             if (stage <= ROUGH) run_float<false>(crew, leave_at, space);
             if (stage == SHARP) run_float<true>(crew, 0, space);
             if (stage >= SHARP) run_fine(crew, leave_at, space);
         }
     }
 
-    // Float steps until the predicted drop is small: Gauss-Newton steps, or Newton steps where EXACT.
+    // Float steps: Gauss-Newton until the predicted drop is small, or a single Newton step where EXACT. Nearly all
+    // stars need no second one, and those that do need not be waited for: the next stage does as well.
     template <bool EXACT>
     void run_float(const Crew<FloatLane>& crew, int leave_at, const MixedSpace& space) {
         const LaneBox<FloatLane> box(fit_, k_);
@@ -214,10 +219,8 @@ class FitDriver {
             weight[p] = convert<FloatLane>(space.gathered.weight[p]);
         }
         const StarView<FloatLane, FloatLane> star{space.gathered.flux, space.gathered.factor, mean, weight};
-        const StopRule rule =
-            EXACT ? StopRule{SHARP_EVALUATIONS < fit_.max_iterations ? SHARP_EVALUATIONS : fit_.max_iterations,
-                             SHARP_DROP, SHARP_DROP_PER_LOSS, true}
-                  : StopRule{fit_.max_iterations, ROUGH_DROP, ROUGH_DROP_PER_LOSS, true};
+        const StopRule rule = EXACT ? StopRule{1, SHARP_DROP, SHARP_DROP_PER_LOSS, true}
+                                    : StopRule{fit_.max_iterations, ROUGH_DROP, ROUGH_DROP_PER_LOSS, true};
         Progress<FloatLane, FloatLane> progress;
         take_up(crew, box, progress);
         optimise<EXACT>(fit_.model, shape_, fit_.prior, fit_.terms, star, box.view(), rule, leave_at, space.rough,
@@ -239,7 +242,7 @@ class FitDriver {
         optimise<true>(fit_.model, shape_, fit_.prior, fit_.terms, space.gathered.view(), box.view(),
                        StopRule{fit_.max_iterations, fit_.tolerance, DROP_PER_LOSS, false}, leave_at, space.fine,
                        progress);
-        predict_values(fit_.model, AnyShape(fit_.model), progress.state.u, space.fine);
+        predict_values(fit_.model, shape_, progress.state.u, space.fine);
         sample_variance(space.gathered.factor, m_, space.variance);
         for (int s = 0; s < crew.members.count; ++s) {
             SearchProgress& search = progress_of(crew.search[s]);
@@ -371,25 +374,27 @@ class FitDriver {
         }
     }
 
+    // Notes where a search has got to: all of it where the search is taken up again, or compared with others.
     template <class Real, class Wide>
     void leave(const Progress<Real, Wide>& progress, int s, SearchProgress& search) const {
         const LossState<Real, Wide>& state = progress.state;
-        for (int p = 0; p < k_; ++p) {
-            search.state.u[p] = get(state.u[p], s);
-            search.state.gradient[p] = get(state.gradient[p], s);
-        }
-        for (int at = 0; at < row_start(k_); ++at) {
-            search.state.normal[at] = get(state.normal[at], s);
-            search.state.gauss_newton[at] = get(state.gauss_newton[at], s);
-            search.state.hessian[at] = get(state.hessian[at], s);
-        }
         const double loss = get(state.loss, s);
         search.state.loss = loss == loss ? loss : infinity<double>();
-        search.state.chi2 = get(state.chi2, s);
-        search.state.ln_prior = get(state.ln_prior, s);
+        for (int p = 0; p < k_; ++p) search.state.u[p] = get(state.u[p], s);
         search.damping = get(progress.damping, s);
         search.converged = get(progress.converged, s);
         search.spent = static_cast<int32_t>(get(progress.spent, s));
+        const bool resumes = get(progress.active, s);
+        if (starts_ > 1 || resumes)
+            for (int at = 0; at < row_start(k_); ++at) search.state.gauss_newton[at] = get(state.gauss_newton[at], s);
+        if (!resumes) return;
+        search.state.chi2 = get(state.chi2, s);
+        search.state.ln_prior = get(state.ln_prior, s);
+        for (int p = 0; p < k_; ++p) search.state.gradient[p] = get(state.gradient[p], s);
+        for (int at = 0; at < row_start(k_); ++at) {
+            search.state.normal[at] = get(state.normal[at], s);
+            search.state.hessian[at] = get(state.hessian[at], s);
+        }
     }
 
     static void enter_stage(double damping, SearchProgress& search) {
@@ -483,12 +488,12 @@ class FitDriver {
         out_.status[row] = NO_DATA;
     }
 
-    // Damping with which the first and the last stage begin; those between take Newton steps from the start.
-    static constexpr double START_DAMPING = 1e-2, RESCUE_DAMPING = 1e-3;
-    // Gauss-Newton steps end where Newton steps converge, and float where its rounding would show.
+    // Damping with which the first and the last stage begin; those between take Newton steps from the start. A start is
+    // a Gauss-Newton step itself, so that little of it serves.
+    static constexpr double START_DAMPING = 1e-4, RESCUE_DAMPING = 1e-3;
+    // Gauss-Newton steps end where Newton steps converge; a Newton step in float is taken where that is still so.
     static constexpr double ROUGH_DROP = 0.1, ROUGH_DROP_PER_LOSS = 1e-3;
-    static constexpr double SHARP_DROP = 1e-2, SHARP_DROP_PER_LOSS = 1e-2;
-    static constexpr int SHARP_EVALUATIONS = 6;
+    static constexpr double SHARP_DROP = 0.1, SHARP_DROP_PER_LOSS = 1e-2;
     static constexpr double DROP_PER_LOSS = 1e-2;
     static constexpr double COPY_RISE = 0.02;
 

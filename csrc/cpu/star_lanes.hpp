@@ -50,9 +50,10 @@ struct GatheredStars {
         mean = arena.take<Wide>(k);
         weight = arena.take<Wide>(k);
     }
+    template <Next NEXT = Next::any>
     void fill(const Members<Real>& members, const StarArrays& stars, int m, int k) const {
         load_rows(stars.flux, members.row, m, flux);
-        load_rows(stars.whitener, members.row, row_start(m), factor);
+        load_rows<NEXT>(stars.whitener, members.row, row_start(m), factor);
         for (int p = 0; p < k; ++p) {
             mean[p] = lane_of<Wide>([&](int s) { return stars.mean[members.row[s] * k + p]; });
             weight[p] = lane_of<Wide>([&](int s) {

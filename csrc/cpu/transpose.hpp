@@ -117,9 +117,9 @@ XPKERN_INLINE void for_each_column(const Element* rows, const int64_t* row, int 
 }
 
 // lanes[k] = (rows[row[0]][k], rows[row[1]][k], ...) for k < count. rows: (n, count).
-template <class Element, class Lane>
+template <Next NEXT = Next::any, class Element, class Lane>
 inline void load_rows(const Element* rows, const int64_t* row, int count, Lane* lanes) {
-    for_each_column<Lane, Next::any>(rows, row, count, [&](int k, const Lane& values) { lanes[k] = values; });
+    for_each_column<Lane, NEXT>(rows, row, count, [&](int k, const Lane& values) { lanes[k] = values; });
 }
 
 // rows[row[star]][k] = lanes[k] of that star, for the first `stars` of them. rows: (n, count).
