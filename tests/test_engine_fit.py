@@ -201,11 +201,11 @@ def test_a_star_does_not_notice_its_neighbours(engine, rng, mock, count):
 
 
 def test_the_best_optimum_is_found(engine, optimum, optimum_model, optimum_observations):
-    """At least 95 % of the shared mock stars, within 0.01 of the best of many float64 searches."""
+    """All but at most one of the shared mock stars, within 0.01 of the best of many float64 searches."""
     model, prior = optimum_model
     found = fit(engine, model, prior, optimum_observations.star_data(), start_grid(model, prior), threads=2)
     best = np.abs(found.loss - optimum["best_loss"]) <= 0.01
-    assert best.mean() >= 0.95
+    assert (~best).sum() <= 1
     assert not (found.status & (Status.NOT_CONVERGED | Status.HESSIAN_NOT_POSITIVE | Status.ON_BOX_EDGE)).any()
     assert (found.decrement >= 0).all()
     assert found.decrement.max() <= 1e-3

@@ -62,11 +62,20 @@ XPKERN_INLINE void sample_variance(const Real* factor, int m, Real* variance) {
     }
 }
 
-// Flux that is the observed one where noise leaves it, and the neighbours' mean where it does not. (m,); 1 where
+// Flux, (m,): the observed one where noise leaves it, else its neighbours' mean, else the grid's mean spectrum; 1 where
 // missing.
 template <class Real>
 XPKERN_INLINE void guess_flux(const GridView& grid, const Real* flux, const Real* variance, int m, Real* guess) {
-    const Real zero = lane<Real>(0), one = lane<Real>(1);
+    const Real zero = lane<Real>(0), one = lane<Real>(1), smallest = lane<Real>(START_SMALLEST);
+    Real cross = zero, square = zero;
+    for (int i = 0; i < m; ++i) {
+        const Mask<Real> seen = variance[i] > zero;
+        const Real typical(grid.typical[i]);
+        const Real weight = select(seen, typical / select(seen, variance[i], one), zero);
+        cross = fma(weight, flux[i], cross);
+        square = fma(weight, typical, square);
+    }
+    const Real scale = max(cross / max(square, smallest), smallest);
     for (int i = 0; i < m; ++i) {
         Real total = zero, total_variance = zero, present = zero;
         for (int j = grid.window[2 * i]; j < grid.window[2 * i + 1]; ++j) {
@@ -75,10 +84,13 @@ XPKERN_INLINE void guess_flux(const GridView& grid, const Real* flux, const Real
             total_variance += variance[j];
             present += select(seen, one, zero);
         }
-        const Real share_of_each = one / max(present, one);
-        const Real mean = total * share_of_each, error = mean * lane<Real>(START_NEIGHBOUR_ERROR);
-        const Real of_mean = fma(error, error, total_variance * share_of_each * share_of_each);
         const Mask<Real> seen = variance[i] > zero;
+        const Real each = one / max(present, one), noise = total_variance * each * each;
+        const Real expected = scale * Real(grid.typical[i]), loose = expected * lane<Real>(START_SPECTRUM_ERROR);
+        const Real trusted = loose * loose / (loose * loose + select(seen, noise, one));
+        const Real mean =
+            max(fma(fma(total, each, -expected), trusted, expected), expected * lane<Real>(START_LEAST_FLUX));
+        const Real error = mean * lane<Real>(START_NEIGHBOUR_ERROR), of_mean = fma(error, error, noise * trusted);
         const Real share = of_mean / select(seen, of_mean + variance[i], one);
         const Real least = sqrt(variance[i]) * lane<Real>(START_LEAST_FLUX);
         guess[i] = select(seen, max(fma(flux[i] - mean, share, mean), least), one);

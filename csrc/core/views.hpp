@@ -17,8 +17,10 @@ constexpr int MAX_TRIANGLE = MAX_PARAMETERS * (MAX_PARAMETERS + 1) / 2;
 constexpr double SMALLEST_EXT = 1e-6;          // E stays positive: the lower edge of its box is never below this
 constexpr double SAME_MINIMUM = 0.02;          // searches that end closer, in kK, dex and ln plx,
 constexpr double SAME_MINIMUM_EXT = 0.01;      // and in E, have found one minimum
+constexpr double START_SPECTRUM_ERROR = 0.8;   // fraction to which the grid's mean spectrum tells a sample's flux
 constexpr double START_NEIGHBOUR_ERROR = 0.1;  // fraction to which the mean of its neighbours tells a sample's flux
 constexpr double START_LEAST_FLUX = 0.1;       // of which a guess is never below that many sigma
+constexpr double START_SMALLEST = 1e-12;       // divisor, and scale of the mean spectrum
 constexpr double START_LARGEST_EXCESS = 30;    // relative to the guess
 constexpr double START_RIDGE = 0.01;           // on the diagonal of the start's normal matrix,
 constexpr double START_RELATIVE_RIDGE = 1e-6;  // and as a fraction of it
@@ -74,7 +76,8 @@ struct GridView {
     const float* rows;      // (t, start_row_size) what start_type() names
     const float* basis;     // (m, c)
     const float* inverse;   // (m, c) transposed
-    const float* mean;      // (m,)
+    const float* mean;      // (m,) of ln flux
+    const float* typical;   // (m,) its exponential
     const int32_t* window;  // (m, 2) first sample, and one beyond the last, that a sample is compared with
     float reach[MAX_INPUTS], apart[MAX_INPUTS];
 };

@@ -159,12 +159,14 @@ class Grid {
         basis_.assign(basis.data(), basis.data() + basis.size());
         inverse_.assign(inverse.data(), inverse.data() + inverse.size());
         mean_.assign(mean.data(), mean.data() + mean.size());
+        for (const float value : mean_) typical_.push_back(std::exp(value));
         window_.assign(window.data(), window.data() + window.size());
         view_ = {static_cast<int>(rows.shape(0)),
                  rows_.data(),
                  basis_.data(),
                  inverse_.data(),
                  mean_.data(),
+                 typical_.data(),
                  window_.data(),
                  {},
                  {}};
@@ -183,7 +185,7 @@ class Grid {
   private:
     GridView view_{};
     int inputs_ = 0, samples_ = 0;
-    std::vector<float> rows_, basis_, inverse_, mean_;
+    std::vector<float> rows_, basis_, inverse_, mean_, typical_;
     std::vector<int32_t> window_;
 };
 

@@ -174,7 +174,9 @@ void test_starts(const std::vector<int>& width) {
             precision[i * (i + 3) / 2] = 1;
         }
     }
-    xpkern::GridView grid{types, rows.data(), basis.data(), inverse.data(), mean.data(), window.data(), {}, {}};
+    const std::vector<float> typical(m, 1.0f);
+    xpkern::GridView grid{types, rows.data(), basis.data(), inverse.data(), mean.data(), typical.data(), window.data(),
+                          {},    {}};
     for (int t = 0; t < inputs; ++t) {
         grid.reach[t] = 0.5f;
         grid.apart[t] = 0.3f;

@@ -21,8 +21,12 @@ from xpkern.engine.contract import FitOptions, Float64, StarData
 from xpkern.engine.packed import forward_substitute, present_samples, unpack_factor
 from xpkern.fit.start import StartGrid
 
-#: The guess trusts the mean of a sample's neighbours to this fraction, and is never below that many sigma.
-START_NEIGHBOUR_ERROR, START_LEAST_FLUX = 0.1, 0.1
+#: The guess trusts the grid's mean spectrum, scaled to the star, to this fraction; the mean of a sample's neighbours to
+#: that one. It is never below this fraction of either the former or the sample's sigma.
+START_SPECTRUM_ERROR, START_NEIGHBOUR_ERROR, START_LEAST_FLUX = 0.8, 0.1, 0.1
+
+#: Keeps sums from being divided by zero, and the scale of the mean spectrum positive.
+START_SMALLEST = 1e-12
 
 #: Largest distance of ln flux from the guess that a sample may claim, in units of the guess.
 START_LARGEST_EXCESS = 30.0
@@ -136,18 +140,27 @@ def _normal_equations(grid: StartGrid, stars: StarData) -> tuple[Float64, Float6
 
 
 def guessed_flux(grid: StartGrid, stars: StarData) -> Float64:
-    """Flux (n, m) that is the observed one where noise leaves it, and the neighbours' mean where it does not."""
+    """Flux (n, m): the observed one where noise leaves it, else its neighbours' mean, else the grid's mean spectrum."""
     factor = unpack_factor(stars.whitener)
     diagonal = np.einsum("njj->nj", factor)
     np.divide(1.0, diagonal, out=diagonal, where=diagonal > 0)
     variance = np.einsum("nij,nij->ni", factor, factor)
     present = variance > 0
     flux = np.where(present, stars.flux, 0.0).astype(np.float64)
+    typical = np.exp(grid.mean)
+    weight = np.divide(typical, variance, out=np.zeros_like(variance), where=present)
+    scale = np.einsum("ni,ni->n", weight, flux) / np.maximum(weight @ typical, START_SMALLEST)
+    typical = np.maximum(scale, START_SMALLEST)[:, None] * typical
     guess = np.ones_like(variance)
     for sample, (first, last) in enumerate(grid.window):
         count = np.maximum(present[:, first:last].sum(axis=1), 1)
         mean = flux[:, first:last].sum(axis=1) / count
-        of_mean = (START_NEIGHBOUR_ERROR * mean) ** 2 + variance[:, first:last].sum(axis=1) / count**2
+        of_mean = variance[:, first:last].sum(axis=1) / count**2
+        expected = typical[:, sample]
+        of_expected = (START_SPECTRUM_ERROR * expected) ** 2
+        share = of_expected / (of_expected + np.where(present[:, sample], of_mean, 1.0))
+        mean = np.maximum(expected + (mean - expected) * share, START_LEAST_FLUX * expected)
+        of_mean = (START_NEIGHBOUR_ERROR * mean) ** 2 + of_mean * share
         share = of_mean / np.where(present[:, sample], of_mean + variance[:, sample], 1.0)
         smoothed = mean + (flux[:, sample] - mean) * share
         least = START_LEAST_FLUX * np.sqrt(variance[:, sample])
