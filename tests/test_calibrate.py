@@ -9,8 +9,8 @@ import pytest
 from test_engine_calibrate import random_spectra
 
 from xpkern.engine.contract import Calibrated, Coefficients
-from xpkern.engine.packed import packed_size, present_samples, unpack_factor
-from xpkern.engine.reference import ReferenceEngine, sample_variance
+from xpkern.engine.packed import packed_size, present_samples, sample_variance, unpack_factor
+from xpkern.engine.reference import ReferenceEngine
 from xpkern.grid import N_BANDS, N_FLUX, N_XP, XP_WAVELENGTH
 from xpkern.model.noise import Noise
 from xpkern.observe.calibration import FLUX_UNIT, Calibration

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 import xpkern as xk
-from xpkern.engine.packed import present_samples
-from xpkern.engine.reference import sample_variance
+from xpkern.engine.packed import present_samples, sample_variance
 from xpkern.errors import InputError
 from xpkern.grid import N_FLUX, XP_WAVELENGTH
 from xpkern.model.noise import Noise

@@ -58,8 +58,10 @@ XPKERN_INLINE const NetworkView<Scalar<Lane>>& network_of(const ModelView& model
 }
 
 // Layers are multiples of a power of two wide: so are the blocks of a product.
-constexpr int power_of_two_within(int room) {
-    return room < 2 ? 1 : 2 * power_of_two_within(room / 2);
+XPKERN_INLINE constexpr int power_of_two_within(int room) {
+    int power = 1;
+    while (2 * power <= room) power *= 2;
+    return power;
 }
 
 // out[j][s] = bias[j] + sum_i w[i][j] in[i][s] for BLOCK outputs from j on and STREAMS right-hand sides of the `stride`

@@ -59,6 +59,14 @@ def unpack_factor(whitener: Float32) -> Float64:
     return factor
 
 
+def sample_variance(whitener: Float32) -> Float64:
+    """Diagonal of C, (n, m): C_ii = sum_j G_ij^2; 0 where missing."""
+    factor = unpack_factor(whitener)
+    diagonal = np.einsum("njj->nj", factor)
+    np.divide(1.0, diagonal, out=diagonal, where=diagonal > 0)
+    return np.einsum("nij,nij->ni", factor, factor)
+
+
 def forward_substitute(factor: Float64, rhs: Float64) -> Float64:
     """Whitened columns G^-1 rhs.
 

@@ -19,7 +19,14 @@ from xpkern.engine.contract import (
     Solution,
     StarData,
 )
-from xpkern.engine.packed import forward_substitute, pack_factor, packed_size, present_samples, unpack_factor
+from xpkern.engine.packed import (
+    forward_substitute,
+    pack_factor,
+    packed_size,
+    present_samples,
+    sample_variance,
+    unpack_factor,
+)
 from xpkern.engine.reference_descent import best_candidates, descend
 from xpkern.engine.reference_fit import Optimum, minimise
 from xpkern.engine.reference_loss import back_substitute, flux_and_jacobian, star_loss
@@ -189,14 +196,6 @@ class ReferenceEngine:
             bias_gradients[layer] += adjoint.sum(axis=0)
             adjoint = (adjoint @ model.weights[layer].T) * (1.0 - values[layer] ** 2)
         return loss, weight_gradients, bias_gradients, ln_ext_gradient
-
-
-def sample_variance(whitener: Float32) -> Float64:
-    """Diagonal of C, (n, m): C_ii = sum_j G_ij^2; 0 where missing."""
-    factor = unpack_factor(whitener)
-    diagonal = np.einsum("njj->nj", factor)
-    np.divide(1.0, diagonal, out=diagonal, where=diagonal > 0)
-    return np.einsum("nij,nij->ni", factor, factor)
 
 
 def _coefficient_covariance(error: Float32, correlation: Float32, deviation: Float32, convention: str) -> Float64:

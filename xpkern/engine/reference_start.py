@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from xpkern.engine.contract import FitOptions, Float64, StarData
-from xpkern.engine.packed import forward_substitute, present_samples, unpack_factor
+from xpkern.engine.packed import forward_substitute, present_samples, sample_variance, unpack_factor
 from xpkern.fit.start import StartGrid
 
 #: The guess trusts the grid's mean spectrum, scaled to the star, to this fraction; the mean of a sample's neighbours to
@@ -141,10 +141,7 @@ def _normal_equations(grid: StartGrid, stars: StarData) -> tuple[Float64, Float6
 
 def guessed_flux(grid: StartGrid, stars: StarData) -> Float64:
     """Flux (n, m): the observed one where noise leaves it, else its neighbours' mean, else the grid's mean spectrum."""
-    factor = unpack_factor(stars.whitener)
-    diagonal = np.einsum("njj->nj", factor)
-    np.divide(1.0, diagonal, out=diagonal, where=diagonal > 0)
-    variance = np.einsum("nij,nij->ni", factor, factor)
+    variance = sample_variance(stars.whitener)
     present = variance > 0
     flux = np.where(present, stars.flux, 0.0).astype(np.float64)
     typical = np.exp(grid.mean)

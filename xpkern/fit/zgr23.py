@@ -14,8 +14,7 @@ import numpy as np
 
 from xpkern.engine import Engine
 from xpkern.engine.contract import Box, Descent, Evaluation, FitOptions, Float32, Float64, LossTerms, Solution, StarData
-from xpkern.engine.packed import present_samples
-from xpkern.engine.reference import sample_variance
+from xpkern.engine.packed import present_samples, sample_variance
 from xpkern.engine.reference_fit import SMALLEST_EXT
 from xpkern.errors import InputError
 from xpkern.fit.candidates import CandidateGrid
