@@ -25,7 +25,7 @@ template <class Lane>
 XPKERN_INLINE Lane flux_scale(const CandidateView& grid, const OneStar& star, const int32_t* window, int n_window,
                               const float* base, int e) {
     Lane sum = lane<Lane>(0);
-    float observed = 0;
+    double observed = 0;  // faint fluxes of either sign cancel
     for (int w = 0; w < n_window; ++w) {
         const int i = window[w];
         const Lane flux = Lane(base[i]) * load<Lane>(grid.attenuation + i * grid.n_stored + e);
@@ -35,7 +35,7 @@ XPKERN_INLINE Lane flux_scale(const CandidateView& grid, const OneStar& star, co
         else
             sum += flux;
     }
-    Lane scale = grid.mean_of_ratios ? sum * lane<Lane>(1.0 / n_window) : Lane(observed) / sum;
+    Lane scale = grid.mean_of_ratios ? sum * lane<Lane>(1.0 / n_window) : Lane(static_cast<float>(observed)) / sum;
     // Without a sample to compare, the measured parallax serves, or 1 mas.
     if (n_window == 0) scale = lane<Lane>(star.plx_weight > 0 && star.plx > 0 ? star.plx * star.plx : 1.0f);
     return clamp(scale, lane<Lane>(grid.plx_lower * grid.plx_lower), lane<Lane>(grid.plx_upper * grid.plx_upper));
