@@ -20,6 +20,7 @@ struct StopRule {
     double drop;  // converged when the predicted drop is below drop * max(1, drop_per_loss * loss)
     double drop_per_loss;
     bool step_on;  // a star that has converged takes its last step too, unseen: where a finer stage will look at it
+                   // Where none will, the flux of the optimum is kept.
 };
 
 // What a lane's stars carry through a stage.
@@ -86,6 +87,22 @@ XPKERN_INLINE void bounded_step(int k, const Wide* u, const Real* step, const Bo
     }
 }
 
+// Where a Hessian is not positive definite, as much of its definite part is mixed in as makes it so. The definite part
+// alone would creep: it is right across a valley, but along it residuals may take nearly all of that curvature away.
+template <class Real>
+XPKERN_KERNEL void make_definite(int k, Mask<Real> done, const Real* definite, Real* hessian) {
+    Real mixed[MAX_TRIANGLE], nothing[MAX_PARAMETERS], unused[MAX_PARAMETERS];
+    for (int p = 0; p < k; ++p) nothing[p] = lane<Real>(0);
+    for (double share = 0.25; share <= 1; share *= 2) {
+        for (int at = 0; at < row_start(k); ++at)
+            mixed[at] = fma(definite[at] - hessian[at], lane<Real>(share), hessian[at]);
+        Mask<Real> taken = !done;
+        if (share < 1) taken = taken & solve_damped(k, mixed, definite, lane<Real>(0), nothing, unused);
+        for (int at = 0; at < row_start(k); ++at) hessian[at] = select(taken, mixed[at], hessian[at]);
+        done = done | taken;
+    }
+}
+
 // Runs until at most leave_at stars are still at work: those that have not converged and may still spend evaluations.
 // progress holds where to start. A star that is taken up again where it was left goes on as if it had never been left.
 template <bool EXACT, class Real, class Wide, class Shape>
@@ -98,7 +115,11 @@ XPKERN_KERNEL void optimise(const ModelView& model, const Shape& shape, const Pr
     if (!progress.evaluated) {
         evaluate_loss<EXACT>(model, shape, prior, terms, star, space, state);
         progress.spent = select(progress.active, progress.spent + lane<Real>(1), progress.spent);
+    } else if (!rule.step_on) {
+        predict_values(model, shape, state.u, space);
     }
+    const int kept = rule.step_on ? 0 : shape.samples();
+    for (int i = 0; i < kept; ++i) space.kept_flux[i] = space.flux[i];
     for (;;) {
         Real gradient[MAX_PARAMETERS], definite[MAX_TRIANGLE], hessian[MAX_TRIANGLE];
         for (int p = 0; p < k; ++p) gradient[p] = state.gradient[p];
@@ -126,7 +147,7 @@ XPKERN_KERNEL void optimise(const ModelView& model, const Shape& shape, const Pr
         progress.active = progress.active & !progress.converged & (progress.spent < lane<Real>(rule.max_evaluations));
         if (count(progress.active) <= leave_at) return;
 
-        for (int at = 0; at < row_start(k); ++at) hessian[at] = select(definite_hessian, hessian[at], definite[at]);
+        if (EXACT && any(progress.active & !definite_hessian)) make_definite(k, definite_hessian, definite, hessian);
         solve_damped(k, hessian, definite, progress.damping, gradient, step);
         bounded_step(k, state.u, step, box, trial.u);
         Real predicted = lane<Real>(0);
@@ -142,8 +163,10 @@ XPKERN_KERNEL void optimise(const ModelView& model, const Shape& shape, const Pr
         const Mask<Real> better = progress.active & (drop > lane<Real>(0));
         const Mask<Real> good = better & (drop > predicted * lane<Real>(0.5));
         accept(better, k, trial, state);
-        progress.damping = select(good, progress.damping * lane<Real>(0.1), progress.damping);
-        progress.damping = select(progress.active & !better, max(progress.damping * lane<Real>(8), lane<Real>(1e-3)),
+        const Mask<Wide> flux_better = convert_mask<Wide>(better);
+        for (int i = 0; i < kept; ++i) space.kept_flux[i] = select(flux_better, space.flux[i], space.kept_flux[i]);
+        progress.damping = select(good, progress.damping * lane<Real>(0.2), progress.damping);
+        progress.damping = select(progress.active & !better, max(progress.damping * lane<Real>(8), lane<Real>(1e-4)),
                                   progress.damping);
         progress.spent = select(progress.active, progress.spent + lane<Real>(1), progress.spent);
     }

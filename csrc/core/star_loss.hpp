@@ -40,11 +40,12 @@ struct LossState {
 template <class Real, class Wide>
 struct Workspace {
     NetworkTape<Real, Wide> tape;
-    Wide* flux;      // (m,) predicted
-    Wide* residual;  // (m,)
-    Real* column;    // (m, k + 1) slopes, whitened in place; the last is the residual in Real
-    Real* back;      // (m,) w, then w f
-    Wide* prior;     // prior_scratch()
+    Wide* flux;       // (m,) predicted
+    Wide* kept_flux;  // (m,) that of the best evaluation so far, where optimise() is asked to keep it
+    Wide* residual;   // (m,)
+    Real* column;     // (m, k + 1) slopes, whitened in place; the last is the residual in Real
+    Real* back;       // (m,) w, then w f
+    Wide* prior;      // prior_scratch()
 };
 
 // Hands out aligned pieces of one buffer; with base = nullptr it only counts.
@@ -75,6 +76,7 @@ XPKERN_INLINE Workspace<Real, Wide> carve_workspace(const Shape& shape, const Pr
     space.tape.adjoint[0] = arena.take<Real>(widest);
     space.tape.adjoint[1] = arena.take<Real>(widest);
     space.flux = arena.take<Wide>(m);
+    space.kept_flux = arena.take<Wide>(m);
     space.residual = arena.take<Wide>(m);
     space.column = arena.take<Real>((shape.parameters() + 1) * m);
     space.back = arena.take<Real>(m);
@@ -311,6 +313,21 @@ XPKERN_KERNEL void evaluate_loss(const ModelView& model, const Shape& shape, con
     add_other_terms(shape, star, terms, prior, space, state);
     if constexpr (!EXACT)
         for (int packed = 0; packed < row_start(k); ++packed) state.hessian[packed] = state.gauss_newton[packed];
+}
+
+// The loss at u and nothing else, in one precision: a fifth of the work of an evaluation.
+template <class Real, class Shape>
+XPKERN_KERNEL Real loss_alone(const ModelView& model, const Shape& shape, const PriorView& prior, const LossView& terms,
+                              const StarView<Real, Real>& star, const Workspace<Real, Real>& space, const Real* u) {
+    const int m = shape.samples();
+    predict_values(model, shape, u, space);
+    for (int i = 0; i < m; ++i) space.residual[i] = space.flux[i] - star.flux[i];
+    whiten(star.factor, m, 1, 1, space.residual);
+    LossState<Real, Real> state{};
+    for (int p = 0; p < shape.parameters(); ++p) state.u[p] = u[p];
+    for (int i = 0; i < m; ++i) state.loss = fma(space.residual[i], space.residual[i], state.loss);
+    add_other_terms(shape, star, terms, prior, space, state);
+    return state.loss;
 }
 
 XPKERN_NAMESPACE_END

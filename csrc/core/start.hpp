@@ -48,18 +48,38 @@ struct StartSpace {
     }
 };
 
+// Variance of samples i ... i + ROWS: sums of several rows at a time, as each is a chain of additions that wait for one
+// another.
+template <int ROWS, class Real>
+XPKERN_INLINE void variance_of_rows(const Real* factor, int i, Real* variance) {
+    Real sum[ROWS];
+    const Real* row[ROWS];
+    XPKERN_UNROLL
+    for (int r = 0; r < ROWS; ++r) {
+        row[r] = factor + row_start(i + r);
+        sum[r] = lane<Real>(0);
+    }
+    for (int j = 0; j < i; ++j) {
+        XPKERN_UNROLL
+        for (int r = 0; r < ROWS; ++r) sum[r] = fma(row[r][j], row[r][j], sum[r]);
+    }
+    XPKERN_UNROLL
+    for (int r = 0; r < ROWS; ++r) {
+        for (int j = i; j < i + r; ++j) sum[r] = fma(row[r][j], row[r][j], sum[r]);
+        const Real reciprocal = row[r][i + r];
+        const Mask<Real> present = reciprocal > lane<Real>(0);
+        const Real diagonal = lane<Real>(1) / select(present, reciprocal, lane<Real>(1));
+        variance[i + r] = select(present, fma(diagonal, diagonal, sum[r]), lane<Real>(0));
+    }
+}
+
 // Variance of each sample, (m,); 0 where it is missing.
 template <class Real>
 XPKERN_INLINE void sample_variance(const Real* factor, int m, Real* variance) {
-    for (int i = 0; i < m; ++i) {
-        const Real* row = factor + row_start(i);
-        const Real reciprocal = row[i];
-        const Mask<Real> present = reciprocal > lane<Real>(0);
-        const Real diagonal = lane<Real>(1) / select(present, reciprocal, lane<Real>(1));
-        Real sum = diagonal * diagonal;
-        for (int j = 0; j < i; ++j) sum = fma(row[j], row[j], sum);
-        variance[i] = select(present, sum, lane<Real>(0));
-    }
+    constexpr int ROWS = 8;
+    int i = 0;
+    for (; i < m % ROWS; ++i) variance_of_rows<1>(factor, i, variance);
+    for (; i < m; i += ROWS) variance_of_rows<ROWS>(factor, i, variance);
 }
 
 // Flux, (m,): the observed one where noise leaves it, else its neighbours' mean, else the grid's mean spectrum; 1 where
@@ -216,6 +236,9 @@ XPKERN_INLINE Real start_parallax(const Real& ln_plx) {
     return exp(clamp(ln_plx, lane<Real>(START_LEAST_LN_PLX), lane<Real>(START_LARGEST_LN_PLX)));
 }
 
+// Rows of L2^T that rate_type() takes at a time, each with a sum for the offset and for every coordinate of the type.
+constexpr int START_ROWS = ACCUMULATORS >= 16 ? 4 : 2;
+
 // Score of one type and its parameters as u, (k,). mean, weight: the observed parallax's constraint.
 template <int INPUTS, class Real>
 XPKERN_INLINE Real rate_type(const GridView& grid, int type, const StartLine<Real>& line, const Real& mean,
@@ -230,25 +253,41 @@ XPKERN_INLINE Real rate_type(const GridView& grid, int type, const StartLine<Rea
     XPKERN_UNROLL
     for (int i = 0; i < inputs; ++i) slope[i] = zero;
     for (int packed = 0; packed < row_start(inputs); ++packed) curvature[packed] = zero;
-    for (int a = 0; a < rest; ++a) {
-        Real q = -line.aim[a], q_slope[inputs];
+    // q and its slope for some rows of L2^T at a time: they share what a type contributes.
+    constexpr int rows = rest % START_ROWS == 0 ? START_ROWS : 1;
+    for (int a = 0; a < rest; a += rows) {
+        Real q[rows], q_slope[rows][inputs];
         XPKERN_UNROLL
-        for (int i = 0; i < inputs; ++i) q_slope[i] = zero;
-        for (int b = a; b < rest; ++b) {
-            const Real root = held(line.factor[row_start(b) + a]);
-            q = fma(root, offset[b], q);
+        for (int r = 0; r < rows; ++r) {
+            q[r] = -line.aim[a + r];
             XPKERN_UNROLL
-            for (int i = 0; i < inputs; ++i)
-                q_slope[i] = fma(root, Real(of.slope[i * START_COLUMNS + 2 + b]), q_slope[i]);
+            for (int i = 0; i < inputs; ++i) q_slope[r][i] = zero;
         }
-        score = fma(q, q, score);
-        XPKERN_UNROLL
-        for (int i = 0; i < inputs; ++i) {
-            slope[i] = fma(q_slope[i], q, slope[i]);
+        const auto add = [&](int b, auto upto) {
+            Real of_type[inputs];
             XPKERN_UNROLL
-            for (int j = 0; j <= i; ++j) {
-                const int at = row_start(i) + j;
-                curvature[at] = fma(q_slope[i], q_slope[j], curvature[at]);
+            for (int i = 0; i < inputs; ++i) of_type[i] = Real(of.slope[i * START_COLUMNS + 2 + b]);
+            XPKERN_UNROLL
+            for (int r = 0; r < decltype(upto)::value; ++r) {
+                const Real root = held(line.factor[row_start(b) + a + r]);
+                q[r] = fma(root, offset[b], q[r]);
+                XPKERN_UNROLL
+                for (int i = 0; i < inputs; ++i) q_slope[r][i] = fma(root, of_type[i], q_slope[r][i]);
+            }
+        };
+        for (int b = a; b < a + rows; ++b) with_known<rows>(b - a + 1, [&](auto upto) { add(b, upto); });
+        for (int b = a + rows; b < rest; ++b) add(b, Known<rows>{});
+        XPKERN_UNROLL
+        for (int r = 0; r < rows; ++r) {
+            score = fma(q[r], q[r], score);
+            XPKERN_UNROLL
+            for (int i = 0; i < inputs; ++i) {
+                slope[i] = fma(q_slope[r][i], q[r], slope[i]);
+                XPKERN_UNROLL
+                for (int j = 0; j <= i; ++j) {
+                    const int at = row_start(i) + j;
+                    curvature[at] = fma(q_slope[r][i], q_slope[r][j], curvature[at]);
+                }
             }
         }
     }

@@ -16,7 +16,7 @@ XPKERN_INLINE int row_start(int row) {
 // (m,), may be carried along in a wider type than the factor: none where WIDE = 0.
 template <int ROWS, int COLUMNS, int WIDE, class Lane, class Wide>
 XPKERN_INLINE void whiten_rows(const Lane* factor, int i, int stride, Lane* column, Wide* wide) {
-    Lane minus[ROWS][COLUMNS];  // what is left of the right-hand sides, negated
+    Lane minus[ROWS][COLUMNS > 0 ? COLUMNS : 1];  // what is left of the right-hand sides, negated
     Wide wide_minus[ROWS];
     const Lane* row[ROWS];
     XPKERN_UNROLL
@@ -84,16 +84,19 @@ XPKERN_INLINE void whiten(const Lane* factor, int m, int columns, int stride, La
 }
 
 // The same with wide: (m,) beside them. Changing the factor's precision is as much work as a multiply-add, on units
-// that have nothing else to do while the columns are whitened.
+// that have nothing else to do while the columns are whitened; where registers are few, though, the columns need them.
 template <class Lane, class Wide>
 XPKERN_INLINE void whiten(const Lane* factor, int m, int columns, int stride, Lane* column, Wide* wide) {
-    int c = 1;
+    constexpr bool together = ACCUMULATORS >= 3 * (5 * LaneTraits<Lane>::registers + LaneTraits<Wide>::registers);
+    int c = 0;
     if (columns >= 5) {
-        whiten_columns<5, 1>(factor, m, stride, column, wide);
+        whiten_columns<5, together>(factor, m, stride, column, wide);
         c = 5;
-    } else {
+    } else if (together) {
         whiten_columns<1, 1>(factor, m, stride, column, wide);
+        c = 1;
     }
+    if (!together) whiten_columns<0, 1>(factor, m, stride, column, wide);
     whiten(factor, m, columns - c, stride, column + c);
 }
 

@@ -42,21 +42,16 @@ class FitDriver {
     }
 
     void run() {
-        for (int64_t row = begin_; row < end_; ++row) {
-            const int64_t first = (row - begin_) * starts_;
-            for (int choice = 0; choice < starts_; ++choice) books_.progress[first + choice].exists = false;
-            books_.written[row - begin_] = NOTHING;
-            if (has_data(row))
-                books_.queues[START].add(first);
-            else
-                write_missing(row);
-        }
         const Arena mark = arena_;
         const MixedSpace space(shape_, fit_.prior, types_, arena_);
-        for (int stage = START; stage <= FINE; ++stage) {
-            if (stage == SHARP) drop_copies();
-            while (books_.queues[stage].count > 0) run_stage(static_cast<Stage>(stage), space);
+        for (int64_t first = begin_; first < end_; first += BATCH_ROWS) {
+            for (int64_t row = first; row < end_ && row < first + BATCH_ROWS; ++row) enter(row);
+            for (const Stage stage : STAGES)
+                while (books_.queues[stage].count >= LaneTraits<FloatLane>::width) run_stage(stage, false, space);
         }
+        while (at_work_anywhere())
+            for (const Stage stage : STAGES)
+                while (books_.queues[stage].count > 0) run_stage(stage, true, space);
         arena_ = mark;
         rescue();
         for (int64_t row = begin_; row < end_; ++row)
@@ -64,28 +59,36 @@ class FitDriver {
     }
 
   private:
-    enum Stage { START, ROUGH, SHARP, FINE, RESCUE, IN_HAND, QUEUES };
+    enum Stage { START, SCOUT, ROUGH, SHARP, FINE, RESCUE, IN_HAND, QUEUES };
+    static constexpr Stage STAGES[] = {START, ROUGH, SCOUT, ROUGH, SHARP, FINE};
+    // Stars that go through the stages together: their whiteners stay in the third-level cache meanwhile. Searches that
+    // do not fill a lane wait for the next batch.
+    static constexpr int64_t BATCH_ROWS = 512;
     static constexpr int64_t NOTHING = -1;
 
     struct Books {
         SearchProgress* progress;
         int64_t* written;  // (rows,) the search whose result stands in the output
+        int32_t* pending;  // (rows,) searches whose float steps have not ended
         Queue queues[QUEUES];
         Books(int64_t rows, int starts, Arena& arena)
-            : progress(arena.take<SearchProgress>(rows * starts)), written(arena.take<int64_t>(rows)) {
+            : progress(arena.take<SearchProgress>(rows * starts)),
+              written(arena.take<int64_t>(rows)),
+              pending(arena.take<int32_t>(rows)) {
             for (Queue& queue : queues) queue = {arena.take<int64_t>(rows * starts), 0};
         }
     };
     // Memory of the float and mixed stages.
     struct MixedSpace {
         GatheredStars<FloatLane, WideLane> gathered;
-        FloatLane* variance;
+        FloatLane *variance, *residual;
         StartSpace<FloatLane> start;
         Workspace<FloatLane, FloatLane> rough;
         Workspace<FloatLane, WideLane> fine;
         MixedSpace(const Shape& shape, const PriorView& prior, int types, Arena& arena)
             : gathered(shape.samples(), shape.parameters(), arena),
               variance(arena.take<FloatLane>(shape.samples())),
+              residual(arena.take<FloatLane>(shape.samples())),
               start(StartSpace<FloatLane>::carve(shape.samples(), shape.parameters(), types, arena)),
               rough(carve_workspace<FloatLane, FloatLane>(shape, prior, arena)),
               fine(carve_workspace<FloatLane, WideLane>(shape, prior, arena)) {}
@@ -93,11 +96,11 @@ class FitDriver {
     // Memory of the rescue.
     struct WideSpace {
         GatheredStars<DoubleLane, DoubleLane> gathered;
-        DoubleLane* variance;
+        DoubleLane* residual;
         Workspace<DoubleLane, DoubleLane> workspace;
         WideSpace(const AnyShape& shape, const PriorView& prior, Arena& arena)
             : gathered(shape.samples(), shape.parameters(), arena),
-              variance(arena.take<DoubleLane>(shape.samples())),
+              residual(arena.take<DoubleLane>(shape.samples())),
               workspace(carve_workspace<DoubleLane, DoubleLane>(shape, prior, arena)) {}
     };
 
@@ -123,15 +126,35 @@ class FitDriver {
         return false;
     }
 
-    // All searches that wait for a stage; those that are left at work wait for it again.
-    void run_stage(Stage stage, const MixedSpace& space) {
+    void enter(int64_t row) {
+        const int64_t first = (row - begin_) * starts_;
+        for (int choice = 0; choice < starts_; ++choice) books_.progress[first + choice].exists = false;
+        books_.written[row - begin_] = NOTHING;
+        books_.pending[row - begin_] = 0;
+        if (has_data(row))
+            books_.queues[START].add(first);
+        else
+            write_missing(row);
+    }
+
+    bool at_work_anywhere() const {
+        int64_t waiting = 0;
+        for (const Stage stage : STAGES) waiting += books_.queues[stage].count;
+        return waiting > 0;
+    }
+
+    // The searches that wait for a stage, as many as fill lanes unless all are wanted; those that are left at work wait
+    // for it again.
+    void run_stage(Stage stage, bool all, const MixedSpace& space) {
+        constexpr int width = LaneTraits<FloatLane>::width;
         Queue* queues = books_.queues;
-        const Queue waiting = queues[stage];
+        Queue waiting = queues[stage];
         queues[stage] = {queues[IN_HAND].searches, 0};
         queues[IN_HAND] = {waiting.searches, 0};
+        if (!all)
+            for (; waiting.count % width > 0; --waiting.count) queues[stage].add(waiting.searches[waiting.count - 1]);
         // Leaving some of a lane's stars pays for gathering them again, as long as they find company.
-        constexpr int width = LaneTraits<FloatLane>::width;
-        const int leave_at = waiting.count > width ? width / 2 : 0;
+        const int leave_at = all && waiting.count <= width ? 0 : width / 2;
         for (int64_t first = 0; first < waiting.count; first += width) {
             const Crew<FloatLane> crew(waiting, first, begin_, starts_);
             if (stage == START) {
@@ -140,15 +163,17 @@ class FitDriver {
             } else {
                 space.gathered.fill(crew.members, stars_, m_, k_);
             }
-            if (stage <= ROUGH) run_float<false>(crew, leave_at, space);
-            if (stage == SHARP) run_float<true>(crew, 0, space);
+            if (stage == START || stage == ROUGH) run_float<ROUGH>(crew, leave_at, space);
+            if (stage == SCOUT) run_float<SCOUT>(crew, 0, space);
+            if (stage == SHARP) run_float<SHARP>(crew, 0, space);
             if (stage >= SHARP) run_fine(crew, leave_at, space);
         }
     }
 
-    // Float steps: Gauss-Newton until the predicted drop is small, or a single Newton step where EXACT. Nearly all
-    // stars need no second one, and those that do need not be waited for: the next stage does as well.
-    template <bool EXACT>
+    // Float steps. ROUGH: Gauss-Newton until the predicted drop is small. SCOUT: the first few of them, then a look
+    // whether the search is in the valley of the star's first one. SHARP: a single Newton step; nearly all stars need
+    // no second one, and those that do need not be waited for: the next stage does as well.
+    template <Stage STAGE>
     void run_float(const Crew<FloatLane>& crew, int leave_at, const MixedSpace& space) {
         const LaneBox<FloatLane> box(fit_, k_);
         FloatLane mean[MAX_PARAMETERS], weight[MAX_PARAMETERS];
@@ -157,19 +182,62 @@ class FitDriver {
             weight[p] = convert<FloatLane>(space.gathered.weight[p]);
         }
         const StarView<FloatLane, FloatLane> star{space.gathered.flux, space.gathered.factor, mean, weight};
-        const StopRule rule = EXACT ? StopRule{1, SHARP_DROP, SHARP_DROP_PER_LOSS, true}
-                                    : StopRule{fit_.max_iterations, ROUGH_DROP, ROUGH_DROP_PER_LOSS, true};
+        const bool only_scouts = STAGE == SCOUT && SCOUT_EVALUATIONS < fit_.max_iterations;
+        const int evaluations = only_scouts ? SCOUT_EVALUATIONS : fit_.max_iterations;
+        const StopRule rule = STAGE == SHARP ? StopRule{1, SHARP_DROP, SHARP_DROP_PER_LOSS, true}
+                                             : StopRule{evaluations, ROUGH_DROP, ROUGH_DROP_PER_LOSS, true};
         Progress<FloatLane, FloatLane> progress;
         take_up(crew, box, progress);
-        optimise<EXACT>(fit_.model, shape_, fit_.prior, fit_.terms, star, box.view(), rule, leave_at, space.rough,
-                        progress);
+        optimise<STAGE == SHARP>(fit_.model, shape_, fit_.prior, fit_.terms, star, box.view(), rule, leave_at,
+                                 space.rough, progress);
+        Mask<FloatLane> known = lane<FloatLane>(1) < lane<FloatLane>(0);
+        if (STAGE == SCOUT) known = in_valley_of_first(crew, star, progress, space.rough);
         for (int s = 0; s < crew.members.count; ++s) {
             SearchProgress& search = progress_of(crew.search[s]);
-            leave(progress, s, search);
-            const bool at_work = get(progress.active, s);
-            if (!at_work) enter_stage(0, search);
-            if (!EXACT) books_.queues[at_work ? ROUGH : SHARP].add(crew.search[s]);
+            const bool goes_on = only_scouts ? !get(progress.converged, s) : bool(get(progress.active, s));
+            leave(progress, s, goes_on, search);
+            if (STAGE == SCOUT) search.copy = get(known, s);
+            if (goes_on && !search.copy) {
+                books_.queues[ROUGH].add(crew.search[s]);
+            } else {
+                enter_stage(0, search);
+                if (STAGE != SHARP) end_float_steps(crew.search[s]);
+            }
         }
+    }
+
+    // When a star's first search has ended its float steps, the others begin; when all have, those that are worth it go
+    // on.
+    void end_float_steps(int64_t search) {
+        const int64_t star = search / starts_, first = star * starts_;
+        if (search == first)
+            for (int64_t other = first + 1; other < first + starts_; ++other)
+                if (progress_of(other).exists) books_.queues[SCOUT].add(other);
+        if (--books_.pending[star] > 0) return;
+        for (int64_t one = first; one < first + starts_; ++one)
+            for (int64_t other = first; other < first + starts_; ++other)
+                if (at_work(one) && at_work(other) && is_copy(progress_of(one), progress_of(other)))
+                    progress_of(one).copy = true;
+        for (int64_t one = first; one < first + starts_; ++one)
+            if (at_work(one)) books_.queues[SHARP].add(one);
+    }
+
+    // Searches from which it goes down all the way to where their star's first one has got to, as far as the middle of
+    // the straight line between the two can tell.
+    Mask<FloatLane> in_valley_of_first(const Crew<FloatLane>& crew, const StarView<FloatLane, FloatLane>& star,
+                                       const Progress<FloatLane, FloatLane>& progress,
+                                       const Workspace<FloatLane, FloatLane>& space) const {
+        const auto first = [&](int s) -> const LossState<double, double>& {
+            return progress_of(crew.search[s] - crew.search[s] % starts_).state;
+        };
+        FloatLane middle[MAX_PARAMETERS];
+        for (int p = 0; p < k_; ++p) {
+            const FloatLane there = lane_of<FloatLane>([&](int s) { return first(s).u[p]; });
+            middle[p] = (progress.state.u[p] + there) * lane<FloatLane>(0.5);
+        }
+        const FloatLane lowest = lane_of<FloatLane>([&](int s) { return first(s).loss; });
+        const FloatLane between = loss_alone(fit_.model, shape_, fit_.prior, fit_.terms, star, space, middle);
+        return (lowest < between) & (between < progress.state.loss);
     }
 
     // Newton steps with value and residual in double.
@@ -180,37 +248,20 @@ class FitDriver {
         optimise<true>(fit_.model, shape_, fit_.prior, fit_.terms, space.gathered.view(), box.view(),
                        StopRule{fit_.max_iterations, fit_.tolerance, DROP_PER_LOSS, false}, leave_at, space.fine,
                        progress);
-        predict_values(fit_.model, shape_, progress.state.u, space.fine);
-        sample_variance(space.gathered.factor, m_, space.variance);
+        Report<WideLane> report;
+        describe(progress, space.gathered, space.fine, space.residual, report);
         for (int s = 0; s < crew.members.count; ++s) {
             SearchProgress& search = progress_of(crew.search[s]);
-            leave(progress, s, search);
+            leave(progress, s, get(progress.active, s), search);
             if (get(progress.active, s)) {
                 books_.queues[FINE].add(crew.search[s]);
             } else if (search.converged) {
-                offer(crew, s, progress, space.fine, space.variance, 0);
+                offer(crew, s, progress, report, space.residual, 0);
             } else {
                 enter_stage(RESCUE_DAMPING, search);
                 books_.queues[RESCUE].add(crew.search[s]);
             }
         }
-    }
-
-    // Of the searches of a star that have reached one minimum, the lowest goes on alone.
-    void drop_copies() {
-        if (starts_ == 1) return;
-        Queue& waiting = books_.queues[SHARP];
-        for (int64_t row = begin_; row < end_; ++row) {
-            const int64_t first = (row - begin_) * starts_;
-            for (int64_t search = first; search < first + starts_; ++search)
-                for (int64_t other = first; other < first + starts_; ++other)
-                    if (at_work(search) && at_work(other) && is_copy(progress_of(search), progress_of(other)))
-                        progress_of(search).copy = true;
-        }
-        int64_t kept = 0;
-        for (int64_t i = 0; i < waiting.count; ++i)
-            if (at_work(waiting.searches[i])) waiting.searches[kept++] = waiting.searches[i];
-        waiting.count = kept;
     }
 
     bool at_work(int64_t search) const { return progress_of(search).exists && !progress_of(search).copy; }
@@ -248,19 +299,18 @@ class FitDriver {
             optimise<true>(fit_.model, any, fit_.prior, fit_.terms, space.gathered.view(), box.view(),
                            StopRule{4 * fit_.max_iterations, fit_.tolerance, DROP_PER_LOSS, false}, 0, space.workspace,
                            progress);
-            predict_values(fit_.model, any, progress.state.u, space.workspace);
-            sample_variance(space.gathered.factor, m_, space.variance);
+            Report<DoubleLane> report;
+            describe(progress, space.gathered, space.workspace, space.residual, report);
             for (int s = 0; s < crew.members.count; ++s) {
-                leave(progress, s, progress_of(crew.search[s]));
-                offer(crew, s, progress, space.workspace, space.variance, RESCUED);
+                leave(progress, s, false, progress_of(crew.search[s]));
+                offer(crew, s, progress, report, space.residual, RESCUED);
             }
         }
     }
 
     // Enters the searches of a lane's stars, each at its first one: from the grid, or from the start that was given.
-    // The first goes on at once; the others wait for float steps.
     void find_starts(const Crew<FloatLane>& crew, const MixedSpace& space) {
-        const auto enter = [&](int s, int choice, const double* u) {
+        const auto begin = [&](int s, int choice, const double* u) {
             if (s >= crew.members.count || !u) return;
             SearchProgress& progress = progress_of(crew.search[s] + choice);
             for (int p = 0; p < k_; ++p) progress.state.u[p] = u[p];
@@ -268,16 +318,16 @@ class FitDriver {
             progress.spent = progress.before = 0;
             progress.exists = true;
             progress.copy = progress.converged = false;
-            if (choice > 0) books_.queues[ROUGH].add(crew.search[s] + choice);
+            ++books_.pending[crew.search[s] / starts_];
         };
         if (fit_.grid) {
-            choose_starts(shape_, *fit_.grid, space.gathered, space.variance, space.start, starts_, fit_.gate, enter);
+            choose_starts(shape_, *fit_.grid, space.gathered, space.variance, space.start, starts_, fit_.gate, begin);
         } else {
             for (int s = 0; s < crew.members.count; ++s) {
                 double u[MAX_PARAMETERS];
                 for (int p = 0; p < k_; ++p) u[p] = fit_.start_params[crew.members.row[s] * k_ + p];
                 u[k_ - 1] = log(u[k_ - 1]);
-                enter(s, 0, u);
+                begin(s, 0, u);
             }
         }
     }
@@ -314,7 +364,7 @@ class FitDriver {
 
     // Notes where a search has got to: all of it where the search is taken up again, or compared with others.
     template <class Real, class Wide>
-    void leave(const Progress<Real, Wide>& progress, int s, SearchProgress& search) const {
+    void leave(const Progress<Real, Wide>& progress, int s, bool resumes, SearchProgress& search) const {
         const LossState<Real, Wide>& state = progress.state;
         const double loss = get(state.loss, s);
         search.state.loss = loss == loss ? loss : infinity<double>();
@@ -322,7 +372,6 @@ class FitDriver {
         search.damping = get(progress.damping, s);
         search.converged = get(progress.converged, s);
         search.spent = static_cast<int32_t>(get(progress.spent, s));
-        const bool resumes = get(progress.active, s);
         if (starts_ > 1 || resumes)
             for (int at = 0; at < row_start(k_); ++at) search.state.gauss_newton[at] = get(state.gauss_newton[at], s);
         if (!resumes) return;
@@ -341,11 +390,25 @@ class FitDriver {
         search.spent = 0;
     }
 
+    // What is written of a lane's stars: derivatives, and residuals (m,) in units of sigma, 0 where missing.
+    template <class Real, class Wide>
+    void describe(const Progress<Real, Wide>& progress, const GatheredStars<Real, Wide>& stars,
+                  const Workspace<Real, Wide>& space, Real* residual, Report<Wide>& report) const {
+        report_evaluation(progress.state, k_, stars.weight, report);
+        sample_variance(stars.factor, m_, residual);
+        for (int i = 0; i < m_; ++i) {
+            const Mask<Real> present = residual[i] > lane<Real>(0);
+            const Real sigma = sqrt(select(present, residual[i], lane<Real>(1)));
+            const Real difference = convert<Real>(space.kept_flux[i] - convert<Wide>(stars.flux[i]));
+            residual[i] = select(present, difference / sigma, lane<Real>(0));
+        }
+    }
+
     // Writes where a search has ended if that is the lowest loss of its star so far, the earlier start where two are
     // equal: the outcome does not depend on the order in which searches end.
     template <class Real, class Wide>
-    void offer(const Crew<Real>& crew, int s, const Progress<Real, Wide>& progress, const Workspace<Real, Wide>& space,
-               const Real* variance, uint32_t status) const {
+    void offer(const Crew<Real>& crew, int s, const Progress<Real, Wide>& progress, const Report<Wide>& report,
+               const Real* residual, uint32_t status) const {
         const int64_t search = crew.search[s];
         int64_t& written = books_.written[search / starts_];
         if (written != NOTHING) {
@@ -353,7 +416,7 @@ class FitDriver {
             if (!(loss < lowest || (loss == lowest && search < written))) return;
         }
         written = search;
-        write(crew.members.row[s], s, progress, space, variance, status);
+        write(crew.members.row[s], s, progress, report, residual, status);
     }
 
     // The minima that a star's searches have found: how many are distinct, and the second lowest.
@@ -390,14 +453,14 @@ class FitDriver {
         return same;
     }
 
-    // One star's solution. variance: of each sample, sigma^2 = sum_j G_ij^2.
+    // One star's solution.
     template <class Real, class Wide>
-    void write(int64_t row, int s, const Progress<Real, Wide>& progress, const Workspace<Real, Wide>& space,
-               const Real* variance, uint32_t status) const {
-        const bool positive =
-            write_evaluation(progress.state, s, k_, stars_.sigma + row * k_, row, out_.at, out_.decrement + row);
+    void write(int64_t row, int s, const Progress<Real, Wide>& progress, const Report<Wide>& report,
+               const Real* residual, uint32_t status) const {
+        write_evaluation(progress.state, report, s, k_, row, out_.at);
+        out_.decrement[row] = get(report.decrement, s);
         if (!get(progress.converged, s)) status |= NOT_CONVERGED;
-        if (!positive) status |= HESSIAN_NOT_POSITIVE;
+        if (!get(report.positive, s)) status |= HESSIAN_NOT_POSITIVE;
         for (int p = 0; p < k_; ++p) {
             double value = get(progress.state.u[p], s);
             if (p == k_ - 1) value = exp(value);
@@ -407,11 +470,7 @@ class FitDriver {
             out_.params[row * k_ + p] = value;
         }
         out_.status[row] = status;
-        for (int i = 0; i < m_; ++i) {
-            const double spread = get(variance[i], s);
-            const double difference = get(space.flux[i], s) - stars_.flux[row * m_ + i];
-            out_.residual[row * m_ + i] = spread > 0 ? static_cast<float>(difference / sqrt(spread)) : 0.0f;
-        }
+        for (int i = 0; i < m_; ++i) out_.residual[row * m_ + i] = static_cast<float>(get(residual[i], s));
     }
 
     void write_missing(int64_t row) const {
@@ -434,6 +493,9 @@ class FitDriver {
     static constexpr double SHARP_DROP = 0.1, SHARP_DROP_PER_LOSS = 1e-2;
     static constexpr double DROP_PER_LOSS = 1e-2;
     static constexpr double COPY_RISE = 0.02;
+    // Float evaluations of a further search before it is asked whether it is in the valley of the first one. Earlier, a
+    // search that would find a lower minimum may still be on its way down into it.
+    static constexpr int SCOUT_EVALUATIONS = 3;
 
     const FitView& fit_;
     const StarArrays& stars_;

@@ -3,6 +3,7 @@
 // Arrays must have the dtype and layout that the kernels read: nothing is copied behind the caller's back.
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <map>
 #include <memory>
@@ -76,6 +77,14 @@ class Scratch {
 
 // Stars dealt to a thread at a time: enough to make a rescue worth packing, few enough to balance the load.
 constexpr int64_t TASK_ROWS = 512;
+
+// The same for fits, as many as leave each thread several: searches that do not fill a lane wait for company until the
+// task ends.
+constexpr int64_t LARGEST_TASK_ROWS = 4096;
+int64_t fit_task_rows(int64_t n, int threads) {
+    const int64_t shared = threads > 1 ? n / (8 * threads) : n;
+    return std::clamp((shared + TASK_ROWS - 1) / TASK_ROWS * TASK_ROWS, TASK_ROWS, LARGEST_TASK_ROWS);
+}
 
 // The same where a star takes milliseconds and none is rescued: whole lanes.
 constexpr int64_t SLOW_TASK_ROWS = 32;
@@ -258,8 +267,11 @@ py::dict fit(const std::string& isa, const Model& model, const Prior& prior, con
                              second_params.mutable_data(),
                              second_gap.mutable_data()};
     const int types = grid ? grid->view().n_types : 0;
-    over_stars(n, threads, kernels.scratch_bytes(fit.model, fit.prior, TASK_ROWS, fit.starts, types),
-               [&](int64_t begin, int64_t end, char* scratch) { kernels.fit(fit, stars, out, begin, end, scratch); });
+    const int64_t task_rows = fit_task_rows(n, threads);
+    over_stars(
+        n, threads, kernels.scratch_bytes(fit.model, fit.prior, task_rows, fit.starts, types),
+        [&](int64_t begin, int64_t end, char* scratch) { kernels.fit(fit, stars, out, begin, end, scratch); },
+        task_rows);
     py::dict result = at.dict();
     result["params"] = params;
     result["decrement"] = decrement;

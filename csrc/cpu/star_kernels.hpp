@@ -42,11 +42,9 @@ inline void evaluate_stars(const FitView& fit, const StarArrays& stars, const Ev
             LossState<FloatLane, WideLane> state;
             load_params(members, fit.start_params, k, state.u);
             evaluate_loss<true>(fit.model, shape, fit.prior, fit.terms, gathered.view(), space, state);
-            for (int s = 0; s < members.count; ++s) {
-                double decrement;
-                const int64_t row = members.row[s];
-                write_evaluation(state, s, k, stars.sigma + row * k, row, out, &decrement);
-            }
+            Report<WideLane> report;
+            report_evaluation(state, k, gathered.weight, report);
+            for (int s = 0; s < members.count; ++s) write_evaluation(state, report, s, k, members.row[s], out);
         }
     });
 }

@@ -42,6 +42,13 @@ struct Square {
     typedef typename SignedInteger<sizeof(Element)>::Type Index __attribute__((vector_size(N * sizeof(Element))));
     Vector row[N];
 
+    // Loads each row once: GCC would load it anew for either half of the first round.
+    XPKERN_INLINE void hold() {
+#if defined(__GNUC__) && !defined(__clang__) && defined(__AVX2__)
+        XPKERN_UNROLL
+        for (int k = 0; k < N; ++k) asm("" : "+v"(row[k]));
+#endif
+    }
     XPKERN_INLINE void transpose() {
         XPKERN_UNROLL
         for (int round = 1; round < N; round *= 2) {
@@ -100,6 +107,7 @@ XPKERN_INLINE void for_each_column(const Element* rows, const int64_t* row, int 
             XPKERN_UNROLL
             for (int star = 0; star < N; ++star)
                 __builtin_memcpy(&square.row[star], from[star] + k, sizeof(square.row[star]));
+            square.hold();
             square.transpose();
             XPKERN_UNROLL
             for (int i = 0; i < N; ++i) {

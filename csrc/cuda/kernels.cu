@@ -45,7 +45,7 @@ extern "C" __global__ void evaluate(xpkern::ModelView model, xpkern::PriorView p
     kernels::Arena arena{scratch + thread * bytes_a_thread, 0};
     const auto space = kernels::carve_workspace<float, double>(shape, prior, arena);
     for (long long star = thread; star < n; star += gridDim.x * static_cast<long long>(blockDim.x)) {
-        double weight[xpkern::MAX_PARAMETERS], decrement;
+        double weight[xpkern::MAX_PARAMETERS];
         kernels::LossState<float, double> state;
         for (int p = 0; p < k; ++p) {
             const double sigma = stars.sigma[star * k + p];
@@ -56,6 +56,8 @@ extern "C" __global__ void evaluate(xpkern::ModelView model, xpkern::PriorView p
         const kernels::StarView<float, double> view{
             stars.flux + star * m, stars.whitener + star * kernels::row_start(m), stars.mean + star * k, weight};
         kernels::evaluate_loss<true>(model, shape, prior, terms, view, space, state);
-        kernels::write_evaluation(state, 0, k, stars.sigma + star * k, star, out, &decrement);
+        kernels::Report<double> report;
+        kernels::report_evaluation(state, k, weight, report);
+        kernels::write_evaluation(state, report, 0, k, star, out);
     }
 }

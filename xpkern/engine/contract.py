@@ -147,7 +147,8 @@ class FitOptions:
     starts : int
         At most so many searches of a star that begins from a grid: from the best of the grid's types and, one after
         the other, the best of those unlike all before, as long as their expected loss is within ``gate`` of the
-        first one's. The lowest optimum is the star's.
+        first one's. The lowest optimum is the star's. An engine may give up a search once it sees that another one of
+        the star has found, or is about to find, the same optimum.
     gate : float
         A difference of loss.
     """
@@ -241,7 +242,8 @@ class Solution(Evaluation):
     status : (n,) uint32
         Bits of :class:`xpkern.status.Status`.
     minima : (n,) int32
-        Distinct minima that the searches of the star found; 0 for a star without data.
+        Distinct minima that the searches of the star found; 0 for a star without data. One in the valley of the first
+        search may go unnoticed.
     second_params : (n, k) float64
         Linear parameters of the second lowest of them; NaN where there is none.
     second_gap : (n,) float64
