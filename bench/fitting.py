@@ -84,9 +84,10 @@ def bench_fit(n_stars: int, rounds: int, engine_name: str) -> Result:
     ends, duels = {"ours": solution.params}, []
 
     try:
-        against_jax, extra_of_jax, ends["JAX"] = _against_jax(fitter, ours, only, rounds)
+        against_jax, extra_of_jax, ends_of_jax = _against_jax(fitter, ours, only, rounds)
         duels += against_jax
         extra |= extra_of_jax
+        ends |= ends_of_jax
     except ImportError as error:
         extra["JAX"] = str(error)
 
@@ -124,16 +125,23 @@ def bench_fit(n_stars: int, rounds: int, engine_name: str) -> Result:
 
 def _against_jax(
     fitter: Fitter, ours: Contestant, only: Contestant, rounds: int
-) -> tuple[list[Comparison], dict[str, float], Float64]:
-    """Duels with and without the start, other figures of the peer, and where it ends, linear parameters (n, 5)."""
-    from bench.peers.jax_fit import JaxFit, Stars
+) -> tuple[list[Comparison], dict[str, float], dict[str, Float64]]:
+    """Duels with one start, with several and without; other figures of the peer; where it ends, parameters (n, 5)."""
+    from bench.peers.jax_fit import STARTS, JaxFit, Stars
 
     obs = fitter.obs
     peer, stars = JaxFit(fitter.model, fitter.prior), Stars(obs.flux, dense_whiteners(obs), obs.plx, obs.plx_err)
     starts = peer.start(stars)
     whole = Contestant("JAX Levenberg-Marquardt, float32, start + fit + Fisher", lambda: peer.run(stars), len(obs))
     fit = Contestant("JAX Levenberg-Marquardt, float32, from its starts", lambda: peer.run(stars, starts), len(obs))
-    duels = [compare(ours, whole, rounds=rounds), compare(only, fit, rounds=rounds)]
+    several = Contestant(
+        f"JAX Levenberg-Marquardt, float32, up to {STARTS} starts", lambda: peer.run_from_several(stars), len(obs)
+    )
+    duels = [
+        compare(ours, whole, rounds=rounds),
+        compare(ours, several, rounds=rounds, repeats=1),
+        compare(only, fit, rounds=rounds),
+    ]
     params, loss, _ = peer.run(stars)
     error = np.abs(loss - fitter.loss(params))
     start = Contestant("start", lambda: peer.start(stars), len(obs))
@@ -142,7 +150,7 @@ def _against_jax(
         "JAX: error of the loss it reports, median": float(np.median(error)),
         "JAX: error of the loss it reports, 99.9 % quantile": float(np.quantile(error, 0.999)),
     }
-    return duels, extra, params
+    return duels, extra, {"JAX": params, f"JAX, up to {STARTS} starts": peer.run_from_several(stars)[0]}
 
 
 def bench_isa(n_stars: int, rounds: int, _engine_name: str) -> Result:

@@ -38,6 +38,9 @@ LAST_BATCH = (32, 64, 128, BATCH)
 #: Steps before the stars that have not converged are gathered anew.
 STEPS = (7, 3, 5, 8, 16)
 
+#: Most searches of a star with several starts, and how much worse than the best one a start's score may be.
+STARTS, GATE = 8, 100.0
+
 #: Converged when the predicted drop of the loss is below this, times max(1, loss / 100): float32 cannot tell better.
 TOLERANCE = 1e-3
 
@@ -97,6 +100,7 @@ class JaxFit:
     def __init__(self, model: xk.FluxModel, prior: xk.TypePrior) -> None:
         constants, grid = _constants(model, prior), _grid(model, prior)
         self._start = jax.jit(lambda *data: _start(grid, *data))
+        self._starts = jax.jit(lambda *data: _starts(grid, *data))
         self._begin = jax.jit(lambda y, *data: _begin(constants, y, *data))
         self._advance = jax.jit(lambda steps, state, *data: _advance(steps, constants, state, *data))
 
@@ -126,13 +130,32 @@ class JaxFit:
             for data, rows in zip(stars.batches, _in_batches(np.arange(len(stars))), strict=True)
         ]
         ended = [self._advance(STEPS[0], state, *data) for state, data in zip(first, stars.batches, strict=True)]
-        state = _joined(ended, len(stars))
+        return self._finish(_joined(ended, len(stars)), stars, np.arange(len(stars)))
+
+    def run_from_several(self, stars: Stars) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The same from up to ``STARTS`` types of the grid, those whose score is within ``GATE`` of the best one's."""
+        found = [self._starts(*data) for data in stars.batches]
+        y, score = (np.concatenate(part)[: len(stars)] for part in zip(*found, strict=True))
+        star, choice = np.nonzero(score <= score[:, :1] + GATE)
+        ended = []
+        for rows in _in_batches(np.arange(len(star))):
+            data = stars.gather(star[rows])
+            ended.append(self._advance(STEPS[0], self._begin(y[star[rows], choice[rows]], *data), *data))
+        params, loss, fisher = self._finish(_joined(ended, len(star)), stars, star)
+        order = np.lexsort((loss, star))
+        best = order[np.unique(star[order], return_index=True)[1]]
+        return params[best], loss[best], fisher[best]
+
+    def _finish(
+        self, state: list[np.ndarray], stars: Stars, star: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Further steps of the searches (of some stars) that have not converged, and what :meth:`run` returns."""
         for steps in STEPS[1:]:
             active = np.flatnonzero(~state[-1])
             if not len(active):
                 break
             ended = [
-                self._advance(steps, tuple(array[rows] for array in state), *stars.gather(rows))
+                self._advance(steps, tuple(array[rows] for array in state), *stars.gather(star[rows]))
                 for rows in _in_batches(active)
             ]
             for array, new in zip(state, _joined(ended, len(active)), strict=True):
@@ -143,7 +166,7 @@ class JaxFit:
         slope = np.ones_like(params)
         slope[:, 4] = params[:, 4]
         fisher = information / (slope[:, :, None] * slope[:, None, :])
-        fisher[:, 4, 4] += stars.arrays[4]
+        fisher[:, 4, 4] += stars.arrays[4][star]
         return params, loss, fisher
 
 
@@ -208,8 +231,8 @@ def _grid(model: xk.FluxModel, prior: xk.TypePrior) -> dict:
     return jax.tree.map(lambda array: jnp.asarray(array, jnp.float32), grid)
 
 
-def _start(grid, flux, variance, _whitener, plx, plx_precision):
-    """Return the best candidate (n, 5): chi^2 of bands, parallax from the flux, prior and measured parallax."""
+def _score(grid, flux, variance, plx, plx_precision):
+    """Scores and squared parallaxes (n, c): chi^2 of bands, parallax from the flux, prior, measured parallax."""
     observed = flux @ grid["mean"]
     spread = variance @ grid["mean"] + (BAND_ERROR * observed) ** 2
     weight = 1 / spread
@@ -220,10 +243,27 @@ def _start(grid, flux, variance, _whitener, plx, plx_precision):
     score = scale * (scale * squared - 2 * crossed) - grid["twice_ln_prior"]
     precision = plx_precision[:, None]
     score += precision * (candidate_plx - plx[:, None]) ** 2 / (1 + precision * PLX_SOFTENING**2 * scale)
+    return score, scale
+
+
+def _start(grid, flux, variance, _whitener, plx, plx_precision):
+    """Return the best candidate (n, 5)."""
+    score, scale = _score(grid, flux, variance, plx, plx_precision)
     # a scalar loop for argmin, vector loops for this
     best = jnp.where(score == score.min(axis=1, keepdims=True), jnp.arange(score.shape[1]), 0).max(axis=1)
     ln_plx = 0.5 * jnp.log(jnp.take_along_axis(scale, best[:, None], axis=1))
     return grid["y"][best].at[:, 4].set(ln_plx[:, 0])
+
+
+def _starts(grid, flux, variance, _whitener, plx, plx_precision):
+    """Return the best candidates of the best types (n, STARTS, 5), and their scores in ascending order (n, STARTS)."""
+    score, scale = _score(grid, flux, variance, plx, plx_precision)
+    of_type = score.reshape(-1, N_TYPES, len(EXTINCTIONS))
+    ext = of_type.argmin(axis=2)
+    negative, types = jax.lax.top_k(-of_type.min(axis=2), STARTS)
+    best = types * len(EXTINCTIONS) + jnp.take_along_axis(ext, types, axis=1)
+    ln_plx = 0.5 * jnp.log(jnp.take_along_axis(scale, best, axis=1))
+    return grid["y"][best].at[:, :, 4].set(ln_plx), -negative
 
 
 def _evaluate(c, y, flux, variance, whitener, plx, plx_precision):

@@ -71,6 +71,14 @@ struct Together {
     static constexpr int size = 1;
 };
 
+// COUNT neighbours in memory as one wider lane, and a lane repeated that often, where a lane is a register; else one.
+template <class Lane, int COUNT>
+struct Several {
+    using Group = Lane;
+    static constexpr int size = 1;
+    static XPKERN_INLINE Group repeat(const Lane& a) { return a; }
+};
+
 template <class Lane>
 using Scalar = typename LaneTraits<Lane>::Scalar;
 template <class Lane>

@@ -236,15 +236,35 @@ XPKERN_INLINE Real start_parallax(const Real& ln_plx) {
     return exp(clamp(ln_plx, lane<Real>(START_LEAST_LN_PLX), lane<Real>(START_LARGEST_LN_PLX)));
 }
 
-// Rows of L2^T that rate_type() takes at a time, each with a sum for the offset and for every coordinate of the type.
+// Types that are moved together: that is a chain of roots and divisions that wait for one another.
+constexpr int START_GROUP = 4;
+
+// Rows of L2^T that project_type() takes at a time, each with a sum for the offset and for every coordinate of the
+// type.
 constexpr int START_ROWS = ACCUMULATORS >= 16 ? 4 : 2;
 
-// Score of one type and its parameters as u, (k,). mean, weight: the observed parallax's constraint.
+// Where a type stands before it is moved: what its displacement, parallax and extinction are then found from, and the
+// numbers of the type itself, each as an array over types: part[at * stride] of one type.
+template <int INPUTS>
+struct TypeParts {
+    static constexpr int triangle = INPUTS * (INPUTS + 1) / 2;
+    static constexpr int score = 0;
+    static constexpr int slope = 1;                                  // (INPUTS,) half the gradient of chi^2
+    static constexpr int curvature = slope + INPUTS;                 // packed, half its Hessian
+    static constexpr int response = curvature + triangle;            // (2,) ext and ln plx
+    static constexpr int per_step = response + 2;                    // (2, INPUTS) their derivatives
+    static constexpr int type = per_step + 2 * INPUTS;               // (INPUTS,)
+    static constexpr int prior_gradient = type + INPUTS;             // (INPUTS,)
+    static constexpr int prior_precision = prior_gradient + INPUTS;  // packed
+    static constexpr int twice_ln_prior = prior_precision + triangle;
+    static constexpr int count = twice_ln_prior + 1;
+};
+
 template <int INPUTS, class Real>
-XPKERN_INLINE Real rate_type(const GridView& grid, int type, const StartLine<Real>& line, const Real& mean,
-                             const Real& variance, const Mask<Real>& has_parallax, Real* u) {
+XPKERN_INLINE void project_type(const GridView& grid, int type, const StartLine<Real>& line, int stride, Real* part) {
+    using Parts = TypeParts<INPUTS>;
     constexpr int rest = START_COLUMNS - 2, inputs = INPUTS;
-    const Real zero = lane<Real>(0), one = lane<Real>(1);
+    const Real zero = lane<Real>(0);
     const StartType of = start_type(grid, type, inputs);
     Real offset[rest];
     for (int b = 0; b < rest; ++b) offset[b] = Real(of.position[2 + b]) - line.origin[b];
@@ -305,58 +325,90 @@ XPKERN_INLINE Real rate_type(const GridView& grid, int type, const StartLine<Rea
         }
     }
 
+    part[Parts::score * stride] = score;
+    for (int e = 0; e < 2; ++e) part[(Parts::response + e) * stride] = response[e];
+    for (int i = 0; i < inputs; ++i) {
+        part[(Parts::slope + i) * stride] = slope[i];
+        part[(Parts::type + i) * stride] = Real(of.type[i]);
+        part[(Parts::prior_gradient + i) * stride] = Real(of.prior_gradient[i]);
+        for (int e = 0; e < 2; ++e) part[(Parts::per_step + e * inputs + i) * stride] = per_step[e][i];
+    }
+    for (int at = 0; at < Parts::triangle; ++at) {
+        part[(Parts::curvature + at) * stride] = curvature[at];
+        part[(Parts::prior_precision + at) * stride] = Real(of.prior_precision[at]);
+    }
+    part[Parts::twice_ln_prior * stride] = Real(of.twice_ln_prior);
+}
+
+// The constraint that the observed parallax is, and the covariance of (ext, ln plx) without it.
+template <class Real>
+struct StartConstraint {
+    Real mean, variance, ext_ext, ext_plx, plx_plx;
+    Mask<Real> has_parallax;
+};
+
+// Score of a type, moved and reddened to suit the star, and its parameters as u, (k,). part: (TypeParts::count,).
+template <int INPUTS, class Real>
+XPKERN_INLINE Real move_type(const GridView& grid, const StartConstraint<Real>& star, const Real* part, Real* u) {
+    using Parts = TypeParts<INPUTS>;
+    constexpr int inputs = INPUTS;
+    const Real one = lane<Real>(1), zero = lane<Real>(0);
+    const Real *slope = part + Parts::slope, *curvature = part + Parts::curvature, *per_step = part + Parts::per_step;
+    const Real *prior_gradient = part + Parts::prior_gradient, *prior_precision = part + Parts::prior_precision;
+    Real score = part[Parts::score], response[2] = {part[Parts::response], part[Parts::response + 1]};
+
     // The displacement: chi^2, prior and parallax, each to second order.
     Real plx = start_parallax(response[1]);
-    Real stiffness = select(has_parallax, plx * plx / fma(plx * plx, line.plx_plx, variance), zero);
-    const Real tension = stiffness * (plx - mean) / plx;
+    Real stiffness = select(star.has_parallax, plx * plx / fma(plx * plx, star.plx_plx, star.variance), zero);
+    const Real tension = stiffness * (plx - star.mean) / plx;
     Real matrix[inputs * (inputs + 1) / 2], pull[inputs], moved[inputs];
     XPKERN_UNROLL
     for (int i = 0; i < inputs; ++i) {
-        pull[i] = Real(of.prior_gradient[i]) - fma(tension, per_step[1][i], slope[i]);
-        const Real stiff = stiffness * per_step[1][i];
+        pull[i] = prior_gradient[i] - fma(tension, per_step[inputs + i], slope[i]);
+        const Real stiff = stiffness * per_step[inputs + i];
         XPKERN_UNROLL
         for (int j = 0; j <= i; ++j) {
             const int at = row_start(i) + j;
-            matrix[at] = fma(stiff, per_step[1][j], curvature[at] + Real(of.prior_precision[at]));
+            matrix[at] = fma(stiff, per_step[inputs + j], curvature[at] + prior_precision[at]);
         }
     }
     solve_damped(inputs, matrix, matrix, zero, pull, moved);
     Real excess = one;
-    for (int i = 0; i < inputs; ++i) excess = max(excess, abs(moved[i]) * Real(1 / grid.reach[i]));
+    for (int i = 0; i < inputs; ++i) excess = max(excess, abs(moved[i]) * lane<Real>(1 / grid.reach[i]));
     const Real shorter = one / excess;
-    Real twice_ln_prior = Real(of.twice_ln_prior), prior_curved = zero;
+    Real twice_ln_prior = part[Parts::twice_ln_prior], prior_curved = zero;
     for (int i = 0; i < inputs; ++i) moved[i] *= shorter;
     for (int i = 0; i < inputs; ++i) {
         Real curved = zero, prior_curve = zero;
         for (int j = 0; j < inputs; ++j) {
             const int at = packed_index(i, j);
             curved = fma(curvature[at], moved[j], curved);
-            prior_curve = fma(Real(of.prior_precision[at]), moved[j], prior_curve);
+            prior_curve = fma(prior_precision[at], moved[j], prior_curve);
         }
         score = fma(moved[i], fma(slope[i], lane<Real>(2), curved), score);
         prior_curved = fma(moved[i], prior_curve, prior_curved);
-        twice_ln_prior = fma(moved[i] * lane<Real>(2), Real(of.prior_gradient[i]), twice_ln_prior);
-        u[i] = Real(of.type[i]) + moved[i];
-        for (int e = 0; e < 2; ++e) response[e] = fma(per_step[e][i], moved[i], response[e]);
+        twice_ln_prior = fma(moved[i] * lane<Real>(2), prior_gradient[i], twice_ln_prior);
+        u[i] = part[Parts::type + i] + moved[i];
+        for (int e = 0; e < 2; ++e) response[e] = fma(per_step[e * inputs + i], moved[i], response[e]);
     }
     score += prior_curved - twice_ln_prior;
 
     // The observed parallax, then the extinction's own term, each a correction in one dimension.
     plx = start_parallax(response[1]);
-    stiffness = select(has_parallax, plx * plx / fma(plx * plx, line.plx_plx, variance), zero);
-    const Real off = (plx - mean) / plx;
+    stiffness = select(star.has_parallax, plx * plx / fma(plx * plx, star.plx_plx, star.variance), zero);
+    const Real off = (plx - star.mean) / plx;
     score = fma(stiffness * off, off, score);
     const Real correction = stiffness * off;
-    const Real ext = fma(-line.ext_plx, correction, response[0]);
-    const Real ext_ext = fma(-line.ext_plx * line.ext_plx, stiffness, line.ext_ext);
-    const Real ext_plx = line.ext_plx * fma(-line.plx_plx, stiffness, one);
+    const Real ext = fma(-star.ext_plx, correction, response[0]);
+    const Real ext_ext = fma(-star.ext_plx * star.ext_plx, stiffness, star.ext_ext);
+    const Real ext_plx = star.ext_plx * fma(-star.plx_plx, stiffness, one);
     const Real largest = sqrt(fma(ext, ext, ext_ext * lane<Real>(4)));
     Real at_mode =
         select(ext > zero, (ext + largest) * lane<Real>(0.5), lane<Real>(2) * ext_ext / (largest - min(ext, zero)));
     at_mode = max(at_mode, lane<Real>(START_LEAST_EXT));
     const Real shift = (at_mode - ext) / ext_ext;
     score = fma(shift, at_mode - ext, score);
-    const Real ln_plx = fma(ext_plx, shift, fma(-line.plx_plx, correction, response[1]));
+    const Real ln_plx = fma(ext_plx, shift, fma(-star.plx_plx, correction, response[1]));
     u[inputs] = at_mode;
     u[inputs + 1] = clamp(ln_plx, lane<Real>(START_LEAST_LN_PLX), lane<Real>(START_LARGEST_LN_PLX));
     return fma(log(at_mode) + ln_plx, lane<Real>(-2), score);
@@ -371,13 +423,32 @@ XPKERN_KERNEL void rate_types(const GridView& grid, int inputs, const Real* flux
     StartLine<Real> line;
     assemble_start(grid, flux, factor, variance, m, space, system);
     reduce_start(system, line);
+    using Types = Several<Real, START_GROUP>;
+    using Group = typename Types::Group;
     const Mask<Real> has_parallax = weight > lane<Real>(0);
-    const Real plx_variance = lane<Real>(1) / select(has_parallax, weight, lane<Real>(1));
+    StartConstraint<Group> star;
+    star.mean = Types::repeat(mean);
+    star.variance = Types::repeat(lane<Real>(1) / select(has_parallax, weight, lane<Real>(1)));
+    star.ext_ext = Types::repeat(line.ext_ext);
+    star.ext_plx = Types::repeat(line.ext_plx);
+    star.plx_plx = Types::repeat(line.plx_plx);
+    star.has_parallax = Types::repeat(weight) > lane<Group>(0);
     with_known<MAX_INPUTS>(inputs, [&](auto known) {
-        constexpr int INPUTS = decltype(known)::value;
-        for (int t = 0; t < grid.n_types; ++t)
-            space.score[t] =
-                rate_type<INPUTS>(grid, t, line, mean, plx_variance, has_parallax, space.params + t * (INPUTS + 2));
+        constexpr int INPUTS = decltype(known)::value, k = INPUTS + 2, count = TypeParts<INPUTS>::count;
+        for (int first = 0; first < grid.n_types; first += Types::size) {
+            Real of_type[count][Types::size], moved[k + 1][Types::size];
+            for (int t = 0; t < Types::size; ++t)  // where fewer are left the last is repeated
+                project_type<INPUTS>(grid, first + t < grid.n_types ? first + t : grid.n_types - 1, line, Types::size,
+                                     of_type[0] + t);
+            Group part[count], u[k];
+            for (int at = 0; at < count; ++at) part[at] = load<Group>(reinterpret_cast<Scalar<Real>*>(of_type[at]));
+            store(reinterpret_cast<Scalar<Real>*>(moved[k]), move_type<INPUTS>(grid, star, part, u));
+            for (int p = 0; p < k; ++p) store(reinterpret_cast<Scalar<Real>*>(moved[p]), u[p]);
+            for (int t = 0; t < Types::size && first + t < grid.n_types; ++t) {
+                space.score[first + t] = moved[k][t];
+                for (int p = 0; p < k; ++p) space.params[(first + t) * k + p] = moved[p][t];
+            }
+        }
     });
 }
 

@@ -112,6 +112,18 @@ struct Together<Pack<Element, N>> {
     using Group = Pack<Element, size * N>;
 };
 
+template <class Element, int N, int COUNT>
+struct Several<Pack<Element, N>, COUNT> {
+    using Group = Pack<Element, COUNT * N>;
+    static constexpr int size = COUNT;
+    static XPKERN_INLINE Group repeat(const Pack<Element, N>& a) {
+        Group group;
+        XPKERN_UNROLL
+        for (int k = 0; k < group.registers; ++k) group.v[k] = a.v[k % a.registers];
+        return group;
+    }
+};
+
 #define XPKERN_PACK_COMPARISON(op)                                                                           \
     template <class Element, int N>                                                                          \
     XPKERN_INLINE Mask<Pack<Element, N>> operator op(const Pack<Element, N>& a, const Pack<Element, N>& b) { \
