@@ -80,6 +80,13 @@ class PhotometerErrors:
         bright = _bright_share(mean_flux)[:, None, None]
         return self.correlation_faint + bright * (self.correlation_bright - self.correlation_faint)
 
+    def correlation_triangle(self, mean_flux: Float64) -> NDArray[np.float32]:
+        """Their strict lower triangles (N, n (n - 1) / 2), row-major: the archive's order."""
+        faint, bright = (_to_triangle(end) for end in (self.correlation_faint, self.correlation_bright))
+        triangle = _bright_share(mean_flux).astype(np.float32)[:, None] * (bright - faint).astype(np.float32)
+        triangle += faint.astype(np.float32)
+        return triangle
+
     def draw_noise(self, mean_flux: Float64, rng: np.random.Generator) -> Float64:
         """Noise in units of the errors, (N, n), with covariance ``correlation(mean_flux)``."""
         faint, bright = self._factors
