@@ -152,15 +152,32 @@ def _format_numbers(values: NDArray) -> pyarrow.StringArray:
         return text
     size = np.abs(values)
     whole = (values == np.rint(values)) & (size < _JAVA_PLAIN_RANGE[1])
-    exponent = ((size < _JAVA_PLAIN_RANGE[0]) & (size > 0)) | (size >= _JAVA_PLAIN_RANGE[1])
-    special = np.flatnonzero(whole | exponent | np.isnan(values))
-    replacement = [f"{values[i]:.1f}" if whole[i] else _java_exponent(values[i]) for i in special]
-    mask = np.zeros(len(values), bool)
-    mask[special] = True
-    return pc.replace_with_mask(text, pa.array(mask), pa.array(replacement, pa.string()))
+    small = (size < _JAVA_PLAIN_RANGE[0]) & (size > 0)
+    special = whole | (size >= _JAVA_PLAIN_RANGE[1]) | np.isnan(values)
+    for mask, replacement in (
+        (small, _with_exponent(text.filter(pa.array(small)))),
+        (special, pa.array([_java_text(value) for value in values[special]], pa.string())),
+    ):
+        text = pc.replace_with_mask(text, pa.array(mask), replacement)
+    return text
 
 
-def _java_exponent(value: np.floating) -> str:
+def _with_exponent(text: pyarrow.StringArray) -> pyarrow.StringArray:
+    """Numbers below 0.001 as Java prints them, from Arrow's text: 0.00034 or 3e-7."""
+    import pyarrow.compute as pc
+
+    for zeros in (3, 4, 5):
+        text = pc.replace_substring_regex(
+            text, rf"^(-?)0\.0{{{zeros}}}([1-9])(\d*)$", rf"\1\2.\3E-{zeros + 1}", max_replacements=1
+        )
+    text = pc.replace_substring_regex(text, r"^(-?\d)e", r"\1.0e", max_replacements=1)
+    return pc.replace_substring(pc.replace_substring(text, ".E", ".0E"), "e", "E")
+
+
+def _java_text(value: np.floating) -> str:
+    """A whole or a large number, or none, as Java prints it."""
     if np.isnan(value):
         return "NaN"
+    if abs(value) < _JAVA_PLAIN_RANGE[1]:
+        return f"{value:.1f}"
     return np.format_float_scientific(value, unique=True, trim="0", exp_digits=1).replace("e", "E").replace("E+", "E")

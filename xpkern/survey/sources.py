@@ -192,18 +192,18 @@ class SourcePopulation:
         def batch(size: int) -> tuple[dict[str, NDArray], Float64]:
             types = self.types.draw(size, rng, m_dwarfs=m_dwarfs)
             second_theta, second_mass = self._companions(types, rng) if binary else (None, None)
-            covered = self.truth.covers(types.theta)
-            if second_theta is not None:
-                covered &= self.truth.covers(second_theta)
             absolute = self.truth.absolute_g(types.theta, types.mass)
             position, within = draw_positions(distance_limit(absolute, self.magnitudes[1]), types.component, rng)
-            keep = np.flatnonzero(within & covered)
+            keep = np.flatnonzero(within)
             place = self._places(position[keep], rng)
             if second_theta is None:
                 # most giants of the plane are too faint, which is known before their spectra are
                 clear = absolute[keep] + 5.0 * np.log10(place["distance"]) + MODULUS_OF_1_KPC
                 seen = clear + _LEAST_DIMMING * place["ext"] < self.magnitudes[1]
-                keep, place = keep[seen], {name: values[seen] for name, values in place.items()}
+            else:
+                seen = self.truth.covers(second_theta[keep])
+            seen &= self.truth.covers(types.theta[keep])
+            keep, place = keep[seen], {name: values[seen] for name, values in place.items()}
             types = types[keep]
             first = np.exp(self.truth.ln_flux(types.theta, types.mass))
             columns = {

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.interpolate import RegularGridInterpolator
 
 from xpkern.engine.contract import Float64
 from xpkern.errors import XpkernError
@@ -28,6 +28,9 @@ from xpkern.train.packages import ATMOSPHERES
 
 #: Distance modulus of 1 kpc.
 MODULUS_OF_1_KPC = 10.0
+
+#: Nodes in teff, feh and log g at which the magnitudes of a flux model are tabulated; what lies beyond is not covered.
+_MODEL_NODES = (np.arange(2.5, 12.1, 0.1), np.arange(-3.0, 1.1, 0.5), np.arange(-0.5, 6.1, 0.25))
 
 #: R(V) at which curves are tabulated: linear interpolation between them is good to 1e-4.
 _RV_NODES = np.linspace(2.0, 6.0, 81)
@@ -85,9 +88,9 @@ class AtmosphereTruth:
         )
         self.noise = Noise.eq2()
         self._curves = _ExtinctionCurves(optical_depth(WAVELENGTH))
-        surface = np.exp(atmospheres.ln_flux[..., :N_XP]).reshape(-1, N_XP)
-        surface_g = synthetic_magnitude("g", XP_WAVELENGTH, surface).reshape(atmospheres.ln_flux.shape[:3])
-        self._surface_g = replace(atmospheres, ln_flux=surface_g)
+        surface_g = synthetic_magnitude("g", XP_WAVELENGTH, np.exp(atmospheres.ln_flux[..., :N_XP].reshape(-1, N_XP)))
+        axes = (atmospheres.teff, atmospheres.feh, atmospheres.logg)
+        self._surface_g = RegularGridInterpolator(axes, surface_g.reshape([len(axis) for axis in axes]))
 
     def covers(self, theta: Float64) -> NDArray[np.bool_]:
         """See :class:`Truth`."""
@@ -102,7 +105,7 @@ class AtmosphereTruth:
     def absolute_g(self, theta: Float64, mass: Float64) -> Float64:
         """See :class:`Truth`; interpolated between the magnitudes of the nodes."""
         dilution = ln_dilution(mass, theta[:, 2]) * (2.5 / np.log(10.0))
-        return self._surface_g.ln_surface_flux(theta) - dilution - MODULUS_OF_1_KPC
+        return _within(self._surface_g, theta) - dilution - MODULUS_OF_1_KPC
 
     def optical_depth(self, rv: Float64) -> Float64:
         """See :class:`Truth`."""
@@ -122,6 +125,10 @@ class ModelTruth:
         self.model = model
         self.prior = prior
         self._curves = _ExtinctionCurves(model.ext_curve)
+        nodes = np.stack(np.meshgrid(*_MODEL_NODES, indexing="ij"), axis=-1).reshape(-1, 3)
+        flux = np.exp(self.ln_flux(nodes, np.ones(len(nodes)))[:, :N_XP])
+        g = synthetic_magnitude("g", XP_WAVELENGTH, flux) - MODULUS_OF_1_KPC
+        self._g = RegularGridInterpolator(_MODEL_NODES, g.reshape([len(axis) for axis in _MODEL_NODES]))
         self.origin = f"the flux model {model.digest}; extinction: its own curve"
         self.noise = model.noise
         self.scale_sigma = model.scale_sigma
@@ -135,9 +142,8 @@ class ModelTruth:
         return self.model.ln_flux(np.column_stack([theta, np.zeros(len(theta)), np.ones(len(theta))]))
 
     def absolute_g(self, theta: Float64, mass: Float64) -> Float64:
-        """See :class:`Truth`."""
-        flux = np.exp(self.ln_flux(theta, mass)[:, :N_XP])
-        return synthetic_magnitude("g", XP_WAVELENGTH, flux) - MODULUS_OF_1_KPC
+        """See :class:`Truth`; interpolated on a regular grid."""
+        return _within(self._g, theta)
 
     def optical_depth(self, rv: Float64) -> Float64:
         """See :class:`Truth`; for another R(V) the curve changes by as much as the standard law does."""
@@ -146,6 +152,12 @@ class ModelTruth:
     def library(self, theta: Float64) -> NDArray[np.str_]:
         """See :class:`Truth`."""
         return np.full(len(theta), "model")
+
+
+def _within(grid: RegularGridInterpolator, theta: Float64) -> Float64:
+    """Values (n,) at types (n, 3); beyond the grid, those of its edge."""
+    low, high = np.array([(axis[0], axis[-1]) for axis in grid.grid]).T
+    return grid(np.clip(theta, low, high))
 
 
 class _ExtinctionCurves:
