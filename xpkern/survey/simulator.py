@@ -105,11 +105,14 @@ class SurveySimulator:
         source_id = _FIRST_ID + number * _IDS_OF_A_BLOCK + np.cumsum(gaps)
         fractions = self.planted.fault_fractions()
         fault = rng.choice(np.array(list(fractions)), BLOCK_ROWS, p=list(fractions.values()))
-        fault[0] = NONE  # there is no row before whose identifier it could have
+        # the row before, whose identifier a duplicate has, must exist and have its own
+        duplicate = fault == "duplicate_id"
+        duplicate[1:] &= ~duplicate[:-1]
+        duplicate[0] = False
+        fault[(fault == "duplicate_id") & ~duplicate] = NONE
 
         flux, sides = draw_systematics(self.truth.noise, self.truth.scale_sigma, sources.flux, rng)
         coefficients = self._synthesis.observe(flux[:, :N_XP], sides, rng)
-        duplicate = fault == "duplicate_id"
         gaia_source = gaia_source_columns(source_id, sources, flux, fault, rng)
         labels, label = label_columns(source_id, sources, rng)
         reddening = reddening_columns(source_id, sources, rng)

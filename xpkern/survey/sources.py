@@ -18,6 +18,7 @@ from xpkern.survey.planted import CLASSES, NONE, STAR, Planted
 from xpkern.survey.stellar_types import (
     BRANCHES,
     COMPONENTS,
+    COOL,
     StellarTypes,
     Types,
     distance_limit,
@@ -135,7 +136,7 @@ class SourcePopulation:
     Raises
     ------
     InputError
-        If the magnitudes are no range, or M dwarfs are wanted of a truth that has none.
+        If the magnitudes are no range, the truth has no stars, or M dwarfs are wanted of one that has none.
     """
 
     def __init__(
@@ -149,6 +150,8 @@ class SourcePopulation:
         self.magnitudes = magnitudes
         self.dust = DustField.default() if dust is None else dust
         self.types = StellarTypes(truth.absolute_g, truth.covers, faintest)
+        if not self.types.has(m_dwarfs=False):
+            raise InputError(f"the truth {truth.name!r} has no stars")
         if planted.m_dwarf > 0 and not self.types.has(m_dwarfs=True):
             raise InputError(f"the truth {truth.name!r} has no M dwarfs: make it 0", field="m_dwarf")
 
@@ -202,7 +205,7 @@ class SourcePopulation:
                 seen = clear + _LEAST_DIMMING * place["ext"] < self.magnitudes[1]
             else:
                 seen = self.truth.covers(second_theta[keep])
-            seen &= self.truth.covers(types.theta[keep])
+            seen &= self.truth.covers(types.theta[keep]) & ((types.theta[keep, 0] < COOL) == m_dwarfs)
             keep, place = keep[seen], {name: values[seen] for name, values in place.items()}
             types = types[keep]
             first = np.exp(self.truth.ln_flux(types.theta, types.mass))
