@@ -1,4 +1,4 @@
-"""A source distribution like SEDFit's, whose atmospheres are black bodies."""
+"""Atmospheres that are black bodies: a grid of them, and a source distribution like SEDFit's."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from itertools import product
 import numpy as np
 from astropy import units
 from astropy.table import Table
+
+from xpkern.grid import WAVELENGTH
+from xpkern.train.atmospheres import Atmospheres
 
 
 def planck(wavelength, teff):
@@ -53,3 +56,10 @@ def black_body_sdist(path, grid=None):
             information.size = len(content)
             archive.addfile(information, io.BytesIO(content))
     return path
+
+
+def black_bodies() -> Atmospheres:
+    """A grid whose surface flux is known everywhere, whatever feh and log g."""
+    teff, feh, logg = np.geomspace(2.3, 20.0, 60), np.array([-2.5, 0.5]), np.array([0.0, 5.0])
+    surface = np.log([planck(WAVELENGTH * 10.0, 1000.0 * node) * 1e-2 for node in teff])
+    return Atmospheres(teff, feh, logg, np.broadcast_to(surface[:, None, None], (60, 2, 2, surface.shape[1])).copy())

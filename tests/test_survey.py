@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from astropy import constants, units
 from astropy.coordinates import SkyCoord
-from mock_atmospheres import black_body_sdist, planck
+from mock_atmospheres import black_bodies, black_body_sdist, planck
 from scipy.integrate import quad, trapezoid
 from scipy.stats import kstest
 
@@ -45,7 +45,6 @@ from xpkern.survey.stellar_types import (
 )
 from xpkern.survey.tables import TRUTH
 from xpkern.survey.truth import AtmosphereTruth, ModelTruth, load_atmospheres
-from xpkern.train.atmospheres import Atmospheres
 from xpkern.train.extinction_law import STANDARD_RV, extinction, optical_depth
 from xpkern.train.packages import Package
 
@@ -53,13 +52,6 @@ LIMITS = (8.0, 17.0)
 MANY = Planted(
     binary=0.2, blend=0.1, m_dwarf=0.1, white_dwarf=0.1, quasar=0.1, galaxy=0.1, varied_rv=0.5, no_2mass=0.1, no_bp=0.1
 )
-
-
-def black_bodies() -> Atmospheres:
-    """A grid whose surface flux is known everywhere, whatever feh and log g."""
-    teff, feh, logg = np.geomspace(2.3, 20.0, 60), np.array([-2.5, 0.5]), np.array([0.0, 5.0])
-    surface = np.log([planck(WAVELENGTH * 10.0, 1000.0 * node) * 1e-2 for node in teff])
-    return Atmospheres(teff, feh, logg, np.broadcast_to(surface[:, None, None], (60, 2, 2, surface.shape[1])).copy())
 
 
 @pytest.fixture(scope="module")
