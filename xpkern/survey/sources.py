@@ -13,7 +13,7 @@ from xpkern.errors import InputError
 from xpkern.grid import N_FLUX, N_XP, XP_WAVELENGTH
 from xpkern.observe.population import synthetic_magnitude, to_equatorial
 from xpkern.survey import impostors
-from xpkern.survey.dust import DustField
+from xpkern.survey.dust import DustField, direction
 from xpkern.survey.planted import CLASSES, NONE, STAR, Planted
 from xpkern.survey.stellar_types import (
     BRANCHES,
@@ -25,6 +25,7 @@ from xpkern.survey.stellar_types import (
     draw_positions,
     lifetime,
     main_sequence,
+    radius,
 )
 from xpkern.survey.truth import MODULUS_OF_1_KPC, Truth
 from xpkern.train.extinction_law import STANDARD_RV
@@ -43,9 +44,13 @@ _WHITE_DWARF_LOGG, _WHITE_DWARF_MASS = (8.0, 0.15), 0.6
 #: Beyond all dust of the Galaxy [kpc].
 _OUTSIDE = 100.0
 
-#: Quasars and galaxies: how their counts grow per magnitude, how much brighter than the limit they get, redshifts.
+#: Quasars and galaxies: how their counts grow per magnitude, how much brighter than the limit they get, shape and scale
+#: of the gamma distribution of quasars' redshifts, ranges of redshifts.
 _COUNTS_SLOPE, _BRIGHTEST = 0.6, 3.5
-_QUASAR_REDSHIFT, _GALAXY_REDSHIFT = (0.1, 4.5), (0.01, 0.3)
+_QUASAR_REDSHIFT, _QUASAR_RANGE, _GALAXY_RANGE = (3.0, 0.55), (0.1, 4.5), (0.01, 0.3)
+
+#: Largest part of a galaxy's light that comes from hot stars.
+_MOST_YOUNG = 0.6
 
 #: A(G) / E(B-V) is larger than this for every star and every R(V).
 _LEAST_DIMMING = 1.2
@@ -215,7 +220,7 @@ class SourcePopulation:
                 "branch": np.array(BRANCHES)[types.branch],
                 "theta": types.theta,
                 "mass": types.mass,
-                "radius": types.radius,
+                "radius": radius(types.mass, types.theta[:, 2]),
                 "age": types.age,
                 **place,
             }
@@ -252,7 +257,7 @@ class SourcePopulation:
         other = {name: both[name][second] for name in ("theta", "mass", "distance")}
         # seen in the direction of the source, through the same kind of dust
         place = {name: columns[name] for name in ("longitude", "latitude", "rv")} | {"distance": other["distance"]}
-        place["ext"] = self.dust.column(_towards(place), place["distance"])
+        place["ext"] = self.dust.column(direction(place["longitude"], place["latitude"]), place["distance"])
         flux = np.exp(self.truth.ln_flux(other["theta"], other["mass"])) * self._dimming(place)
         columns |= {f"second_{name}": values for name, values in other.items()} | {"second_ext": place["ext"]}
         columns["flux_ratio"] = _ratio_in_g(flux, columns["flux"])
@@ -272,12 +277,11 @@ class SourcePopulation:
             ray = _isotropic(size, rng)
             place = self._places(ray * (reach * np.cbrt(rng.uniform(size=size)))[:, None], rng)
             flux = clear * self._dimming(place)
-            types = Types(np.column_stack([teff, np.full(size, np.nan), logg]), mass, mass, _NOWHERE, _NOWHERE)
             columns = {
                 "library": np.full(size, _TEMPLATE),
-                "theta": types.theta,
+                "theta": np.column_stack([teff, np.full(size, np.nan), logg]),
                 "mass": mass,
-                "radius": types.radius,
+                "radius": radius(mass, logg),
                 "flux": flux,
                 **place,
             }
@@ -286,31 +290,48 @@ class SourcePopulation:
         return self._until(n, batch)
 
     def _quasars(self, n: int, rng: np.random.Generator) -> dict[str, NDArray]:
-        low, high = _QUASAR_REDSHIFT
-        redshift = np.clip(rng.gamma(3.0, 0.55, n), low, high)
-        return self._extragalactic(redshift, impostors.quasar(redshift), rng)
+        """Columns of n quasars."""
+
+        def spectra(size: int) -> tuple[Float64, Float64]:
+            shape, scale = _QUASAR_REDSHIFT
+            redshift = np.clip(rng.gamma(shape, scale, size), *_QUASAR_RANGE)
+            return redshift, impostors.quasar(redshift)
+
+        return self._extragalactic(n, spectra, rng)
 
     def _galaxies(self, n: int, rng: np.random.Generator) -> dict[str, NDArray]:
-        redshift = rng.uniform(*_GALAXY_REDSHIFT, n)
-        return self._extragalactic(redshift, impostors.galaxy(redshift, 0.6 * rng.uniform(size=n) ** 2), rng)
+        """Columns of n galaxies."""
 
-    def _extragalactic(self, redshift: Float64, shape: Float64, rng: np.random.Generator) -> dict[str, NDArray]:
-        """Columns of sources behind all dust, with these shapes (n, 66) of spectra, evenly spread over the sky."""
-        n = len(redshift)
-        place = self._places(_isotropic(n, rng) * _OUTSIDE, rng)
-        flux = shape * self._dimming(place | {"distance": np.ones(n)})
-        faintest = self.magnitudes[1]
-        brightest = max(self.magnitudes[0], faintest - _BRIGHTEST)
+        def spectra(size: int) -> tuple[Float64, Float64]:
+            redshift = rng.uniform(*_GALAXY_RANGE, size)
+            return redshift, impostors.galaxy(redshift, _MOST_YOUNG * rng.uniform(size=size) ** 2)
+
+        return self._extragalactic(n, spectra, rng)
+
+    def _extragalactic(
+        self, n: int, spectra: Callable[[int], tuple[Float64, Float64]], rng: np.random.Generator
+    ) -> dict[str, NDArray]:
+        """Columns of n sources behind all dust, evenly spread over the sky; ``spectra`` draws redshifts and shapes."""
+        brightest, faintest = self.magnitudes
+        brightest = max(brightest, faintest - _BRIGHTEST)
         growth = np.log(10.0) * _COUNTS_SLOPE
-        g = brightest + np.log1p(rng.uniform(size=n) * np.expm1(growth * (faintest - brightest))) / growth
-        flux *= 10.0 ** (0.4 * (_magnitude("g", flux) - g))[:, None]
-        return {
-            "library": np.full(n, _TEMPLATE),
-            "redshift": redshift,
-            "flux": flux,
-            **place,
-            "distance": np.full(n, np.nan),
-        }
+
+        def batch(size: int) -> tuple[dict[str, NDArray], Float64]:
+            redshift, shape = spectra(size)
+            clear = brightest + np.log1p(rng.uniform(size=size) * np.expm1(growth * (faintest - brightest))) / growth
+            place = self._places(_isotropic(size, rng) * _OUTSIDE, rng)
+            flux = shape * 10.0 ** (0.4 * (_magnitude("g", shape) - clear))[:, None]
+            flux *= self._dimming(place | {"distance": np.ones(size)})
+            columns = {
+                "library": np.full(size, _TEMPLATE),
+                "redshift": redshift,
+                "flux": flux,
+                **place,
+                "distance": np.full(size, np.nan),
+            }
+            return columns, _magnitude("g", flux)
+
+        return self._until(n, batch)
 
     def _until(self, n: int, batch: Callable[[int], tuple[dict[str, NDArray], Float64]]) -> dict[str, NDArray]:
         """Columns of n sources within the range of magnitudes; ``batch`` draws some, and says their G."""
@@ -346,9 +367,6 @@ class SourcePopulation:
         return np.exp(-depth) / place["distance"][:, None] ** 2
 
 
-_NOWHERE = np.empty(0, np.intp)
-
-
 def _magnitude(band: str, flux: Float64) -> Float64:
     """Magnitude (n,) of fluxes (n, 66)."""
     return synthetic_magnitude(band, XP_WAVELENGTH, flux[:, :N_XP])
@@ -363,9 +381,3 @@ def _isotropic(n: int, rng: np.random.Generator) -> Float64:
     """Unit vectors (n, 3) in random directions."""
     vector = rng.standard_normal((n, 3))
     return vector / np.linalg.norm(vector, axis=1, keepdims=True)
-
-
-def _towards(place: dict[str, Float64]) -> Float64:
-    from xpkern.survey.dust import direction
-
-    return direction(place["longitude"], place["latitude"])

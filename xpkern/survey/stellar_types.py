@@ -100,10 +100,10 @@ class Types:
     def __getitem__(self, stars: NDArray | slice) -> Types:
         return Types(**{field.name: getattr(self, field.name)[stars] for field in fields(self)})
 
-    @property
-    def radius(self) -> Float64:
-        """Radius [solar] by log g and mass."""
-        return np.sqrt(self.mass * 10.0 ** (_SUN_LOGG - self.theta[:, 2]))
+
+def radius(mass: Float64, logg: Float64) -> Float64:
+    """Radius [solar] (n,) by mass [solar] and log g."""
+    return np.sqrt(mass * 10.0 ** (_SUN_LOGG - logg))
 
 
 def lifetime(mass: Float64, feh: Float64) -> Float64:
