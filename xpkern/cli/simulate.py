@@ -48,6 +48,7 @@ what is planted
 
 def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     """Declare the command."""
+    from xpkern.survey import FORMATS, MAGNITUDES, STARS_PER_FILE, TRUTHS
     from xpkern.survey.planted import Planted
 
     parser = commands.add_parser(
@@ -65,19 +66,23 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="default: 1")
     parser.add_argument(
-        "--truth", choices=("kurucz", "model"), default="kurucz", help="where true spectra come from; default: kurucz"
+        "--truth", choices=TRUTHS, default=TRUTHS[0], help=f"where true spectra come from; default: {TRUTHS[0]}"
     )
-    parser.add_argument("--format", choices=("csv", "hdf5"), default="csv", help="of the spectra; default: csv")
+    parser.add_argument("--format", choices=FORMATS, default=FORMATS[0], help=f"of the spectra; default: {FORMATS[0]}")
     parser.add_argument(
-        "--stars-per-file", type=int, default=65536, metavar="N", help="rows of a file of spectra; default: 65536"
+        "--stars-per-file",
+        type=int,
+        default=STARS_PER_FILE,
+        metavar="N",
+        help=f"rows of a file of spectra; default: {STARS_PER_FILE}",
     )
     parser.add_argument(
         "--magnitudes",
         type=float,
         nargs=2,
-        default=(6.0, 17.65),
+        default=MAGNITUDES,
         metavar=("BRIGHTEST", "FAINTEST"),
-        help="range of true G; default: 6 17.65",
+        help=f"range of true G; default: {MAGNITUDES[0]:g} {MAGNITUDES[1]:g}",
     )
     planted = parser.add_argument_group("fractions of what is planted (0 to 1)")
     for field in fields(Planted):

@@ -198,10 +198,11 @@ def _fit_photometer(
     expected = np.sqrt(mean_flux[:, None] ** np.arange(3) @ variance)
     deviation = np.median(np.log(error / expected), axis=1)
 
-    # Robust scatter of the stars nearest to each node.
+    # Robust scatter of the stars nearest to each node, around their own median: the fit's error is no scatter.
     log_flux = np.log10(mean_flux)
     nearest = np.argmin(np.abs(log_flux[:, None] - SCATTER_NODES), axis=1)
-    scatter = np.array([1.4826 * np.median(np.abs(deviation[nearest == k])) for k in range(len(SCATTER_NODES))])
+    groups = [deviation[nearest == k] for k in range(len(SCATTER_NODES))]
+    scatter = np.array([1.4826 * np.median(np.abs(group - np.median(group))) for group in groups])
 
     share = _bright_share(correlation_flux)
     ends = [

@@ -10,23 +10,21 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from xpkern.errors import InputError
 from xpkern.model import load_model
+from xpkern.survey import MAGNITUDES, STARS_PER_FILE, TRUTHS
 from xpkern.survey.fits_writer import FitsTableWriter
 from xpkern.survey.planted import NONE, Planted
-from xpkern.survey.simulator import BLOCK_ROWS, MAGNITUDES, SurveyBlock, SurveySimulator, cut
-from xpkern.survey.spectrum_files import FORMATS, BulkFile, Hdf5File
+from xpkern.survey.simulator import BLOCK_ROWS, SurveySimulator, cut
+from xpkern.survey.spectrum_files import CLASS_OF_FORMAT, BulkFile, Hdf5File
 from xpkern.survey.tables import TABLES
 from xpkern.survey.truth import AtmosphereTruth, ModelTruth, Truth, load_atmospheres
 from xpkern.threads import in_order, number_of_threads
 from xpkern.train.packages import default_cache
-
-TRUTHS = ("kurucz", "model")
-
-#: Rows of a file of spectra when not given: what the archive's files have.
-STARS_PER_FILE = 65536
 
 
 @dataclass
@@ -111,8 +109,8 @@ def simulate_survey(
         raise InputError(f"{n_stars} is not a number of stars", field="n_stars")
     if stars_per_file < 1:
         raise InputError(f"{stars_per_file} is not a number of stars", field="stars_per_file")
-    if format not in FORMATS:
-        raise InputError(f"{format!r} is none of {', '.join(FORMATS)}", field="format")
+    if format not in CLASS_OF_FORMAT:
+        raise InputError(f"{format!r} is none of {', '.join(CLASS_OF_FORMAT)}", field="format")
     threads = number_of_threads(threads)
     folder = _checked_folder(output)
     simulator = SurveySimulator(
@@ -125,7 +123,9 @@ def simulate_survey(
     unfinished.mkdir()
     try:
         with threadpool_limits(1):  # the blocks are dealt out to threads, and BLAS must not add its own
-            summary = _write(simulator, unfinished, n_stars, FORMATS[format], stars_per_file, threads, on_progress)
+            summary = _write(
+                simulator, unfinished, n_stars, CLASS_OF_FORMAT[format], stars_per_file, threads, on_progress
+            )
         os.replace(unfinished, folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -167,10 +167,12 @@ def _checked_folder(output: str | os.PathLike[str]) -> Path:
 
 @dataclass(frozen=True)
 class _Piece:
-    """Rows of one file: some of a block, ready to be written."""
+    """Rows of one file: some of a block, ready to be written; without the arrays that have been encoded."""
 
     file: int
-    block: SurveyBlock
+    rows: int
+    fault: NDArray[np.str_]
+    tables: dict[str, dict[str, NDArray]]
     encoded: object
 
 
@@ -192,7 +194,8 @@ def _write(
             file = first // stars_per_file
             stop = min(last, (file + 1) * stars_per_file)
             part = cut(block, slice(first - number * BLOCK_ROWS, stop - number * BLOCK_ROWS))
-            pieces.append(_Piece(file, part, file_format.encode(simulator.spectrum_columns(part))))
+            encoded = file_format.encode(simulator.spectrum_columns(part))
+            pieces.append(_Piece(file, len(part), part.fault, part.tables, encoded))
             first = stop
         return pieces
 
@@ -222,9 +225,9 @@ def _write(
                         spectra = file_format(summary.spectra[-1], rows, simulator.calibration.release, about)
                     assert spectra is not None
                     spectra.append(piece.encoded)  # type: ignore[arg-type]
-                    _append_tables(tables, piece.block, summary)
+                    _append_tables(tables, piece, summary)
                 if on_progress is not None:
-                    on_progress(sum(len(piece.block) for piece in pieces))
+                    on_progress(sum(piece.rows for piece in pieces))
         assert spectra is not None
         spectra.close()
         for writer in tables.values():
@@ -237,10 +240,11 @@ def _write(
     return summary
 
 
-def _append_tables(tables: dict[str, FitsTableWriter], block: SurveyBlock, summary: SurveySummary) -> None:
+def _append_tables(tables: dict[str, FitsTableWriter], piece: _Piece, summary: SurveySummary) -> None:
+    """Write a piece's rows of the tables, and count what is in them."""
     for name, writer in tables.items():
-        writer.append(block.tables[name])
+        writer.append(piece.tables[name])
         summary.rows[name] = writer.rows
-    summary.rows["spectra"] += len(block)
-    summary.classes.update(block.tables["truth"]["class"].tolist())
-    summary.faults.update(block.fault[block.fault != NONE].tolist())
+    summary.rows["spectra"] += piece.rows
+    summary.classes.update(piece.tables["truth"]["class"].tolist())
+    summary.faults.update(piece.fault[piece.fault != NONE].tolist())

@@ -18,6 +18,7 @@ from xpkern.observe.calibration import Calibration
 from xpkern.observe.error_model import ErrorModel
 from xpkern.observe.simulate import bulk_columns, draw_systematics
 from xpkern.observe.synthesis import SpectrumSynthesis
+from xpkern.survey import MAGNITUDES
 from xpkern.survey.planted import BAD_ROWS, NONE, Planted
 from xpkern.survey.sources import SourcePopulation
 from xpkern.survey.tables import gaia_source_columns, label_columns, reddening_columns, truth_columns
@@ -25,9 +26,6 @@ from xpkern.survey.truth import Truth
 
 #: Rows of a block. The bytes of every survey depend on it.
 BLOCK_ROWS = 4096
-
-#: True G of the sources: XP spectra were published to 17.65; the brightest have errors of their own.
-MAGNITUDES = (6.0, 17.65)
 
 #: Source identifiers: that of the first source is larger than this; how far apart they are at most; room of a block.
 _FIRST_ID, _LARGEST_GAP, _IDS_OF_A_BLOCK = 4_000_000_000_000_000_000, 1 << 32, 1 << 44

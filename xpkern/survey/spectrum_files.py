@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from xpkern.catalog.hdf5_writer import CheckedFile, create_file
 from xpkern.observe.bulk_writer import COLUMNS, format_header, format_rows
+from xpkern.survey import FORMATS
 
 #: Rows whose text is made at a time, which bounds the memory; each becomes 33 kB.
 _ROWS_OF_TEXT = 256
@@ -127,7 +128,5 @@ class Hdf5File:
         self._stream.close()
 
 
-#: Formats by name.
-FORMATS: dict[str, type[BulkFile] | type[Hdf5File]] = {"csv": BulkFile, "hdf5": Hdf5File}
-
-__all__ = ["FORMATS", "BulkFile", "Hdf5File", "SpectrumFile"]
+#: What writes each format.
+CLASS_OF_FORMAT: dict[str, type[BulkFile] | type[Hdf5File]] = dict(zip(FORMATS, (BulkFile, Hdf5File), strict=True))
