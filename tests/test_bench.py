@@ -193,7 +193,7 @@ FIGURES = {
     "finish": ["batched Cholesky alone", "calibration alone", "start + fit alone"],
     "ingest": ["gunzip alone", "parse alone", "write alone", "sum of the parts, share", "peak memory"],
     "threads": ["start + fit + Fisher, 2 threads: speed-up", "multiply-adds on registers, 2 threads", "same bytes"],
-    "simulate": ["true sources alone", "coefficients alone", "survey in files, hdf5", "peak memory, csv"],
+    "simulate": ["true sources alone, CPU", "coefficients alone, CPU", "survey in files, hdf5", "peak memory, csv"],
     "optimum": ["no parallax, 4 starts: share", "parallax, 1 start: time", "optimum_128.npz"],
     "precision": ["error of the loss over", "effect of storing"],
     "pulls": ["all: plx, median pull", "all: teff, width"],
