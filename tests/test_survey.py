@@ -272,6 +272,16 @@ def test_the_flux_is_that_of_what_the_truth_says(truth, sources):
         np.testing.assert_allclose(sources.flux[i], expected, rtol=0.02)
 
 
+def test_white_dwarfs_are_as_bright_as_their_size_and_distance_have_it(sources):
+    dwarfs = sources.kind == "white_dwarf"
+    sample = np.abs(WAVELENGTH - 782.0).argmin()
+    surface = np.array([planck(WAVELENGTH[sample] * 10.0, 1000.0 * teff) for teff in sources.theta[dwarfs, 0]]) * 1e16
+    size = sources.radius[dwarfs] * constants.R_sun.to_value("kpc") / sources.distance[dwarfs]
+    dust = sources.ext[dwarfs] * [extinction([WAVELENGTH[sample]], rv)[0] for rv in sources.rv[dwarfs]]
+    np.testing.assert_allclose(sources.flux[dwarfs, sample], surface * size**2 * 10.0 ** (-0.4 * dust), rtol=3e-3)
+    assert (sources.radius[dwarfs] < 0.03).all()
+
+
 def test_log_g_mass_and_radius_belong_together(sources):
     stars = np.isfinite(sources.mass)
     gravity = constants.G * sources.mass[stars] * units.solMass / (sources.radius[stars] * units.solRad) ** 2

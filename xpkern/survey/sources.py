@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from xpkern.engine.contract import Float64
 from xpkern.errors import InputError
 from xpkern.grid import N_FLUX, N_XP, XP_WAVELENGTH
+from xpkern.observe.calibration import FLUX_UNIT
 from xpkern.observe.population import synthetic_magnitude, to_equatorial
 from xpkern.survey import impostors
 from xpkern.survey.dust import DustField, direction
@@ -272,7 +273,7 @@ class SourcePopulation:
             teff = np.clip(mean * np.exp(scatter * rng.standard_normal(size)), *_WHITE_DWARF_RANGE)
             logg = _WHITE_DWARF_LOGG[0] + _WHITE_DWARF_LOGG[1] * rng.standard_normal(size)
             mass = np.full(size, _WHITE_DWARF_MASS)
-            clear = impostors.white_dwarf(teff) * np.exp(ln_dilution(mass, logg))[:, None]
+            clear = impostors.white_dwarf(teff) * np.exp(ln_dilution(mass, logg))[:, None] / FLUX_UNIT
             reach = distance_limit(_magnitude("g", clear) - MODULUS_OF_1_KPC, self.magnitudes[1])
             ray = _isotropic(size, rng)
             place = self._places(ray * (reach * np.cbrt(rng.uniform(size=size)))[:, None], rng)

@@ -20,6 +20,7 @@ from xpkern.grid import N_XP, WAVELENGTH, XP_WAVELENGTH
 from xpkern.model.flux_model import FluxModel
 from xpkern.model.noise import Noise
 from xpkern.model.type_prior import TypePrior
+from xpkern.observe.calibration import FLUX_UNIT
 from xpkern.observe.population import synthetic_magnitude
 from xpkern.train.atmospheres import COOLEST_ATLAS9, HOTTEST_COMPLETE, Atmospheres, read_atmospheres
 from xpkern.train.extinction_law import STANDARD_RV, optical_depth
@@ -104,7 +105,7 @@ class AtmosphereTruth:
 
     def absolute_g(self, theta: Float64, mass: Float64) -> Float64:
         """See :class:`Truth`; interpolated between the magnitudes of the nodes."""
-        dilution = ln_dilution(mass, theta[:, 2]) * (2.5 / np.log(10.0))
+        dilution = (ln_dilution(mass, theta[:, 2]) - np.log(FLUX_UNIT)) * (2.5 / np.log(10.0))
         return _within(self._surface_g, theta) - dilution - MODULUS_OF_1_KPC
 
     def optical_depth(self, rv: Float64) -> Float64:

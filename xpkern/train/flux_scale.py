@@ -68,13 +68,10 @@ def ln_flux_at_1kpc(atmospheres: Atmospheres, theta: Float64, masses: Float64 | 
     ``masses`` (n,) [solar] are the typical ones when not given.
     """
     masses = mass(theta) if masses is None else masses
-    return atmospheres.ln_surface_flux(theta) + ln_dilution(masses, theta[:, 2])[:, None]
+    return atmospheres.ln_surface_flux(theta) + ln_dilution(masses, theta[:, 2])[:, None] - np.log(FLUX_UNIT)
 
 
 def ln_dilution(masses: Float64, logg: Float64) -> Float64:
-    """Logarithm (n,) of the flux [1e-18 W m-2 nm-1] at 1 kpc over that at the surface [W m-2 nm-1].
-
-    Masses [solar] and log g are (n,).
-    """
+    """Logarithm (n,) of the flux at 1 kpc over that at the surface, by mass [solar] and log g (n,)."""
     gravity = 10.0**logg * _CM
-    return np.log(_GM_SUN * masses / gravity / _KILOPARSEC**2) - np.log(FLUX_UNIT)
+    return np.log(_GM_SUN * masses / gravity / _KILOPARSEC**2)
