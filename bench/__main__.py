@@ -32,7 +32,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
                 "benchmarks:",
                 *(f"  {name:10s} {function.__doc__}" for name, (function, _) in BENCHMARKS.items()),
                 "",
-                "The stars come from xpkern's own simulator; nothing is downloaded.",
+                "The stars come from xpkern's own simulator; only simulate downloads (53 MB, once).",
             ]
         ),
     )

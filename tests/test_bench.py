@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import xpkern as xk
-from bench import ingest, oracle
+from bench import ingest, oracle, simulation
 from bench.__main__ import parse
 from bench.benchmarks import BENCHMARKS
 from bench.evaluation import multiply_adds_of_evaluation, seconds_per_evaluation
@@ -25,6 +25,7 @@ from xpkern.engine.packed import unpack_factor
 from xpkern.grid import N_BANDS, N_XP
 from xpkern.observe.calibration import Calibration
 from xpkern.observe.simulate import simulate
+from xpkern.survey import run, simulator
 
 
 class Clock:
@@ -192,6 +193,7 @@ FIGURES = {
     "finish": ["batched Cholesky alone", "calibration alone", "start + fit alone"],
     "ingest": ["gunzip alone", "parse alone", "write alone", "sum of the parts, share", "peak memory"],
     "threads": ["start + fit + Fisher, 2 threads: speed-up", "multiply-adds on registers, 2 threads", "same bytes"],
+    "simulate": ["true sources alone, CPU", "coefficients alone, CPU", "survey in files, hdf5", "peak memory, csv"],
     "optimum": ["no parallax, 4 starts: share", "parallax, 1 start: time", "optimum_128.npz"],
     "precision": ["error of the loss over", "effect of storing"],
     "pulls": ["all: plx, median pull", "all: teff, width"],
@@ -204,6 +206,11 @@ def small_benchmarks(monkeypatch, tmp_path):
     monkeypatch.setattr(oracle, "CACHE", tmp_path)
     monkeypatch.setattr(oracle, "N_STARTS", 6)
     monkeypatch.setattr(ingest, "LENGTHS", (1, 2))
+    monkeypatch.setattr(simulation, "TRUTH", "model")  # needs no download
+    monkeypatch.setattr(simulation, "LENGTHS", (1,))
+    monkeypatch.setattr(simulation, "CSV_SHARE", 16)
+    for module in (simulation, run, simulator):
+        monkeypatch.setattr(module, "BLOCK_ROWS", 128)
 
 
 @pytest.mark.filterwarnings("ignore:::gaiaxpy")

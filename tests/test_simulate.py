@@ -18,7 +18,8 @@ from xpkern.observe.error_model import ErrorModel, fit_error_model, photometer_f
 from xpkern.observe.gaia_csv import read_blocks
 from xpkern.observe.photometry import magnitude_of_flux
 from xpkern.observe.population import DISTANCE_RANGE, G_RANGE, draw_population, synthetic_magnitude
-from xpkern.observe.simulate import _observe_spectra, parallax_error, simulate
+from xpkern.observe.simulate import parallax_error, simulate
+from xpkern.observe.synthesis import BRIGHTNESS_NODES, SpectrumSynthesis
 
 REAL_30 = "real/XpContinuousMeanSpectrum_real-30.csv.gz"
 
@@ -145,7 +146,7 @@ def test_synthetic_magnitudes_of_real_stars(calibration, shared_data):
 def test_coefficients_reproduce_the_flux_within_their_noise(calibration, error_model, rng):
     n = 400
     flux = 300.0 * rng.uniform(0.5, 2.0, (n, 1)) * np.linspace(0.5, 1.5, N_XP) ** rng.uniform(-1.0, 1.0, (n, 1))
-    spectra = _observe_spectra(calibration, error_model, flux, np.ones((2, n)), rng)
+    spectra = SpectrumSynthesis(calibration, error_model).observe(flux, np.ones((2, n)), rng)
     chi2 = np.empty(n)
     for i in range(n):
         covariance = np.zeros((N_XP, N_XP))
@@ -164,8 +165,9 @@ def test_coefficients_reproduce_the_flux_within_their_noise(calibration, error_m
 
 
 def test_coefficients_are_the_least_ones(calibration, error_model, rng):
-    """Without noise, c is orthogonal in Sigma^-1 to whatever leaves A c unchanged."""
+    """Without noise, c is orthogonal in Sigma_0^-1 to whatever leaves A c unchanged; Sigma_0 is that of the node."""
     flux = np.linspace(80.0, 120.0, N_XP)[None]
+    node = 10.0 ** BRIGHTNESS_NODES[np.abs(BRIGHTNESS_NODES - 2.0).argmin()]
 
     class Silent:
         def standard_normal(self, shape):
@@ -173,15 +175,15 @@ def test_coefficients_are_the_least_ones(calibration, error_model, rng):
 
         gamma = staticmethod(lambda *_: rng.gamma(*_))
 
-    spectra = _observe_spectra(calibration, error_model, flux, np.ones((2, 1)), Silent())
+    spectra = SpectrumSynthesis(calibration, error_model).observe(flux, np.ones((2, 1)), Silent())
     np.testing.assert_allclose(flux_of(calibration, spectra), flux, rtol=1e-8)
     design = np.hstack([calibration.bp_design, calibration.rp_design])
     unseen = np.linalg.svd(design)[2][N_XP:]
     whitened = []
     for name in ("bp", "rp"):
-        error = getattr(spectra, f"{name}_error")[0].astype(float)
-        mean_flux = photometer_fluxes(calibration, flux)[("bp", "rp").index(name)]
-        covariance = error[:, None] * getattr(error_model, name).correlation(mean_flux)[0] * error
+        photometer, mean_flux = getattr(error_model, name), np.array([node])
+        error = photometer.draw_errors(mean_flux, np.zeros(1))[0].astype(float)
+        covariance = error[:, None] * photometer.correlation(mean_flux)[0] * error
         whitened.append(np.linalg.solve(covariance, getattr(spectra, name)[0]))
     projection = unseen @ np.concatenate(whitened)
     assert np.abs(projection).max() < 1e-6 * np.abs(np.concatenate(whitened)).max()

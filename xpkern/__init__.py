@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from xpkern.catalog.run import make_catalog
     from xpkern.observe.calibration import Calibration
     from xpkern.observe.read import iter_xp, read_xp
+    from xpkern.survey.planted import Planted
+    from xpkern.survey.run import simulate_survey
 
 __all__ = [
     "Box",
@@ -32,6 +34,7 @@ __all__ = [
     "Noise",
     "NotSupported",
     "Observations",
+    "Planted",
     "Status",
     "TypePrior",
     "XpkernError",
@@ -45,6 +48,7 @@ __all__ = [
     "make_catalog",
     "read_xp",
     "save_model",
+    "simulate_survey",
 ]
 
 #: Imported on first use: reading and writing catalogues needs libraries that computing does not.
@@ -53,6 +57,8 @@ _LAZY = {
     "read_xp": "xpkern.observe.read",
     "iter_xp": "xpkern.observe.read",
     "make_catalog": "xpkern.catalog.run",
+    "simulate_survey": "xpkern.survey.run",
+    "Planted": "xpkern.survey.planted",
 }
 
 

@@ -38,8 +38,8 @@ class Hdf5Writer:
         self.rows = 0
         self._rows_written = 0
         self._waiting: list[dict[str, NDArray[np.generic]]] = []
-        self._stream = _CheckedFile(path)
-        self._file = _create(self._stream)
+        self._stream = CheckedFile(path)
+        self._file = create_file(self._stream)
         self._datasets: dict[str, h5py.Dataset] = {}
         for name, value in attributes.items():
             self._file.attrs[name] = value
@@ -107,7 +107,7 @@ class Hdf5Writer:
         return dataset
 
 
-def _create(stream: _CheckedFile) -> h5py.File:
+def create_file(stream: CheckedFile, name: str = "catalog") -> h5py.File:
     """Return a new file that lists its datasets in the order in which they were created, and carries no times."""
     # h5py's own track_order=True also tracks the order of attributes, which older HDF5 libraries refuse beyond eight
     creation = h5py.h5p.create(h5py.h5p.FILE_CREATE)
@@ -115,7 +115,7 @@ def _create(stream: _CheckedFile) -> h5py.File:
     creation.set_link_creation_order(h5py.h5p.CRT_ORDER_TRACKED | h5py.h5p.CRT_ORDER_INDEXED)
     access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
     access.set_fileobj_driver(h5py.h5fd.fileobj_driver, stream)
-    return h5py.File(h5py.h5f.create(b"catalog", h5py.h5f.ACC_TRUNC, creation, access))
+    return h5py.File(h5py.h5f.create(name.encode(), h5py.h5f.ACC_TRUNC, creation, access))
 
 
 def _add_text(dataset: h5py.Dataset, name: str, text: str) -> None:
@@ -126,7 +126,7 @@ def _add_text(dataset: h5py.Dataset, name: str, text: str) -> None:
     attribute.write(np.array(text, dtype=kind))
 
 
-class _CheckedFile(io.FileIO):
+class CheckedFile(io.FileIO):
     """A file that remembers what goes wrong in writing instead of raising it.
 
     HDF5 cannot close a file that it cannot write (a full disk): it prints tracebacks and crashes when the process

@@ -83,7 +83,7 @@ def write_bulk_file(
     path : str or Path
     columns : mapping of str to (n,) or (n, k) array
         By the archive's names; a column that is not given, or a NaN, is ``null``. ``source_id`` is required. An array
-        column is either whole or, where all its values are NaN, ``null``.
+        column where all values are NaN is ``null``. Masked values are left out: a number is ``null``, an array shorter.
     release, description
         See :func:`header`.
     rows_at_once : int
@@ -91,17 +91,16 @@ def write_bulk_file(
     """
     from isal import igzip
 
-    lines = [*header(release, description), ",".join(name for name, *_ in COLUMNS)]
     unfinished = Path(f"{path}.part")
     try:
         with open(unfinished, "wb") as file:
             # Neither name nor time goes into the gzip header: the same stars give the same bytes.
             gzipped = str(path).endswith(".gz")
             stream = igzip.IGzipFile("", "wb", compresslevel=1, fileobj=file, mtime=0) if gzipped else file
-            stream.write(("\n".join(lines) + "\n").encode())
+            stream.write(format_header(release, description))
             for first in range(0, len(columns["source_id"]), rows_at_once):
                 block = slice(first, first + rows_at_once)
-                stream.write(_format_rows({name: values[block] for name, values in columns.items()}))
+                stream.write(format_rows({name: values[block] for name, values in columns.items()}))
             if gzipped:
                 stream.close()
         unfinished.replace(path)
@@ -109,7 +108,14 @@ def write_bulk_file(
         unfinished.unlink(missing_ok=True)
 
 
-def _format_rows(columns: Mapping[str, NDArray]) -> bytes:
+def format_header(release: str, description: Iterable[str]) -> bytes:
+    """The text before the first row: see :func:`header`."""
+    lines = [*header(release, description), ",".join(name for name, *_ in COLUMNS)]
+    return ("\n".join(lines) + "\n").encode()
+
+
+def format_rows(columns: Mapping[str, NDArray]) -> bytes:
+    """The text of rows; ``columns`` as for :func:`write_bulk_file`."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -122,15 +128,16 @@ def _format_rows(columns: Mapping[str, NDArray]) -> bytes:
 
 
 def _format_column(values: NDArray) -> pyarrow.StringArray:
-    """Text of a column (n,), or of an array column (n, k) in brackets and quotes; null where the value is NaN."""
+    """Text of a column (n,), or of an array column (n, k) in brackets and quotes; null where the value is missing."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    missing = np.isnan(values).reshape(len(values), -1).all(axis=1)
+    absent, values = np.ma.getmaskarray(values), np.ma.getdata(values)
+    missing = (absent | np.isnan(values)).reshape(len(values), -1).all(axis=1)
     if values.ndim == 1:
         return pc.if_else(pa.array(missing), None, _format_numbers(values))
-    offsets = np.arange(0, values.size + 1, values.shape[1], dtype=np.int64)
-    lists = pa.LargeListArray.from_arrays(pa.array(offsets), _format_numbers(values.ravel()))
+    offsets = np.concatenate([[0], np.cumsum((~absent).sum(axis=1), dtype=np.int64)])
+    lists = pa.LargeListArray.from_arrays(pa.array(offsets), _format_numbers(values[~absent]))
     joined = pc.binary_join(lists, ",")
     return pc.if_else(pa.array(missing), None, pc.binary_join_element_wise('"[', joined, ']"', ""))
 
@@ -145,13 +152,32 @@ def _format_numbers(values: NDArray) -> pyarrow.StringArray:
         return text
     size = np.abs(values)
     whole = (values == np.rint(values)) & (size < _JAVA_PLAIN_RANGE[1])
-    exponent = ((size < _JAVA_PLAIN_RANGE[0]) & (size > 0)) | (size >= _JAVA_PLAIN_RANGE[1])
-    special = np.flatnonzero(whole | exponent)
-    replacement = [f"{values[i]:.1f}" if whole[i] else _java_exponent(values[i]) for i in special]
-    mask = np.zeros(len(values), bool)
-    mask[special] = True
-    return pc.replace_with_mask(text, pa.array(mask), pa.array(replacement, pa.string()))
+    small = (size < _JAVA_PLAIN_RANGE[0]) & (size > 0)
+    special = whole | (size >= _JAVA_PLAIN_RANGE[1]) | np.isnan(values)
+    for mask, replacement in (
+        (small, _with_exponent(text.filter(pa.array(small)))),
+        (special, pa.array([_java_text(value) for value in values[special]], pa.string())),
+    ):
+        text = pc.replace_with_mask(text, pa.array(mask), replacement)
+    return text
 
 
-def _java_exponent(value: np.floating) -> str:
+def _with_exponent(text: pyarrow.StringArray) -> pyarrow.StringArray:
+    """Numbers below 0.001 as Java prints them, from Arrow's text: 0.00034 or 3e-7."""
+    import pyarrow.compute as pc
+
+    for zeros in (3, 4, 5):
+        text = pc.replace_substring_regex(
+            text, rf"^(-?)0\.0{{{zeros}}}([1-9])(\d*)$", rf"\1\2.\3E-{zeros + 1}", max_replacements=1
+        )
+    text = pc.replace_substring_regex(text, r"^(-?\d)e", r"\1.0e", max_replacements=1)
+    return pc.replace_substring(pc.replace_substring(text, ".E", ".0E"), "e", "E")
+
+
+def _java_text(value: np.floating) -> str:
+    """A whole or a large number, or none, as Java prints it."""
+    if np.isnan(value):
+        return "NaN"
+    if abs(value) < _JAVA_PLAIN_RANGE[1]:
+        return f"{value:.1f}"
     return np.format_float_scientific(value, unique=True, trim="0", exp_digits=1).replace("e", "E").replace("E+", "E")

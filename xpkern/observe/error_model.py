@@ -80,6 +80,13 @@ class PhotometerErrors:
         bright = _bright_share(mean_flux)[:, None, None]
         return self.correlation_faint + bright * (self.correlation_bright - self.correlation_faint)
 
+    def correlation_triangle(self, mean_flux: Float64) -> NDArray[np.float32]:
+        """Their strict lower triangles (N, n (n - 1) / 2), row-major: the archive's order."""
+        faint, bright = (_to_triangle(end) for end in (self.correlation_faint, self.correlation_bright))
+        triangle = _bright_share(mean_flux).astype(np.float32)[:, None] * (bright - faint).astype(np.float32)
+        triangle += faint.astype(np.float32)
+        return triangle
+
     def draw_noise(self, mean_flux: Float64, rng: np.random.Generator) -> Float64:
         """Noise in units of the errors, (N, n), with covariance ``correlation(mean_flux)``."""
         faint, bright = self._factors
@@ -191,10 +198,11 @@ def _fit_photometer(
     expected = np.sqrt(mean_flux[:, None] ** np.arange(3) @ variance)
     deviation = np.median(np.log(error / expected), axis=1)
 
-    # Robust scatter of the stars nearest to each node.
+    # Robust scatter of the stars nearest to each node, around their own median: the fit's error is no scatter.
     log_flux = np.log10(mean_flux)
     nearest = np.argmin(np.abs(log_flux[:, None] - SCATTER_NODES), axis=1)
-    scatter = np.array([1.4826 * np.median(np.abs(deviation[nearest == k])) for k in range(len(SCATTER_NODES))])
+    groups = [deviation[nearest == k] for k in range(len(SCATTER_NODES))]
+    scatter = np.array([1.4826 * np.median(np.abs(group - np.median(group))) for group in groups])
 
     share = _bright_share(correlation_flux)
     ends = [

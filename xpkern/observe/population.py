@@ -128,7 +128,7 @@ def draw_population(model: FluxModel, prior: TypePrior, n_stars: int, rng: np.ra
 
     flux = np.exp(model.ln_flux(params))
     magnitudes = {band: synthetic_magnitude(band, model.wavelength[:N_XP], flux[:, :N_XP]) for band in _PASSBANDS}
-    ra, dec = _equatorial(longitude, sin_latitude)
+    ra, dec = to_equatorial(longitude, sin_latitude)
     return Population(params=params, flux=flux, ra=ra, dec=dec, **magnitudes)
 
 
@@ -174,7 +174,7 @@ def _draw_magnitudes(size: int, rng: np.random.Generator) -> Float64:
     return G_RANGE[0] + np.log1p(rng.uniform(size=size) * np.expm1(growth * span)) / growth
 
 
-def _equatorial(longitude: Float64, sin_latitude: Float64) -> tuple[Float64, Float64]:
+def to_equatorial(longitude: Float64, sin_latitude: Float64) -> tuple[Float64, Float64]:
     """ICRS position [deg] of Galactic longitude [rad] and sine of the latitude."""
     cos_latitude = np.sqrt(1.0 - sin_latitude**2)
     galactic = np.stack([cos_latitude * np.cos(longitude), cos_latitude * np.sin(longitude), sin_latitude], axis=1)

@@ -1,13 +1,8 @@
 """Simulates a small survey: true stars of a model, observed as Gaia and 2MASS would, in the archive's bulk format.
 
-A star's flux f (61 XP samples) becomes coefficients by the most harmless choice among all that reproduce it, the one
-of least norm in the metric of their covariance Sigma = diag(e) rho diag(e),
-
-    c = Sigma A^T (A Sigma A^T)^-1 f,        A c = f,
-
-with A the calibration's design matrix (BP and RP side by side), e and rho from the error model; noise drawn from
-Sigma is then added. Before that the systematic errors of the model's noise (Eq. 2) are drawn and multiplied in, so
-that a fit that allows for them has honest pulls.
+Flux becomes coefficients and noise as :mod:`xpkern.observe.synthesis` says. Before that the systematic errors of the
+model's noise (Eq. 2) are drawn and multiplied in, so that a fit that allows for them has honest pulls.
+:mod:`xpkern.survey` simulates larger and less tidy surveys with the same functions.
 """
 
 from __future__ import annotations
@@ -23,12 +18,14 @@ from xpkern.engine.contract import Coefficients, Float64
 from xpkern.errors import InputError
 from xpkern.grid import BANDS, N_XP, PARAMETERS
 from xpkern.model.flux_model import FluxModel
+from xpkern.model.noise import Noise
 from xpkern.model.type_prior import TypePrior
 from xpkern.observe.bulk_writer import write_bulk_file
 from xpkern.observe.calibration import Calibration
-from xpkern.observe.error_model import ErrorModel, photometer_fluxes
+from xpkern.observe.error_model import ErrorModel
 from xpkern.observe.photometry import magnitude_of_flux
 from xpkern.observe.population import Population, draw_population
+from xpkern.observe.synthesis import SpectrumSynthesis
 
 #: Star-to-star scatter of the logarithm of the parallax error at a given magnitude.
 PARALLAX_ERROR_SCATTER = 0.15
@@ -100,34 +97,13 @@ class Survey:
         )
         write_bulk_file(
             files.spectra,
-            self._bulk_columns(),
+            bulk_columns(self.source_id, self.coefficients, self.calibration),
             release=self.calibration.release,
             description=["Simulated by xpkern: not a Gaia product.", "True parameters: truth.csv."],
         )
         _write_csv(files.gaia_source, {"source_id": self.source_id} | self.gaia_source)
         _write_csv(files.truth, {"source_id": self.source_id} | dict(zip(PARAMETERS, self.truth.T, strict=True)))
         return files
-
-    def _bulk_columns(self) -> dict[str, NDArray]:
-        """Columns of the bulk file; those that no reader of coefficients uses get values of a plausible size."""
-        columns: dict[str, NDArray] = {"source_id": self.source_id, "solution_id": np.full(len(self), _SOLUTION_ID)}
-        for photometer in ("bp", "rp"):
-            values = getattr(self.coefficients, photometer)
-            error = getattr(self.coefficients, f"{photometer}_error")
-            significant = np.abs(values) > 3.0 * error
-            last = values.shape[1] - np.argmax(significant[:, ::-1], axis=1)
-            basis_functions = getattr(self.calibration, f"{photometer}_basis_function_id")
-            columns |= {
-                f"{photometer}_basis_function_id": np.full(len(self), basis_functions, np.int16),
-                f"{photometer}_n_parameters": np.full(len(self), values.shape[1], np.int16),
-                f"{photometer}_n_measurements": np.full(len(self), 1500, np.int16),
-                f"{photometer}_standard_deviation": getattr(self.coefficients, f"{photometer}_standard_deviation"),
-                f"{photometer}_coefficients": values,
-                f"{photometer}_coefficient_errors": error,
-                f"{photometer}_coefficient_correlations": getattr(self.coefficients, f"{photometer}_correlation"),
-                f"{photometer}_n_relevant_bases": last.astype(np.int16),
-            }
-        return columns
 
 
 def simulate(
@@ -181,71 +157,59 @@ def simulate(
     population = draw_population(model, prior, n_stars, rng)
     flux, sides = population.flux, np.ones((2, n_stars))
     if systematics:
-        flux, sides = _draw_systematics(model, flux, rng)
+        flux, sides = draw_systematics(model.noise, model.scale_sigma, flux, rng)
+    synthesis = SpectrumSynthesis(calibration, error_model)
     blocks = [
-        _observe_spectra(calibration, error_model, flux[part, :N_XP], sides[:, part], rng)
+        synthesis.observe(flux[part, :N_XP], sides[:, part], rng)
         for part in (slice(first, first + _STARS_AT_ONCE) for first in range(0, n_stars, _STARS_AT_ONCE))
     ]
     return Survey(
         source_id=_draw_source_ids(n_stars, rng),
         population=population,
         coefficients=_concatenate(blocks),
-        gaia_source=_observe_source_table(population, flux[:, N_XP:], rng),
+        gaia_source=observe_source_table(population, flux[:, N_XP:], rng),
         calibration=calibration,
     )
 
 
-def _draw_systematics(model: FluxModel, flux: Float64, rng: np.random.Generator) -> tuple[Float64, Float64]:
+def draw_systematics(
+    noise: Noise, scale_sigma: float, flux: Float64, rng: np.random.Generator
+) -> tuple[Float64, Float64]:
     """Flux (n, m) with Eq. 2's errors multiplied in, and the factors (2, n) of BP's and RP's own coefficients.
 
     A model whose absolute scale is theoretical is wrong by ``scale_sigma``: each star gets its own draw of that.
     """
-    noise, n_stars = model.noise, len(flux)
-    flux = flux * np.exp(model.scale_sigma * rng.standard_normal((n_stars, 1)))
+    n_stars = len(flux)
+    flux = flux * np.exp(scale_sigma * rng.standard_normal((n_stars, 1)))
     error = noise.independent * rng.standard_normal(flux.shape)
     error[:, :N_XP] += noise.common * rng.standard_normal((n_stars, 1))
     sides = 1.0 + np.array([[noise.bp], [noise.rp]]) * rng.standard_normal((2, n_stars))
     return flux * (1.0 + error), sides
 
 
-def _observe_spectra(
-    calibration: Calibration, error_model: ErrorModel, flux: Float64, sides: Float64, rng: np.random.Generator
-) -> Coefficients:
-    """Coefficients of stars with XP samples (n, 61), by the formula of the module, with noise."""
-    brightness = photometer_fluxes(calibration, flux)
-    photometers, designs = (error_model.bp, error_model.rp), (calibration.bp_design, calibration.rp_design)
-    errors = error_model.draw_errors(*brightness, rng)
-    correlations, sigma_design = [], []
-    flux_covariance = np.zeros((len(flux), N_XP, N_XP))
-    for photometer, design, mean_flux, error in zip(photometers, designs, brightness, errors, strict=True):
-        correlation = photometer.correlation(mean_flux)
-        # Sigma A^T, (n, coefficients, samples), and A Sigma A^T, (n, samples, samples).
-        weighted = error[:, :, None] * (correlation @ (error[:, :, None] * design.T))
-        rows, columns = np.tril_indices(design.shape[1], -1)
-        correlations.append(np.ascontiguousarray(correlation[:, rows, columns], np.float32))
-        sigma_design.append(weighted)
-        flux_covariance += design @ weighted
-    whitened = np.linalg.solve(flux_covariance, flux[:, :, None])
-    bp, rp = (
-        (weighted @ whitened)[:, :, 0] * side[:, None] + error * photometer.draw_noise(mean_flux, rng)
-        for weighted, side, error, photometer, mean_flux in zip(
-            sigma_design, sides, errors, photometers, brightness, strict=True
-        )
-    )
-    present = np.ones(len(flux), bool)
-    bp_deviation, rp_deviation = (1.0 + 0.1 * rng.gamma(1.0, 1.0, (2, len(flux)))).astype(np.float32)
-    return Coefficients(
-        bp=bp,
-        rp=rp,
-        bp_error=errors[0],
-        rp_error=errors[1],
-        bp_correlation=correlations[0],
-        rp_correlation=correlations[1],
-        bp_standard_deviation=bp_deviation,
-        rp_standard_deviation=rp_deviation,
-        has_bp=present,
-        has_rp=present,
-    )
+def bulk_columns(
+    source_id: NDArray[np.int64], coefficients: Coefficients, calibration: Calibration
+) -> dict[str, NDArray]:
+    """Columns of the archive's table; those that no reader of coefficients uses get values of a plausible size."""
+    n_stars = len(source_id)
+    columns: dict[str, NDArray] = {"source_id": source_id, "solution_id": np.full(n_stars, _SOLUTION_ID)}
+    for photometer in ("bp", "rp"):
+        values = getattr(coefficients, photometer)
+        error = getattr(coefficients, f"{photometer}_error")
+        significant = np.abs(values) > 3.0 * error
+        last = values.shape[1] - np.argmax(significant[:, ::-1], axis=1)
+        basis_functions = getattr(calibration, f"{photometer}_basis_function_id")
+        columns |= {
+            f"{photometer}_basis_function_id": np.full(n_stars, basis_functions, np.int16),
+            f"{photometer}_n_parameters": np.full(n_stars, values.shape[1], np.int16),
+            f"{photometer}_n_measurements": np.full(n_stars, 1500, np.int16),
+            f"{photometer}_standard_deviation": getattr(coefficients, f"{photometer}_standard_deviation"),
+            f"{photometer}_coefficients": values,
+            f"{photometer}_coefficient_errors": error,
+            f"{photometer}_coefficient_correlations": getattr(coefficients, f"{photometer}_correlation"),
+            f"{photometer}_n_relevant_bases": last.astype(np.int16),
+        }
+    return columns
 
 
 def parallax_error(g: Float64) -> Float64:
@@ -254,7 +218,7 @@ def parallax_error(g: Float64) -> Float64:
     return 1e-3 * np.sqrt(40.0 + 800.0 * z + 30.0 * z**2)
 
 
-def _observe_source_table(population: Population, band_flux: Float64, rng: np.random.Generator) -> dict[str, NDArray]:
+def observe_source_table(population: Population, band_flux: Float64, rng: np.random.Generator) -> dict[str, NDArray]:
     """Columns of Gaia's source table and of 2MASS. Magnitudes of Gaia are for looking only: they carry no noise."""
     n_stars = len(population.g)
     plx_error = parallax_error(population.g) * np.exp(PARALLAX_ERROR_SCATTER * rng.standard_normal(n_stars))

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 from xpkern.errors import XpkernError
 from xpkern.train.default_model import PARTS, make_default_model
-
-
-def default_cache() -> Path:
-    """Folder of downloads: ``xpkern`` in the user's cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "xpkern"
+from xpkern.train.packages import default_cache
 
 
 def main(arguments: list[str] | None = None) -> int:

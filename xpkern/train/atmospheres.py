@@ -19,9 +19,18 @@ from xpkern.grid import BANDS, N_FLUX, N_XP, XP_WAVELENGTH
 from xpkern.observe.calibration import FLUX_UNIT
 from xpkern.observe.photometry import ZERO_MAGNITUDE_FLUX
 
-#: Grids in the order in which they are used: (file, coolest and hottest node [K]). The ATLAS9 (Kurucz) nodes below
-#: 4000 K lack the molecules that shape such spectra; PHOENIX (Husser et al. 2013) takes over there.
-_GRIDS = (("sed_phoenix.p", 2300.0, 3900.0), ("sed_kurucz.p", 4000.0, 10000.0))
+#: Hottest node [kK] that is read when nothing else is asked for, and the hottest whose flux still adds up to
+#: sigma Teff^4.
+HOTTEST, HOTTEST_COMPLETE = 10.0, 20.0
+
+#: Coolest node [kK] of ATLAS9: those below lack the molecules that shape such spectra. PHOENIX takes over there.
+COOLEST_ATLAS9 = 4.0
+
+#: Files of the grids: PHOENIX (Husser et al. 2013) and ATLAS9 (Castelli & Kurucz 2003).
+_PHOENIX, _ATLAS9 = "sed_phoenix.p", "sed_kurucz.p"
+
+#: Coolest and hottest node [K] of PHOENIX in use.
+_PHOENIX_RANGE = (2300.0, 3900.0)
 
 #: Nodes of the common grid in feh and log g; a node that a grid lacks takes the nearest it has.
 _FEH = np.array([-2.5, -2.0, -1.5, -1.0, -0.5, 0.0, 0.5])
@@ -75,8 +84,14 @@ class Atmospheres:
         return interpolate(inside)
 
 
-def read_atmospheres(sdist: Path) -> Atmospheres:
+def read_atmospheres(sdist: Path, hottest: float = HOTTEST) -> Atmospheres:
     """The grid, from the package's source distribution.
+
+    Parameters
+    ----------
+    sdist : Path
+    hottest : float
+        Hottest node [kK].
 
     Raises
     ------
@@ -86,9 +101,12 @@ def read_atmospheres(sdist: Path) -> Atmospheres:
     with _Sdist(sdist) as files:
         passbands = {band: files.passband(name) for band, name in _PASSBAND_FILES.items()}
         teff, blocks = [], []
-        for name, coolest, hottest in _GRIDS:
+        for name, lowest, highest in (
+            (_PHOENIX, *_PHOENIX_RANGE),
+            (_ATLAS9, 1000.0 * COOLEST_ATLAS9, 1000.0 * hottest),
+        ):
             nodes, wavelength, flux = files.grid(name)
-            use = (nodes[:, 3] == 0.0) & (nodes[:, 0] >= coolest) & (nodes[:, 0] <= hottest)
+            use = (nodes[:, 3] == 0.0) & (nodes[:, 0] >= lowest) & (nodes[:, 0] <= highest)
             nodes = nodes[use]
             ln_flux = np.log(_at_our_samples(wavelength, flux[use], passbands))
             for temperature in np.unique(nodes[:, 0]):

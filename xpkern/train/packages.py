@@ -17,6 +17,11 @@ from xpkern.errors import InputError, XpkernError
 _BUILDS = ((), ("--no-build-isolation",))
 
 
+def default_cache() -> Path:
+    """Folder of downloads: ``xpkern`` in the user's cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "xpkern"
+
+
 @dataclass(frozen=True)
 class Package:
     """One file of one release on PyPI.
