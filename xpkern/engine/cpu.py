@@ -16,13 +16,17 @@ from xpkern.engine.contract import (
     Calibrated,
     Coefficients,
     Descent,
+    EpochResult,
     Evaluation,
     FitOptions,
     Float32,
     Float64,
+    Int64,
     LossTerms,
+    ModelMoments,
     Solution,
     StarData,
+    Steps,
 )
 from xpkern.errors import InputError, NotSupported
 from xpkern.fit.candidates import CandidateGrid
@@ -237,6 +241,23 @@ class CpuEngine:
         self, model: FluxModel, stars: StarData, params: Float64, *, threads: int | None = None
     ) -> tuple[float, list[Float64], list[Float64], Float64]:
         """Eq. 12 averaged over the stars, and its gradient in weights, biases and ln R."""
+        raise NotSupported("the cpu engine does not train; the reference engine does")
+
+    def train_epoch(
+        self,
+        model: FluxModel,
+        stars: StarData,
+        params: Float64,
+        batches: Int64,
+        terms: LossTerms,
+        box: Box,
+        model_steps: Steps | None,
+        star_steps: Steps | None,
+        moments: ModelMoments | None,
+        *,
+        threads: int | None = None,
+    ) -> EpochResult:
+        """First-order steps of the model and of the stars, batch by batch (Section 3.2 of the paper)."""
         raise NotSupported("the cpu engine does not train; the reference engine does")
 
 
