@@ -64,7 +64,7 @@ class TrainingDiverged(XpkernError):
     """
 
     def __init__(self, what: str, batch: int, rows: Int64, reached: EpochResult) -> None:
-        self.batch, self.rows, self.reached = batch, rows, reached
+        self.what, self.batch, self.rows, self.reached = what, batch, rows, reached
         stars = f"; its stars without a finite chi^2: rows {_listed(rows)}" if len(rows) else ""
         super().__init__(f"batch {batch}: {what} is not finite{stars}")
 
