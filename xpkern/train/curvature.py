@@ -9,12 +9,16 @@ one layer's weights and biases, (inputs + 1, outputs), costs
     A = mean of a a^T,    G = mean of J F C^-1 F J^T
 
 with a the layer's inputs and a 1, J the derivative of the network's output by this layer's, F the fluxes. That the mean
-of the product is about the product of the means is the approximation of K-FAC (Martens & Grosse 2015). With A = P P^T
-and G = Q Q^T,
+of the product is about the product of the means is the approximation of K-FAC (Martens & Grosse 2015). Where each star
+is at its own optimum (a profile loss), its five parameters give way and take their part of the information away:
+
+    F C^-1 F  becomes  I - I S (S^T I S + K)^-1 S^T I,    I = F C^-1 F,    S = d ln f / d y
+
+with y = (Theta, E, ln plx) and K the curvature that labels and Jacobian terms add. With A = P P^T and G = Q Q^T,
 
     D = P^-T U Q^-1    costs    |U|^2.
 
-ln R, whose curvature is the mean of E^2 (R R^T) * (F C^-1 F), gets coordinates of its own in the same way.
+ln R, whose curvature is the mean of E^2 (R R^T) * (that information), gets coordinates of its own in the same way.
 """
 
 from __future__ import annotations
@@ -26,7 +30,11 @@ from scipy.linalg import solve_triangular
 
 from xpkern.engine.contract import Float64, ModelArrays, StarData
 from xpkern.engine.packed import forward_substitute, unpack_factor
+from xpkern.engine.reference_loss import flux_and_jacobian
 from xpkern.model.flux_model import FluxModel
+
+#: Below this extinction its logarithm's Jacobian term is held to be as strong as here.
+_SMALLEST_EXT = 1e-3
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,7 @@ class EvenCoordinates:
         identity = np.broadcast_to(np.eye(model.n_samples), (len(flux), model.n_samples, model.n_samples))
         whitening = forward_substitute(unpack_factor(stars.whitener), identity) * flux[:, None, :]
         information = np.einsum("nki,nkj->nij", whitening, whitening, optimize=True)  # F C^-1 F
+        information -= _taken_by_the_stars(model, stars, params, information)
         inputs = [(params[:, : model.n_inputs] - model.input_zp) / model.input_scale]
         for weight, bias in zip(model.weights[:-1], model.biases[:-1], strict=True):
             inputs.append(np.tanh(inputs[-1] @ weight + bias))
@@ -102,6 +111,18 @@ class EvenCoordinates:
             parts.append(solve_triangular(outer, block.T, lower=True).T.ravel())
         parts.append(solve_triangular(self.ln_ext_curve, of_model.ln_ext_curve, lower=True))
         return np.concatenate(parts)
+
+
+def _taken_by_the_stars(model: FluxModel, stars: StarData, params: Float64, information: Float64) -> Float64:
+    """What a profile loss lacks of ``information`` (n, m, m), as each star's parameters give way; see the module."""
+    jacobian = flux_and_jacobian(model, params).jacobian  # in (teff, feh, logg, ext, ln plx)
+    of_flux = information @ jacobian
+    curvature = jacobian.swapaxes(1, 2) @ of_flux
+    own = 1.0 / stars.sigma**2
+    own[:, -2] += 1.0 / np.maximum(params[:, -2], _SMALLEST_EXT) ** 2
+    own[:, -1] *= params[:, -1] ** 2
+    np.einsum("nkk->nk", curvature)[:] += own
+    return of_flux @ np.linalg.solve(curvature, of_flux.swapaxes(1, 2))
 
 
 def _triangle(matrix: Float64, damping: float) -> Float64:

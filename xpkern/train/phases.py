@@ -12,7 +12,18 @@ from scipy.optimize import minimize
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from xpkern.engine import Engine
-from xpkern.engine.contract import Box, EpochResult, FitOptions, Float64, Int64, LossTerms, ModelArrays, Solution, Steps
+from xpkern.engine.contract import (
+    Box,
+    EpochResult,
+    FitOptions,
+    Float64,
+    Int64,
+    LossTerms,
+    ModelArrays,
+    Solution,
+    StarData,
+    Steps,
+)
 from xpkern.engine.packed import sample_variance
 from xpkern.errors import InputError, TrainingDiverged, XpkernError
 from xpkern.fit.fit import EXT_BOUNDS, PLX_BOUNDS
@@ -169,7 +180,9 @@ class Run:
 
     def validation_losses(self, rows: NDArray[np.intp]) -> Float64:
         """Eqs. 13-14 of some stars, each at its optimum under the present model, (n,), searched from its labels."""
-        losses = [solution.loss for _, solution in self._optima(rows, self.set.start)]
+        losses = [
+            self._optima(self.state.model, self.set.stars[chunk], self.set.start[chunk]).loss for chunk in _chunks(rows)
+        ]
         return np.concatenate([np.empty(0), *losses])
 
     # ---- units of work ----------------------------------------------------------------------------------------
@@ -242,19 +255,19 @@ class Run:
         )
 
     def _round(self, phase: Rounds, number: int, rows: NDArray[np.intp]) -> None:
-        """Bring some stars to their optima, then the model to, or closer to, that of its loss over them."""
+        """Steps of L-BFGS towards the lowest profile loss of some stars, in even coordinates."""
         rng = np.random.default_rng([self.recipe.split.seed, self.state.phase, number])
         chosen = np.sort(rng.permutation(rows)[: phase.most_stars])
         sample = np.sort(rng.permutation(chosen)[: phase.metric_stars])
         self._newton(chosen)
         begin = self.state.model
+        losses: list[float] = []
         with threadpool_limits(1):  # sums are then taken in one order
             even = EvenCoordinates.of(begin, self.set.stars[sample], self.state.params[sample], phase.damping)
-            losses: list[float] = []
 
             def loss_and_gradient(coordinates: Float64) -> tuple[float, Float64]:
                 model = _moved(even, begin, coordinates)
-                loss, gradient = (np.inf, None) if model is None else self._model_loss(model, chosen)
+                loss, gradient = (np.inf, None) if model is None else self._profile_loss(model, chosen)
                 if gradient is None or not np.isfinite(loss):
                     if not losses:
                         raise TrainingFailed(self._without_finite_loss(chosen, number))
@@ -274,15 +287,26 @@ class Run:
             self.state = replace(self.state, model=moved)
         self._record(number, losses[0], np.nan)
 
-    def _model_loss(self, model: FluxModel, rows: NDArray[np.intp]) -> tuple[float, ModelArrays]:
-        """Eq. 12 averaged over some stars, and its gradient: sums over chunks, in their order."""
-        loss, total = 0.0, np.zeros(1)
+    def _profile_loss(self, model: FluxModel, rows: NDArray[np.intp]) -> tuple[float, ModelArrays]:
+        """Mean loss of some stars, each at its optimum under ``model``, with Eq. 12's penalty; and its gradient.
+
+        At an optimum the loss does not change with the star's parameters, so that the gradient is that of Eq. 12
+        alone. Each search begins where the star's last one ended.
+        """
+        loss, total, params = 0.0, np.zeros(1), self.state.params.copy()
         for chunk in _chunks(rows):
-            stars, params = self.set.stars[chunk], self.state.params[chunk]
-            of_chunk, weights, biases, ln_ext_curve = self.engine.train_step(model, stars, params, threads=self.threads)
+            stars = self.set.stars[chunk]
+            solution = self._optima(model, stars, params[chunk])
+            found = np.isfinite(solution.params).all(axis=1) & np.isfinite(solution.loss)
+            params[chunk[found]] = solution.params[found]
+            of_flux, weights, biases, ln_ext_curve = self.engine.train_step(
+                model, stars, params[chunk], threads=self.threads
+            )
+            of_labels = float((solution.loss - solution.chi2)[found].sum()) / len(chunk)
             share = len(chunk) / len(rows)
-            loss += share * of_chunk
+            loss += share * (of_flux + of_labels)
             total = total + share * ModelArrays(list(weights), list(biases), ln_ext_curve).flatten()
+        self.state = replace(self.state, params=params)
         return loss, ModelArrays.unflatten(total, model)
 
     def _without_finite_loss(self, rows: NDArray[np.intp], number: int) -> str:
@@ -304,29 +328,18 @@ class Run:
 
     def _newton(self, rows: NDArray[np.intp]) -> None:
         params = self.state.params.copy()
-        for chunk, solution in self._optima(rows, params):
+        for chunk in _chunks(rows):
+            solution = self._optima(self.state.model, self.set.stars[chunk], params[chunk])
             found = np.isfinite(solution.params).all(axis=1) & np.isfinite(solution.loss)
             params[chunk[found]] = solution.params[found]
         self.state = replace(self.state, params=params)
 
-    def _optima(self, rows: NDArray[np.intp], start: Float64) -> Iterator[tuple[NDArray[np.intp], Solution]]:
-        """Optima of the loss of some stars, by chunks."""
-        for chunk in _chunks(rows):
-            stars, begin = self.set.stars[chunk], np.clip(start[chunk], self.box.lower, self.box.upper)
-            begin[:, -2] = np.maximum(begin[:, -2], _SMALLEST_EXT)
-            yield (
-                chunk,
-                self.engine.fit(
-                    self.state.model,
-                    self._unused_prior,
-                    stars,
-                    begin,
-                    TERMS,
-                    self.box,
-                    FitOptions(starts=1),
-                    threads=self.threads,
-                ),
-            )
+    def _optima(self, model: FluxModel, stars: StarData, start: Float64) -> Solution:
+        """Optima of the loss of some stars, searched from linear parameters (n, 5)."""
+        start = np.clip(start, self.box.lower, self.box.upper)
+        start[:, -2] = np.maximum(start[:, -2], _SMALLEST_EXT)
+        options = FitOptions(starts=1)
+        return self.engine.fit(model, self._unused_prior, stars, start, TERMS, self.box, options, threads=self.threads)
 
     def _descend(self, phase: DescendStars, rows: NDArray[np.intp]) -> None:
         params = self.state.params.copy()

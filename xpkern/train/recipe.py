@@ -218,7 +218,7 @@ class Epochs:
 
 @dataclass(frozen=True)
 class Rounds:
-    """Rounds of Newton's method for the stars and, with them fixed, L-BFGS for the model in even coordinates.
+    """Rounds of L-BFGS for the model on its profile loss, each star at its own optimum, in even coordinates.
 
     See :mod:`xpkern.train.curvature`.
 

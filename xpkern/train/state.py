@@ -7,6 +7,7 @@ from the seed and the number of the epoch, never from a generator that remembers
 from __future__ import annotations
 
 import json
+import zipfile
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -155,10 +156,10 @@ class Checkpoint:
         if not self.path.exists():
             return None
         try:
-            with np.load(self.path) as stored:
+            with open(self.path, "rb") as file, np.load(file) as stored:
                 arrays = {name: stored[name] for name in stored.files}
             facts = json.loads(str(arrays.pop("facts")))
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise InputError(
                 f"not a readable checkpoint ({error}); --restart begins anew", file=str(self.path)
             ) from None
