@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from mock_stars import assert_same, random_model, random_params, random_prior, random_stars, some_bands_missing
-from test_engine_contract import MAY_REFUSE
 
 import xpkern as xk
 from xpkern.engine.contract import Box, LossTerms, ModelArrays, ModelMoments, Steps
@@ -36,13 +35,6 @@ class Mock:
 
     def batches(self, size, steps):
         return np.stack([self.rng.permutation(len(self.stars))[:size] for _ in range(steps)])
-
-
-@pytest.fixture
-def engine(engine):
-    if "train_epoch" in MAY_REFUSE.get(engine.name, ()):
-        pytest.skip(f"{engine.name} does not train")
-    return engine
 
 
 @pytest.fixture
