@@ -29,7 +29,7 @@ import numpy as np
 from scipy.linalg import solve_triangular
 
 from xpkern.engine.contract import Float64, ModelArrays, StarData
-from xpkern.engine.packed import forward_substitute, unpack_factor
+from xpkern.engine.packed import present_samples, unpack_factor
 from xpkern.engine.reference_loss import flux_and_jacobian
 from xpkern.model.flux_model import FluxModel
 
@@ -60,8 +60,7 @@ class EvenCoordinates:
         """
         with np.errstate(over="ignore"):
             flux = np.exp(model.ln_flux(params))
-        identity = np.broadcast_to(np.eye(model.n_samples), (len(flux), model.n_samples, model.n_samples))
-        whitening = forward_substitute(unpack_factor(stars.whitener), identity) * flux[:, None, :]
+        whitening = _inverse_factors(stars) * flux[:, None, :]
         information = np.einsum("nki,nkj->nij", whitening, whitening, optimize=True)  # F C^-1 F
         information -= _taken_by_the_stars(model, stars, params, information)
         inputs = [(params[:, : model.n_inputs] - model.input_zp) / model.input_scale]
@@ -111,6 +110,14 @@ class EvenCoordinates:
             parts.append(solve_triangular(outer, block.T, lower=True).T.ravel())
         parts.append(solve_triangular(self.ln_ext_curve, of_model.ln_ext_curve, lower=True))
         return np.concatenate(parts)
+
+
+def _inverse_factors(stars: StarData) -> Float64:
+    """G^-1 of each star, (n, m, m); rows and columns of missing samples are 0."""
+    factor, present = unpack_factor(stars.whitener), present_samples(stars.whitener)
+    diagonal = np.einsum("njj->nj", factor)
+    diagonal[:] = 1.0 / np.where(present, diagonal, 1.0)
+    return np.where(present[:, :, None] & present[:, None, :], np.linalg.inv(factor), 0.0)
 
 
 def _taken_by_the_stars(model: FluxModel, stars: StarData, params: Float64, information: Float64) -> Float64:

@@ -76,7 +76,7 @@ def draw_figures(name_of: Callable[[str], Path], run: Run, outcome: Outcome) -> 
         "loss": (_draw_loss, (9.0, 5.6)),
         "extinction": (_draw_extinction, (9.0, 5.6)),
         "drift": (_draw_drift, (11.0, 5.6)),
-        "prior": (_draw_prior, (11.0, 4.4)),
+        "prior": (_draw_prior, (11.0, 4.6)),
     }
     paths = []
     with rc_context(_STYLE):
@@ -103,9 +103,7 @@ def _draw_loss(figure: Figure, run: Run, outcome: Outcome) -> None:
         return np.array([getattr(record, name) for record in history], dtype=np.float64)
 
     validation, middle = column("validation_loss"), column("validation_median")
-    upper.plot(
-        x, column("model_loss"), color=BLUE, lw=1.6, label=r"model: $\chi^2$ of the training stars (Eq. 12), mean"
-    )
+    upper.plot(x, column("model_loss"), color=BLUE, lw=1.6, label="training stars, mean")
     upper.plot(x, validation, color=RED, lw=1.6, label="held-out stars at their optimum (Eqs. 13–14), mean")
     upper.plot(x, middle, color=RED, lw=1.2, ls=(0, (4, 2)), label="the same, median")
     with_loss = [values[np.isfinite(values)] for values in (column("model_loss"), validation, middle)]
@@ -122,6 +120,8 @@ def _draw_loss(figure: Figure, run: Run, outcome: Outcome) -> None:
     lower.set(xlabel="epoch, over all phases", ylabel="held-out loss − lowest")
     for axes in (upper, lower):
         _mark_phases(axes, run, names=axes is upper)
+        axes.set_xlim(0.5, len(history) + 0.5)
+    lower.xaxis.get_major_locator().set_params(integer=True)
     upper.legend(loc="upper right")
 
 
@@ -255,7 +255,7 @@ def _draw_prior(figure: Figure, run: Run, outcome: Outcome) -> None:
     axes[0].set_title(f"Prior on stellar type ({run.recipe.prior.kind}, {outcome.prior.n_components} components)")
     axes[0].plot([], [], color=BLUE, lw=1.9, label="68, 95, 99 % of its mass")
     axes[0].plot([], [], ".", ms=6, color=ORANGE, label="labels of the training stars")
-    axes[0].legend(loc="lower left")
+    figure.legend(loc="outside lower center", ncols=2)
 
 
 def _alpha(points: int) -> float:

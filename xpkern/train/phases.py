@@ -53,7 +53,7 @@ _MARGIN = 1.0
 _SMALLEST_EXT = 1e-6
 
 #: Steps that L-BFGS remembers.
-_REMEMBERED = 20
+_REMEMBERED = 40
 
 #: Stands for a loss that is not finite where an optimiser only has to see that it must turn back.
 _FORBIDDEN = 1e100
