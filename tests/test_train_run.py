@@ -200,6 +200,27 @@ def test_taken_up_after_any_unit_it_ends_the_same(survey, recipe, tmp_path):
     assert_states_equal(run.finish(), whole)
 
 
+def test_an_interruption_keeps_what_was_finished(survey, recipe, tmp_path, monkeypatch):
+    data = survey.training_set(recipe)
+    whole = run_of(recipe, data).finish()
+    checkpoint = Checkpoint(tmp_path / "checkpoint.npz", recipe.name, recipe.digest, data.digest)
+    run = run_of(recipe, data, checkpoint=checkpoint, checkpoint_seconds=np.inf)
+    record, judged = run._record, []
+
+    def interrupted(*losses):
+        judged.append(losses)
+        if len(judged) == 2:  # the model has been moved already
+            raise KeyboardInterrupt
+        record(*losses)
+
+    monkeypatch.setattr(run, "_record", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run.finish()
+    run = run_of(recipe, data, checkpoint=checkpoint)
+    assert (run.state.phase, run.state.unit) == (0, 1)
+    assert_states_equal(run.finish(), whole)
+
+
 def test_a_checkpoint_of_another_recipe_or_other_stars_is_refused(survey, ours, tmp_path):
     data = survey.training_set(ours)
     path = tmp_path / "checkpoint.npz"
@@ -378,7 +399,7 @@ def test_equal_arguments_give_equal_bytes_whatever_the_threads(files, finished, 
 @pytest.mark.parametrize("moments", [2])
 def test_killed_at_any_moment_and_taken_up_it_gives_the_same_bytes(files, finished, tmp_path, rng, moments):
     command = [sys.executable, "-m", "xpkern", *arguments(files, tmp_path / "model.h5", finished / "recipe.toml",
-               "--checkpoint-every", "0")]  # fmt: skip
+               "--checkpoint-every", "0", "--no-figures")]  # fmt: skip
     work = tmp_path / "model.work"
     for delay in rng.uniform(0.0, 1.0, moments):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -389,7 +410,7 @@ def test_killed_at_any_moment_and_taken_up_it_gives_the_same_bytes(files, finish
         process.wait()
         assert (tmp_path / "model.h5").exists() == (process.returncode == 0)
     assert subprocess.run(command, check=False, capture_output=True).returncode == 0
-    for path in finished.glob("model*"):
+    for path in finished.glob("model*.h5"):
         assert path.read_bytes() == (tmp_path / path.name).read_bytes(), path.name
     assert not work.exists()
 

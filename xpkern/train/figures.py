@@ -103,13 +103,19 @@ def _draw_loss(figure: Figure, run: Run, outcome: Outcome) -> None:
         return np.array([getattr(record, name) for record in history], dtype=np.float64)
 
     validation, middle = column("validation_loss"), column("validation_median")
-    upper.plot(x, column("model_loss"), color=BLUE, lw=1.6, label="training stars, mean")
-    upper.plot(x, validation, color=RED, lw=1.6, label="held-out stars at their optimum (Eqs. 13–14), mean")
+    marker = "." if len(history) < 50 else ""
+    upper.plot(x, column("model_loss"), color=BLUE, lw=1.6, marker=marker, label="training stars, mean")
+    upper.plot(
+        x, validation, color=RED, lw=1.6, marker=marker, label="held-out stars at their optimum (Eqs. 13–14), mean"
+    )
     upper.plot(x, middle, color=RED, lw=1.2, ls=(0, (4, 2)), label="the same, median")
     with_loss = [values[np.isfinite(values)] for values in (column("model_loss"), validation, middle)]
     if all((values > 0).all() for values in with_loss):
         upper.set_yscale("log")
-    upper.set(ylabel="loss", title=f"Losses: recipe {run.recipe.name}, {outcome.stars['training']:,} training stars")
+    upper.set(
+        ylabel="loss  (Eqs. 12–14)",
+        title=f"Losses: recipe {run.recipe.name}, {outcome.stars['training']:,} training stars",
+    )
     if len(history):
         best = np.nanmin(middle) if np.isfinite(middle).any() else 0.0
         lower.plot(x, middle - best, color=RED, lw=1.2, ls=(0, (4, 2)))

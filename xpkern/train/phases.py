@@ -153,15 +153,13 @@ class Run:
             started = time.perf_counter()
             try:
                 self._do(phase, unit)
-            except TrainingDiverged as error:
+            except BaseException as error:  # an interruption too: nothing that was finished is lost
                 self.state = before
                 self._save()
+                if not isinstance(error, TrainingDiverged):
+                    raise
                 where = f"epoch {unit + 1}, batch {error.batch + 1}: {error.what}"
                 raise TrainingFailed(self._what_failed(where, error.rows)) from error
-            except TrainingFailed:
-                self.state = before
-                self._save()
-                raise
             seconds = time.perf_counter() - started
             phase_ends = unit + 1 == units
             if phase_ends:

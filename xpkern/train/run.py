@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from xpkern.catalog.pending import PendingFile
 from xpkern.engine import Engine, get_engine
 from xpkern.errors import InputError
 from xpkern.model.arrays import digest
@@ -224,9 +225,19 @@ def _training_set(
         if not any(files.work.iterdir()):
             files.work.rmdir()
         raise
-    identity.write_text(json.dumps(facts))
+    _write_text(identity, json.dumps(facts))
     save_set(training_set, rest)
     return training_set
+
+
+def _write_text(path: Path, text: str) -> None:
+    """Write a small file, which appears under its name only once it is complete."""
+    pending = PendingFile(path)
+    try:
+        pending.partial.write_text(text, encoding="utf-8")
+        pending.commit()
+    finally:
+        pending.discard()
 
 
 def _check_identity(work: Path, have: dict[str, str], want: dict[str, str]) -> None:
