@@ -9,6 +9,7 @@ from pathlib import Path
 import xpkern
 import xpkern.engine._cpu
 import xpkern.observe._csv
+from xpkern.train.recipe import SHIPPED, load_recipe
 
 site = Path(sys.argv[1]).resolve()
 for module in (xpkern, xpkern.engine._cpu, xpkern.observe._csv):
@@ -16,6 +17,8 @@ for module in (xpkern, xpkern.engine._cpu, xpkern.observe._csv):
 csrc = importlib.resources.files("xpkern.csrc")
 for pattern in ("core/*.hpp", "cpu/*.cpp", "cuda/*.cu"):
     assert list(Path(str(csrc)).glob(pattern)), f"the wheel has no csrc/{pattern}"
+for recipe in SHIPPED:
+    load_recipe(recipe)
 model, prior = xpkern.load_model()
 flux = model.predict(teff=5.77, feh=0.0, logg=4.44, ext=0.1, plx=10.0)
 assert flux.shape == (1, 66), flux.shape

@@ -116,7 +116,7 @@ def _pulls(n_stars: int, seed: int, engine_name: str) -> tuple[np.ndarray, ...]:
     significant = fit.fitted & (fit.params[:, 3:] > SIGNIFICANT * sigma[:, 3:]).all(axis=1)
     free = significant.copy()
     theta, covariance = fit.params[significant, :3], fit.cov[significant, :3, :3]
-    free[significant] = _prior_share(prior, theta, covariance) < LARGEST_PRIOR_SHARE
+    free[significant] = prior_share(prior, theta, covariance) < LARGEST_PRIOR_SHARE
     return (fit.params - stars.truth) / sigma, fit.fitted, significant, free
 
 
@@ -179,7 +179,7 @@ def _vectors(engine: Engine) -> dict[str, Any]:
     return missed
 
 
-def _prior_share(prior: xk.TypePrior, theta: Float64, covariance: Float64) -> Float64:
+def prior_share(prior: xk.TypePrior, theta: Float64, covariance: Float64) -> Float64:
     """Largest curvature (n,) of -ln p, in any direction, in units of the information on the stellar type.
 
     The eigenvalues of B^T K B with covariance = B B^T and K = -d^2 ln p / dtheta^2, the largest by modulus.

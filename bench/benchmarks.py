@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from bench.accuracy import bench_optimum, bench_precision, bench_pulls
+from bench.closure import bench_closure, bench_recipes, bench_resume
 from bench.coefficients import bench_calibrate, bench_finish
 from bench.fitting import bench_fit, bench_isa, bench_peak
 from bench.ingest import bench_ingest
@@ -25,4 +26,7 @@ BENCHMARKS: dict[str, tuple[Callable[[int, int, str], Result], int]] = {
     "optimum": (bench_optimum, 4096),
     "precision": (bench_precision, 4096),
     "pulls": (bench_pulls, 65536),
+    "recipes": (bench_recipes, 50000),
+    "closure": (bench_closure, 50000),
+    "resume": (bench_resume, 300),
 }

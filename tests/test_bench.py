@@ -3,13 +3,15 @@
 import json
 import os
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from labelled_stars import SMALL, SMALL_ZGR23, recipe_from
 
 import xpkern as xk
-from bench import ingest, oracle, simulation
+from bench import closure, ingest, oracle, simulation
 from bench.__main__ import parse
 from bench.benchmarks import BENCHMARKS
 from bench.evaluation import multiply_adds_of_evaluation, seconds_per_evaluation
@@ -197,6 +199,9 @@ FIGURES = {
     "optimum": ["no parallax, 4 starts: share", "parallax, 1 start: time", "optimum_128.npz"],
     "precision": ["error of the loss over", "effect of storing"],
     "pulls": ["all: plx, median pull", "all: teff, width"],
+    "recipes": ["zgr23: whole recipe", "default: validation loss, mean", "true model: validation loss, median"],
+    "closure": ["trained model, all: plx, median pull", "true model, all: teff, width"],
+    "resume": ["kills", "same bytes"],
 }
 
 
@@ -211,6 +216,10 @@ def small_benchmarks(monkeypatch, tmp_path):
     monkeypatch.setattr(simulation, "CSV_SHARE", 16)
     for module in (simulation, run, simulator):
         monkeypatch.setattr(module, "BLOCK_ROWS", 128)
+    monkeypatch.setattr(closure, "KILLS", 1)
+    monkeypatch.setattr(closure, "KILLED_RECIPE", SMALL)
+    recipes = {name: recipe_from(tmp_path, text) for name, text in (("default", SMALL), ("zgr23", SMALL_ZGR23))}
+    monkeypatch.setattr(closure, "load_recipe", lambda name: replace(recipes[name], name=name))
 
 
 @pytest.mark.filterwarnings("ignore:::gaiaxpy")
@@ -233,6 +242,8 @@ def test_benchmark_works(name, small_benchmarks):
         assert duel.peer.median > 0
     if name == "threads":
         assert all(value for key, value in result.extra.items() if "same bytes" in key)
+    if name == "resume":
+        assert "false" not in result.extra["same bytes"]
     if name == "precision":
         assert result.extra["error of the loss over max(1e-3, 1e-5 loss), largest"] <= 1
 

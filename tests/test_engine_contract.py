@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import inspect
 
-import numpy as np
 import pytest
-from mock_stars import random_model, random_params, random_prior, random_stars
 
 import xpkern as xk
 from xpkern.engine import _MAKERS, Engine, available_engines, get_engine
 
 OPERATIONS = [name for name, value in vars(Engine).items() if inspect.isfunction(value) and not name.startswith("_")]
 
-#: What an engine may refuse: it raises NotSupported, which names one that does not.
-MAY_REFUSE = {"cpu": {"train_step"}}
-
 
 def test_the_protocol_names_the_operations_of_the_design():
-    assert OPERATIONS == ["calibrate", "predict", "evaluate", "start", "fit", "search", "descend", "train_step"]
+    assert OPERATIONS == [
+        "calibrate",
+        "predict",
+        "evaluate",
+        "start",
+        "fit",
+        "search",
+        "descend",
+        "train_step",
+        "train_epoch",
+    ]
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
@@ -32,17 +37,6 @@ def test_engines_have_no_public_operations_of_their_own(engine):
         name for name, value in vars(type(engine)).items() if inspect.isfunction(value) and not name.startswith("_")
     }
     assert public == set(OPERATIONS)
-
-
-def test_refused_operations_say_who_does_them(engine, rng):
-    model, prior = random_model(rng), random_prior(rng)
-    params = random_params(rng, prior, 2)
-    stars = random_stars(rng, model, params)
-    if "train_step" in MAY_REFUSE.get(engine.name, ()):
-        with pytest.raises(xk.NotSupported, match="reference"):
-            engine.train_step(model, stars, params)
-    else:
-        assert np.isfinite(engine.train_step(model, stars, params)[0])
 
 
 def test_every_engine_is_available_or_says_why_not():

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from xpkern.engine import available_engines, get_engine
 from xpkern.engine.contract import Box, FitOptions, LossTerms
-from xpkern.errors import InputError, ModelFileError, NotSupported, XpkernError
+from xpkern.errors import InputError, ModelFileError, NotSupported, TrainingDiverged, XpkernError
 from xpkern.fit.fit import fit
 from xpkern.fit.result import Fit
 from xpkern.fit.zgr23 import Zgr23Options
@@ -36,6 +36,7 @@ __all__ = [
     "Observations",
     "Planted",
     "Status",
+    "TrainingDiverged",
     "TypePrior",
     "XpkernError",
     "Zgr23Options",

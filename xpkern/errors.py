@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from xpkern.engine.contract import EpochResult, Int64
+
 
 class XpkernError(Exception):
     """Base of every error that xpkern raises on purpose; the command line prints it in one line."""
@@ -41,3 +46,30 @@ class ModelFileError(InputError):
 
 class NotSupported(XpkernError):
     """This engine does not have this operation; the message names one that does."""
+
+
+class TrainingDiverged(XpkernError):
+    """The loss of the model in a batch, or the model after its step, is not finite: training stopped before that step.
+
+    Parameters
+    ----------
+    what : str
+        What is not finite.
+    batch : int
+        Number of the batch in its epoch, counted from 0.
+    rows : (r,) int64
+        Stars of that batch whose chi^2 is not finite; empty where it is the step that leads too far.
+    reached : EpochResult
+        Model, parameters, moments and losses after all steps before that batch.
+    """
+
+    def __init__(self, what: str, batch: int, rows: Int64, reached: EpochResult) -> None:
+        self.what, self.batch, self.rows, self.reached = what, batch, rows, reached
+        stars = f"; its stars without a finite chi^2: rows {_listed(rows)}" if len(rows) else ""
+        super().__init__(f"batch {batch}: {what} is not finite{stars}")
+
+
+def _listed(rows: Int64) -> str:
+    """The first few numbers, and how many there are where that leaves some out."""
+    few = ", ".join(str(row) for row in rows[:5])
+    return few if len(rows) <= 5 else f"{few}, ... ({len(rows)} in all)"

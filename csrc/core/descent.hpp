@@ -65,31 +65,40 @@ XPKERN_INLINE void prior_gradient(const PriorView& prior, const Lane* theta, Lan
     for (int i = 0; i < n; ++i) gradient[i] = gradient[i] / total;
 }
 
-// Gradient of the loss in x, (k,). State carries the parameters.
-template <class Real, class State, class Shape>
-XPKERN_KERNEL void loss_gradient(const ModelView& model, const Shape& shape, const PriorView& prior,
+// chi^2 at u = (Theta, E, ln plx), and half its gradient in ln f: space.back[i] = w_i f_i.
+template <class Real, class Shape, class Meanwhile>
+XPKERN_INLINE Real weigh_residual(const ModelView& model, const Shape& shape, const Real* flux, const Real* factor,
+                                  const Real* u, const Workspace<Real, Real>& space, const Meanwhile& meanwhile) {
+    const int m = shape.samples();
+    predict_values(model, shape, u, space, meanwhile);
+    for (int i = 0; i < m; ++i) space.back[i] = space.flux[i] - flux[i];
+    whiten_one(factor, m, space.back, meanwhile);
+    Real chi2 = lane<Real>(0);
+    for (int i = 0; i < m; ++i) chi2 = fma(space.back[i], space.back[i], chi2);
+    unwhiten(factor, m, space.back, meanwhile);
+    for (int i = 0; i < m; ++i) space.back[i] *= space.flux[i];
+    return chi2;
+}
+
+// Gradient of the loss in x, (k,), and its chi^2. value: linear parameters; ln_plx: of them. State carries the result.
+template <class Real, class State, class Shape, class Meanwhile = Nothing>
+XPKERN_KERNEL Real loss_gradient(const ModelView& model, const Shape& shape, const PriorView& prior,
                                  const LossView& terms, const StarView<Real, Real>& star,
-                                 const Workspace<Real, Real>& space, const State* x, State* gradient) {
+                                 const Workspace<Real, Real>& space, const Real* value, const Real& ln_plx,
+                                 State* gradient, const Meanwhile& meanwhile = {}) {
     const int inputs = shape.inputs(), k = shape.parameters(), m = shape.samples(), ext = inputs, plx = inputs + 1;
     const auto& real = network_of<Real>(model);
-    Real u[MAX_PARAMETERS], value[MAX_PARAMETERS];
-    for (int p = 0; p < k; ++p) u[p] = value[p] = convert<Real>(x[p]);
-    value[ext] = exp(u[ext]);
-    value[plx] = exp(u[plx]);
-    u[ext] = value[ext];
-    predict_values(model, shape, u, space);
+    Real u[MAX_PARAMETERS];
+    for (int p = 0; p < plx; ++p) u[p] = value[p];
+    u[plx] = ln_plx;
+    const Real chi2 = weigh_residual(model, shape, star.flux, star.factor, u, space, meanwhile);
 
-    for (int i = 0; i < m; ++i) space.back[i] = space.flux[i] - star.flux[i];
-    whiten(star.factor, m, 1, 1, space.back);
-    unwhiten(star.factor, m, space.back);
     Real sum = lane<Real>(0), dimmed = lane<Real>(0);
     for (int i = 0; i < m; ++i) {
-        const Real b = space.back[i] * space.flux[i];
-        space.back[i] = b;
-        sum += b;
-        dimmed = fma(b, Real(real.ext_curve[i]), dimmed);
+        sum += space.back[i];
+        dimmed = fma(space.back[i], Real(real.ext_curve[i]), dimmed);
     }
-    Real half_chi2[MAX_PARAMETERS];  // half its gradient in x
+    Real half_chi2[MAX_PARAMETERS];
     network_gradient(model, shape, space.back, space.tape, half_chi2);
     half_chi2[ext] = -dimmed * value[ext];
     half_chi2[plx] = sum + sum;
@@ -100,13 +109,13 @@ XPKERN_KERNEL void loss_gradient(const ModelView& model, const Shape& shape, con
         gradient[p] = convert<State>(fma(pull, slope, half_chi2[p]) * lane<Real>(2));
     }
     if (terms.prior) {
-        Real theta[MAX_INPUTS], slope[MAX_INPUTS];
-        for (int t = 0; t < inputs; ++t) theta[t] = convert<Real>(x[t]);
-        prior_gradient(prior, theta, slope);
+        Real slope[MAX_INPUTS];
+        prior_gradient(prior, value, slope);
         for (int t = 0; t < inputs; ++t) gradient[t] -= convert<State>(slope[t] + slope[t]);
     }
     if (terms.jacobian_ext) gradient[ext] -= lane<State>(2);
     if (terms.jacobian_plx) gradient[plx] -= lane<State>(2);
+    return chi2;
 }
 
 // A star's gradient is scaled down to a norm of at most `clip`; one that is no number moves nothing.
@@ -131,7 +140,11 @@ XPKERN_KERNEL void descend(const ModelView& model, const Shape& shape, const Pri
     double rate = how.rate, power1 = 1, power2 = 1;
     for (int step = 0; step < how.steps; ++step) {
         if (step > 0 && step % how.decay_every == 0) rate *= how.decay;
-        loss_gradient(model, shape, prior, terms, star, space, x, gradient);
+        Real value[MAX_PARAMETERS];
+        for (int p = 0; p < k; ++p) value[p] = convert<Real>(x[p]);
+        const Real ln_plx = value[k - 1];
+        for (int p = k - 2; p < k; ++p) value[p] = exp(value[p]);
+        loss_gradient(model, shape, prior, terms, star, space, value, ln_plx, gradient);
         clip_norm(k, how.clip, gradient);
         power1 *= ADAM_BETA1;
         power2 *= ADAM_BETA2;

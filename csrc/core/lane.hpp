@@ -241,6 +241,20 @@ XPKERN_INLINE void store(Scalar<Lane>* to, const Lane& a) {
     Memory<Lane>::store(to, a);
 }
 
+// Lanes (count,) to rows of memory, one a star: rows[star * stride + k] = lanes[k] of that star, and 0 for the k from
+// count on. stride: count, rounded up to whole lanes.
+template <class Lane>
+struct Transposition {
+    static XPKERN_INLINE void to_rows(const Lane* lanes, int count, int, Scalar<Lane>* rows) {
+        for (int k = 0; k < count; ++k) rows[k] = lanes[k];
+    }
+};
+
+// What a kernel does now and then besides computing: nothing. A CPU may ask for the memory of the stars that come next.
+struct Nothing {
+    XPKERN_INLINE void operator()() const {}
+};
+
 // A value loaded once and used several times: GCC would load it again for every use.
 template <class Lane>
 struct Holder {

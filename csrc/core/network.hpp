@@ -160,9 +160,9 @@ struct NetworkTape {
 
 // theta: (inputs,). Fills the tape: hidden, output and (with TANGENTS) what is named tangent. output and output_tangent
 // are ln f_abs (Eq. 6) and its slope in Theta.
-template <bool TANGENTS, class Real, class Wide, class Shape>
+template <bool TANGENTS, class Real, class Wide, class Shape, class Meanwhile = Nothing>
 XPKERN_INLINE void network_forward(const ModelView& model, const Shape& shape, const Wide* theta,
-                                   const NetworkTape<Real, Wide>& tape) {
+                                   const NetworkTape<Real, Wide>& tape, const Meanwhile& meanwhile = {}) {
     const auto& wide = network_of<Wide>(model);
     const auto& real = network_of<Real>(model);
     const int inputs = shape.inputs(), last = shape.layers() - 1;
@@ -177,6 +177,7 @@ XPKERN_INLINE void network_forward(const ModelView& model, const Shape& shape, c
         Real* slopes = l == last ? tape.output_tangent : tape.pre_tangent[l];
 
         multiply<Wide>(wide.weights[l], wide.biases[l], n_in, n_out, 1, in, out);
+        meanwhile();
         if (TANGENTS && l == 0) {  // the tangents of the inputs are unit vectors
             for (int j = 0; j < n_out; ++j)
                 for (int t = 0; t < inputs; ++t)

@@ -85,12 +85,12 @@ XPKERN_INLINE Workspace<Real, Wide> carve_workspace(const Shape& shape, const Pr
 }
 
 // Fluxes alone at u: space.flux.
-template <class Real, class Wide, class Shape>
+template <class Real, class Wide, class Shape, class Meanwhile = Nothing>
 XPKERN_KERNEL void predict_values(const ModelView& model, const Shape& shape, const Wide* u,
-                                  const Workspace<Real, Wide>& space) {
+                                  const Workspace<Real, Wide>& space, const Meanwhile& meanwhile = {}) {
     const int inputs = shape.inputs(), m = shape.samples();
     const auto& wide = network_of<Wide>(model);
-    network_forward<false>(model, shape, u, space.tape);
+    network_forward<false>(model, shape, u, space.tape, meanwhile);
     const Wide twice_ln_plx = u[inputs + 1] + u[inputs + 1];
     for (int i = 0; i < m; ++i)
         space.flux[i] = fma(-u[inputs], Wide(wide.ext_curve[i]), space.tape.output[i] + twice_ln_plx);

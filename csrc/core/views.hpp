@@ -107,6 +107,12 @@ struct DescentView {
     double clip;
 };
 
+// How a model takes its steps: gradients clipped to a norm, then Adam, or gradient descent with momentum.
+struct ModelStepView {
+    bool adam;
+    double momentum, clip;
+};
+
 // Stars of a block, star-major. k: parameters, m: samples, p = m (m + 1) / 2.
 struct StarArrays {
     const float* flux;      // (n, m)

@@ -63,14 +63,18 @@ XPKERN_INLINE void whiten_rows(const Lane* factor, int i, int stride, Lane* colu
 }
 
 // Rows that do not fill a block come first, where they are short.
-template <int COLUMNS, int WIDE, class Lane, class Wide>
-XPKERN_INLINE void whiten_columns(const Lane* factor, int m, int stride, Lane* column, Wide* wide) {
+template <int COLUMNS, int WIDE, class Lane, class Wide, class Meanwhile = Nothing>
+XPKERN_INLINE void whiten_columns(const Lane* factor, int m, int stride, Lane* column, Wide* wide,
+                                  const Meanwhile& meanwhile = {}) {
     constexpr int registers = COLUMNS * LaneTraits<Lane>::registers + WIDE * LaneTraits<Wide>::registers;
     constexpr int wanted = ACCUMULATORS / registers;
     constexpr int ROWS = wanted < 1 ? 1 : (wanted > 8 ? 8 : wanted);
     int i = 0;
     for (; i < m % ROWS; ++i) whiten_rows<1, COLUMNS, WIDE>(factor, i, stride, column, wide);
-    for (; i < m; i += ROWS) whiten_rows<ROWS, COLUMNS, WIDE>(factor, i, stride, column, wide);
+    for (; i < m; i += ROWS) {
+        whiten_rows<ROWS, COLUMNS, WIDE>(factor, i, stride, column, wide);
+        meanwhile();
+    }
 }
 
 // The first `columns` of the right-hand sides column: (m, stride), six at a time (a residual and five slopes).
@@ -81,6 +85,13 @@ XPKERN_INLINE void whiten(const Lane* factor, int m, int columns, int stride, La
     for (; c + 6 <= columns; c += 6) whiten_columns<6, 0>(factor, m, stride, column + c, none);
     for (; c + 3 <= columns; c += 3) whiten_columns<3, 0>(factor, m, stride, column + c, none);
     for (; c < columns; ++c) whiten_columns<1, 0>(factor, m, stride, column + c, none);
+}
+
+// A single right-hand side, (m,).
+template <class Lane, class Meanwhile>
+XPKERN_INLINE void whiten_one(const Lane* factor, int m, Lane* column, const Meanwhile& meanwhile) {
+    Lane* const none = nullptr;
+    whiten_columns<1, 0>(factor, m, 1, column, none, meanwhile);
 }
 
 // The same with wide: (m,) beside them. Changing the factor's precision is as much work as a multiply-add, on units
@@ -123,11 +134,14 @@ XPKERN_INLINE void unwhiten_rows(const Lane* factor, int i, Lane* y) {
 }
 
 // w = G^-T y = C^-1 b, in place of y: (m,).
-template <class Lane>
-XPKERN_INLINE void unwhiten(const Lane* factor, int m, Lane* y) {
+template <class Lane, class Meanwhile = Nothing>
+XPKERN_INLINE void unwhiten(const Lane* factor, int m, Lane* y, const Meanwhile& meanwhile = {}) {
     constexpr int ROWS = 8;
     int i = m;
-    for (; i >= ROWS; i -= ROWS) unwhiten_rows<ROWS>(factor, i - ROWS, y);
+    for (; i >= ROWS; i -= ROWS) {
+        unwhiten_rows<ROWS>(factor, i - ROWS, y);
+        meanwhile();
+    }
     for (; i > 0; --i) unwhiten_rows<1>(factor, i - 1, y);
 }
 

@@ -33,6 +33,19 @@ struct FitView {
     double gate;                 // this of the best one's score
 };
 
+// Stars of a chunk, and those that are likely to be needed next.
+struct ChunkRows {
+    const int64_t* rows;
+    int count;
+    const int64_t* next;
+    int next_count;
+};
+
+// A model in training: all its parameters (core/model_step.hpp says in which order), and what its optimiser remembers.
+struct TrainingState {
+    double *parameters, *first, *second;
+};
+
 // One instruction set's kernels. Each works on the stars [begin, end) with scratch of its own.
 struct Kernels {
     const char* name;
@@ -54,6 +67,22 @@ struct Kernels {
     int64_t (*descent_scratch_bytes)(const ModelView&, const PriorView&);
     void (*descend)(const FitView&, const DescentView&, const StarArrays&, double* params, int64_t begin, int64_t end,
                     char* scratch);
+    // Training: sums of a chunk's stars and their total, (chunk_gradient_size,); the gradient of all the model's
+    // parameters for a mean over stars; the penalty on weights; a step, and whether it leads to a finite model.
+    int chunk_stars;
+    int64_t (*training_scratch_bytes)(const ModelView&);
+    int64_t (*chunk_gradient_size)(const ModelView&);
+    void (*add_chunk_gradient)(const ModelView&, const StarArrays&, const double* params, const ChunkRows&,
+                               float* gradient, double* chi2, char* scratch);
+    void (*total_of_chunks)(const ModelView&, const float* chunks, int64_t n_chunks, double* total);
+    void (*gradient_of_total)(const ModelView&, const double* parameters, const double* total, int64_t n_stars,
+                              double* gradient);
+    double (*weight_penalty)(const ModelView&, const double* parameters);
+    bool (*move_model)(const ModelView&, const ModelStepView&, double rate, int64_t count, const double* gradient,
+                       const TrainingState& from, const TrainingState& to);
+    // A step of each star of a chunk: params and loss, of all stars, change at their rows.
+    void (*step_stars)(const ModelView&, const LossView&, const StarArrays&, const double* lower, const double* upper,
+                       double rate, double clip, const ChunkRows&, double* params, double* loss, char* scratch);
     // Runs that many fused multiply-adds of float32 on data in registers: the machine's limit, for the benchmarks.
     float (*multiply_add)(int64_t count);
 };

@@ -4,6 +4,7 @@
 #include "calibrate.hpp"
 #include "descent_driver.hpp"
 #include "star_kernels.hpp"
+#include "training_driver.hpp"
 
 XPKERN_NAMESPACE_BEGIN
 
@@ -33,6 +34,15 @@ const Kernels& kernels() {
         search_stars,
         descent_scratch_bytes,
         descend_stars,
+        CHUNK_STARS,
+        training_scratch_bytes,
+        chunk_gradient_size,
+        add_chunk_gradient,
+        total_of_chunks,
+        gradient_of_total,
+        penalty_of_weights,
+        move_model,
+        step_stars,
         multiply_add_peak,
     };
     return table;

@@ -4,76 +4,20 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <map>
-#include <memory>
+#include <numeric>
 #include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "../core/status.hpp"
-#include "arguments.hpp"
 #include "calibration_plan.hpp"
+#include "dispatch.hpp"
 #include "handles.hpp"
-#include "thread_pool.hpp"
+#include "training_run.hpp"
 
 namespace xpkern {
-
-namespace scalar {
-const Kernels& kernels();
-}
-#if defined(__x86_64__) || defined(_M_X64)
-namespace avx2 {
-const Kernels& kernels();
-}
-namespace avx512 {
-const Kernels& kernels();
-}
-#elif defined(__aarch64__)
-namespace neon {
-const Kernels& kernels();
-}
-#endif
-
-// Instruction sets that this build has and this machine can run, best first.
-std::vector<const Kernels*> usable_kernels() {
-    std::vector<const Kernels*> usable;
-#if defined(__x86_64__) || defined(_M_X64)
-    __builtin_cpu_init();
-    const bool fused = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    if (fused && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw"))
-        usable.push_back(&avx512::kernels());
-    if (fused) usable.push_back(&avx2::kernels());
-#elif defined(__aarch64__)
-    usable.push_back(&neon::kernels());
-#endif
-    usable.push_back(&scalar::kernels());
-    return usable;
-}
-
-const Kernels& kernels_named(const std::string& name) {
-    std::string known;
-    for (const Kernels* kernels : usable_kernels()) {
-        if (name.empty() || name == kernels->name) return *kernels;
-        known += std::string(known.empty() ? "" : ", ") + kernels->name;
-    }
-    throw std::invalid_argument("instruction set " + name + " is not available here: this machine can run " + known);
-}
-
-// Memory of one thread, on the boundary of a cache line.
-class Scratch {
-  public:
-    explicit Scratch(int64_t bytes) : memory_(new char[static_cast<size_t>(bytes) + 64]) {}
-    char* data() {
-        const auto address = reinterpret_cast<uintptr_t>(memory_.get());
-        return memory_.get() + (64 - address % 64) % 64;
-    }
-
-  private:
-    std::unique_ptr<char[]> memory_;
-};
 
 // Stars dealt to a thread at a time: enough to make a rescue worth packing, few enough to balance the load.
 constexpr int64_t TASK_ROWS = 512;
@@ -324,6 +268,99 @@ Array<double> descend(const std::string& isa, const Model& model, const Prior& p
     return params;
 }
 
+Array<double> copy_of(const std::vector<double>& values) {
+    return Array<double>(static_cast<py::ssize_t>(values.size()), values.data());
+}
+
+// Eq. 12 averaged over the stars, and its gradient in all parameters: (p,) in the order of ModelArrays.flatten().
+py::tuple train_step(const std::string& isa, const Model& model, const Array<float>& flux, const Array<float>& whitener,
+                     const Array<double>& mean, const Array<double>& sigma, const Array<double>& params, int threads) {
+    const Kernels& kernels = kernels_named(isa);
+    const auto n = flux.shape(0);
+    const StarArrays stars = star_arrays(flux, whitener, mean, sigma, model.samples(), model.parameters());
+    require_shape(params, "params", {n, model.parameters()});
+    std::vector<int64_t> all(static_cast<size_t>(n));
+    std::iota(all.begin(), all.end(), 0);
+    Array<double> at = params;  // no step changes it
+    TrainingRun run(kernels, model.view(), stars, const_cast<double*>(at.data()), nullptr, all.data(), 1, n, threads);
+    double loss;
+    {
+        const py::gil_scoped_release release;
+        loss = run.evaluate();
+    }
+    return py::make_tuple(loss, copy_of(run.gradient()));
+}
+
+// Throws where a batch names a star that is not there, or one twice.
+void require_rows(const Array<int64_t>& batches, int64_t n) {
+    std::vector<int64_t> seen_in(static_cast<size_t>(n), -1);
+    const int64_t* row = batches.data();
+    for (py::ssize_t batch = 0; batch < batches.shape(0); ++batch) {
+        const std::string which = "batch " + std::to_string(batch) + " has row ";
+        for (py::ssize_t i = 0; i < batches.shape(1); ++i, ++row) {
+            if (*row < 0 || *row >= n)
+                throw std::out_of_range(which + std::to_string(*row) + ", but there are " + std::to_string(n) +
+                                        " stars");
+            if (seen_in[static_cast<size_t>(*row)] == batch)
+                throw std::out_of_range(which + std::to_string(*row) + " twice");
+            seen_in[static_cast<size_t>(*row)] = batch;
+        }
+    }
+}
+
+py::dict train_epoch(const std::string& isa, const Model& model, const Array<float>& flux, const Array<float>& whitener,
+                     const Array<double>& mean, const Array<double>& sigma, const Array<double>& start,
+                     const Array<int64_t>& batches, const std::map<std::string, bool>& terms,
+                     const Array<double>& lower, const Array<double>& upper,
+                     const std::optional<Array<double>>& model_rates, bool adam, double momentum, double model_clip,
+                     const std::optional<Array<double>>& star_rates, double star_clip, const Array<double>& first,
+                     const Array<double>& second, int64_t count, int threads) {
+    const Kernels& kernels = kernels_named(isa);
+    const auto n = flux.shape(0);
+    const int k = model.parameters();
+    const StarArrays stars = star_arrays(flux, whitener, mean, sigma, model.samples(), k);
+    require_shape(start, "params", {n, k});
+    require_shape(lower, "lower", {k});
+    require_shape(upper, "upper", {k});
+    if (batches.ndim() != 2) throw std::invalid_argument("batches must be a matrix (steps, size)");
+    const auto steps = batches.shape(0);
+    require_rows(batches, n);
+    if (model_rates) require_shape(*model_rates, "model_rates", {steps});
+    if (star_rates) require_shape(*star_rates, "star_rates", {steps});
+
+    Array<double> params(start.request()), star_loss = make_array<double>({n}),
+                                           model_loss = make_array<double>({steps});
+    std::fill_n(star_loss.mutable_data(), n, std::nan(""));
+    std::fill_n(model_loss.mutable_data(), steps, std::nan(""));
+    TrainingRun run(kernels, model.view(), stars, params.mutable_data(), star_loss.mutable_data(), batches.data(),
+                    steps, batches.shape(1), threads);
+    const auto size = static_cast<py::ssize_t>(run.arrays().parameters.size());
+    require_shape(first, "first", {size});
+    require_shape(second, "second", {size});
+    const ModelSteps of_model{model_rates ? model_rates->data() : nullptr, {adam, momentum, model_clip}};
+    const StarSteps of_stars{star_rates ? star_rates->data() : nullptr, star_clip, loss_view(terms), lower.data(),
+                             upper.data()};
+    double* losses = model_loss.mutable_data();
+    TrainingRun::End end;
+    {
+        const py::gil_scoped_release release;
+        end = run.run(of_model, of_stars, first.data(), second.data(), count, losses);
+    }
+    py::dict result;
+    result["parameters"] = copy_of(run.arrays().parameters);
+    result["first"] = copy_of(run.arrays().first);
+    result["second"] = copy_of(run.arrays().second);
+    result["count"] = run.count();
+    result["params"] = params;
+    result["model_loss"] = model_loss;
+    result["star_loss"] = star_loss;
+    result["reached"] = run.reached();
+    result["loss_is_finite"] = end != TrainingRun::End::loss_not_finite;
+    result["rows_not_finite"] =
+        end == TrainingRun::End::loss_not_finite ? run.rows_not_finite() : std::vector<int64_t>();
+    return result;
+}
+
 // One side of the spectra, checked.
 SideRows side_rows(const char* name, const Array<double>& coefficients, const Array<float>& error,
                    const Array<float>& correlation, const Array<float>& standard_deviation, const Array<bool>& exists,
@@ -419,6 +456,15 @@ PYBIND11_MODULE(_cpu, module) {
                py::arg("start").noconvert(), py::arg("terms"), py::arg("lower"), py::arg("upper"), py::arg("adam"),
                py::arg("steps"), py::arg("rate"), py::arg("decay"), py::arg("decay_every"), py::arg("clip"),
                py::arg("threads"));
+    module.def("train_step", &train_step, py::arg("isa"), py::arg("model"), py::arg("flux").noconvert(),
+               py::arg("whitener").noconvert(), py::arg("mean").noconvert(), py::arg("sigma").noconvert(),
+               py::arg("params").noconvert(), py::arg("threads"));
+    module.def("train_epoch", &train_epoch, py::arg("isa"), py::arg("model"), py::arg("flux").noconvert(),
+               py::arg("whitener").noconvert(), py::arg("mean").noconvert(), py::arg("sigma").noconvert(),
+               py::arg("params").noconvert(), py::arg("batches").noconvert(), py::arg("terms"), py::arg("lower"),
+               py::arg("upper"), py::arg("model_rates").none(true), py::arg("adam"), py::arg("momentum"),
+               py::arg("model_clip"), py::arg("star_rates").none(true), py::arg("star_clip"), py::arg("first"),
+               py::arg("second"), py::arg("count"), py::arg("threads"));
     module.def("calibrate", &calibrate, py::arg("isa"), py::arg("bp_design").noconvert(),
                py::arg("rp_design").noconvert(), py::arg("bp").noconvert(), py::arg("rp").noconvert(),
                py::arg("bp_error").noconvert(), py::arg("rp_error").noconvert(), py::arg("bp_correlation").noconvert(),

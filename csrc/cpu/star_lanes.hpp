@@ -28,6 +28,11 @@ struct Members {
         count = static_cast<int>(end - begin < width ? end - begin : width);
         for (int s = 0; s < width; ++s) row[s] = begin + (s < count ? s : count - 1);
     }
+    // The first of `left` rows of a list.
+    Members(const int64_t* list, int left) {
+        count = left < width ? left : width;
+        for (int s = 0; s < width; ++s) row[s] = list[s < count ? s : count - 1];
+    }
 };
 
 // A lane of which star s gets value(s).
@@ -52,8 +57,7 @@ struct GatheredStars {
     }
     template <Next NEXT = Next::any>
     void fill(const Members<Real>& members, const StarArrays& stars, int m, int k) const {
-        load_rows(stars.flux, members.row, m, flux);
-        load_rows<NEXT>(stars.whitener, members.row, row_start(m), factor);
+        fill_spectra<NEXT>(members, stars, m);
         for (int p = 0; p < k; ++p) {
             mean[p] = lane_of<Wide>([&](int s) { return stars.mean[members.row[s] * k + p]; });
             weight[p] = lane_of<Wide>([&](int s) {
@@ -61,6 +65,11 @@ struct GatheredStars {
                 return 1.0 / (sigma * sigma);
             });
         }
+    }
+    template <Next NEXT = Next::any>
+    void fill_spectra(const Members<Real>& members, const StarArrays& stars, int m) const {
+        load_rows(stars.flux, members.row, m, flux);
+        load_rows<NEXT>(stars.whitener, members.row, row_start(m), factor);
     }
     StarView<Real, Wide> view() const { return {flux, factor, mean, weight}; }
 };

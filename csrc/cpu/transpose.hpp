@@ -130,6 +130,23 @@ inline void load_rows(const Element* rows, const int64_t* row, int count, Lane* 
     for_each_column<Lane, NEXT>(rows, row, count, [&](int k, const Lane& values) { lanes[k] = values; });
 }
 
+template <class Element, int N>
+struct Transposition<Pack<Element, N>> {
+    static XPKERN_INLINE void to_rows(const Pack<Element, N>* lanes, int count, int stride, Element* rows) {
+        static_assert(Pack<Element, N>::registers == 1, "a lane is one register here");
+        for (int k = 0; k < count; k += N) {
+            Square<Element, N> square;
+            XPKERN_UNROLL
+            for (int i = 0; i < N; ++i)
+                square.row[i] = k + i < count ? lanes[k + i].v[0] : typename Square<Element, N>::Vector{};
+            square.transpose();
+            XPKERN_UNROLL
+            for (int star = 0; star < N; ++star)
+                __builtin_memcpy(rows + star * stride + k, &square.row[star], sizeof(square.row[star]));
+        }
+    }
+};
+
 // rows[row[star]][k] = lanes[k] of that star, for the first `stars` of them. rows: (n, count).
 template <Next NEXT = Next::any, int N>
 inline void store_rows(const Pack<double, N>* lanes, int count, const int64_t* row, int stars, float* rows) {

@@ -1,7 +1,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from numpy import bool_, float32, float64, int32, uint32
+from numpy import bool_, float32, float64, int32, int64, uint32
 from numpy.typing import NDArray
 
 CONSTANTS: dict[str, float]
@@ -119,6 +119,39 @@ def descend(
     clip: float,
     threads: int,
 ) -> NDArray[float64]: ...
+def train_step(
+    isa: str,
+    model: Model,
+    flux: NDArray[float32],
+    whitener: NDArray[float32],
+    mean: NDArray[float64],
+    sigma: NDArray[float64],
+    params: NDArray[float64],
+    threads: int,
+) -> tuple[float, NDArray[float64]]: ...
+def train_epoch(
+    isa: str,
+    model: Model,
+    flux: NDArray[float32],
+    whitener: NDArray[float32],
+    mean: NDArray[float64],
+    sigma: NDArray[float64],
+    params: NDArray[float64],
+    batches: NDArray[int64],
+    terms: dict[str, bool],
+    lower: NDArray[float64],
+    upper: NDArray[float64],
+    model_rates: NDArray[float64] | None,
+    adam: bool,
+    momentum: float,
+    model_clip: float,
+    star_rates: NDArray[float64] | None,
+    star_clip: float,
+    first: NDArray[float64],
+    second: NDArray[float64],
+    count: int,
+    threads: int,
+) -> dict[str, Any]: ...
 def calibrate(
     isa: str,
     bp_design: NDArray[float64],

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -16,15 +17,21 @@ from xpkern.engine.contract import (
     Calibrated,
     Coefficients,
     Descent,
+    EpochResult,
     Evaluation,
     FitOptions,
     Float32,
     Float64,
+    Int64,
     LossTerms,
+    ModelArrays,
+    ModelMoments,
     Solution,
     StarData,
+    Steps,
 )
-from xpkern.errors import InputError, NotSupported
+from xpkern.engine.epoch import check_epoch
+from xpkern.errors import InputError, TrainingDiverged
 from xpkern.fit.candidates import CandidateGrid
 from xpkern.fit.start import StartGrid
 from xpkern.model.flux_model import FluxModel
@@ -237,7 +244,74 @@ class CpuEngine:
         self, model: FluxModel, stars: StarData, params: Float64, *, threads: int | None = None
     ) -> tuple[float, list[Float64], list[Float64], Float64]:
         """Eq. 12 averaged over the stars, and its gradient in weights, biases and ln R."""
-        raise NotSupported("the cpu engine does not train; the reference engine does")
+        loss, gradient = _cpu.train_step(
+            self.instruction_set,
+            _compiled(model, _compile_model),
+            stars.flux,
+            stars.whitener,
+            stars.mean,
+            stars.sigma,
+            np.ascontiguousarray(params, np.float64),
+            number_of_threads(threads),
+        )
+        arrays = ModelArrays.unflatten(gradient, model)
+        return loss, arrays.weights, arrays.biases, arrays.ln_ext_curve
+
+    def train_epoch(
+        self,
+        model: FluxModel,
+        stars: StarData,
+        params: Float64,
+        batches: Int64,
+        terms: LossTerms,
+        box: Box,
+        model_steps: Steps | None,
+        star_steps: Steps | None,
+        moments: ModelMoments | None,
+        *,
+        threads: int | None = None,
+    ) -> EpochResult:
+        """First-order steps of the model and of the stars, batch by batch (Section 3.2 of the paper)."""
+        check_epoch(model, stars, params, batches, terms, model_steps, star_steps, moments)
+        if moments is None:
+            moments = ModelMoments.zeros(model)
+        how = Steps("sgd", np.empty(0)) if model_steps is None else model_steps
+        try:
+            found = _cpu.train_epoch(
+                self.instruction_set,
+                _compile_model(model),  # not kept: the next call is given another
+                stars.flux,
+                stars.whitener,
+                stars.mean,
+                stars.sigma,
+                np.ascontiguousarray(params, np.float64),
+                np.ascontiguousarray(batches),
+                asdict(terms),
+                np.ascontiguousarray(box.lower, np.float64),
+                np.ascontiguousarray(box.upper, np.float64),
+                None if model_steps is None else model_steps.rates,
+                how.method == "adam",
+                how.momentum,
+                how.clip,
+                None if star_steps is None else star_steps.rates,
+                math.inf if star_steps is None else star_steps.clip,
+                moments.first.flatten(),
+                moments.second.flatten(),
+                moments.steps,
+                number_of_threads(threads),
+            )
+        except IndexError as error:
+            raise InputError(str(error), field="batches") from None
+        if found["count"] > moments.steps:
+            now = ModelArrays.unflatten(found["parameters"], model)  # with R itself in place of what belongs to ln R
+            model = replace(model, weights=now.weights, biases=now.biases, ext_curve=now.ln_ext_curve)
+            first, second = (ModelArrays.unflatten(found[name], model) for name in ("first", "second"))
+            moments = ModelMoments(first, second, found["count"])
+        result = EpochResult(model, found["params"], moments, found["model_loss"], found["star_loss"])
+        if found["reached"] < len(batches):
+            what = "the model after its step" if found["loss_is_finite"] else "the model's loss"
+            raise TrainingDiverged(what, found["reached"], np.array(found["rows_not_finite"], np.int64), result)
+        return result
 
 
 def instruction_sets() -> list[str]:

@@ -11,26 +11,29 @@ from xpkern.engine.contract import (
     Calibrated,
     Coefficients,
     Descent,
+    EpochResult,
     Evaluation,
     FitOptions,
     Float32,
     Float64,
+    Int64,
     LossTerms,
+    ModelMoments,
     Solution,
     StarData,
+    Steps,
 )
 from xpkern.engine.packed import (
-    forward_substitute,
     pack_factor,
     packed_size,
     present_samples,
     sample_variance,
-    unpack_factor,
 )
 from xpkern.engine.reference_descent import best_candidates, descend
 from xpkern.engine.reference_fit import Optimum, minimise
-from xpkern.engine.reference_loss import back_substitute, flux_and_jacobian, star_loss
+from xpkern.engine.reference_loss import star_loss
 from xpkern.engine.reference_start import starts_from_grid
+from xpkern.engine.reference_train import model_loss, train_epoch
 from xpkern.fit.candidates import CandidateGrid
 from xpkern.fit.start import StartGrid
 from xpkern.model.flux_model import FluxModel
@@ -172,30 +175,26 @@ class ReferenceEngine:
     def train_step(
         self, model: FluxModel, stars: StarData, params: Float64, *, threads: int | None = None
     ) -> tuple[float, list[Float64], list[Float64], Float64]:
-        """Eq. 12 averaged over the stars, and its gradient in weights, biases and ln R.
+        """Eq. 12 averaged over the stars, and its gradient in weights, biases and ln R."""
+        at = model_loss(model, stars, params)
+        return at.loss, at.gradient.weights, at.gradient.biases, at.gradient.ln_ext_curve
 
-        ::
-
-            mean over stars of chi^2 + sum W^2 / n_W
-        """
-        at = flux_and_jacobian(model, params)
-        factor = unpack_factor(stars.whitener)
-        residual = forward_substitute(factor, (at.flux - stars.flux.astype(np.float64))[:, :, None])[:, :, 0]
-        n_weights = sum(weight.size for weight in model.weights)
-        loss = float((residual**2).sum() / max(len(stars), 1))
-        loss += sum(float((weight**2).sum()) for weight in model.weights) / n_weights
-        weight_gradients = [2.0 * weight / n_weights for weight in model.weights]
-        bias_gradients = [np.zeros_like(bias) for bias in model.biases]
-        # d loss / d ln f, then backwards through the layers
-        adjoint = 2.0 * back_substitute(factor, residual) * at.flux / max(len(stars), 1)
-        ln_ext_gradient = -model.ext_curve * (params[:, -2] @ adjoint)
-        inputs = (params[:, : model.n_inputs] - model.input_zp) / model.input_scale
-        values = [inputs, *at.hidden]
-        for layer in reversed(range(len(values))):
-            weight_gradients[layer] += values[layer].T @ adjoint
-            bias_gradients[layer] += adjoint.sum(axis=0)
-            adjoint = (adjoint @ model.weights[layer].T) * (1.0 - values[layer] ** 2)
-        return loss, weight_gradients, bias_gradients, ln_ext_gradient
+    def train_epoch(
+        self,
+        model: FluxModel,
+        stars: StarData,
+        params: Float64,
+        batches: Int64,
+        terms: LossTerms,
+        box: Box,
+        model_steps: Steps | None,
+        star_steps: Steps | None,
+        moments: ModelMoments | None,
+        *,
+        threads: int | None = None,
+    ) -> EpochResult:
+        """First-order steps of the model and of the stars, batch by batch (Section 3.2 of the paper)."""
+        return train_epoch(model, stars, params, batches, terms, box, model_steps, star_steps, moments)
 
 
 def _coefficient_covariance(error: Float32, correlation: Float32, deviation: Float32, convention: str) -> Float64:

@@ -69,7 +69,7 @@ def descend(
         rate = descent.rate * descent.decay ** (step // descent.decay_every)
         with np.errstate(over="ignore", invalid="ignore"):  # a flux may overflow: that star stays where it is
             gradient = star_loss(model, prior, stars, _to_linear(x), terms).in_x().gradient
-            gradient = _clipped(gradient, descent.clip)
+            gradient = clipped(gradient, descent.clip)
         if descent.method == "adam":
             mean = ADAM_BETA1 * mean + (1.0 - ADAM_BETA1) * gradient
             square = ADAM_BETA2 * square + (1.0 - ADAM_BETA2) * gradient**2
@@ -79,11 +79,11 @@ def descend(
     return _to_linear(x)
 
 
-def _clipped(gradient: Float64, clip: float) -> Float64:
-    """Gradients (n, k) scaled to a norm of at most ``clip``; one that is no number moves nothing."""
+def clipped(gradient: Float64, clip: float, unless_finite: float = 0.0) -> Float64:
+    """Gradients (n, k) scaled to a norm of at most ``clip``; ``unless_finite`` throughout where one is no number."""
     norm = np.sqrt(np.einsum("na,na->n", gradient, gradient))
     scale = np.minimum(1.0, clip / np.maximum(norm, 1e-15))
-    return np.where(np.isfinite(norm)[:, None], gradient * scale[:, None], 0.0)
+    return np.where(np.isfinite(norm)[:, None], gradient * scale[:, None], unless_finite)
 
 
 def _to_x(params: Float64) -> Float64:

@@ -94,7 +94,9 @@ class SourceTable:
             return table
         if isinstance(table, (str, os.PathLike)):
             path = Path(table)
-            columns = _read_csv(path, wanted) if path.name.lower().endswith(_CSV_ENDINGS) else _read_with_astropy(path)
+            columns = (
+                read_csv_columns(path, wanted) if path.name.lower().endswith(_CSV_ENDINGS) else _read_with_astropy(path)
+            )
             return cls(columns, str(path))
         if isinstance(table, np.ndarray) and table.dtype.names is not None:
             names: Collection[Any] = table.dtype.names
@@ -108,7 +110,7 @@ class SourceTable:
             names = list(table.columns)
         else:
             raise InputError(f"a {type(table).__name__} is no table: give a path, table, array or dict", field=name)
-        return cls({str(key).lower(): _as_array(table[key]) for key in names}, name)
+        return cls({str(key).lower(): as_array(table[key]) for key in names}, name)
 
     def __len__(self) -> int:
         return len(self._sorted_id)
@@ -161,7 +163,7 @@ def _text(value: object) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _as_array(column: Any) -> NDArray:
+def as_array(column: Any) -> NDArray:
     """A column of any kind of table as an array, masked where it has no value."""
     if isinstance(column, np.ma.MaskedArray):
         return column
@@ -177,7 +179,7 @@ def _as_array(column: Any) -> NDArray:
     return np.asarray(column)
 
 
-def _read_csv(path: Path, wanted: Collection[str]) -> dict[str, NDArray]:
+def read_csv_columns(path: Path, wanted: Collection[str]) -> dict[str, NDArray]:
     """Some columns of a csv file, and source_id; those that it does not have are left out."""
     import pyarrow
     import pyarrow.csv
@@ -229,4 +231,4 @@ def _read_with_astropy(path: Path) -> dict[str, NDArray]:
     except Exception as error:  # each of its many readers fails in its own way
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(f"cannot be read as a table ({reason})", file=str(path)) from error
-    return {name.lower(): _as_array(table[name]) for name in table.colnames}
+    return {name.lower(): as_array(table[name]) for name in table.colnames}

@@ -1,0 +1,223 @@
+"""What comes out of a training run: the finished model with its prior and provenance, and a file on its stars."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from xpkern.catalog.pending import PendingFile
+from xpkern.engine.contract import Float64
+from xpkern.grid import BANDS, N_XP, PARAMETERS, WAVELENGTH
+from xpkern.model.flux_model import FluxModel
+from xpkern.model.noise import Noise
+from xpkern.model.type_prior import TypePrior
+from xpkern.train.cuts import CutCount
+from xpkern.train.phases import Run
+from xpkern.train.recipe import Epochs, Rounds
+from xpkern.train.state import EpochRecord
+from xpkern.train.training_set import seen_share
+from xpkern.train.type_prior_fit import fit_prior_of_kind
+from xpkern.version import __version__
+
+#: A flux sample that a smaller share of the stars has is not learned: the model says nothing about it.
+LEAST_SEEN = 0.01
+
+#: Fractional error of such samples: they have no weight in a fit.
+UNSEEN_ERROR = 100.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A trained model and what is known of it.
+
+    Attributes
+    ----------
+    model : FluxModel
+    prior : TypePrior
+    stars : dict of str to int
+        Numbers of stars: "training", "high_quality", "clean", "held_out".
+    validation_loss, validation_median : float
+        Eqs. 13-14 of all held-out stars at their optima; NaN if there are none.
+    unseen : tuple of str
+        Flux samples that were not learned.
+    """
+
+    model: FluxModel
+    prior: TypePrior
+    stars: dict[str, int]
+    validation_loss: float
+    validation_median: float
+    unseen: tuple[str, ...]
+
+
+def outcome_of(run: Run) -> Outcome:
+    """Judge the model of a finished run by all held-out stars, fit the prior and put everything together."""
+    recipe, data, state = run.recipe, run.set, run.state
+    learned_from = np.flatnonzero(_learned_from(run))
+    losses = run.validation_losses(np.flatnonzero(data.held_out))
+    losses = losses[np.isfinite(losses)]
+    prior, note = fit_prior_of_kind(data.stars.mean[learned_from, :3], recipe.prior, recipe.split.seed)
+    unseen = seen_share(data.stars, learned_from) < LEAST_SEEN
+    names = tuple(_sample_name(sample) for sample in np.flatnonzero(unseen).tolist())
+    stars = {
+        "training": len(run.training),
+        "high_quality": int(data.high_quality[run.training].sum()),
+        "clean": int(state.clean[run.training].sum()),
+        "held_out": int(data.held_out.sum()),
+    }
+    outcome = Outcome(
+        model=state.model,
+        prior=prior,
+        stars=stars,
+        validation_loss=float(losses.mean()) if len(losses) else np.nan,
+        validation_median=float(np.median(losses)) if len(losses) else np.nan,
+        unseen=names,
+    )
+    noise = Noise.eq2(
+        sigma=recipe.noise.sigma,
+        photometry_floor=recipe.noise.photometry,
+        theoretical=unseen,
+        theoretical_error=UNSEEN_ERROR,
+    )
+    model = replace(
+        state.model,
+        noise=noise,
+        theoretical=unseen,
+        ext_unit=_ext_unit(run),
+        provenance=_provenance(run, outcome, note),
+        licence="that of the data it was trained on",
+    )
+    return replace(outcome, model=replace(model, card=_card(run, replace(outcome, model=model), note)))
+
+
+def _learned_from(run: Run) -> NDArray[np.bool_]:
+    """Stars whose spectra the last phase that moved the model has used."""
+    used = ~run.set.held_out
+    for _, phase in run.phases:
+        if isinstance(phase, Rounds) or (isinstance(phase, Epochs) and phase.model_rate > 0):
+            used = ~run.set.held_out
+            if phase.stars != "all":
+                used &= run.set.high_quality if phase.stars == "high_quality" else run.state.clean
+    return used
+
+
+def _sample_name(sample: int) -> str:
+    return BANDS[sample - N_XP] if sample >= N_XP else f"{WAVELENGTH[sample]:.0f} nm"
+
+
+def _ext_unit(run: Run) -> str:
+    labelled = np.isfinite(run.set.stars.sigma[run.training, PARAMETERS.index("ext")]).any()
+    if labelled:
+        return "that of the extinctions among the labels"
+    return "E(B-V) [mag], fixed by the law the extinction curve started from alone: no label had an extinction"
+
+
+def _provenance(run: Run, outcome: Outcome, note: str) -> dict[str, str]:
+    def listed(counts: tuple[CutCount, ...] | list[CutCount]) -> str:
+        return json.dumps([[getattr(count, item.name) for item in fields(count)] for count in counts], default=int)
+
+    return {
+        "made_by": f"xpkern train, version {__version__}",
+        "recipe": run.recipe.name,
+        "recipe_digest": run.recipe.digest,
+        "recipe_settings": json.dumps(run.recipe.settings()),
+        "data_digest": run.set.digest,
+        "engine": " ".join([run.engine.name, getattr(run.engine, "instruction_set", "")]).strip(),
+        "stars": json.dumps(outcome.stars),
+        "cuts": listed(run.set.counts),
+        "high_quality_cuts": listed(run.set.high_quality_counts),
+        "self_cleaning": listed(run.state.clean_counts),
+        "validation_loss": repr(outcome.validation_loss),
+        "validation_median": repr(outcome.validation_median),
+        "prior_fit": note,
+        "not_learned": " ".join(outcome.unseen),
+    }
+
+
+def _card(run: Run, outcome: Outcome, note: str) -> str:
+    """The model card, Markdown."""
+
+    def listed(counts: tuple[CutCount, ...] | list[CutCount]) -> str:
+        return "\n".join(f"    {count}" for count in counts)
+
+    stars = ", ".join(f"{count:,} {name.replace('_', '-')}" for name, count in outcome.stars.items())
+    unseen = ", ".join(outcome.unseen) or "none"
+    return f"""\
+# Model card: trained with the recipe `{run.recipe.name}`
+
+{stars} stars. Held-out stars, each at the optimum of Eqs. 13-14 of Zhang, Green & Rix (2023) under this model: mean
+loss {outcome.validation_loss:.2f}, median {outcome.validation_median:.2f}.
+
+Samples that less than {LEAST_SEEN:.0%} of the stars have, and that were not learned: {unseen}.
+Unit of extinction: {outcome.model.ext_unit}.
+Prior: {run.recipe.prior.kind}, {note}; 0.1 % of its mass lies below ln p = {outcome.prior.ln_prior_threshold:.2f}.
+
+## Stars left after each cut
+
+{listed(run.set.counts)}
+
+High-quality stars among them:
+
+{listed(run.set.high_quality_counts)}
+
+Self-cleaning:
+
+{listed(run.state.clean_counts) if run.state.clean_counts else "    none"}
+"""
+
+
+#: Bits of the ``used`` column of a file on stars.
+USED = {"high_quality": 1, "clean": 2, "held_out": 4}
+
+
+def write_stars(path: Path, run: Run, outcome: Outcome) -> None:
+    """Write what became of each star, the losses of each epoch and the extinction curve after each phase.
+
+    Parameters
+    ----------
+    path : Path
+        HDF5 file, which appears under its name only once it is complete. ``stars/`` has a dataset per column,
+        ``history/`` one per field of :class:`xpkern.train.state.EpochRecord`, ``phases/`` the curves and drifts.
+    run : Run
+        A finished one.
+    outcome : Outcome
+    """
+    state, data = run.state, run.set
+    columns: dict[str, NDArray] = {"source_id": data.source_id}
+    units = {"teff": "kK", "ext": "mag", "plx": "mas", "feh": "dex", "logg": "dex"}
+    for k, name in enumerate(PARAMETERS):
+        columns[name] = state.params[:, k]
+        columns[f"{name}_label"] = np.where(np.isfinite(data.stars.sigma[:, k]), data.stars.mean[:, k], np.nan)
+        columns[f"{name}_label_err"] = data.stars.sigma[:, k]
+    columns["used"] = (
+        USED["high_quality"] * data.high_quality + USED["clean"] * state.clean + USED["held_out"] * data.held_out
+    ).astype(np.uint8)
+    pending = PendingFile(path)
+    try:
+        with h5py.File(pending.partial, "w") as file:
+            for name, values in columns.items():
+                dataset = file.create_dataset(f"stars/{name}", data=values, track_times=False)
+                unit = units.get(name.removesuffix("_err").removesuffix("_label"))
+                if unit:
+                    dataset.attrs["unit"] = unit
+            file["stars/used"].attrs["bits"] = json.dumps(USED)
+            for item in fields(EpochRecord):
+                kind = np.int32 if item.name in ("phase", "epoch") else np.float64
+                values = np.array([getattr(record, item.name) for record in state.history], kind)
+                file.create_dataset(f"history/{item.name}", data=values, track_times=False)
+            names = [snapshot.phase for snapshot in state.snapshots]
+            file.create_dataset("phases/name", data=names, dtype=h5py.string_dtype(), track_times=False)
+            curves = np.stack([snapshot.ext_curve for snapshot in state.snapshots])
+            file.create_dataset("phases/ext_curve", data=curves, track_times=False)
+            drifts: Float64 = np.stack([snapshot.drift for snapshot in state.snapshots])
+            file.create_dataset("phases/drift", data=drifts, track_times=False)
+            for key, value in sorted(outcome.model.provenance.items()):
+                file.attrs[key] = value
+        pending.commit()
+    finally:
+        pending.discard()
