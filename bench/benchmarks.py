@@ -10,6 +10,7 @@ from bench.fitting import bench_fit, bench_isa, bench_peak
 from bench.ingest import bench_ingest
 from bench.result import Result
 from bench.scaling import bench_threads
+from bench.training import bench_train
 
 #: Benchmarks by name: (function of number of stars, rounds and engine; default number of stars).
 BENCHMARKS: dict[str, tuple[Callable[[int, int, str], Result], int]] = {
@@ -20,6 +21,7 @@ BENCHMARKS: dict[str, tuple[Callable[[int, int, str], Result], int]] = {
     "finish": (bench_finish, 4096),
     "ingest": (bench_ingest, 4096),
     "threads": (bench_threads, 8192),
+    "train": (bench_train, 100_000),
     "optimum": (bench_optimum, 4096),
     "precision": (bench_precision, 4096),
     "pulls": (bench_pulls, 65536),
