@@ -26,6 +26,11 @@ SIMULATED = 4096
 #: Rates so small that the model stays what it is however often it is trained.
 RATE, CLIP = 1e-12, 100.0
 
+#: Which sides move.
+MODEL: dict[str, Any] = {"model_rate": RATE, "star_rate": None}
+BOTH: dict[str, Any] = {"model_rate": RATE, "star_rate": RATE}
+STARS: dict[str, Any] = {"model_rate": None, "star_rate": RATE}
+
 #: Steps of Adam whose time is measured, of so many stars.
 ADAM_STEPS, ADAM_STARS = 32, 2048
 
@@ -59,11 +64,17 @@ class Trainer:
         self.terms, self.box = LossTerms(prior=False), default_box(self.prior)
 
     def epoch(
-        self, *, model: bool, stars: bool, batches: np.ndarray | None = None, threads: int = 1, rate: float = RATE
+        self,
+        model_rate: float | None,
+        star_rate: float | None,
+        *,
+        batches: np.ndarray | None = None,
+        threads: int = 1,
     ) -> EpochResult:
-        """Steps of the model, of the stars, or of both, over all batches when none are given."""
+        """Steps over all batches when none are given; a side whose rate is None does not move."""
         batches = self.batches if batches is None else batches
-        rates = np.full(len(batches), rate)
+        model_steps = None if model_rate is None else Steps("sgd", np.full(len(batches), model_rate), 0.5)
+        star_steps = None if star_rate is None else Steps("sgd", np.full(len(batches), star_rate), clip=CLIP)
         return self.engine.train_epoch(
             self.model,
             self.stars,
@@ -71,8 +82,8 @@ class Trainer:
             batches,
             self.terms,
             self.box,
-            Steps("sgd", rates, 0.5) if model else None,
-            Steps("sgd", rates, clip=CLIP) if stars else None,
+            model_steps,
+            star_steps,
             None,
             threads=threads,
         )
@@ -109,11 +120,11 @@ def bench_train(n_stars: int, rounds: int, engine_name: str) -> Result:
     trainer = Trainer(xk.get_engine(engine_name), n_stars)
     size = trainer.batches.shape[1]
     one = np.ascontiguousarray(np.broadcast_to(trainer.batches[0], (REPEATS, size)))
-    kinds = {
-        "one batch again and again, model": {"model": True, "stars": False, "batches": one},
-        "epoch, model": {"model": True, "stars": False},
-        "epoch, model and stars": {"model": True, "stars": True},
-        "epoch, stars": {"model": False, "stars": True},
+    kinds: dict[str, dict[str, Any]] = {
+        "one batch again and again, model": MODEL | {"batches": one},
+        "epoch, model": MODEL,
+        "epoch, model and stars": BOTH,
+        "epoch, stars": STARS,
     }
     ours = {name: _contestant(trainer, name, what) for name, what in kinds.items()}
     extra: dict[str, Any] = {"stars": trainer.batches.size, "stars of a batch": size}
@@ -128,7 +139,8 @@ def bench_train(n_stars: int, rounds: int, engine_name: str) -> Result:
         peak, bandwidth = fma_peak(trainer.engine.instruction_set), read_bandwidth(trainer.stars.whitener)
         seconds[name] = 1 / measure_once(contestant, 3)
         what = kinds[name]
-        arithmetic = 2e-9 * (counts["model"] * what["model"] + counts["star"] * what["stars"]) / peak
+        count = sum(counts[side] for side in counts if what[f"{side}_rate"] is not None)
+        arithmetic = 2e-9 * count / peak
         # once a batch, whatever is done with it: it stays in the last cache
         memory = 0.0 if "batches" in what else 1e-9 * read / bandwidth
         extra |= {
@@ -185,13 +197,13 @@ def _projection(trainer: Trainer, seconds: dict[str, float], n_stars: int) -> di
         return Contestant("Adam", run, min(ADAM_STARS, n_stars) * ADAM_STEPS)
 
     names = ("epoch, model", "epoch, model and stars", "epoch, stars")
-    kinds = ({"model": True, "stars": False}, {"model": True, "stars": True}, {"model": False, "stars": True})
     costs = {1: [*(seconds[name] for name in names), 1 / measure_once(last_phase(1), 3)]}
     n_cpus = len(ALLOWED_CPUS)
     if n_cpus > 1:
         with on_cpus(ALLOWED_CPUS):
             threaded = [
-                _contestant(trainer, name, kind | {"threads": n_cpus}) for name, kind in zip(names, kinds, strict=True)
+                _contestant(trainer, name, kind | {"threads": n_cpus})
+                for name, kind in zip(names, (MODEL, BOTH, STARS), strict=True)
             ]
             costs[n_cpus] = [1 / measure_once(contestant, 3) for contestant in (*threaded, last_phase(n_cpus))]
     extra: dict[str, Any] = {}
