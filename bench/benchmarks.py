@@ -12,6 +12,7 @@ from bench.ingest import bench_ingest
 from bench.result import Result
 from bench.scaling import bench_threads
 from bench.simulation import bench_simulate
+from bench.training import bench_train
 
 #: Benchmarks by name: (function of number of stars, rounds and engine; default number of stars).
 BENCHMARKS: dict[str, tuple[Callable[[int, int, str], Result], int]] = {
@@ -23,6 +24,7 @@ BENCHMARKS: dict[str, tuple[Callable[[int, int, str], Result], int]] = {
     "ingest": (bench_ingest, 4096),
     "threads": (bench_threads, 8192),
     "simulate": (bench_simulate, 16384),
+    "train": (bench_train, 100_000),
     "optimum": (bench_optimum, 4096),
     "precision": (bench_precision, 4096),
     "pulls": (bench_pulls, 65536),

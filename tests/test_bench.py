@@ -22,7 +22,8 @@ from bench.peers.numpy_fit import NumpyFit
 from bench.result import Result
 from bench.scaling import same_bytes, thread_numbers
 from bench.stars import conditioned_stars, dense_whiteners, longer_file, plain_file, survey, survey_files
-from xpkern.engine.contract import Calibrated, LossTerms
+from bench.training import CLIP, Trainer, multiply_adds_of_steps
+from xpkern.engine.contract import Calibrated, LossTerms, ModelArrays
 from xpkern.engine.packed import unpack_factor
 from xpkern.grid import N_BANDS, N_XP
 from xpkern.observe.calibration import Calibration
@@ -136,6 +137,13 @@ def test_multiply_adds_of_the_usual_model():
     assert list(count.values()) == [4256, 12480, 12870, 1386]
 
 
+def test_multiply_adds_of_training_steps_of_the_usual_model():
+    """Counted by hand in bench/NOTES.md for 3-32-32-32-66."""
+    weights = [np.zeros(shape) for shape in ((3, 32), (32, 32), (32, 32), (32, 66))]
+    count = multiply_adds_of_steps(SimpleNamespace(weights=weights))
+    assert count == {"model": 4256 + 4256 + 4160 + 2 * 2145, "star": 4256 + 4256 + 2 * 2145}
+
+
 def test_time_of_an_evaluation_leaves_out_what_is_constant(monkeypatch):
     clock = Clock()
     monkeypatch.setattr("time.perf_counter", clock)
@@ -196,6 +204,7 @@ FIGURES = {
     "ingest": ["gunzip alone", "parse alone", "write alone", "sum of the parts, share", "peak memory"],
     "threads": ["start + fit + Fisher, 2 threads: speed-up", "multiply-adds on registers, 2 threads", "same bytes"],
     "simulate": ["true sources alone, CPU", "coefficients alone, CPU", "survey in files, hdf5", "peak memory, csv"],
+    "train": ["epoch, model: share of the binding", "epoch, model and stars: time", "all phases [h]"],
     "optimum": ["no parallax, 4 starts: share", "parallax, 1 start: time", "optimum_128.npz"],
     "precision": ["error of the loss over", "effect of storing"],
     "pulls": ["all: plx, median pull", "all: teff, width"],
@@ -287,6 +296,39 @@ def test_jax_start_is_the_best_of_its_grid(fitter):
         chosen = np.abs(grid["y"][:, :4] - start[star, :4]).sum(axis=1).argmin()
         assert score[chosen] < score.min() + 0.01 * max(1, abs(score.min()))
         assert start[star, 4] == pytest.approx(0.5 * np.log(plx2[chosen]), abs=1e-4)
+
+
+def test_jax_training_takes_our_steps():
+    jax_train = pytest.importorskip("bench.peers.jax_train", reason="JAX is not installed", exc_type=ImportError)
+    trainer = Trainer(xk.get_engine("reference"), FEW)
+    trainer.params = trainer.params * [1.01, 1, 1, 1.1, 1.02]
+    model, stars, batches = trainer.model, trainer.stars, trainer.batches.reshape(3, -1)
+    dense = dense_whiteners(Fitter(trainer.engine, FEW).obs)
+    laid_out = jax_train.Batches.of(stars.flux, dense, stars.mean, stars.sigma, trainer.params, batches, trainer.source)
+    peer = jax_train.JaxTraining(model, trainer.terms)
+
+    def flat(weights, biases, ln_ext_curve):
+        return ModelArrays([*weights], [*biases], ln_ext_curve).flatten()
+
+    before = flat(model.weights, model.biases, np.log(model.ext_curve))
+    gradient = ModelArrays(*trainer.engine.train_step(model, stars, trainer.params)[1:]).flatten()
+    rate = 1e-3 / np.linalg.norm(gradient)  # changes that float32 can tell to a thousandth
+
+    def assert_same_change(state, expected):
+        change = flat(expected.weights, expected.biases, np.log(expected.ext_curve)) - before
+        found = flat(*([np.asarray(array) for array in part] for part in state[:2]), np.asarray(state[2])) - before
+        assert np.linalg.norm(found - change) < 0.01 * np.linalg.norm(change)
+
+    expected = trainer.epoch(rate, None, batches=batches)
+    state, loss = peer.model_epoch(laid_out, rate)
+    assert_same_change(state, expected.model)
+    np.testing.assert_allclose(loss, expected.model_loss, rtol=1e-3)
+    expected = trainer.epoch(rate, 1e-5, batches=batches)
+    state, x = peer.both_epoch(laid_out, rate, 1e-5, CLIP)
+    assert_same_change(state, expected.model)
+    moved = np.column_stack([expected.params[:, :3], np.log(expected.params[:, 3:])])
+    np.testing.assert_allclose(x, moved[batches], rtol=1e-6, atol=3e-6)
+    assert np.abs(x - np.column_stack([trainer.params[:, :3], np.log(trainer.params[:, 3:])])[batches]).max() > 1e-4
 
 
 def test_python_stack_reads_what_was_written():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -350,15 +351,21 @@ def test_the_arguments_stay_as_they_are(engine, mock):
     assert not moments.first.flatten().any()
 
 
-def test_whiteners_of_a_mapped_file_are_read_in_place(engine, mock, tmp_path):
+def test_whiteners_of_a_mapped_file_are_read_in_place(engine, rng, tmp_path):
     """They may be larger than memory; a file that may only be read is enough."""
+    mock = Mock(rng, 400)
     mock.stars.whitener.tofile(tmp_path / "whiteners")
     mapped = np.memmap(tmp_path / "whiteners", np.float32, "r", shape=mock.stars.whitener.shape)
     batches = mock.batches(16, 2)
     steps = {"model_steps": Steps("sgd", [1e-7] * 2), "star_steps": Steps("sgd", [1e-6] * 2)}
-    found = train(engine, mock, batches, **steps, stars=replace(mock.stars, whitener=mapped))
     expected = train(engine, mock, batches, **steps)
+    tracemalloc.start()
+    found = train(engine, mock, batches, **steps, stars=replace(mock.stars, whitener=mapped))
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
     assert_same(engine.name, found.params, expected.params)
+    if engine.name == "cpu":
+        assert most < 0.5 * mapped.nbytes
 
 
 @pytest.mark.parametrize(

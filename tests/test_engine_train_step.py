@@ -76,6 +76,42 @@ def test_gradient_is_that_of_the_reference(engine, rng, snr, offset):
     assert np.linalg.norm(found - gradient) < tolerance * np.linalg.norm(gradient)
 
 
+def test_gradient_is_that_of_automatic_differentiation(engine, rng):
+    """Eq. 12 written down once more, in JAX, which differentiates it."""
+    jax = pytest.importorskip("jax", reason="JAX is not installed: pip install 'xpkern[bench]'")
+    model = random_model(rng)
+    params = random_params(rng, random_prior(rng), 30)
+    stars = random_stars(rng, model, params, missing=some_bands_missing(rng, 30))
+    params = params * 1.02
+    inputs = (params[:, :3] - model.input_zp) / model.input_scale
+    whitener = dense_whitener(stars.whitener)
+
+    def loss(weights, biases, ln_ext_curve):
+        hidden = inputs
+        for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
+            hidden = jax.numpy.tanh(hidden @ weight + bias)
+        dust = params[:, 3, None] * jax.numpy.exp(ln_ext_curve)
+        flux = jax.numpy.exp(hidden @ weights[-1] + biases[-1] - dust) * params[:, 4, None] ** 2
+        whitened = jax.numpy.einsum("nij,nj->ni", whitener, flux - stars.flux)
+        n_weights = sum(weight.size for weight in weights)
+        return (whitened**2).sum() / len(params) + sum((weight**2).sum() for weight in weights) / n_weights
+
+    jax.config.update("jax_enable_x64", True)
+    try:
+        at = [*model.weights], [*model.biases], np.log(model.ext_curve)
+        value, gradient = jax.value_and_grad(loss, argnums=(0, 1, 2))(*at)
+        expected = ModelArrays(*(jax.tree.map(np.asarray, part) for part in gradient)).flatten()
+    finally:
+        jax.config.update("jax_enable_x64", False)
+    found, *gradient = engine.train_step(model, stars, params)
+    assert expected.dtype == np.float64
+    np.testing.assert_allclose(found, float(value), rtol=LOSS_TOLERANCE[engine.name])
+    error = np.linalg.norm(ModelArrays(*gradient).flatten() - expected)
+    assert error < max(GRADIENT_TOLERANCE[engine.name], 1e-6) * np.linalg.norm(
+        expected
+    )  # dense and packed factors differ
+
+
 def test_more_stars_than_are_summed_at_a_time(engine, rng):
     """20,000 stars: the compiled engine keeps the sums of 16,384."""
     model = random_model(rng, hidden=(4,), samples=5)

@@ -57,7 +57,11 @@ struct GatheredStars {
     }
     template <Next NEXT = Next::any>
     void fill(const Members<Real>& members, const StarArrays& stars, int m, int k) const {
-        fill_spectra<NEXT>(members, stars, m);
+        load_rows(stars.flux, members.row, m, flux);
+        load_rows<NEXT>(stars.whitener, members.row, row_start(m), factor);
+        fill_constraints(members, stars, k);
+    }
+    void fill_constraints(const Members<Real>& members, const StarArrays& stars, int k) const {
         for (int p = 0; p < k; ++p) {
             mean[p] = lane_of<Wide>([&](int s) { return stars.mean[members.row[s] * k + p]; });
             weight[p] = lane_of<Wide>([&](int s) {
@@ -65,11 +69,6 @@ struct GatheredStars {
                 return 1.0 / (sigma * sigma);
             });
         }
-    }
-    template <Next NEXT = Next::any>
-    void fill_spectra(const Members<Real>& members, const StarArrays& stars, int m) const {
-        load_rows(stars.flux, members.row, m, flux);
-        load_rows<NEXT>(stars.whitener, members.row, row_start(m), factor);
     }
     StarView<Real, Wide> view() const { return {flux, factor, mean, weight}; }
 };

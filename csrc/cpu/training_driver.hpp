@@ -38,8 +38,8 @@ inline void over_lanes(const ChunkRows& chunk, const StarArrays& stars, const do
     for (int first = 0; first < chunk.count; first += width) {
         const int next = first + width;
         const bool here = next < chunk.count;
-        const RowFetcher<width> meanwhile(stars, params, m, k, here ? chunk.rows + next : chunk.next,
-                                          here ? chunk.count - next : chunk.next_count, calls);
+        const RowFetcher<FloatLane> meanwhile(stars, params, m, k, here ? chunk.rows + next : chunk.next,
+                                              here ? chunk.count - next : chunk.next_count, calls);
         work(Members<FloatLane>(chunk.rows + first, chunk.count - first), first / width, meanwhile);
     }
 }
@@ -55,7 +55,8 @@ inline void add_chunk_gradient(const ModelView& model, const StarArrays& stars, 
         space.chunk.clear(shape);
         const int calls = m / 8 + m / 8 + 2 * shape.layers();
         over_lanes(chunk, stars, params, m, k, calls, [&](const auto& members, int number, const auto& meanwhile) {
-            space.gathered.fill_spectra(members, stars, m);
+            load_rows(stars.flux, members.row, m, space.gathered.flux);
+            meanwhile.gather(members, space.gathered.factor);
             WideLane wide[MAX_PARAMETERS];
             load_params(members, params, k, wide);
             FloatLane u[MAX_PARAMETERS];
@@ -104,7 +105,9 @@ inline void step_stars(const ModelView& model, const LossView& terms, const Star
         }
         const int calls = m / 8 + m / 8 + shape.layers();
         over_lanes(chunk, stars, params, m, k, calls, [&](const auto& members, int, const auto& meanwhile) {
-            space.gathered.fill(members, stars, m, k);
+            load_rows(stars.flux, members.row, m, space.gathered.flux);
+            meanwhile.gather(members, space.gathered.factor);
+            space.gathered.fill_constraints(members, stars, k);
             WideLane moved[MAX_PARAMETERS];
             for (int p = 0; p < k; ++p)
                 moved[p] = lane_of<WideLane>([&](int s) { return params[members.row[s] * k + p]; });

@@ -42,13 +42,6 @@ struct Square {
     typedef typename SignedInteger<sizeof(Element)>::Type Index __attribute__((vector_size(N * sizeof(Element))));
     Vector row[N];
 
-    // Loads each row once: GCC would load it anew for either half of the first round.
-    XPKERN_INLINE void hold() {
-#if defined(__GNUC__) && !defined(__clang__) && defined(__AVX2__)
-        XPKERN_UNROLL
-        for (int k = 0; k < N; ++k) asm("" : "+v"(row[k]));
-#endif
-    }
     XPKERN_INLINE void transpose() {
         XPKERN_UNROLL
         for (int round = 1; round < N; round *= 2) {
@@ -62,7 +55,59 @@ struct Square {
             for (int k = 0; k < N; ++k) row[k] = next[k];
         }
     }
+
+    // The transpose of what stands from each of N places on.
+    XPKERN_INLINE void load_transposed(const Element* const* from) {
+        XPKERN_UNROLL
+        for (int star = 0; star < N; ++star) __builtin_memcpy(&row[star], from[star], sizeof(row[star]));
+        transpose();
+    }
 };
+
+#if defined(__AVX2__) && !defined(__AVX512F__)
+// A register of AVX2 is two halves, and what crosses them costs twice: so the halves are joined first, by the loads
+// where there are any, and then each is transposed by itself.
+template <>
+struct Square<float, 8> {
+    using Vector = __m256;
+    Vector row[8];
+
+    XPKERN_INLINE void transpose() {
+        Vector joined[8];
+        XPKERN_UNROLL
+        for (int k = 0; k < 4; ++k) {
+            joined[k] = _mm256_permute2f128_ps(row[k], row[k + 4], 0x20);
+            joined[k + 4] = _mm256_permute2f128_ps(row[k], row[k + 4], 0x31);
+        }
+        transpose_halves(joined);
+    }
+
+    XPKERN_INLINE void load_transposed(const float* const* from) {
+        Vector joined[8];
+        XPKERN_UNROLL
+        for (int k = 0; k < 4; ++k) {
+            joined[k] = _mm256_loadu2_m128(from[k + 4], from[k]);
+            joined[k + 4] = _mm256_loadu2_m128(from[k + 4] + 4, from[k] + 4);
+        }
+        transpose_halves(joined);
+    }
+
+  private:
+    XPKERN_INLINE void transpose_halves(const Vector* joined) {
+        XPKERN_UNROLL
+        for (int k = 0; k < 8; k += 4) {
+            const Vector low01 = _mm256_unpacklo_ps(joined[k], joined[k + 1]);
+            const Vector high01 = _mm256_unpackhi_ps(joined[k], joined[k + 1]);
+            const Vector low23 = _mm256_unpacklo_ps(joined[k + 2], joined[k + 3]);
+            const Vector high23 = _mm256_unpackhi_ps(joined[k + 2], joined[k + 3]);
+            row[k] = _mm256_shuffle_ps(low01, low23, 0x44);
+            row[k + 1] = _mm256_shuffle_ps(low01, low23, 0xee);
+            row[k + 2] = _mm256_shuffle_ps(high01, high23, 0x44);
+            row[k + 3] = _mm256_shuffle_ps(high01, high23, 0xee);
+        }
+    }
+};
+#endif
 
 // The stars of a register in another precision, as one instruction: GCC 12 would take one for each half.
 template <class Register, class Vector>
@@ -103,12 +148,10 @@ XPKERN_INLINE void for_each_column(const Element* rows, const int64_t* row, int 
         int k = 0;
         for (; k + N <= count; k += N) {
             fetch_next<NEXT, false, N>(from, k, N * count);
+            const Element* here[N];
+            for (int star = 0; star < N; ++star) here[star] = from[star] + k;
             Square<Element, N> square;
-            XPKERN_UNROLL
-            for (int star = 0; star < N; ++star)
-                __builtin_memcpy(&square.row[star], from[star] + k, sizeof(square.row[star]));
-            square.hold();
-            square.transpose();
+            square.load_transposed(here);
             XPKERN_UNROLL
             for (int i = 0; i < N; ++i) {
                 Lane values;
