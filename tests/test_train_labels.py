@@ -138,6 +138,33 @@ def test_a_file_that_cannot_be_read(tmp_path, name):
         read_labels(tmp_path / name)
 
 
+def test_reddening_from_a_table_of_its_own(tmp_path, columns, rng):
+    types = {name: values for name, values in columns.items() if not name.startswith("ext")}
+    known = rng.permutation(N)[: N // 2]
+    reddening = {name: columns[name][known] for name in ("source_id", "ext", "ext_err")}
+    Table(reddening).write(tmp_path / "reddening.fits")
+    for table in (reddening, tmp_path / "reddening.fits"):
+        labels = read_labels(types, table)
+        assert labels.has_ext
+        unknown = np.setdiff1d(np.arange(N), known)
+        np.testing.assert_array_equal(labels.mean[known, 3], columns["ext"][known])
+        np.testing.assert_array_equal(labels.column("ext_err")[known], columns["ext_err"][known])
+        assert np.isnan(labels.mean[unknown, 3]).all()
+        assert np.isnan(labels.error[unknown, 3]).all()
+    assert not read_labels(types).has_ext
+
+
+def test_reddening_that_will_not_do(columns):
+    types = {name: values for name, values in columns.items() if not name.startswith("ext")}
+    reddening = {name: columns[name] for name in ("source_id", "ext", "ext_err")}
+    with pytest.raises(InputError, match="both this table and that of the reddening have ext"):
+        read_labels(columns, reddening)
+    with pytest.raises(InputError, match="ext_err"):
+        read_labels(types, {name: reddening[name] for name in ("source_id", "ext")})
+    with pytest.raises(InputError, match="has no star of the labels"):
+        read_labels(types, reddening | {"source_id": reddening["source_id"] + 1_000_000})
+
+
 # ---- joining and cutting ---------------------------------------------------------------------------------------
 
 

@@ -20,9 +20,10 @@ import xpkern as xk
 from xpkern.cli import main
 from xpkern.engine.contract import ModelArrays
 from xpkern.errors import InputError
-from xpkern.grid import N_FLUX, N_XP, PARAMETERS
+from xpkern.grid import N_FLUX, N_XP, PARAMETERS, WAVELENGTH
 from xpkern.train.curvature import EvenCoordinates
 from xpkern.train.cuts import CutCount
+from xpkern.train.extinction_law import EXT_UNIT, PIVOT, optical_depth
 from xpkern.train.figures import draw_figures
 from xpkern.train.outcome import LEAST_SEEN, outcome_of
 from xpkern.train.phases import Run, TrainingFailed
@@ -479,9 +480,12 @@ def test_labels_of_other_stars_leave_nothing_behind(files, tmp_path):
 def test_figures_of_a_run_without_labels_of_extinction(survey, ours, tmp_path):
     survey = LabelledSurvey(survey.survey, {n: v for n, v in survey.columns.items() if not n.startswith("ext")})
     run = run_of(ours, survey.training_set(ours))
-    run.finish()
+    trained = run.finish()
     outcome = outcome_of(run)
-    assert "no label had an extinction" in outcome.model.ext_unit
+    assert outcome.model.ext_unit == EXT_UNIT
+    np.testing.assert_allclose(outcome.model.ext_curve[WAVELENGTH == PIVOT], optical_depth(PIVOT))
+    optical_depths = run.state.params[:, 3, None] * outcome.model.ext_curve
+    np.testing.assert_allclose(optical_depths, trained.params[:, 3, None] * trained.model.ext_curve, rtol=1e-12)
     paths = draw_figures(TrainingFiles(tmp_path / "m.h5").figure, run, outcome)
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
     assert len(paths) == 4

@@ -58,11 +58,14 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         "--source",
         required=True,
         metavar="TABLE",
-        help="gaia_source table (csv) with source_id, parallax, parallax_error; 2MASS and WISE columns and those of "
+        help="gaia_source table with source_id, parallax, parallax_error; 2MASS and WISE columns and those of "
         "the cuts are used where it has them",
     )
     parser.add_argument(
         "--photometry", metavar="TABLE", help="2MASS and WISE magnitudes by source_id, if in another table"
+    )
+    parser.add_argument(
+        "--reddening", metavar="TABLE", help="ext, ext_err by source_id, if the labels have none: from a dust map, say"
     )
     parser.add_argument(
         "--recipe", default="default", metavar="NAME", help="default, zgr23 or a TOML file; default: default"
@@ -110,6 +113,7 @@ def run(options: argparse.Namespace) -> int:
             options.output,
             gaia_source=options.source,
             photometry=options.photometry,
+            reddening=options.reddening,
             recipe=options.recipe,
             engine=options.engine,
             threads=options.threads,

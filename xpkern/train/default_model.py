@@ -25,7 +25,7 @@ from xpkern.train.apogee_library import (
 )
 from xpkern.train.atmospheres import read_atmospheres, read_g_passband
 from xpkern.train.card import Report, write_card
-from xpkern.train.extinction_law import LAW, PIVOT, optical_depth
+from xpkern.train.extinction_law import EXT_UNIT, PIVOT, factor_to_law, optical_depth
 from xpkern.train.flux_scale import ANCHORS, SCALE_SIGMA, THEORETICAL, THEORETICAL_ERROR, ln_flux_at_1kpc
 from xpkern.train.held_out import is_giant, residuals
 from xpkern.train.learn import Learned, Recipe, learn
@@ -36,8 +36,6 @@ LICENCE = (
     "MIT, as xpkern and the packages the model was learned from. "
     "Please acknowledge Gaia (ESA/Gaia/DPAC), 2MASS and SDSS-IV/APOGEE."
 )
-
-EXT_UNIT = f"E(B-V) [mag]: R({PIVOT:.0f} nm) is that of {LAW}, at E(B-V) = 1 mag"
 
 #: Parts of the split that the model can be judged by.
 PARTS = {"validation": VALIDATION, "test": TEST}
@@ -117,7 +115,7 @@ def assemble(learned: Learned) -> tuple[FluxModel, Float64]:
         E of the training stars in the new unit.
     """
     law = optical_depth(WAVELENGTH)
-    factor = law[WAVELENGTH == PIVOT][0] / learned.ext_curve[WAVELENGTH[:N_OBSERVED] == PIVOT][0]
+    factor = factor_to_law(learned.ext_curve, WAVELENGTH[:N_OBSERVED])
     seen = learned.ext_curve * factor
     ext_curve = np.append(seen, seen[-1] * law[N_OBSERVED:] / law[N_OBSERVED - 1])
     model = FluxModel(

@@ -17,6 +17,9 @@ STANDARD_RV = 3.1
 #: the V band, where extinction is strong and the XP spectra are good.
 PIVOT = 552.0
 
+#: Unit of E where nothing but the law fixes it: E and R are known up to a factor.
+EXT_UNIT = f"E(B-V) [mag]: R({PIVOT:.0f} nm) is that of {LAW}, at E(B-V) = 1 mag"
+
 # Optical and infrared anchors of Fitzpatrick (1999, PASP 111, 63), Table 3, for R_V = 3.1, with the two ultraviolet
 # points of its Table 4 that the spline goes on to: inverse wavelength [1/um] and A / E(B-V).
 _INVERSE_WAVELENGTH = (0.0, 0.377, 0.820, 1.667, 1.828, 2.141, 2.433, 3.704, 3.846)
@@ -72,3 +75,9 @@ def _bump(x: float) -> float:
 def optical_depth(wavelength: ArrayLike, rv: ArrayLike = STANDARD_RV) -> Float64:
     """R(wavelength) of Eq. 8 at E(B-V) = 1 mag, by the law; arguments as for :func:`extinction`."""
     return extinction(wavelength, rv) / MAGNITUDES_PER_DEPTH
+
+
+def factor_to_law(ext_curve: Float64, wavelength: Float64) -> float:
+    """What R (m,) is to be multiplied by, and E divided, so that R is the law's at ``PIVOT``."""
+    pivot = int(np.flatnonzero(wavelength == PIVOT)[0])
+    return float(optical_depth(wavelength)[pivot] / ext_curve[pivot])

@@ -1,7 +1,8 @@
 """Labels of stars that other surveys have measured: stellar type and, where known, extinction.
 
 A table with ``source_id``, ``teff``, ``feh``, ``logg`` and their errors ``teff_err``, ``feh_err``, ``logg_err``, and
-perhaps ``ext``, ``ext_err`` and the columns of :mod:`xpkern.train.cuts`. A temperature is in the unit of its column;
+perhaps ``ext``, ``ext_err`` (which may be in a table of their own, as they come from another source) and the columns of
+:mod:`xpkern.train.cuts`. A temperature is in the unit of its column;
 without one, numbers whose median is above 100 are kelvin, others kilokelvin. Its error without a unit is in that of the
 temperature.
 """
@@ -47,41 +48,42 @@ class Labels:
         number.
     table : SourceTable
         The table itself.
+    has_ext : bool
+        Whether extinctions are told.
     """
 
     source_id: NDArray[np.int64]
     mean: Float64
     error: Float64
     table: SourceTable
+    has_ext: bool
 
     def __len__(self) -> int:
         return len(self.source_id)
 
-    @property
-    def has_ext(self) -> bool:
-        """Whether the table tells extinctions."""
-        return OPTIONAL_LABEL in self.table
-
     def column(self, name: str) -> Float64 | None:
         """A column of numbers (n,), errors of the temperature in kK; None where the table has no such column."""
         names = [f"{label}_err" for label in (*TYPE_LABELS, OPTIONAL_LABEL)]
-        if name in names and (name in self.table):
+        if name in names[:-1] or (name == names[-1] and self.has_ext):
             return self.error[:, names.index(name)]
         return self.table.numbers(name, np.arange(len(self))) if name in self.table else None
 
 
-def read_labels(table: Any) -> Labels:
-    """Labels from a table.
+def read_labels(table: Any, reddening: Any = None) -> Labels:
+    """Labels from a table, or two.
 
     Parameters
     ----------
     table : path, astropy table or mapping
         FITS, ECSV, CSV, VOTable, Parquet, HDF5 (a table that astropy wrote, or one dataset per column).
+    reddening : path, astropy table or mapping, optional
+        ``source_id``, ``ext`` and ``ext_err``; stars that it lacks have no known extinction.
 
     Raises
     ------
     InputError
-        If it cannot be read, lacks a column, has a column that is not numbers, or a source_id twice.
+        If a table cannot be read, lacks a column, has a column that is not numbers, or a source_id twice; if both tell
+        extinctions, or the second one's are of other stars.
     """
     name = str(table) if isinstance(table, (str, os.PathLike)) else "labels"
     columns, units = _columns_and_units(table, name)
@@ -102,9 +104,27 @@ def read_labels(table: Any) -> Labels:
     if units.get("teff_err"):
         per_kilokelvin = _kilokelvin(error[:, 0], units["teff_err"], name, "teff_err")
     error[:, 0] *= per_kilokelvin
+    has_ext = OPTIONAL_LABEL in labels
+    if reddening is not None:
+        if has_ext:
+            raise InputError("both this table and that of the reddening have ext", file=name, field=OPTIONAL_LABEL)
+        mean[:, -1], error[:, -1] = _reddening(reddening, source_id)
+        has_ext = True
     mean[~np.isfinite(mean)] = np.nan
     error[~np.isfinite(error)] = np.nan
-    return Labels(source_id, mean, error, source_table)
+    return Labels(source_id, mean, error, source_table, has_ext)
+
+
+def _reddening(table: Any, source_id: NDArray[np.int64]) -> tuple[Float64, Float64]:
+    """Extinctions of stars and their errors, each (n,); NaN where the table lacks the star."""
+    name = str(table) if isinstance(table, (str, os.PathLike)) else "reddening"
+    columns, _ = _columns_and_units(table, name)
+    of_map = SourceTable(columns, name)
+    of_map.require([OPTIONAL_LABEL, f"{OPTIONAL_LABEL}_err"])
+    rows = of_map.rows_of(source_id)
+    if len(source_id) and not (rows >= 0).any():
+        raise InputError("has no star of the labels: are these source_ids of the same release?", file=name)
+    return of_map.numbers(OPTIONAL_LABEL, rows), of_map.numbers(f"{OPTIONAL_LABEL}_err", rows)
 
 
 def _kilokelvin(values: Float64, unit: str | None, file: str, field: str) -> float:

@@ -17,6 +17,7 @@ from xpkern.model.flux_model import FluxModel
 from xpkern.model.noise import Noise
 from xpkern.model.type_prior import TypePrior
 from xpkern.train.cuts import CutCount
+from xpkern.train.extinction_law import EXT_UNIT, factor_to_law
 from xpkern.train.phases import Run
 from xpkern.train.recipe import Epochs, Rounds
 from xpkern.train.state import EpochRecord
@@ -56,7 +57,12 @@ class Outcome:
 
 
 def outcome_of(run: Run) -> Outcome:
-    """Judge the model of a finished run by all held-out stars, fit the prior and put everything together."""
+    """Judge the model of a finished run by all held-out stars, fit the prior and put everything together.
+
+    Where no label has an extinction, the run's E and R, known up to a factor, are brought into the law's unit first.
+    """
+    if not _has_labelled_ext(run):
+        _fix_ext_unit(run)
     recipe, data, state = run.recipe, run.set, run.state
     learned_from = np.flatnonzero(_learned_from(run))
     losses = run.validation_losses(np.flatnonzero(data.held_out))
@@ -110,11 +116,21 @@ def _sample_name(sample: int) -> str:
     return BANDS[sample - N_XP] if sample >= N_XP else f"{WAVELENGTH[sample]:.0f} nm"
 
 
+def _fix_ext_unit(run: Run) -> None:
+    """R becomes the law's at its pivot, E follows."""
+    factor = factor_to_law(run.state.model.ext_curve, WAVELENGTH)
+    params = run.state.params.copy()
+    params[:, PARAMETERS.index("ext")] /= factor
+    model = replace(run.state.model, ext_curve=run.state.model.ext_curve * factor)
+    run.state = replace(run.state, model=model, params=params)
+
+
+def _has_labelled_ext(run: Run) -> bool:
+    return bool(np.isfinite(run.set.stars.sigma[run.training, PARAMETERS.index("ext")]).any())
+
+
 def _ext_unit(run: Run) -> str:
-    labelled = np.isfinite(run.set.stars.sigma[run.training, PARAMETERS.index("ext")]).any()
-    if labelled:
-        return "that of the extinctions among the labels"
-    return "E(B-V) [mag], fixed by the law the extinction curve started from alone: no label had an extinction"
+    return "that of the extinctions among the labels" if _has_labelled_ext(run) else EXT_UNIT
 
 
 def _provenance(run: Run, outcome: Outcome, note: str) -> dict[str, str]:

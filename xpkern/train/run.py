@@ -66,6 +66,7 @@ def train(
     *,
     gaia_source: Any,
     photometry: Any = None,
+    reddening: Any = None,
     recipe: str | Path | Recipe = "default",
     engine: str | Engine = "auto",
     threads: int | None = None,
@@ -92,6 +93,8 @@ def train(
         Name of the model file. ``<name>.stars.h5`` and figures come beside it.
     gaia_source, photometry : path or table
         As :func:`xpkern.read_xp` takes them; ``gaia_source`` has the parallaxes, and may have columns for the cuts.
+    reddening : path or table, optional
+        Extinctions of the stars, where the labels do not tell them.
     recipe : str, path or Recipe
         "default", "zgr23", or the name of a TOML file.
     engine : str or Engine
@@ -137,7 +140,7 @@ def train(
         if not path.is_file():
             raise InputError("no such file", file=str(path))
     training_set = _training_set(
-        files, recipe, labels, paths, gaia_source, photometry, chosen_engine, threads, say, on_stars
+        files, recipe, labels, paths, gaia_source, photometry, reddening, chosen_engine, threads, say, on_stars
     )
     for count in training_set.counts:
         say(str(count))
@@ -185,6 +188,7 @@ def _training_set(
     paths: list[Path],
     gaia_source: Any,
     photometry: Any,
+    reddening: Any,
     engine: Engine,
     threads: int | None,
     say: Callable[[str], object],
@@ -195,7 +199,7 @@ def _training_set(
     facts = {
         "recipe": recipe.digest,
         "recipe_name": recipe.name,
-        "data": _data_digest(labels, gaia_source, photometry, paths),
+        "data": _data_digest((labels, gaia_source, photometry, reddening), paths),
     }
     files.work.mkdir(exist_ok=True)
     for left in files.work.glob(".*.partial"):  # of a run that was killed while it wrote
@@ -205,7 +209,7 @@ def _training_set(
     if rest.exists():
         return load_set(rest, whiteners)
     try:
-        label_table = labels if isinstance(labels, Labels) else read_labels(labels)
+        label_table = labels if isinstance(labels, Labels) else read_labels(labels, reddening)
         sources = SourceTable.of(gaia_source, "gaia_source", (*GAIA_COLUMNS, *COLUMN_NAMES, *SOURCE_COLUMNS))
         sources.require(("parallax", "parallax_error"))
         chosen = candidates(label_table, sources, recipe)
@@ -251,9 +255,9 @@ def _check_identity(work: Path, have: dict[str, str], want: dict[str, str]) -> N
     raise InputError(f"{what}: give another output, or --restart to begin anew", file=str(work))
 
 
-def _data_digest(labels: Any, gaia_source: Any, photometry: Any, paths: list[Path]) -> str:
+def _data_digest(tables: tuple[Any, ...], paths: list[Path]) -> str:
     """What tells these inputs from others: tables whole, files of spectra by name, size and both ends."""
-    parts: list[object] = [_table_digest(table) for table in (labels, gaia_source, photometry)]
+    parts: list[object] = [_table_digest(table) for table in tables]
     for path in paths:
         size = path.stat().st_size
         with open(path, "rb") as file:
