@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from xpkern.engine.contract import LossTerms
 from xpkern.errors import InputError
 from xpkern.train.recipe import SHIPPED, Clean, DescendStars, Epochs, Rounds, load_recipe
 
@@ -57,6 +58,8 @@ def test_zgr23_has_the_cuts_of_the_paper():
     }
     assert recipe.split.held_out == 0.2
     assert recipe.noise.sigma == "zgr23"
+    assert recipe.loss.terms == LossTerms(prior=False)
+    assert load_recipe("default").loss.terms == LossTerms(prior=False, jacobian_ext=False, jacobian_plx=False)
 
 
 def test_a_cosine_falls_from_one_to_zero():
@@ -113,6 +116,7 @@ def test_a_phase_of_another_kind_replaces_the_one_of_its_name(tmp_path):
         ("cuts = 3", "cuts", "table"),
         ("phase = 3", "phase", "table"),
         ("[start]\nhidden = [32, 0.5]", "start.hidden", "list of whole numbers"),
+        ("[loss]\njacobian_ext = 1", "loss.jacobian_ext", "not true or false"),
         ("[noise]\nsigma = 'mine'", "noise.sigma", "archive, zgr23"),
         ("[phase.model]\ndamping = 0", "phase.model.damping", "positive"),
     ],

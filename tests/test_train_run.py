@@ -252,7 +252,7 @@ def test_the_gradient_in_even_coordinates_is_that_of_the_loss(mock, rng):
     model, stars, params = mock
     stars.mean[:, :] = params
     stars.sigma[:, :4] = LABEL_ERRORS
-    even = EvenCoordinates.of(model, stars, params, 1e-3)
+    even = EvenCoordinates.of(model, stars, params, xk.LossTerms(prior=False), 1e-3)
     reference = xk.get_engine("reference")
     at = even.moved(model, 0.1 * rng.standard_normal(even.size))
     _, *arrays = reference.train_step(at, stars, params)
@@ -277,7 +277,7 @@ def test_coordinates_of_one_layer_cost_what_the_loss_does(rng):
     stars.mean[:, :], stars.sigma[:, :] = params, 1e-9
     stars.flux[:] = np.exp(model.ln_flux(params))  # no residual, so that nothing but curvature is left
     stars.whitener[:] = stars.whitener[0]
-    even = EvenCoordinates.of(model, stars, params, 1e-12)
+    even = EvenCoordinates.of(model, stars, params, xk.LossTerms(prior=False), 1e-12)
     reference = xk.get_engine("reference")
 
     def chi2(at):

@@ -28,7 +28,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.linalg import solve_triangular
 
-from xpkern.engine.contract import Float64, ModelArrays, StarData
+from xpkern.engine.contract import Float64, LossTerms, ModelArrays, StarData
 from xpkern.engine.packed import present_samples, unpack_factor
 from xpkern.engine.reference_loss import flux_and_jacobian
 from xpkern.model.flux_model import FluxModel
@@ -53,8 +53,10 @@ class EvenCoordinates:
     ln_ext_curve: Float64
 
     @classmethod
-    def of(cls, model: FluxModel, stars: StarData, params: Float64, damping: float) -> EvenCoordinates:
-        """Those at a model, from a sample of stars at linear parameters (n, k).
+    def of(
+        cls, model: FluxModel, stars: StarData, params: Float64, terms: LossTerms, damping: float
+    ) -> EvenCoordinates:
+        """Those at a model, from a sample of stars at linear parameters (n, k) and the terms of their loss.
 
         ``damping`` times its mean curvature is added to every direction, so that none has hardly any.
         """
@@ -62,7 +64,7 @@ class EvenCoordinates:
             flux = np.exp(model.ln_flux(params))
         whitening = _inverse_factors(stars) * flux[:, None, :]
         information = np.einsum("nki,nkj->nij", whitening, whitening, optimize=True)  # F C^-1 F
-        information -= _taken_by_the_stars(model, stars, params, information)
+        information -= _taken_by_the_stars(model, stars, params, terms, information)
         inputs = [(params[:, : model.n_inputs] - model.input_zp) / model.input_scale]
         for weight, bias in zip(model.weights[:-1], model.biases[:-1], strict=True):
             inputs.append(np.tanh(inputs[-1] @ weight + bias))
@@ -120,13 +122,16 @@ def _inverse_factors(stars: StarData) -> Float64:
     return np.where(present[:, :, None] & present[:, None, :], np.linalg.inv(factor), 0.0)
 
 
-def _taken_by_the_stars(model: FluxModel, stars: StarData, params: Float64, information: Float64) -> Float64:
+def _taken_by_the_stars(
+    model: FluxModel, stars: StarData, params: Float64, terms: LossTerms, information: Float64
+) -> Float64:
     """What a profile loss lacks of ``information`` (n, m, m), as each star's parameters give way; see the module."""
     jacobian = flux_and_jacobian(model, params).jacobian  # in (teff, feh, logg, ext, ln plx)
     of_flux = information @ jacobian
     curvature = jacobian.swapaxes(1, 2) @ of_flux
     own = 1.0 / stars.sigma**2
-    own[:, -2] += 1.0 / np.maximum(params[:, -2], _SMALLEST_EXT) ** 2
+    if terms.jacobian_ext:
+        own[:, -2] += 1.0 / np.maximum(params[:, -2], _SMALLEST_EXT) ** 2
     own[:, -1] *= params[:, -1] ** 2
     np.einsum("nkk->nk", curvature)[:] += own
     return of_flux @ np.linalg.solve(curvature, of_flux.swapaxes(1, 2))

@@ -37,8 +37,8 @@ from xpkern.train.start import start_model
 from xpkern.train.state import Checkpoint, EpochRecord, Snapshot, State
 from xpkern.train.training_set import TrainingSet
 
-#: Training and validation have labels in place of the prior on stellar type.
-TERMS = LossTerms(prior=False)
+#: Held-out stars judge by Eqs. 13-14 whatever the recipe trains with, so that recipes can be compared.
+JUDGING_TERMS = LossTerms(prior=False)
 
 #: Stars of a unit of work that has no epochs, and stars whose whiteners are gathered at once.
 CHUNK_STARS, GATHERED_STARS = 65536, 8192
@@ -111,6 +111,7 @@ class Run:
         on_progress: Callable[[Progress], object] | None = None,
     ) -> None:
         self.recipe, self.set, self.engine, self.threads = recipe, training_set, engine, threads
+        self.terms = recipe.loss.terms
         self.checkpoint, self.checkpoint_seconds = checkpoint, checkpoint_seconds
         self.on_progress = on_progress
         self.training = np.flatnonzero(~training_set.held_out)
@@ -179,7 +180,8 @@ class Run:
     def validation_losses(self, rows: NDArray[np.intp]) -> Float64:
         """Eqs. 13-14 of some stars, each at its optimum under the present model, (n,), searched from its labels."""
         losses = [
-            self._optima(self.state.model, self.set.stars[chunk], self.set.start[chunk]).loss for chunk in _chunks(rows)
+            self._optima(self.state.model, self.set.stars[chunk], self.set.start[chunk], JUDGING_TERMS).loss
+            for chunk in _chunks(rows)
         ]
         return np.concatenate([np.empty(0), *losses])
 
@@ -244,7 +246,7 @@ class Run:
             self.set.stars,
             self.state.params,
             batches,
-            TERMS,
+            self.terms,
             self.box,
             of_model if phase.model_rate > 0 else None,
             of_stars if phase.star_rate > 0 else None,
@@ -261,7 +263,9 @@ class Run:
         begin = self.state.model
         losses: list[float] = []
         with threadpool_limits(1):  # sums are then taken in one order
-            even = EvenCoordinates.of(begin, self.set.stars[sample], self.state.params[sample], phase.damping)
+            even = EvenCoordinates.of(
+                begin, self.set.stars[sample], self.state.params[sample], self.terms, phase.damping
+            )
 
             def loss_and_gradient(coordinates: Float64) -> tuple[float, Float64]:
                 model = _moved(even, begin, coordinates)
@@ -312,7 +316,9 @@ class Run:
         bad = []
         for chunk in _chunks(rows):
             stars, params = self.set.stars[chunk], self.state.params[chunk]
-            at = self.engine.evaluate(self.state.model, self._unused_prior, stars, params, TERMS, threads=self.threads)
+            at = self.engine.evaluate(
+                self.state.model, self._unused_prior, stars, params, self.terms, threads=self.threads
+            )
             bad.append(chunk[~np.isfinite(at.chi2)])
         return self._what_failed(f"round {number + 1}: the model's loss", np.concatenate(bad))
 
@@ -332,12 +338,13 @@ class Run:
             params[chunk[found]] = solution.params[found]
         self.state = replace(self.state, params=params)
 
-    def _optima(self, model: FluxModel, stars: StarData, start: Float64) -> Solution:
-        """Optima of the loss of some stars, searched from linear parameters (n, 5)."""
+    def _optima(self, model: FluxModel, stars: StarData, start: Float64, terms: LossTerms | None = None) -> Solution:
+        """Optima of the loss of some stars, the recipe's if no terms are given, from linear parameters (n, 5)."""
+        terms = self.terms if terms is None else terms
         start = np.clip(start, self.box.lower, self.box.upper)
         start[:, -2] = np.maximum(start[:, -2], _SMALLEST_EXT)
         options = FitOptions(starts=1)
-        return self.engine.fit(model, self._unused_prior, stars, start, TERMS, self.box, options, threads=self.threads)
+        return self.engine.fit(model, self._unused_prior, stars, start, terms, self.box, options, threads=self.threads)
 
     def _descend(self, phase: DescendStars, rows: NDArray[np.intp]) -> None:
         params = self.state.params.copy()
@@ -347,7 +354,7 @@ class Run:
                 self._unused_prior,
                 self.set.stars[chunk],
                 params[chunk],
-                TERMS,
+                self.terms,
                 self.box,
                 phase.descent,
                 threads=self.threads,

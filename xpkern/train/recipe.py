@@ -17,7 +17,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, get_type_hints
 
-from xpkern.engine.contract import Descent
+from xpkern.engine.contract import Descent, LossTerms
 from xpkern.errors import InputError
 from xpkern.grid import PARAMETERS
 from xpkern.model.arrays import digest
@@ -129,6 +129,26 @@ class Start:
         _require(bool(self.hidden) and min(self.hidden) >= 1, "hidden", self.hidden, "a list of widths")
         for name in ("ext", "smallest_ext"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "positive")
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """Terms of the stars' loss while training.
+
+    Attributes
+    ----------
+    jacobian_ext, jacobian_plx : bool
+        Whether - 2 ln ext and - 2 ln plx of Eq. 14 are among them. They favour large extinctions under a flat curve:
+        with labels of an error sigma they make E too large, and R too small, by 1 / mean((E / sigma)^2).
+    """
+
+    jacobian_ext: bool
+    jacobian_plx: bool
+
+    @property
+    def terms(self) -> LossTerms:
+        """What the engine is asked for."""
+        return LossTerms(prior=False, jacobian_ext=self.jacobian_ext, jacobian_plx=self.jacobian_plx)
 
 
 @dataclass(frozen=True)
@@ -325,6 +345,7 @@ class Recipe:
         high-quality ones.
     label_floors : LabelFloors
     noise : NoiseSettings
+    loss : LossSettings
     start : Start
     prior : PriorSettings
     phase : mapping of str to Epochs, Rounds, DescendStars, NewtonStars or Clean
@@ -337,6 +358,7 @@ class Recipe:
     high_quality: Mapping[str, float]
     label_floors: LabelFloors
     noise: NoiseSettings
+    loss: LossSettings
     start: Start
     prior: PriorSettings
     phase: Mapping[str, Phase]
@@ -456,12 +478,12 @@ class _Reader:
             if isinstance(value, list) and all(_is_number(item, int) for item in value):
                 return tuple(value)
             raise InputError(f"{value!r} is not a list of whole numbers", file=self.file, field=where)
-        if kind is str and isinstance(value, str):
+        if kind in (str, bool) and isinstance(value, kind):
             return value
-        if kind is not str and _is_number(value, kind):
+        if kind not in (str, bool) and _is_number(value, kind):
             return kind(value)
-        expected = {str: "text", int: "whole number", float: "number"}[kind]
-        raise InputError(f"{value!r} is not a {expected}", file=self.file, field=where)
+        expected = {str: "text", bool: "true or false", int: "a whole number", float: "a number"}[kind]
+        raise InputError(f"{value!r} is not {expected}", file=self.file, field=where)
 
     def _limits(self, table: Any, where: str) -> Mapping[str, float]:
         if not isinstance(table, dict):
