@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from bench.accuracy import bench_optimum, bench_precision, bench_pulls
-from bench.closure import bench_closure, bench_recipes, bench_resume
+from bench.closure import bench_atmospheres, bench_closure, bench_recipes, bench_resume
 from bench.coefficients import bench_calibrate, bench_finish
 from bench.fitting import bench_fit, bench_isa, bench_peak
 from bench.ingest import bench_ingest
@@ -30,5 +30,6 @@ BENCHMARKS: dict[str, tuple[Callable[[int, int, str], Result], int]] = {
     "pulls": (bench_pulls, 65536),
     "recipes": (bench_recipes, 50000),
     "closure": (bench_closure, 50000),
+    "atmospheres": (bench_atmospheres, 40960),
     "resume": (bench_resume, 300),
 }

@@ -8,8 +8,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,19 @@ import xpkern as xk
 from bench.accuracy import LARGEST_PRIOR_SHARE, SIGNIFICANT, prior_share
 from bench.result import Result
 from bench.stars import infrared, model_and_prior
-from xpkern.engine.contract import Float64
+from xpkern.engine.contract import Coefficients, Float64
 from xpkern.grid import PARAMETERS
+from xpkern.observe.calibration import Calibration
 from xpkern.observe.gaia_source import SourceTable
 from xpkern.observe.photometry import COLUMN_NAMES
-from xpkern.observe.simulate import Survey, simulate
+from xpkern.observe.simulate import simulate
+from xpkern.survey.planted import Planted
+from xpkern.survey.run import load_truth
+from xpkern.survey.simulator import BLOCK_ROWS, SurveySimulator
+from xpkern.train.held_out import is_giant
 from xpkern.train.labels import read_labels
-from xpkern.train.outcome import outcome_of
+from xpkern.train.outcome import Outcome, outcome_of
+from xpkern.train.packages import default_cache
 from xpkern.train.phases import Progress, Run
 from xpkern.train.recipe import Recipe, load_recipe
 from xpkern.train.run import training_noise
@@ -43,6 +50,12 @@ TRAINING_SEED, INFERENCE_SEED = 1000, 5000
 
 #: Stars that are inferred at most.
 MOST_INFERRED = 16384
+
+#: Magnitudes of simulated stars whose spectra are those of model atmospheres, as of those of the flux model.
+MAGNITUDES = (10.0, 17.6)
+
+#: Edges [kK] of the groups of dwarfs that are told apart where the model is not the truth.
+TEFF_EDGES = (4.0, 5.0, 6.5, 8.0)
 
 #: Stars of the paper's training set.
 PAPER_STARS = 2_060_000
@@ -71,6 +84,20 @@ rounds = 6
 iterations = 10
 most_stars = 64
 """
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """Simulated stars: identifiers, true parameters (n, 5) and what is observed of them."""
+
+    source_id: np.ndarray
+    truth: Float64
+    coefficients: Coefficients
+    gaia_source: dict[str, np.ndarray]
+    calibration: Calibration
+
+    def __len__(self) -> int:
+        return len(self.source_id)
 
 
 def bench_recipes(n_stars: int, _rounds: int, engine_name: str) -> Result:
@@ -107,15 +134,14 @@ def bench_recipes(n_stars: int, _rounds: int, engine_name: str) -> Result:
 def bench_closure(n_stars: int, _rounds: int, engine_name: str) -> Result:
     """Train by the default recipe on simulated labels, infer other stars without labels: pulls against the truth."""
     outcome = outcome_of(trained("default", n_stars, engine_name)[0])
-    extra: dict[str, Any] = {"stars with labels": n_stars, "training stars": outcome.stars["training"]}
-    extra |= {"validation loss, mean": outcome.validation_loss, "validation loss, median": outcome.validation_median}
+    extra = _training(outcome, n_stars)
     models = {"trained": (outcome.model, outcome.prior), "true": (truth_model(), model_and_prior()[1])}
     parts: dict[str, list[tuple[Float64, ...]]] = {name: [] for name in models}
     for survey in surveys(min(n_stars, MOST_INFERRED), INFERENCE_SEED):
         for name, (model, prior) in models.items():
             parts[name].append(_pulls(survey, model, prior))
     for name, of_surveys in parts.items():
-        pulls, usable, significant, free = (np.concatenate(part) for part in zip(*of_surveys, strict=True))
+        pulls, usable, significant, free, *_ = (np.concatenate(part) for part in zip(*of_surveys, strict=True))
         groups = {"E and plx > 10 sigma, prior < 5 %": free, "E and plx > 10 sigma": significant, "all": usable}
         for group, members in groups.items():
             extra[f"{name} model, {group}: stars"] = number = int(members.sum())
@@ -124,6 +150,44 @@ def bench_closure(n_stars: int, _rounds: int, engine_name: str) -> Result:
                 extra[f"{name} model, {group}: {parameter}, median pull"] = float(median)
                 extra[f"{name} model, {group}: {parameter}, width"] = float(0.5 * (high - low))
     return Result("closure", extra=extra)
+
+
+def bench_atmospheres(n_stars: int, _rounds: int, engine_name: str) -> Result:
+    """The same where the truth is model atmospheres, not a network: residuals and pulls by kind of star."""
+    outcome = outcome_of(trained("default", n_stars, engine_name, "kurucz")[0])
+    extra = _training(outcome, n_stars)
+    of_surveys = [
+        _pulls(survey, outcome.model, outcome.prior)
+        for survey in surveys(min(n_stars, MOST_INFERRED), INFERENCE_SEED, "kurucz")
+    ]
+    pulls, usable, _, _, residuals, truth, chi2 = (np.concatenate(part) for part in zip(*of_surveys, strict=True))
+    inside = usable & (outcome.prior.ln_density(truth[:, :3]) > outcome.prior.ln_prior_threshold)
+    extra["inferred stars"] = int(usable.sum())
+    extra["of which the true type is one that the prior covers"] = int(inside.sum())
+    giant = is_giant(truth[:, :3])
+    groups = {"giants": inside & giant}
+    for low, high in pairwise(TEFF_EDGES):
+        groups[f"dwarfs, {low:g} to {high:g} kK"] = inside & ~giant & (truth[:, 0] >= low) & (truth[:, 0] < high)
+    for group, members in groups.items():
+        extra[f"{group}: stars"] = number = int(members.sum())
+        if not number:
+            continue
+        extra[f"{group}: median chi2 / 66"] = float(np.median(chi2[members]) / 66)
+        for index, parameter in enumerate(PARAMETERS):
+            for what, values in (("residual", residuals), ("pull", pulls)):
+                low, median, high = np.quantile(values[members, index], [0.15866, 0.5, 0.84134])
+                extra[f"{group}: {parameter}, median {what}"] = float(median)
+                extra[f"{group}: {parameter}, width of the {what}"] = float(0.5 * (high - low))
+    return Result("atmospheres", extra=extra)
+
+
+def _training(outcome: Outcome, n_stars: int) -> dict[str, Any]:
+    return {
+        "stars with labels": n_stars,
+        "training stars": outcome.stars["training"],
+        "validation loss, mean": outcome.validation_loss,
+        "validation loss, median": outcome.validation_median,
+    }
 
 
 def bench_resume(n_stars: int, _rounds: int, engine_name: str) -> Result:
@@ -198,11 +262,11 @@ class Course:
 
 
 @cache
-def trained(recipe_name: str, n_stars: int, engine_name: str) -> tuple[Run, Course]:
+def trained(recipe_name: str, n_stars: int, engine_name: str, truth: str = "model") -> tuple[Run, Course]:
     """Return a finished run of a shipped recipe on one core, with the errors that the stars have, and its course."""
     course = Course()
     recipe = _with_equal_noise(load_recipe(recipe_name))
-    run = Run(recipe, training_set(n_stars), xk.get_engine(engine_name), threads=1, on_progress=course.add)
+    run = Run(recipe, training_set(n_stars, truth), xk.get_engine(engine_name), threads=1, on_progress=course.add)
     run.finish()
     return run, course
 
@@ -219,13 +283,29 @@ def _with_equal_noise(recipe: Recipe) -> Recipe:
     return replace(recipe, noise=equal)
 
 
-def surveys(n_stars: int, seed: int) -> Iterator[Survey]:
-    """Yield simulated surveys with ``n_stars`` in all."""
-    for number, first in enumerate(range(0, n_stars, AT_ONCE)):
-        yield simulate(truth_model(), model_and_prior()[1], min(AT_ONCE, n_stars - first), seed=seed + number)
+def surveys(n_stars: int, seed: int, truth: str = "model") -> Iterator[Simulated]:
+    """Yield simulated surveys with ``n_stars`` in all, whole blocks of them where the truth is model atmospheres."""
+    if truth == "model":
+        for number, first in enumerate(range(0, n_stars, AT_ONCE)):
+            survey = simulate(truth_model(), model_and_prior()[1], min(AT_ONCE, n_stars - first), seed=seed + number)
+            yield Simulated(survey.source_id, survey.truth, survey.coefficients, survey.gaia_source, survey.calibration)
+        return
+    simulator = SurveySimulator(
+        load_truth(truth, default_cache()), seed=seed, planted=Planted.none(), magnitudes=MAGNITUDES
+    )
+    made = 0
+    while made < n_stars:
+        block = simulator.block(made // BLOCK_ROWS)
+        columns = block.tables["truth"]
+        truth_of_block = np.column_stack([columns[name] for name in PARAMETERS])
+        truth_of_block[:, 0] /= 1000.0  # K in the table
+        yield Simulated(
+            block.source_id, truth_of_block, block.coefficients, block.tables["gaia_source"], simulator.calibration
+        )
+        made += len(block)
 
 
-def labels_of(survey: Survey, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def labels_of(survey: Simulated, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Return labels of a survey's stars: the truth with errors."""
     columns: dict[str, np.ndarray] = {"source_id": survey.source_id}
     for k, name in enumerate(("teff", "feh", "logg", "ext")):
@@ -234,7 +314,7 @@ def labels_of(survey: Survey, rng: np.random.Generator) -> dict[str, np.ndarray]
     return columns
 
 
-def observed(survey: Survey) -> xk.Observations:
+def observed(survey: Simulated) -> xk.Observations:
     """Return a survey as fluxes and whiteners, with the noise that the default recipe trains with."""
     calibrated = xk.get_engine().calibrate(
         survey.calibration, survey.coefficients, training_noise(load_recipe("default")), *infrared(survey)
@@ -249,14 +329,14 @@ def observed(survey: Survey) -> xk.Observations:
 
 
 @cache
-def training_set(n_stars: int) -> TrainingSet:
+def training_set(n_stars: int, truth: str = "model") -> TrainingSet:
     """Return simulated stars with labels that pass the cuts, which are the same in both recipes."""
     recipe = load_recipe("default")
     rng = np.random.default_rng(TRAINING_SEED)
     labels: list[dict[str, np.ndarray]] = []
     sources: list[dict[str, np.ndarray]] = []
     blocks = []
-    for survey in surveys(n_stars, TRAINING_SEED):
+    for survey in surveys(n_stars, TRAINING_SEED, truth):
         labels.append(labels_of(survey, rng))
         sources.append({"source_id": survey.source_id} | survey.gaia_source)
         blocks.append(observed(survey))
@@ -268,12 +348,15 @@ def training_set(n_stars: int) -> TrainingSet:
     return gather(candidates(read_labels(joined(labels)), table, recipe), blocks, recipe)
 
 
-def _pulls(survey: Survey, model: xk.FluxModel, prior: xk.TypePrior) -> tuple[Float64, ...]:
-    """Pulls (n, 5) of a survey; which stars have a fit, significant E and plx, and a prior that does not matter."""
+def _pulls(survey: Simulated, model: xk.FluxModel, prior: xk.TypePrior) -> tuple[Float64, ...]:
+    """Pulls (n, 5) of a survey; which stars have a fit, significant E and plx, and a prior that does not matter; then
+    residuals (n, 5), truth (n, 5), chi^2 (n,).
+    """
     fit = xk.fit(observed(survey), model, prior, threads=1)
     sigma = np.sqrt(np.einsum("naa->na", fit.cov))
     significant = fit.fitted & (fit.params[:, 3:] > SIGNIFICANT * sigma[:, 3:]).all(axis=1)
     free = significant.copy()
     theta, covariance = fit.params[significant, :3], fit.cov[significant, :3, :3]
     free[significant] = prior_share(prior, theta, covariance) < LARGEST_PRIOR_SHARE
-    return (fit.params - survey.truth) / sigma, fit.fitted, significant, free
+    residual = fit.params - survey.truth
+    return residual / sigma, fit.fitted, significant, free, residual, survey.truth, fit.chi2

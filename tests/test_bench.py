@@ -29,6 +29,7 @@ from xpkern.grid import N_BANDS, N_XP
 from xpkern.observe.calibration import Calibration
 from xpkern.observe.simulate import simulate
 from xpkern.survey import run, simulator
+from xpkern.survey.truth import ModelTruth
 
 
 class Clock:
@@ -210,6 +211,7 @@ FIGURES = {
     "pulls": ["all: plx, median pull", "all: teff, width"],
     "recipes": ["zgr23: whole recipe", "default: validation loss, mean", "true model: validation loss, median"],
     "closure": ["trained model, all: plx, median pull", "true model, all: teff, width"],
+    "atmospheres": ["validation loss, mean", "giants: stars", "giants: teff, median pull"],
     "resume": ["kills", "same bytes"],
 }
 
@@ -223,8 +225,9 @@ def small_benchmarks(monkeypatch, tmp_path):
     monkeypatch.setattr(simulation, "TRUTH", "model")  # needs no download
     monkeypatch.setattr(simulation, "LENGTHS", (1,))
     monkeypatch.setattr(simulation, "CSV_SHARE", 16)
-    for module in (simulation, run, simulator):
+    for module in (closure, simulation, run, simulator):
         monkeypatch.setattr(module, "BLOCK_ROWS", 128)
+    monkeypatch.setattr(closure, "load_truth", lambda name, cache: ModelTruth(*xk.load_model()))  # nor does this
     monkeypatch.setattr(closure, "KILLS", 1)
     monkeypatch.setattr(closure, "KILLED_RECIPE", SMALL)
     recipes = {name: recipe_from(tmp_path, text) for name, text in (("default", SMALL), ("zgr23", SMALL_ZGR23))}
