@@ -60,6 +60,7 @@ components = 3
 [phase.model]
 epochs = 3
 batch = 16
+model_clip = 2.0 # longer steps jump about where the spectra are as good as here and the network as small
 drops = [1, 2]
 [phase.joint]
 epochs = 2

@@ -27,7 +27,7 @@ from xpkern.train.extinction_law import EXT_UNIT, PIVOT, optical_depth
 from xpkern.train.figures import draw_figures
 from xpkern.train.outcome import LEAST_SEEN, outcome_of
 from xpkern.train.phases import Run, TrainingFailed
-from xpkern.train.recipe import Clean, load_recipe
+from xpkern.train.recipe import Clean, Rounds, load_recipe
 from xpkern.train.run import TrainingFiles, train
 from xpkern.train.start import start_model
 from xpkern.train.state import Checkpoint
@@ -73,7 +73,7 @@ def assert_states_equal(one, other):
 # ---- phases ----------------------------------------------------------------------------------------------------
 
 
-def test_losses_fall_and_held_out_stars_are_never_touched(survey, recipe):
+def test_held_out_stars_are_never_touched(survey, recipe):
     data = survey.training_set(recipe)
     seen = []
     run = run_of(recipe, data, on_progress=seen.append)
@@ -86,14 +86,23 @@ def test_losses_fall_and_held_out_stars_are_never_touched(survey, recipe):
     assert (state.params[~held_out] != before.params[~held_out]).any(axis=0).all()
     losses = [record.validation_loss for record in state.history]
     assert np.isfinite(losses).all()
-    model_phases = {record.phase for record in state.history}
-    for phase in model_phases:
-        of_phase = [record.model_loss for record in state.history if record.phase == phase]
-        # a stochastic descent of few small batches falls, but not in every epoch
-        assert min(of_phase[1:]) < of_phase[0] or phase > 0
     assert [snapshot.phase for snapshot in state.snapshots] == ["start", *recipe.phase]
     assert len(seen) >= len(state.history)
     assert all(progress.unit < progress.units for progress in seen)
+
+
+def test_the_first_phase_lowers_the_loss_that_it_minimises(survey, recipe):
+    """Eq. 12 of all its stars, or the profile loss. An epoch's mean is of other stars each time: it may well rise."""
+    data = survey.training_set(recipe)
+    run = run_of(replace(recipe, phase={"model": recipe.phase["model"]}), data)
+    rows = np.flatnonzero(data.high_quality & ~data.held_out)
+
+    def loss() -> float:
+        return run.engine.train_step(run.state.model, data.stars[rows], data.start[rows])[0]
+
+    before = loss()
+    losses = [record.model_loss for record in run.finish().history]
+    assert losses[-1] < losses[0] if isinstance(recipe.phase["model"], Rounds) else loss() < before
 
 
 def test_a_run_does_not_read_held_out_spectra(survey, recipe):
@@ -167,7 +176,7 @@ def test_a_loss_that_turns_nan_stops_and_names_the_star(survey, recipe, tmp_path
 
 def test_a_model_that_runs_away_stops_the_run(survey, tmp_path):
     recipe = recipe_from(
-        tmp_path, SMALL_ZGR23.replace("batch = 16", "batch = 16\nmodel_rate = 1e300\nmodel_clip = inf", 1)
+        tmp_path, SMALL_ZGR23.replace("model_clip = 2.0", "model_rate = 1e300\nmodel_clip = inf", 1)
     )
     with pytest.raises(TrainingFailed, match=r"phase model, epoch \d, batch \d+: the model.* is not finite"):
         run_of(recipe, survey.training_set(recipe)).finish()
