@@ -175,9 +175,7 @@ def test_a_loss_that_turns_nan_stops_and_names_the_star(survey, recipe, tmp_path
 
 
 def test_a_model_that_runs_away_stops_the_run(survey, tmp_path):
-    recipe = recipe_from(
-        tmp_path, SMALL_ZGR23.replace("model_clip = 2.0", "model_rate = 1e300\nmodel_clip = inf", 1)
-    )
+    recipe = recipe_from(tmp_path, SMALL_ZGR23.replace("model_clip = 2.0", "model_rate = 1e300\nmodel_clip = inf", 1))
     with pytest.raises(TrainingFailed, match=r"phase model, epoch \d, batch \d+: the model.* is not finite"):
         run_of(recipe, survey.training_set(recipe)).finish()
 
