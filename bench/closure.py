@@ -19,9 +19,10 @@ import numpy as np
 import xpkern as xk
 from bench.accuracy import LARGEST_PRIOR_SHARE, SIGNIFICANT, prior_share
 from bench.result import Result
-from bench.stars import infrared, model_and_prior
+from bench.stars import model_and_prior, observed
 from xpkern.engine.contract import Coefficients, Float64
 from xpkern.grid import PARAMETERS
+from xpkern.model.noise import Noise
 from xpkern.observe.calibration import Calibration
 from xpkern.observe.gaia_source import SourceTable
 from xpkern.observe.photometry import COLUMN_NAMES
@@ -314,18 +315,9 @@ def labels_of(survey: Simulated, rng: np.random.Generator) -> dict[str, np.ndarr
     return columns
 
 
-def observed(survey: Simulated) -> xk.Observations:
-    """Return a survey as fluxes and whiteners, with the noise that the default recipe trains with."""
-    calibrated = xk.get_engine().calibrate(
-        survey.calibration, survey.coefficients, training_noise(load_recipe("default")), *infrared(survey)
-    )
-    return xk.Observations.from_arrays(
-        source_id=survey.source_id,
-        flux=calibrated.flux,
-        packed_factor=calibrated.whitener,
-        plx=survey.gaia_source["parallax"],
-        plx_err=survey.gaia_source["parallax_error"],
-    )
+def default_noise() -> Noise:
+    """Return the noise that the default recipe trains with."""
+    return training_noise(load_recipe("default"))
 
 
 @cache
@@ -339,7 +331,7 @@ def training_set(n_stars: int, truth: str = "model") -> TrainingSet:
     for survey in surveys(n_stars, TRAINING_SEED, truth):
         labels.append(labels_of(survey, rng))
         sources.append({"source_id": survey.source_id} | survey.gaia_source)
-        blocks.append(observed(survey))
+        blocks.append(observed(survey, default_noise()))
 
     def joined(tables: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         return {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
@@ -352,7 +344,7 @@ def _pulls(survey: Simulated, model: xk.FluxModel, prior: xk.TypePrior) -> tuple
     """Pulls (n, 5) of a survey; which stars have a fit, significant E and plx, and a prior that does not matter; then
     residuals (n, 5), truth (n, 5), chi^2 (n,).
     """
-    fit = xk.fit(observed(survey), model, prior, threads=1)
+    fit = xk.fit(observed(survey, default_noise()), model, prior, threads=1)
     sigma = np.sqrt(np.einsum("naa->na", fit.cov))
     significant = fit.fitted & (fit.params[:, 3:] > SIGNIFICANT * sigma[:, 3:]).all(axis=1)
     free = significant.copy()

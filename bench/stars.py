@@ -7,12 +7,15 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Protocol
 
 import numpy as np
 
 import xpkern as xk
-from xpkern.engine.contract import Float64, StarData
+from xpkern.engine.contract import Coefficients, Float64, StarData
 from xpkern.engine.packed import pack_factor
+from xpkern.model.noise import Noise
+from xpkern.observe.calibration import Calibration
 from xpkern.observe.gaia_source import SourceTable
 from xpkern.observe.photometry import COLUMN_NAMES, infrared_flux
 from xpkern.observe.simulate import Survey, SurveyFiles, simulate
@@ -47,12 +50,23 @@ def observations(n_stars: int) -> xk.Observations:
     return observed(survey(n_stars))
 
 
-def observed(stars: Survey) -> xk.Observations:
-    """Return a survey as fluxes and whiteners: what the reader makes of its files, without the files."""
+class Observed(Protocol):
+    """What fluxes and whiteners are made of: of a survey, or of the like."""
+
+    source_id: np.ndarray
+    coefficients: Coefficients
+    gaia_source: dict[str, np.ndarray]
+    calibration: Calibration
+
+
+def observed(stars: Observed, noise: Noise | None = None) -> xk.Observations:
+    """Return a survey as fluxes and whiteners: what the reader makes of its files, without the files.
+
+    The noise is that of the shipped model when not given.
+    """
     flux, error = infrared(stars)
-    calibrated = xk.get_engine().calibrate(
-        stars.calibration, stars.coefficients, model_and_prior()[0].noise, flux, error
-    )
+    noise = model_and_prior()[0].noise if noise is None else noise
+    calibrated = xk.get_engine().calibrate(stars.calibration, stars.coefficients, noise, flux, error)
     return xk.Observations.from_arrays(
         source_id=stars.source_id,
         flux=calibrated.flux,
@@ -62,7 +76,7 @@ def observed(stars: Survey) -> xk.Observations:
     )
 
 
-def infrared(stars: Survey) -> tuple[np.ndarray, np.ndarray]:
+def infrared(stars: Observed) -> tuple[np.ndarray, np.ndarray]:
     """Return a survey's infrared fluxes and errors, each (n, 5), as the reader makes them."""
     table = SourceTable.of({"source_id": stars.source_id} | stars.gaia_source, "gaia_source", COLUMN_NAMES)
     return infrared_flux(table, table.rows_of(stars.source_id))

@@ -13,7 +13,8 @@ from bench.peak import fma_peak
 from bench.result import Result
 from bench.stars import model_and_prior, observations, survey
 from xpkern.engine import Engine
-from xpkern.engine.contract import Descent, EpochResult, LossTerms, StarData, Steps
+from xpkern.engine.contract import Descent, LossTerms, StarData
+from xpkern.engine.training import EpochResult, Steps
 from xpkern.fit.fit import default_box
 from xpkern.model.flux_model import FluxModel
 

@@ -23,8 +23,9 @@ from bench.result import Result
 from bench.scaling import same_bytes, thread_numbers
 from bench.stars import conditioned_stars, dense_whiteners, longer_file, plain_file, survey, survey_files
 from bench.training import CLIP, Trainer, multiply_adds_of_steps
-from xpkern.engine.contract import Calibrated, LossTerms, ModelArrays
+from xpkern.engine.contract import Calibrated, LossTerms
 from xpkern.engine.packed import unpack_factor
+from xpkern.engine.training import ModelArrays
 from xpkern.grid import N_BANDS, N_XP
 from xpkern.observe.calibration import Calibration
 from xpkern.observe.simulate import simulate

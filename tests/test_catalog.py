@@ -19,6 +19,7 @@ import xpkern as xk
 from xpkern.catalog import hdf5_writer
 from xpkern.catalog.flags import ALL_BITS, LN_PRIOR_PUBLISHED_OFFSET, QualityFlag, quality_flags
 from xpkern.catalog.output import CatalogOutput
+from xpkern.catalog.pending import PendingFile
 from xpkern.catalog.rows import BP_USED, RP_USED, star_rows
 from xpkern.catalog.schema import DEFAULT, DIAGNOSTICS, LAYOUTS, ZGR23
 from xpkern.grid import BANDS, N_FLUX, N_XP, PARAMETERS
@@ -377,3 +378,17 @@ class TestFiles:
             with pytest.raises(KeyboardInterrupt):
                 output.commit()
         assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pending_file_replaces_another_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "file.txt"
+    path.write_text("before")
+    with pytest.raises(ValueError, match="midway"), PendingFile(path) as partial:
+        partial.write_text("half")
+        raise ValueError("midway")
+    assert path.read_text() == "before"
+    with PendingFile(path) as partial:
+        partial.write_text("whole")
+        assert path.read_text() == "before"
+    assert path.read_text() == "whole"
+    assert list(tmp_path.iterdir()) == [path]

@@ -10,8 +10,9 @@ import pytest
 from mock_stars import assert_same, random_model, random_params, random_prior, random_stars, some_bands_missing
 
 import xpkern as xk
-from xpkern.engine.contract import Box, LossTerms, ModelArrays, ModelMoments, Steps
+from xpkern.engine.contract import Box, LossTerms
 from xpkern.engine.reference import ReferenceEngine
+from xpkern.engine.training import ModelArrays, ModelMoments, Steps
 from xpkern.errors import TrainingDiverged
 
 REFERENCE = ReferenceEngine()

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from mock_stars import random_model, random_params, random_prior, random_stars, some_bands_missing
 
-from xpkern.engine.contract import ModelArrays
 from xpkern.engine.reference import ReferenceEngine
+from xpkern.engine.training import ModelArrays
 from xpkern.model.flux_model import FluxModel
 from xpkern.observe.whiteners import dense_whitener
 

@@ -18,7 +18,7 @@ from mock_stars import random_model, random_params, random_prior, random_stars
 
 import xpkern as xk
 from xpkern.cli import main
-from xpkern.engine.contract import ModelArrays
+from xpkern.engine.training import ModelArrays
 from xpkern.errors import InputError
 from xpkern.grid import N_FLUX, N_XP, PARAMETERS, WAVELENGTH
 from xpkern.train.curvature import EvenCoordinates

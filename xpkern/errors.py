@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from xpkern.engine.contract import EpochResult, Int64
+    from xpkern.engine.contract import Int64
+    from xpkern.engine.training import EpochResult
 
 
 class XpkernError(Exception):

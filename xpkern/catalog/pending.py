@@ -12,6 +12,9 @@ from xpkern.errors import InputError
 class PendingFile:
     """A file that is written under a temporary name in the folder of its final one.
 
+    ``with PendingFile(final) as partial:`` gives the temporary name; the file is committed if the block ends as it
+    should, and discarded otherwise.
+
     Parameters
     ----------
     final : Path
@@ -34,6 +37,16 @@ class PendingFile:
             raise InputError("is a folder" if final.is_dir() else "its folder does not exist", file=str(final))
         self.final = final
         self.partial = final.with_name(f".{final.name}.{os.getpid()}.partial")
+
+    def __enter__(self) -> Path:
+        return self.partial
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self.commit()
+        finally:
+            self.discard()
 
     def commit(self) -> None:
         """Put what was written on the disk and give it its final name."""

@@ -64,12 +64,8 @@ def run(options: argparse.Namespace) -> int:
     if prior.ln_density(stellar_type)[0] < prior.ln_prior_threshold:
         print("xpkern: this stellar type lies outside the region the model was trained on", file=sys.stderr)
     if options.output is not None:
-        pending = PendingFile(Path(options.output))
-        try:
-            table.write(pending.partial, format=FORMATS[Path(options.output).suffix])
-            pending.commit()
-        finally:
-            pending.discard()
+        with PendingFile(Path(options.output)) as partial:
+            table.write(partial, format=FORMATS[Path(options.output).suffix])
     elif options.plot is None:
         table.write(sys.stdout, format="ascii.ecsv")
     if options.plot is not None:

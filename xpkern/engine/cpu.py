@@ -17,20 +17,17 @@ from xpkern.engine.contract import (
     Calibrated,
     Coefficients,
     Descent,
-    EpochResult,
     Evaluation,
     FitOptions,
     Float32,
     Float64,
     Int64,
     LossTerms,
-    ModelArrays,
-    ModelMoments,
     Solution,
     StarData,
-    Steps,
 )
 from xpkern.engine.epoch import check_epoch
+from xpkern.engine.training import EpochResult, ModelArrays, ModelMoments, Steps
 from xpkern.errors import InputError, TrainingDiverged
 from xpkern.fit.candidates import CandidateGrid
 from xpkern.fit.start import StartGrid

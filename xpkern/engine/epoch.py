@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from xpkern.engine.contract import Float64, Int64, LossTerms, ModelMoments, StarData, Steps
+from xpkern.engine.contract import Float64, Int64, LossTerms, StarData
+from xpkern.engine.training import ModelMoments, Steps
 from xpkern.errors import InputError
 from xpkern.model.flux_model import FluxModel
 

@@ -11,17 +11,14 @@ from xpkern.engine.contract import (
     Calibrated,
     Coefficients,
     Descent,
-    EpochResult,
     Evaluation,
     FitOptions,
     Float32,
     Float64,
     Int64,
     LossTerms,
-    ModelMoments,
     Solution,
     StarData,
-    Steps,
 )
 from xpkern.engine.packed import (
     pack_factor,
@@ -34,6 +31,7 @@ from xpkern.engine.reference_fit import Optimum, minimise
 from xpkern.engine.reference_loss import star_loss
 from xpkern.engine.reference_start import starts_from_grid
 from xpkern.engine.reference_train import model_loss, train_epoch
+from xpkern.engine.training import EpochResult, ModelMoments, Steps
 from xpkern.fit.candidates import CandidateGrid
 from xpkern.fit.start import StartGrid
 from xpkern.model.flux_model import FluxModel

@@ -6,22 +6,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from xpkern.engine.contract import (
-    Box,
-    EpochResult,
-    Float64,
-    Int64,
-    LossTerms,
-    ModelArrays,
-    ModelMoments,
-    StarData,
-    Steps,
-)
+from xpkern.engine.contract import Box, Float64, Int64, LossTerms, StarData
 from xpkern.engine.epoch import check_epoch, check_rows
 from xpkern.engine.packed import forward_substitute, unpack_factor
 from xpkern.engine.reference_descent import ADAM_BETA1, ADAM_BETA2, ADAM_EPSILON, clipped
 from xpkern.engine.reference_fit import SMALLEST_EXT
 from xpkern.engine.reference_loss import back_substitute, flux_and_jacobian
+from xpkern.engine.training import EpochResult, ModelArrays, ModelMoments, Steps
 from xpkern.errors import TrainingDiverged
 from xpkern.model.flux_model import FluxModel
 

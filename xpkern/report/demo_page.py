@@ -104,12 +104,8 @@ def draw_page(path: str | os.PathLike[str], comparison: Comparison, example: Exa
         _draw_example(right, comparison, example)
         _draw_residuals(middle, comparison)
         _draw_pulls(bottom, comparison)
-        pending = PendingFile(Path(path))
-        try:
-            figure.savefig(pending.partial, format="png", metadata={"Software": None})
-            pending.commit()
-        finally:
-            pending.discard()
+        with PendingFile(Path(path)) as partial:
+            figure.savefig(partial, format="png", metadata={"Software": None})
 
 
 def _draw_header(figure: SubFigure, comparison: Comparison) -> None:

@@ -28,9 +28,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.linalg import solve_triangular
 
-from xpkern.engine.contract import Float64, LossTerms, ModelArrays, StarData
+from xpkern.engine.contract import Float64, LossTerms, StarData
 from xpkern.engine.packed import present_samples, unpack_factor
 from xpkern.engine.reference_loss import flux_and_jacobian
+from xpkern.engine.training import ModelArrays
 from xpkern.model.flux_model import FluxModel
 
 #: Below this extinction its logarithm's Jacobian term is held to be as strong as here.

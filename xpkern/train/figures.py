@@ -83,12 +83,8 @@ def draw_figures(name_of: Callable[[str], Path], run: Run, outcome: Outcome) -> 
         for name, (draw, size) in drawings.items():
             figure = Figure(figsize=size, dpi=120, facecolor="white", layout="constrained")
             draw(figure, run, outcome)
-            pending = PendingFile(name_of(name))
-            try:
-                figure.savefig(pending.partial, format="png", metadata={"Software": None})
-                pending.commit()
-            finally:
-                pending.discard()
+            with PendingFile(name_of(name)) as partial:
+                figure.savefig(partial, format="png", metadata={"Software": None})
             paths.append(name_of(name))
     return paths
 

@@ -213,27 +213,22 @@ def write_stars(path: Path, run: Run, outcome: Outcome) -> None:
     columns["used"] = (
         USED["high_quality"] * data.high_quality + USED["clean"] * state.clean + USED["held_out"] * data.held_out
     ).astype(np.uint8)
-    pending = PendingFile(path)
-    try:
-        with h5py.File(pending.partial, "w") as file:
-            for name, values in columns.items():
-                dataset = file.create_dataset(f"stars/{name}", data=values, track_times=False)
-                unit = units.get(name.removesuffix("_err").removesuffix("_label"))
-                if unit:
-                    dataset.attrs["unit"] = unit
-            file["stars/used"].attrs["bits"] = json.dumps(USED)
-            for item in fields(EpochRecord):
-                kind = np.int32 if item.name in ("phase", "epoch") else np.float64
-                values = np.array([getattr(record, item.name) for record in state.history], kind)
-                file.create_dataset(f"history/{item.name}", data=values, track_times=False)
-            names = [snapshot.phase for snapshot in state.snapshots]
-            file.create_dataset("phases/name", data=names, dtype=h5py.string_dtype(), track_times=False)
-            curves = np.stack([snapshot.ext_curve for snapshot in state.snapshots])
-            file.create_dataset("phases/ext_curve", data=curves, track_times=False)
-            drifts: Float64 = np.stack([snapshot.drift for snapshot in state.snapshots])
-            file.create_dataset("phases/drift", data=drifts, track_times=False)
-            for key, value in sorted(outcome.model.provenance.items()):
-                file.attrs[key] = value
-        pending.commit()
-    finally:
-        pending.discard()
+    with PendingFile(path) as partial, h5py.File(partial, "w") as file:
+        for name, values in columns.items():
+            dataset = file.create_dataset(f"stars/{name}", data=values, track_times=False)
+            unit = units.get(name.removesuffix("_err").removesuffix("_label"))
+            if unit:
+                dataset.attrs["unit"] = unit
+        file["stars/used"].attrs["bits"] = json.dumps(USED)
+        for item in fields(EpochRecord):
+            kind = np.int32 if item.name in ("phase", "epoch") else np.float64
+            values = np.array([getattr(record, item.name) for record in state.history], kind)
+            file.create_dataset(f"history/{item.name}", data=values, track_times=False)
+        names = [snapshot.phase for snapshot in state.snapshots]
+        file.create_dataset("phases/name", data=names, dtype=h5py.string_dtype(), track_times=False)
+        curves = np.stack([snapshot.ext_curve for snapshot in state.snapshots])
+        file.create_dataset("phases/ext_curve", data=curves, track_times=False)
+        drifts: Float64 = np.stack([snapshot.drift for snapshot in state.snapshots])
+        file.create_dataset("phases/drift", data=drifts, track_times=False)
+        for key, value in sorted(outcome.model.provenance.items()):
+            file.attrs[key] = value

@@ -12,19 +12,9 @@ from scipy.optimize import minimize
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from xpkern.engine import Engine
-from xpkern.engine.contract import (
-    Box,
-    EpochResult,
-    FitOptions,
-    Float64,
-    Int64,
-    LossTerms,
-    ModelArrays,
-    Solution,
-    StarData,
-    Steps,
-)
+from xpkern.engine.contract import Box, FitOptions, Float64, Int64, LossTerms, Solution, StarData
 from xpkern.engine.packed import sample_variance
+from xpkern.engine.training import EpochResult, ModelArrays, Steps
 from xpkern.errors import InputError, TrainingDiverged, XpkernError
 from xpkern.fit.fit import EXT_BOUNDS, PLX_BOUNDS
 from xpkern.grid import PARAMETERS

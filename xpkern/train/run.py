@@ -236,12 +236,8 @@ def _training_set(
 
 def _write_text(path: Path, text: str) -> None:
     """Write a small file, which appears under its name only once it is complete."""
-    pending = PendingFile(path)
-    try:
-        pending.partial.write_text(text, encoding="utf-8")
-        pending.commit()
-    finally:
-        pending.discard()
+    with PendingFile(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def _check_identity(work: Path, have: dict[str, str], want: dict[str, str]) -> None:

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xpkern.catalog.pending import PendingFile
-from xpkern.engine.contract import Float64, ModelArrays, ModelMoments
+from xpkern.engine.contract import Float64
+from xpkern.engine.training import ModelArrays, ModelMoments
 from xpkern.errors import InputError
 from xpkern.model.flux_model import FluxModel
 from xpkern.train.cuts import CutCount
@@ -137,13 +138,8 @@ class Checkpoint:
         if state.snapshots:
             arrays["curves"] = np.stack([snapshot.ext_curve for snapshot in state.snapshots])
             arrays["drifts"] = np.stack([snapshot.drift for snapshot in state.snapshots])
-        pending = PendingFile(self.path)
-        try:
-            with open(pending.partial, "wb") as file:
-                np.savez(file, facts=np.array(json.dumps(facts)), **arrays)
-            pending.commit()
-        finally:
-            pending.discard()
+        with PendingFile(self.path) as partial, open(partial, "wb") as file:
+            np.savez(file, facts=np.array(json.dumps(facts)), **arrays)
 
     def load(self) -> State | None:
         """The state in the file; None if there is no file.

@@ -365,13 +365,8 @@ def save_set(training_set: TrainingSet, path: Path) -> None:
         "high_quality_counts": _plain_counts(training_set.high_quality_counts),
         "digest": training_set.digest,
     }
-    pending = PendingFile(path)
-    try:
-        with open(pending.partial, "wb") as file:
-            np.savez(file, facts=np.array(json.dumps(facts)), **arrays)
-        pending.commit()
-    finally:
-        pending.discard()
+    with PendingFile(path) as partial, open(partial, "wb") as file:
+        np.savez(file, facts=np.array(json.dumps(facts)), **arrays)
 
 
 def load_set(path: Path, whitener_file: Path) -> TrainingSet:
