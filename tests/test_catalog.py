@@ -383,9 +383,14 @@ class TestFiles:
 def test_a_pending_file_replaces_another_whole_or_not_at_all(tmp_path):
     path = tmp_path / "file.txt"
     path.write_text("before")
-    with pytest.raises(ValueError, match="midway"), PendingFile(path) as partial:
-        partial.write_text("half")
-        raise ValueError("midway")
+
+    def fail_midway() -> None:
+        with PendingFile(path) as partial:
+            partial.write_text("half")
+            raise ValueError("midway")
+
+    with pytest.raises(ValueError, match="midway"):
+        fail_midway()
     assert path.read_text() == "before"
     with PendingFile(path) as partial:
         partial.write_text("whole")
