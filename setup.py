@@ -1,6 +1,7 @@
 """Builds the two extension modules, and on request the CUDA kernels; everything else is in pyproject.toml.
 
-Environment: ``XPKERN_CUDA=1`` also compiles ``csrc/cuda/kernels.cu`` with nvcc; ``CXX`` chooses the compiler.
+Environment: ``XPKERN_CUDA=1`` also compiles ``csrc/cuda/kernels.cu`` with nvcc; ``CXX`` chooses the compiler;
+``XPKERN_OBJECTS`` names a folder for the compiled objects (``build`` when not set), which source trees may share.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import platform
 import shutil
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -72,11 +72,20 @@ def flags_of_source(source: str) -> list[str]:
     return [*COMMON_FLAGS, *ISA_FLAGS[isa], f"-DXPKERN_ISA={isa}"]
 
 
+def digest_of_source(source: str) -> str:
+    """Return a digest of all that an object is made from: its flags, its source, and every header it could include."""
+    digest = hashlib.sha256(repr(flags_of_source(source)).encode())
+    for path in [Path(source), *sorted(Path("csrc").rglob("*.hpp"))]:
+        digest.update(f"{path.as_posix()} {path.stat().st_size}\n".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
 class BuildExtensions(build_ext):
     """Compile with flags per file, in parallel, and only what changed."""
 
     def finalize_options(self) -> None:
-        """Keep the objects in ``build/``, in a folder of their own for each compiler, Python and pybind11."""
+        """Keep the objects in a folder of their own for each compiler, Python and pybind11."""
         chosen = self.build_temp
         super().finalize_options()
         if chosen is None:
@@ -84,7 +93,8 @@ class BuildExtensions(build_ext):
 
             key = repr((os.environ.get("CXX"), os.environ.get("CFLAGS"), pybind11.__version__, sys.version))
             digest = hashlib.sha256(key.encode()).hexdigest()[:8]
-            self.build_temp = str(Path("build") / f"objects-{sys.implementation.cache_tag}-{digest}")
+            folder = Path(os.environ.get("XPKERN_OBJECTS") or "build")
+            self.build_temp = str(folder / f"objects-{sys.implementation.cache_tag}-{digest}")
 
     def run(self) -> None:
         """Build the extension modules, then the CUDA kernels if asked."""
@@ -96,21 +106,20 @@ class BuildExtensions(build_ext):
         """Compile the sources of one module and link them."""
         import pybind11
 
-        Path(self.build_temp).mkdir(parents=True, exist_ok=True)
+        folder = Path(self.build_temp)
         include_dirs = [pybind11.get_include(), *ext.include_dirs]
-        newest_header = max(os.path.getmtime(path) for path in ["setup.py", *Path("csrc").rglob("*.hpp")])
 
         def compile_one(source: str) -> str:
-            folder = Path(self.build_temp)
             target = folder / Path(source).with_suffix(".o")
-            if not target.exists() or os.path.getmtime(target) < max(newest_header, os.path.getmtime(source)):
+            made_from = target.with_suffix(".sha256")
+            digest = digest_of_source(source)
+            if not (target.exists() and made_from.exists() and made_from.read_text() == digest):
                 target.parent.mkdir(parents=True, exist_ok=True)
-                target.unlink(missing_ok=True)
-                started = time.time()
+                made_from.unlink(missing_ok=True)
                 self.compiler.compile(
                     [source], output_dir=str(folder), include_dirs=include_dirs, extra_postargs=flags_of_source(source)
                 )
-                os.utime(target, (started, started))  # a header edited meanwhile is newer than the object
+                made_from.write_text(digest)
             return str(target)
 
         with ThreadPoolExecutor(self.parallel or os.cpu_count()) as pool:

@@ -15,8 +15,9 @@ from xpkern.model.flux_model import FluxModel
 from xpkern.model.type_prior import TypePrior
 from xpkern.observe.observations import Observations
 
-#: A new seed for every run, so that the tests see new numbers; set XPKERN_TEST_SEED to repeat a failure.
-SEED = int(os.environ.get("XPKERN_TEST_SEED", secrets.randbits(32)))
+#: A new seed for every run, so that the tests see new numbers; set XPKERN_TEST_SEED to repeat a failure. The processes
+#: that pytest deals tests out to inherit it.
+SEED = int(os.environ.setdefault("XPKERN_TEST_SEED", str(secrets.randbits(32))))
 
 # No test is timed (the machine may be busy), and none leaves a folder of examples behind.
 settings.register_profile("xpkern", deadline=None, database=None)
