@@ -35,7 +35,8 @@ from xpkern.train.labels import read_labels
 from xpkern.train.outcome import Outcome, outcome_of
 from xpkern.train.packages import default_cache
 from xpkern.train.phases import Progress, Run
-from xpkern.train.recipe import Recipe, load_recipe
+from xpkern.train.recipe import Recipe
+from xpkern.train.recipe_file import load_recipe
 from xpkern.train.run import training_noise
 from xpkern.train.state import EpochRecord
 from xpkern.train.training_set import TrainingSet, candidates, gather

@@ -13,7 +13,8 @@ from xpkern.observe.observations import Observations
 from xpkern.observe.photometry import COLUMN_NAMES, infrared_flux
 from xpkern.observe.simulate import Survey, simulate
 from xpkern.train.labels import Labels, read_labels
-from xpkern.train.recipe import Recipe, load_recipe
+from xpkern.train.recipe import Recipe
+from xpkern.train.recipe_file import load_recipe
 from xpkern.train.run import training_noise
 from xpkern.train.training_set import TrainingSet, candidates, gather
 

@@ -27,7 +27,8 @@ from xpkern.train.extinction_law import EXT_UNIT, PIVOT, optical_depth
 from xpkern.train.figures import draw_figures
 from xpkern.train.outcome import LEAST_SEEN, outcome_of
 from xpkern.train.phases import Run, TrainingFailed
-from xpkern.train.recipe import Clean, Rounds, load_recipe
+from xpkern.train.recipe import Clean, Rounds
+from xpkern.train.recipe_file import load_recipe
 from xpkern.train.run import TrainingFiles, train
 from xpkern.train.start import start_model
 from xpkern.train.state import Checkpoint
