@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hypothesis import settings
+from labelled_stars import RECIPES, SMALL, LabelledSurvey, recipe_from
 
 from xpkern.engine import available_engines, get_engine
 from xpkern.model.flux_model import FluxModel
 from xpkern.model.type_prior import TypePrior
 from xpkern.observe.observations import Observations
+from xpkern.train.recipe import Recipe
 
 #: A new seed for every run, so that the tests see new numbers; set XPKERN_TEST_SEED to repeat a failure.
 SEED = int(os.environ.get("XPKERN_TEST_SEED", secrets.randbits(32)))
@@ -92,3 +94,21 @@ def optimum_observations(optimum: dict[str, np.ndarray]) -> Observations:
     return Observations.from_arrays(
         flux=optimum["flux"], whitener=optimum["flux_sqrticov"], plx=optimum["plx"], plx_err=optimum["plx_err"]
     )
+
+
+@pytest.fixture(scope="session")
+def labelled() -> LabelledSurvey:
+    """A simulated survey with labels, for runs of small recipes; tests that change stars make a training set of it."""
+    return LabelledSurvey.random(110, np.random.default_rng(SEED))
+
+
+@pytest.fixture(params=sorted(RECIPES))
+def recipe(request: pytest.FixtureRequest, tmp_path: Path) -> Recipe:
+    """Both recipes, small."""
+    return recipe_from(tmp_path, RECIPES[request.param])
+
+
+@pytest.fixture
+def ours(tmp_path: Path) -> Recipe:
+    """The default recipe, small."""
+    return recipe_from(tmp_path, SMALL)

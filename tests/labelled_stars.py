@@ -13,6 +13,7 @@ from xpkern.observe.observations import Observations
 from xpkern.observe.photometry import COLUMN_NAMES, infrared_flux
 from xpkern.observe.simulate import Survey, simulate
 from xpkern.train.labels import Labels, read_labels
+from xpkern.train.phases import Run
 from xpkern.train.recipe import Recipe
 from xpkern.train.recipe_file import load_recipe
 from xpkern.train.run import training_noise
@@ -81,6 +82,8 @@ drops = [1]
 steps = 5
 """
 
+RECIPES = {"ours": SMALL, "zgr23": SMALL_ZGR23}
+
 
 @dataclass
 class LabelledSurvey:
@@ -133,3 +136,8 @@ def recipe_from(folder: Path, text: str) -> Recipe:
     path = folder / "recipe.toml"
     path.write_text(text)
     return load_recipe(path)
+
+
+def run_of(recipe: Recipe, data: TrainingSet, **options: object) -> Run:
+    """A run of the engine that trains."""
+    return Run(recipe, data, xk.get_engine(ENGINE), **options)

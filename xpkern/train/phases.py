@@ -24,7 +24,7 @@ from xpkern.train.curvature import EvenCoordinates
 from xpkern.train.cuts import Sieve
 from xpkern.train.recipe import Clean, DescendStars, Epochs, NewtonStars, Phase, Recipe, Rounds
 from xpkern.train.start import start_model
-from xpkern.train.state import Checkpoint, EpochRecord, Snapshot, State
+from xpkern.train.state import Best, Checkpoint, EpochRecord, Snapshot, State
 from xpkern.train.training_set import TrainingSet
 
 #: Held-out stars judge by Eqs. 13-14 whatever the recipe trains with, so that recipes can be compared.
@@ -154,6 +154,7 @@ class Run:
             seconds = time.perf_counter() - started
             phase_ends = unit + 1 == units
             if phase_ends:
+                self._keep_best(name, phase)
                 snapshot = self._snapshot(name)
                 snapshots = (*self.state.snapshots, snapshot)
                 self.state = replace(self.state, phase=self.state.phase + 1, unit=0, moments=None, snapshots=snapshots)
@@ -318,7 +319,19 @@ class Run:
         validation = validation[np.isfinite(validation)]
         mean = float(validation.mean()) if len(validation) else np.nan
         record = EpochRecord(self.state.phase, epoch, model_loss, star_loss, mean, _median(validation))
-        self.state = replace(self.state, history=(*self.state.history, record))
+        best = self.state.best
+        if np.isfinite(mean) and (best is None or mean < best.record.validation_loss):
+            best = Best(record, self.state.model)
+        self.state = replace(self.state, history=(*self.state.history, record), best=best)
+
+    def _keep_best(self, name: str, phase: Phase) -> None:
+        """Go back to the best model so far, and bring the phase's stars to their optima, if the recipe says so."""
+        best = self.state.best
+        if not self.recipe.split.keep_best or best is None or not isinstance(phase, (Epochs, Rounds)):
+            return
+        if best.model.digest != self.state.model.digest:
+            self.state = replace(self.state, model=best.model)
+            self._newton(self._rows(phase.stars, name))
 
     def _newton(self, rows: NDArray[np.intp]) -> None:
         params = self.state.params.copy()

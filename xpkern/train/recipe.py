@@ -34,11 +34,14 @@ class Split:
         Share of the stars that only judge.
     judges : int
         Of these, at most so many give the validation loss of an epoch; all of them give that of the finished model.
+    keep_best : bool
+        Whether a phase ends with the model of the lowest validation loss so far, not with its last one.
     """
 
     seed: int
     held_out: float
     judges: int
+    keep_best: bool
 
     def __post_init__(self) -> None:
         _require(0 <= self.held_out < 1, "held_out", self.held_out, "a share of at least 0 and below 1")

@@ -163,6 +163,7 @@ def train(
     for count in run.state.clean_counts:
         say(str(count))
     outcome = outcome_of(run)
+    say(f"the model is {outcome.kept}")
     write_stars(files.stars, run, outcome)
     if figures:
         from xpkern.train.figures import draw_figures

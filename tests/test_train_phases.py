@@ -1,0 +1,122 @@
+"""Phases of a training run: what each kind does, what makes a run stop, and which of its models it keeps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from labelled_stars import SMALL, SMALL_ZGR23, recipe_from, run_of
+
+import xpkern as xk
+from xpkern.errors import InputError
+from xpkern.train.phases import TrainingFailed
+from xpkern.train.recipe import Clean, Rounds
+from xpkern.train.state import Checkpoint
+
+
+def test_held_out_stars_are_never_touched(labelled, recipe):
+    data = labelled.training_set(recipe)
+    seen = []
+    run = run_of(recipe, data, on_progress=seen.append)
+    before = run.state
+    state = run.finish()
+    held_out = data.held_out
+    assert held_out.any()
+    np.testing.assert_array_equal(state.params[held_out], before.params[held_out])
+    assert not state.clean[held_out].any()
+    assert (state.params[~held_out] != before.params[~held_out]).any(axis=0).all()
+    losses = [record.validation_loss for record in state.history]
+    assert np.isfinite(losses).all()
+    assert [snapshot.phase for snapshot in state.snapshots] == ["start", *recipe.phase]
+    assert len(seen) >= len(state.history)
+    assert all(progress.unit < progress.units for progress in seen)
+
+
+def test_the_first_phase_lowers_the_loss_that_it_minimises(labelled, recipe):
+    """Eq. 12 of all its stars, or the profile loss. An epoch's mean is of other stars each time: it may well rise."""
+    data = labelled.training_set(recipe)
+    run = run_of(replace(recipe, phase={"model": recipe.phase["model"]}), data)
+    rows = np.flatnonzero(data.high_quality & ~data.held_out)
+
+    def loss() -> float:
+        return run.engine.train_step(run.state.model, data.stars[rows], data.start[rows])[0]
+
+    before = loss()
+    losses = [record.model_loss for record in run.finish().history]
+    assert losses[-1] < losses[0] if isinstance(recipe.phase["model"], Rounds) else loss() < before
+
+
+def test_a_run_does_not_read_held_out_spectra(labelled, recipe):
+    data = labelled.training_set(recipe)
+    state = run_of(recipe, data).finish()
+    data.stars.whitener[data.held_out] *= np.float32(1.5)
+    other = run_of(recipe, data).finish()
+    assert state.model.digest == other.model.digest
+    assert [r.validation_loss for r in state.history] != [r.validation_loss for r in other.history]
+
+
+def test_self_cleaning_finds_the_stars_that_were_spoilt(labelled, ours, rng):
+    data = labelled.training_set(ours)
+    truth, _ = xk.load_model()
+    run = run_of(ours, data)
+    rows = np.searchsorted(labelled.survey.source_id, data.source_id)
+    true_params = labelled.survey.truth[rows]
+    data.stars.mean[:, :] = true_params
+    run.state = replace(run.state, model=replace(truth, scale_sigma=0.0), params=true_params.copy())
+    run._clean(Clean(theta=4.0, plx=4.0, flux=np.inf))
+    assert run.state.clean[~data.held_out].all()
+    spoilt = rng.permutation(run.training)[:3]
+    run.state.params[spoilt[0], 1] += 5.0 * data.stars.sigma[spoilt[0], 1]
+    run.state.params[spoilt[1], 4] += 5.0 * data.stars.sigma[spoilt[1], 4]
+    run._clean(Clean(theta=4.0, plx=4.0, flux=np.inf))
+    assert set(np.flatnonzero(~run.state.clean & ~data.held_out)) == set(spoilt[:2])
+    assert [count.removed for count in run.state.clean_counts] == [0, 1, 1, 0]
+    # one flux sample 50 sigma off
+    residual = run._largest_residual(run.training)
+    limit = residual.max() + 5.0
+    data.stars.flux[spoilt[2], 0] += (limit + 50.0) / data.stars.whitener[spoilt[2], 0]  # C_00 = G_00^2
+    run._clean(Clean(theta=np.inf, plx=np.inf, flux=limit))
+    assert set(np.flatnonzero(~run.state.clean & ~data.held_out)) == {spoilt[2]}
+
+
+def test_an_empty_phase_says_what_emptied_it(labelled, tmp_path):
+    recipe = recipe_from(tmp_path, SMALL + "[high_quality]\nteff_err = 0.01\n")
+    with pytest.raises(InputError, match=r"phase\.model.*none of .* is high_quality.*teff_err < 0.01 kK"):
+        run_of(recipe, labelled.training_set(recipe)).finish()
+
+
+def test_no_training_stars(labelled, ours):
+    data = labelled.training_set(ours)
+    data.held_out[:] = True
+    with pytest.raises(InputError, match="held out"):
+        run_of(ours, data)
+
+
+def test_no_held_out_stars_give_no_validation(labelled, ours):
+    data = labelled.training_set(ours)
+    data.held_out[:] = False
+    state = run_of(ours, data).finish()
+    assert np.isnan([record.validation_loss for record in state.history]).all()
+
+
+def test_a_loss_that_turns_nan_stops_and_names_the_star(labelled, recipe, tmp_path):
+    data = labelled.training_set(recipe)
+    run = run_of(recipe, data)
+    bad = run.training[data.high_quality[run.training]][3]
+    data.stars.flux[bad, 5] = np.nan
+    checkpoint = Checkpoint(tmp_path / "checkpoint.npz", recipe.name, recipe.digest, data.digest)
+    run = run_of(recipe, data, checkpoint=checkpoint)
+    with pytest.raises(TrainingFailed, match=rf"phase model, .*not finite.*{data.source_id[bad]}.*kept in"):
+        run.finish()
+    kept = checkpoint.load()
+    assert kept is not None
+    assert kept.phase == 0
+    assert all(np.isfinite(weight).all() for weight in kept.model.weights)
+    assert np.isfinite(kept.params).all()
+
+
+def test_a_model_that_runs_away_stops_the_run(labelled, tmp_path):
+    recipe = recipe_from(tmp_path, SMALL_ZGR23.replace("model_clip = 2.0", "model_rate = 1e300\nmodel_clip = inf", 1))
+    with pytest.raises(TrainingFailed, match=r"phase model, epoch \d, batch \d+: the model.* is not finite"):
+        run_of(recipe, labelled.training_set(recipe)).finish()
