@@ -10,6 +10,7 @@ from labelled_stars import SMALL, SMALL_ZGR23, recipe_from, run_of
 
 import xpkern as xk
 from xpkern.errors import InputError
+from xpkern.train.outcome import outcome_of
 from xpkern.train.phases import TrainingFailed
 from xpkern.train.recipe import Clean, Rounds
 from xpkern.train.state import Checkpoint
@@ -78,6 +79,55 @@ def test_self_cleaning_finds_the_stars_that_were_spoilt(labelled, ours, rng):
     data.stars.flux[spoilt[2], 0] += (limit + 50.0) / data.stars.whitener[spoilt[2], 0]  # C_00 = G_00^2
     run._clean(Clean(theta=np.inf, plx=np.inf, flux=limit))
     assert set(np.flatnonzero(~run.state.clean & ~data.held_out)) == {spoilt[2]}
+
+
+@pytest.mark.parametrize(
+    ("judgements", "best", "kept"),
+    [
+        (
+            (5.0, 3.0, 4.0, 6.0, 3.5),
+            1,
+            "phase model, epoch 2, the best by held-out stars: 3.00, where the last had 3.50",
+        ),
+        (
+            (5.0, 3.0, 4.0, 2.0, 2.5),
+            3,
+            "phase joint, epoch 1, the best by held-out stars: 2.00, where the last had 2.50",
+        ),
+        ((5.0, np.nan, 4.0, 3.0, 2.5), 4, "phase joint, epoch 2, the best by held-out stars: 2.50"),
+    ],
+)
+def test_a_run_keeps_its_best_model(labelled, ours, monkeypatch, judgements, best, kept):
+    run = run_of(ours, labelled.training_set(ours))
+    models, pending = [], list(judgements)
+
+    def judged(rows):
+        models.append(run.state.model)
+        return np.full(len(rows), pending.pop(0))
+
+    monkeypatch.setattr(run, "validation_losses", judged)
+    state = run.finish()
+    assert len(models) == len(judgements)
+    assert state.model.digest == models[best].digest
+    assert len({model.digest for model in models}) == len(models)
+    assert state.snapshots[1].ext_curve == pytest.approx(models[2 if np.isnan(judgements[1]) else 1].ext_curve, abs=0)
+    # every star is at its optimum under that model, not under the last
+    optima = run._optima(state.model, run.set.stars[run.training], state.params[run.training])
+    np.testing.assert_allclose(state.params[run.training], optima.params, rtol=1e-3, atol=1e-3)
+    monkeypatch.undo()
+    assert outcome_of(run).model.provenance["kept_model"] == f"that of {kept}"
+
+
+def test_the_paper_keeps_the_last_model(labelled, tmp_path, monkeypatch):
+    recipe = recipe_from(tmp_path, SMALL_ZGR23)
+    run = run_of(recipe, labelled.training_set(recipe))
+    rising = iter(range(100))
+    monkeypatch.setattr(run, "validation_losses", lambda rows: np.full(len(rows), float(next(rising))))
+    moved = [record for record in run.finish().history if np.isfinite(record.model_loss)]
+    assert run.state.best.record == run.state.history[0]
+    assert run.state.model.digest != run.state.best.model.digest
+    monkeypatch.undo()
+    assert f"epoch {moved[-1].epoch + 1}, the last: " in outcome_of(run).model.provenance["kept_model"]
 
 
 def test_an_empty_phase_says_what_emptied_it(labelled, tmp_path):

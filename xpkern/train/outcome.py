@@ -134,7 +134,8 @@ def _kept(run: Run) -> str:
     last = run.state.history[-1]
     why = "the best by held-out stars" if run.recipe.split.keep_best else "the last"
     text = f"that of phase {run.phases[kept.phase][0]}, epoch {kept.epoch + 1}, {why}: {kept.validation_loss:.2f}"
-    return text if kept == last else f"{text}, where the last had {last.validation_loss:.2f}"
+    same = (kept.phase, kept.epoch) == (last.phase, last.epoch)  # records hold NaN, which no other equals
+    return text if same else f"{text}, where the last had {last.validation_loss:.2f}"
 
 
 def _sample_name(sample: int) -> str:
