@@ -35,8 +35,8 @@ hidden = [6, 6]
 components = 3
 [phase.model]
 rounds = 3
-iterations = 4
-most_stars = 64
+steps = 4
+batch = 32
 metric_stars = 32
 [phase.clean]
 theta = inf
@@ -44,8 +44,8 @@ plx = inf
 flux = 300.0
 [phase.joint]
 rounds = 2
-iterations = 4
-most_stars = 64
+steps = 4
+batch = 32
 metric_stars = 32
 """
 

@@ -221,13 +221,13 @@ class Epochs:
     def decay(self, progress: float) -> float:
         """Factor to the rates after a number of epochs, which may have a fraction."""
         if self.schedule == "cosine":
-            return 0.5 * (1.0 + math.cos(math.pi * progress / self.epochs))
+            return _half_cosine(progress / self.epochs)
         return self.drop ** sum(progress >= epoch for epoch in self.drops)
 
 
 @dataclass(frozen=True)
 class Rounds:
-    """Rounds of L-BFGS for the model on its profile loss, each star at its own optimum, in even coordinates.
+    """Rounds of Adam's steps of the model down its profile loss, each star at its own optimum, in even coordinates.
 
     See :mod:`xpkern.train.curvature`.
 
@@ -236,12 +236,14 @@ class Rounds:
     stars : str
         One of :data:`SELECTIONS`.
     rounds : int
-    iterations : int
-        Of L-BFGS in a round.
-    most_stars : int
-        Stars of a round at most, drawn anew for each.
+        Coordinates are renewed for each.
+    steps : int
+        Of a round, each with the stars of one batch.
+    batch : int
+    rate : float
+        Length of the steps at the start, in each even coordinate; it falls to 0 as half a cosine over the phase.
     metric_stars : int
-        Stars of these that tell how the loss curves.
+        Stars that tell how the loss curves.
     damping : float
         See :meth:`xpkern.train.curvature.EvenCoordinates.of`.
     """
@@ -250,16 +252,22 @@ class Rounds:
 
     stars: str
     rounds: int
-    iterations: int
-    most_stars: int
+    steps: int
+    batch: int
+    rate: float
     metric_stars: int
     damping: float
 
     def __post_init__(self) -> None:
         _require_selection(self.stars)
-        for name in ("rounds", "iterations", "most_stars", "metric_stars"):
+        for name in ("rounds", "steps", "batch", "metric_stars"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "a number of at least 1")
-        _require(self.damping > 0, "damping", self.damping, "positive")
+        for name in ("rate", "damping"):
+            _require(getattr(self, name) > 0, name, getattr(self, name), "positive")
+
+    def decay(self, progress: float) -> float:
+        """Factor to the rate after a number of rounds, which may have a fraction."""
+        return _half_cosine(progress / self.rounds)
 
 
 @dataclass(frozen=True)
@@ -372,6 +380,11 @@ class Recipe:
         """Every setting as plain dicts, lists, numbers and texts."""
         plain: dict[str, Any] = _plain(self)
         return plain
+
+
+def _half_cosine(share: float) -> float:
+    """From 1 at the beginning to 0 at the end."""
+    return 0.5 * (1.0 + math.cos(math.pi * share))
 
 
 def _require(good: bool, field: str, value: object, expected: str) -> None:
