@@ -21,6 +21,7 @@ from bench.accuracy import LARGEST_PRIOR_SHARE, SIGNIFICANT, prior_share
 from bench.result import Result
 from bench.stars import model_and_prior, observed
 from xpkern.engine.contract import Coefficients, Float64
+from xpkern.engine.training import ModelMoments
 from xpkern.grid import PARAMETERS
 from xpkern.model.noise import Noise
 from xpkern.observe.calibration import Calibration
@@ -82,6 +83,10 @@ plx = inf
 flux = inf
 [phase.joint]
 rounds = 6
+steps = 10
+batch = 64
+[phase.polish]
+rounds = 2
 steps = 10
 batch = 64
 """
@@ -149,7 +154,7 @@ def _beside_the_truth(run: Run, course: Course) -> dict[str, Any]:
         "added, share of it by the 5 % of the stars with most": float(
             np.sort(added)[-max(1, len(added) // 20) :].sum() / added.sum()
         ),
-        "parameters of the model / training stars": sum(w.size + w.shape[1] for w in run.state.model.weights)
+        "parameters of the model / training stars": ModelMoments.zeros(run.state.model).first.flatten().size
         / len(run.training),
         "whole recipe [s]": course.total,
         "kept": outcome_of(run).kept,

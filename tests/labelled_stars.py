@@ -43,9 +43,14 @@ theta = inf
 plx = inf
 flux = 300.0
 [phase.joint]
-rounds = 2
+rounds = 1
 steps = 4
 batch = 32
+metric_stars = 32
+[phase.polish]
+rounds = 1
+steps = 4
+batch = 64
 metric_stars = 32
 """
 

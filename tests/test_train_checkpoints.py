@@ -28,9 +28,8 @@ def assert_states_equal(one, other):
 
 def test_taken_up_after_any_unit_it_ends_the_same(labelled, recipe, tmp_path):
     data = labelled.training_set(recipe)
-    whole = run_of(recipe, data).finish()
     units = []
-    run_of(recipe, data, on_progress=units.append).finish()
+    whole = run_of(recipe, data, on_progress=units.append).finish()
 
     class Stop(Exception):
         pass

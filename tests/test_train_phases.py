@@ -99,7 +99,7 @@ def test_self_cleaning_finds_the_stars_that_were_spoilt(labelled, ours, rng):
             3,
             "phase joint, epoch 1, the best by held-out stars: 2.00, where the last had 2.50",
         ),
-        ((5.0, np.nan, 4.0, 3.0, 2.5), 4, "phase joint, epoch 2, the best by held-out stars: 2.50"),
+        ((5.0, np.nan, 4.0, 3.0, 2.5), 4, "phase polish, epoch 1, the best by held-out stars: 2.50"),
     ],
 )
 def test_a_run_keeps_its_best_model(labelled, ours, monkeypatch, judgements, best, kept):

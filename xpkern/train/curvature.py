@@ -1,4 +1,4 @@
-"""Coordinates in which the model's loss (Eq. 12) curves alike in every direction, for optimisers that need that.
+"""Coordinates in which the model's loss (Eq. 12) curves about alike in every direction: a step may be as long in all.
 
 A sample with a signal-to-noise ratio of 200 beside one of 5, and errors common to all samples, make the loss curve
 10^4 times as strongly in some directions of the network's output as in others: first-order steps that are short enough
