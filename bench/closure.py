@@ -87,8 +87,8 @@ steps = 10
 batch = 64
 [phase.polish]
 rounds = 2
-iterations = 10
-most_stars = 64
+steps = 10
+batch = 64
 """
 
 

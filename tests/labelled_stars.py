@@ -49,8 +49,8 @@ batch = 32
 metric_stars = 32
 [phase.polish]
 rounds = 1
-iterations = 4
-most_stars = 64
+steps = 4
+batch = 64
 metric_stars = 32
 """
 

@@ -12,7 +12,7 @@ import xpkern as xk
 from xpkern.errors import InputError
 from xpkern.train.outcome import outcome_of
 from xpkern.train.phases import TrainingFailed
-from xpkern.train.recipe import BatchRounds, Clean
+from xpkern.train.recipe import Clean, Rounds
 from xpkern.train.state import Checkpoint
 
 
@@ -42,7 +42,7 @@ def test_the_first_phase_lowers_the_loss_that_it_minimises(labelled, recipe):
     rows = np.flatnonzero(data.high_quality & ~data.held_out)
 
     def loss() -> float:
-        if isinstance(phase, BatchRounds):
+        if isinstance(phase, Rounds):
             return run._profile_loss(run.state.model, rows, data.start.copy())[0]
         return run.engine.train_step(run.state.model, data.stars[rows], data.start[rows])[0]
 

@@ -9,7 +9,7 @@ import pytest
 
 from xpkern.engine.contract import LossTerms
 from xpkern.errors import InputError
-from xpkern.train.recipe import BatchRounds, Clean, DescendStars, Epochs
+from xpkern.train.recipe import Clean, DescendStars, Epochs, Rounds
 from xpkern.train.recipe_file import SHIPPED, load_recipe
 
 
@@ -97,7 +97,7 @@ def test_a_phase_of_another_kind_replaces_the_one_of_its_name(tmp_path):
     mine = load_recipe(write(tmp_path, f'base = "default"\n[phase.refine]\n{phase}\n'))
     assert list(mine.phase) == list(load_recipe("default").phase)
     assert isinstance(mine.phase["refine"], DescendStars)
-    assert isinstance(mine.phase["model"], BatchRounds)
+    assert isinstance(mine.phase["model"], Rounds)
 
 
 @pytest.mark.parametrize(

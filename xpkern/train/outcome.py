@@ -19,7 +19,7 @@ from xpkern.model.type_prior import TypePrior
 from xpkern.train.cuts import CutCount
 from xpkern.train.extinction_law import EXT_UNIT, factor_to_law
 from xpkern.train.phases import Run
-from xpkern.train.recipe import BatchRounds, Epochs, Rounds
+from xpkern.train.recipe import Epochs, Rounds
 from xpkern.train.state import EpochRecord
 from xpkern.train.training_set import seen_share
 from xpkern.train.type_prior_fit import fit_prior_of_kind
@@ -110,7 +110,7 @@ def _learned_from(run: Run) -> NDArray[np.bool_]:
     used = ~run.set.held_out
     kept = kept_epoch(run)
     for _, phase in run.phases[: None if kept is None else kept.phase + 1]:
-        if isinstance(phase, (Rounds, BatchRounds)) or (isinstance(phase, Epochs) and phase.model_rate > 0):
+        if isinstance(phase, Rounds) or (isinstance(phase, Epochs) and phase.model_rate > 0):
             used = ~run.set.held_out
             if phase.stars != "all":
                 used &= run.set.high_quality if phase.stars == "high_quality" else run.state.clean

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from xpkern.engine import Engine
@@ -23,7 +22,7 @@ from xpkern.model.type_prior import TypePrior
 from xpkern.train.adam import Adam
 from xpkern.train.curvature import EvenCoordinates
 from xpkern.train.cuts import Sieve
-from xpkern.train.recipe import BatchRounds, Clean, DescendStars, Epochs, NewtonStars, Phase, Recipe, Rounds
+from xpkern.train.recipe import Clean, DescendStars, Epochs, NewtonStars, Phase, Recipe, Rounds
 from xpkern.train.start import start_model
 from xpkern.train.state import Best, Checkpoint, EpochRecord, Snapshot, State
 from xpkern.train.training_set import TrainingSet
@@ -42,12 +41,6 @@ _MARGIN = 1.0
 
 #: Least extinction a search may start from.
 _SMALLEST_EXT = 1e-6
-
-#: Steps that L-BFGS remembers.
-_REMEMBERED = 40
-
-#: Stands for a loss that is not finite where an optimiser only has to see that it must turn back.
-_FORBIDDEN = 1e100
 
 #: Quantiles of a normal distribution at -1, 0 and +1 standard deviation.
 _QUANTILES = (0.158655, 0.5, 0.841345)
@@ -185,7 +178,7 @@ class Run:
         stars = len(self._rows(phase.stars, name))
         if isinstance(phase, Epochs):
             return phase.epochs
-        return phase.rounds if isinstance(phase, (Rounds, BatchRounds)) else -(-stars // CHUNK_STARS)
+        return phase.rounds if isinstance(phase, Rounds) else -(-stars // CHUNK_STARS)
 
     def _do(self, phase: Phase, unit: int) -> None:
         name = self.phases[self.state.phase][0]
@@ -198,9 +191,6 @@ class Run:
             return
         if isinstance(phase, Rounds):
             self._round(phase, unit, rows)
-            return
-        if isinstance(phase, BatchRounds):
-            self._batch_round(phase, unit, rows)
             return
         rows = rows[unit * CHUNK_STARS : (unit + 1) * CHUNK_STARS]
         if isinstance(phase, NewtonStars):
@@ -250,59 +240,13 @@ class Run:
         )
 
     def _round(self, phase: Rounds, number: int, rows: NDArray[np.intp]) -> None:
-        """Steps of L-BFGS towards the lowest profile loss of some stars, in even coordinates."""
-        rng = np.random.default_rng([self.recipe.split.seed, self.state.phase, number])
-        chosen = np.sort(rng.permutation(rows)[: phase.most_stars])
-        self._newton(chosen)
-        begin, params = self.state.model, self.state.params
-        losses: list[float] = []
-        with threadpool_limits(1):  # sums are then taken in one order
-            even = self._even_coordinates(phase, chosen, rng)
-
-            def loss_and_gradient(coordinates: Float64) -> tuple[float, Float64]:
-                nonlocal params
-                try:
-                    model = even.moved(begin, coordinates)
-                except InputError:
-                    return _FORBIDDEN, np.zeros(even.size)  # too far: the line search turns back
-                searched = params.copy()  # from where the stars were best: too long a step may have led them astray
-                loss, gradient = self._profile_loss(model, chosen, searched)
-                if not np.isfinite(loss):
-                    if not losses:
-                        raise TrainingFailed(self._without_finite_loss(model, chosen, searched, number))
-                    return _FORBIDDEN, np.zeros(even.size)
-                if not losses or loss < min(losses):
-                    params = searched
-                losses.append(loss)
-                return loss, even.gradient(gradient)
-
-            found = minimize(
-                loss_and_gradient,
-                np.zeros(even.size),
-                jac=True,
-                method="L-BFGS-B",
-                options={"maxiter": phase.iterations, "maxcor": _REMEMBERED},
-            )
-            model = even.moved(begin, found.x) if found.fun <= losses[0] else begin
-        self.state = replace(self.state, model=model, params=params)
-        self._record(number, losses[0], np.nan)
-
-    def _even_coordinates(
-        self, phase: Rounds | BatchRounds, rows: NDArray[np.intp], rng: np.random.Generator
-    ) -> EvenCoordinates:
-        """Those of the present model, by some of the stars, which are brought to their optima."""
-        sample = np.sort(rng.permutation(rows)[: phase.metric_stars])
-        self._newton(sample)
-        stars, params = self.set.stars[sample], self.state.params[sample]
-        return EvenCoordinates.of(self.state.model, stars, params, self.terms, phase.damping)
-
-    def _batch_round(self, phase: BatchRounds, number: int, rows: NDArray[np.intp]) -> None:
         """Steps of Adam down the profile loss of batches of stars, in coordinates that are even where they begin."""
         rng = np.random.default_rng([self.recipe.split.seed, self.state.phase, number])
-        losses: list[float] = []
+        sample = np.sort(rng.permutation(rows)[: phase.metric_stars])
+        self._newton(sample)
+        begin, params, losses = self.state.model, self.state.params.copy(), []
         with threadpool_limits(1):  # sums are then taken in one order
-            even = self._even_coordinates(phase, rows, rng)
-            begin, params = self.state.model, self.state.params.copy()
+            even = EvenCoordinates.of(begin, self.set.stars[sample], params[sample], self.terms, phase.damping)
             adam = Adam.resumed(self.state.moments, even.size)
             coordinates, model = np.zeros(even.size), begin
             for step, batch in enumerate(_batches(rows, phase.batch, phase.steps, rng)):
@@ -326,29 +270,22 @@ class Run:
         At an optimum the loss does not change with the star's parameters, so that the gradient is that of Eq. 12
         alone. Each search begins where the star's last one ended: ``params``, of all stars, follow.
         """
-        loss, total = 0.0, np.zeros(1)
-        for chunk in _chunks(rows):
-            stars = self.set.stars[chunk]
-            solution = self._optima(model, stars, params[chunk])
-            found = np.isfinite(solution.params).all(axis=1) & np.isfinite(solution.loss)
-            params[chunk[found]] = solution.params[found]
-            of_flux, weights, biases, ln_ext_curve = self.engine.train_step(
-                model, stars, params[chunk], threads=self.threads
-            )
-            of_labels = float((solution.loss - solution.chi2)[found].sum()) / len(chunk)
-            share = len(chunk) / len(rows)
-            loss += share * (of_flux + of_labels)
-            total = total + share * ModelArrays(weights, biases, ln_ext_curve).flatten()
-        return loss, ModelArrays.unflatten(total, model)
+        stars = self.set.stars[rows]
+        solution = self._optima(model, stars, params[rows])
+        found = np.isfinite(solution.params).all(axis=1) & np.isfinite(solution.loss)
+        params[rows[found]] = solution.params[found]
+        of_flux, weights, biases, ln_ext_curve = self.engine.train_step(
+            model, stars, params[rows], threads=self.threads
+        )
+        of_labels = float((solution.loss - solution.chi2)[found].sum()) / len(rows)
+        return of_flux + of_labels, ModelArrays(weights, biases, ln_ext_curve)
 
     def _without_finite_loss(self, model: FluxModel, rows: NDArray[np.intp], params: Float64, number: int) -> str:
         """Message that names the stars to blame."""
-        bad = []
-        for chunk in _chunks(rows):
-            stars, at = self.set.stars[chunk], params[chunk]
-            chi2 = self.engine.evaluate(model, self._unused_prior, stars, at, self.terms, threads=self.threads).chi2
-            bad.append(chunk[~np.isfinite(chi2)])
-        return self._what_failed(f"round {number + 1}: the model's loss", np.concatenate(bad))
+        at = self.engine.evaluate(
+            model, self._unused_prior, self.set.stars[rows], params[rows], self.terms, threads=self.threads
+        )
+        return self._what_failed(f"round {number + 1}: the model's loss", rows[~np.isfinite(at.chi2)])
 
     def _record(self, epoch: int, model_loss: float, star_loss: float) -> None:
         """Judge the model by held-out stars and add a line to the history."""
@@ -364,7 +301,7 @@ class Run:
     def _keep_best(self, name: str, phase: Phase) -> None:
         """Go back to the best model so far, and bring the phase's stars to their optima, if the recipe says so."""
         best = self.state.best
-        if not self.recipe.split.keep_best or best is None or not isinstance(phase, (Epochs, Rounds, BatchRounds)):
+        if not self.recipe.split.keep_best or best is None or not isinstance(phase, (Epochs, Rounds)):
             return
         if best.model.digest != self.state.model.digest:
             self.state = replace(self.state, model=best.model)

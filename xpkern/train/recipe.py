@@ -227,45 +227,9 @@ class Epochs:
 
 @dataclass(frozen=True)
 class Rounds:
-    """Rounds of L-BFGS for the model on its profile loss, each star at its own optimum, in even coordinates.
+    """Rounds of Adam's steps of the model down its profile loss, each star at its own optimum, in even coordinates.
 
     See :mod:`xpkern.train.curvature`.
-
-    Attributes
-    ----------
-    stars : str
-        One of :data:`SELECTIONS`.
-    rounds : int
-        Coordinates are renewed for each.
-    iterations : int
-        Of L-BFGS in a round.
-    most_stars : int
-        Stars of a round at most, drawn anew for each.
-    metric_stars : int
-        Stars of these that tell how the loss curves.
-    damping : float
-        See :meth:`xpkern.train.curvature.EvenCoordinates.of`.
-    """
-
-    kind: ClassVar[str] = "rounds"
-
-    stars: str
-    rounds: int
-    iterations: int
-    most_stars: int
-    metric_stars: int
-    damping: float
-
-    def __post_init__(self) -> None:
-        _require_selection(self.stars)
-        for name in ("rounds", "iterations", "most_stars", "metric_stars"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "a number of at least 1")
-        _require(self.damping > 0, "damping", self.damping, "positive")
-
-
-@dataclass(frozen=True)
-class BatchRounds:
-    """The same by steps of Adam, each of which sees the stars of one batch.
 
     Attributes
     ----------
@@ -284,7 +248,7 @@ class BatchRounds:
         See :meth:`xpkern.train.curvature.EvenCoordinates.of`.
     """
 
-    kind: ClassVar[str] = "batch_rounds"
+    kind: ClassVar[str] = "rounds"
 
     stars: str
     rounds: int
@@ -361,11 +325,9 @@ class Clean:
     flux: float
 
 
-Phase = Epochs | Rounds | BatchRounds | DescendStars | NewtonStars | Clean
+Phase = Epochs | Rounds | DescendStars | NewtonStars | Clean
 #: Kinds of phases by their names in a recipe.
-PHASES: dict[str, type] = {
-    phase.kind: phase for phase in (Epochs, Rounds, BatchRounds, DescendStars, NewtonStars, Clean)
-}
+PHASES: dict[str, type] = {phase.kind: phase for phase in (Epochs, Rounds, DescendStars, NewtonStars, Clean)}
 
 
 @dataclass(frozen=True)
@@ -384,7 +346,7 @@ class Recipe:
     loss : LossSettings
     start : Start
     prior : PriorSettings
-    phase : mapping of str to Epochs, Rounds, BatchRounds, DescendStars, NewtonStars or Clean
+    phase : mapping of str to Epochs, Rounds, DescendStars, NewtonStars or Clean
         In the order in which they are done.
     """
 
