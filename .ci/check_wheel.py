@@ -9,7 +9,7 @@ from pathlib import Path
 import xpkern
 import xpkern.engine._cpu
 import xpkern.observe._csv
-from xpkern.train.recipe import SHIPPED, load_recipe
+from xpkern.train.recipe_file import SHIPPED, load_recipe
 
 site = Path(sys.argv[1]).resolve()
 for module in (xpkern, xpkern.engine._cpu, xpkern.observe._csv):

@@ -21,6 +21,7 @@ from bench.accuracy import LARGEST_PRIOR_SHARE, SIGNIFICANT, prior_share
 from bench.result import Result
 from bench.stars import model_and_prior, observed
 from xpkern.engine.contract import Coefficients, Float64
+from xpkern.engine.training import ModelMoments
 from xpkern.grid import PARAMETERS
 from xpkern.model.noise import Noise
 from xpkern.observe.calibration import Calibration
@@ -35,7 +36,8 @@ from xpkern.train.labels import read_labels
 from xpkern.train.outcome import Outcome, outcome_of
 from xpkern.train.packages import default_cache
 from xpkern.train.phases import Progress, Run
-from xpkern.train.recipe import Recipe, load_recipe
+from xpkern.train.recipe import Recipe
+from xpkern.train.recipe_file import load_recipe
 from xpkern.train.run import training_noise
 from xpkern.train.state import EpochRecord
 from xpkern.train.training_set import TrainingSet, candidates, gather
@@ -73,17 +75,20 @@ hidden = [8, 8]
 [prior]
 components = 3
 [phase.model]
-rounds = 6
-iterations = 10
-most_stars = 64
+steps = 10
+batch = 64
 [phase.clean]
 theta = inf
 plx = inf
 flux = inf
 [phase.joint]
 rounds = 6
-iterations = 10
-most_stars = 64
+steps = 10
+batch = 64
+[phase.polish]
+rounds = 2
+steps = 10
+batch = 64
 """
 
 
@@ -124,18 +129,47 @@ def bench_recipes(n_stars: int, _rounds: int, engine_name: str) -> Result:
     first = [seconds for seconds, record in ours if record.validation_loss <= lowest]
     extra["zgr23: lowest validation loss after any epoch"] = lowest
     extra["default: time to that loss [s]"] = first[0] if first else float("nan")
-    by_truth = Run(load_recipe("default"), data, xk.get_engine(engine_name), threads=1)
-    by_truth.state = replace(by_truth.state, model=truth_model())
-    losses = by_truth.validation_losses(judges)
+    losses = _losses_by_truth(trained("default", n_stars, engine_name)[0], judges)
     extra["true model: validation loss, mean"] = float(losses.mean())
     extra["true model: validation loss, median"] = float(np.median(losses))
     return Result("recipes", extra=extra)
 
 
+def _losses_by_truth(run: Run, rows: np.ndarray) -> Float64:
+    """Return Eqs. 13-14 of a run's stars under the true model."""
+    by_truth = Run(run.recipe, run.set, run.engine, threads=1)
+    by_truth.state = replace(by_truth.state, model=truth_model())
+    return by_truth.validation_losses(rows)
+
+
+def _beside_the_truth(run: Run, course: Course) -> dict[str, Any]:
+    """Return what the trained model adds to the true one's loss of held-out stars, in the end and on the way there."""
+    of_truth = _losses_by_truth(run, np.flatnonzero(run.set.held_out))
+    added = run.validation_losses(np.flatnonzero(run.set.held_out)) - of_truth
+    judges = float(_losses_by_truth(run, run.judges).mean())
+    return {
+        "true model: validation loss, mean": float(of_truth.mean()),
+        "added to it by the trained model, mean": float(added.mean()),
+        "added, median": float(np.median(added)),
+        "added, share of it by the 5 % of the stars with most": float(
+            np.sort(added)[-max(1, len(added) // 20) :].sum() / added.sum()
+        ),
+        "parameters of the model / training stars": ModelMoments.zeros(run.state.model).first.flatten().size
+        / len(run.training),
+        "whole recipe [s]": course.total,
+        "kept": outcome_of(run).kept,
+        "time [s], loss added, after each epoch": json.dumps(
+            [(seconds, round(mean - judges, 3)) for seconds, mean, _ in course.losses()]
+        ),
+    }
+
+
 def bench_closure(n_stars: int, _rounds: int, engine_name: str) -> Result:
     """Train by the default recipe on simulated labels, infer other stars without labels: pulls against the truth."""
-    outcome = outcome_of(trained("default", n_stars, engine_name)[0])
+    run, course = trained("default", n_stars, engine_name)
+    outcome = outcome_of(run)
     extra = _training(outcome, n_stars)
+    extra |= _beside_the_truth(run, course)
     models = {"trained": (outcome.model, outcome.prior), "true": (truth_model(), model_and_prior()[1])}
     parts: dict[str, list[tuple[Float64, ...]]] = {name: [] for name in models}
     for survey in surveys(min(n_stars, MOST_INFERRED), INFERENCE_SEED):

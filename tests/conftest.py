@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import secrets
 from pathlib import Path
 
 import numpy as np
 import pytest
+from command_lines import STARS, catalog_arguments, read
 from hypothesis import settings
+from labelled_stars import RECIPES, SMALL, LabelledSurvey, recipe_from
+from mock_atmospheres import black_bodies
 
+from xpkern.cli import main
 from xpkern.engine import available_engines, get_engine
 from xpkern.model.flux_model import FluxModel
+from xpkern.model.model_file import load_model
 from xpkern.model.type_prior import TypePrior
 from xpkern.observe.observations import Observations
+from xpkern.observe.simulate import SurveyFiles, simulate
+from xpkern.survey.truth import AtmosphereTruth, ModelTruth
+from xpkern.train.recipe import Recipe
 
 #: A new seed for every run, so that the tests see new numbers; set XPKERN_TEST_SEED to repeat a failure. The processes
 #: that pytest deals tests out to inherit it.
@@ -93,3 +102,53 @@ def optimum_observations(optimum: dict[str, np.ndarray]) -> Observations:
     return Observations.from_arrays(
         flux=optimum["flux"], whitener=optimum["flux_sqrticov"], plx=optimum["plx"], plx_err=optimum["plx_err"]
     )
+
+
+@pytest.fixture(scope="session")
+def labelled() -> LabelledSurvey:
+    """A simulated survey with labels, for runs of small recipes; tests that change stars make a training set of it."""
+    return LabelledSurvey.random(110, np.random.default_rng(SEED))
+
+
+@pytest.fixture(params=sorted(RECIPES))
+def recipe(request: pytest.FixtureRequest, tmp_path: Path) -> Recipe:
+    """Both recipes, small."""
+    return recipe_from(tmp_path, RECIPES[request.param])
+
+
+@pytest.fixture
+def ours(tmp_path: Path) -> Recipe:
+    """The default recipe, small."""
+    return recipe_from(tmp_path, SMALL)
+
+
+@pytest.fixture(scope="session")
+def bulk_files(tmp_path_factory: pytest.TempPathFactory) -> SurveyFiles:
+    """A small survey on disk, for the command line."""
+    return simulate(*load_model(), STARS, seed=5).write(tmp_path_factory.mktemp("survey"))
+
+
+@pytest.fixture(scope="session")
+def bulk_lines(bulk_files: SurveyFiles) -> list[bytes]:
+    """Lines of its bulk file, the header first."""
+    return gzip.decompress(bulk_files.spectra.read_bytes()).splitlines(keepends=True)
+
+
+@pytest.fixture(scope="session")
+def expected_catalog(bulk_files: SurveyFiles, tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    """The catalogue of the undamaged survey."""
+    output = tmp_path_factory.mktemp("expected") / "catalog.h5"
+    assert main([*catalog_arguments(bulk_files.spectra, bulk_files), "-o", str(output)]) == 0
+    return read(output)
+
+
+@pytest.fixture(scope="session")
+def truth() -> AtmosphereTruth:
+    """A simulated survey's truth of black bodies."""
+    return AtmosphereTruth(black_bodies())
+
+
+@pytest.fixture(scope="session")
+def model_truth() -> ModelTruth:
+    """That of the shipped model."""
+    return ModelTruth(*load_model())

@@ -13,7 +13,9 @@ from xpkern.observe.observations import Observations
 from xpkern.observe.photometry import COLUMN_NAMES, infrared_flux
 from xpkern.observe.simulate import Survey, simulate
 from xpkern.train.labels import Labels, read_labels
-from xpkern.train.recipe import Recipe, load_recipe
+from xpkern.train.phases import Run
+from xpkern.train.recipe import Recipe
+from xpkern.train.recipe_file import load_recipe
 from xpkern.train.run import training_noise
 from xpkern.train.training_set import TrainingSet, candidates, gather
 
@@ -33,17 +35,22 @@ hidden = [6, 6]
 components = 3
 [phase.model]
 rounds = 3
-iterations = 4
-most_stars = 64
+steps = 4
+batch = 32
 metric_stars = 32
 [phase.clean]
 theta = inf
 plx = inf
 flux = 300.0
 [phase.joint]
-rounds = 2
-iterations = 4
-most_stars = 64
+rounds = 1
+steps = 4
+batch = 32
+metric_stars = 32
+[phase.polish]
+rounds = 1
+steps = 4
+batch = 64
 metric_stars = 32
 """
 
@@ -79,6 +86,8 @@ drops = [1]
 [phase.final]
 steps = 5
 """
+
+RECIPES = {"ours": SMALL, "zgr23": SMALL_ZGR23}
 
 
 @dataclass
@@ -132,3 +141,8 @@ def recipe_from(folder: Path, text: str) -> Recipe:
     path = folder / "recipe.toml"
     path.write_text(text)
     return load_recipe(path)
+
+
+def run_of(recipe: Recipe, data: TrainingSet, **options: object) -> Run:
+    """A run of the engine that trains."""
+    return Run(recipe, data, xk.get_engine(ENGINE), **options)

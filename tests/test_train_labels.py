@@ -20,7 +20,7 @@ from xpkern.observe.gaia_source import SourceTable
 from xpkern.status import Status
 from xpkern.train import training_set as training_set_module
 from xpkern.train.labels import read_labels
-from xpkern.train.recipe import load_recipe
+from xpkern.train.recipe_file import load_recipe
 from xpkern.train.training_set import candidates, foresee, gather, is_held_out, load_set, save_set
 
 N = 40

@@ -9,7 +9,8 @@ import pytest
 
 from xpkern.engine.contract import LossTerms
 from xpkern.errors import InputError
-from xpkern.train.recipe import SHIPPED, Clean, DescendStars, Epochs, Rounds, load_recipe
+from xpkern.train.recipe import Clean, DescendStars, Epochs, Rounds
+from xpkern.train.recipe_file import SHIPPED, load_recipe
 
 
 def test_zgr23_is_table_1_of_the_paper():

@@ -30,7 +30,7 @@ a recipe of one's own
   [cuts]
   snr_g = 30.0
   [phase.joint]
-  epochs = 60
+  rounds = 48
 
 what is written
   model.h5         the model with its prior, its provenance and a model card

@@ -1,4 +1,4 @@
-"""Coordinates in which the model's loss (Eq. 12) curves alike in every direction, for optimisers that need that.
+"""Coordinates in which the model's loss (Eq. 12) curves about alike in every direction: a step may be as long in all.
 
 A sample with a signal-to-noise ratio of 200 beside one of 5, and errors common to all samples, make the loss curve
 10^4 times as strongly in some directions of the network's output as in others: first-order steps that are short enough
@@ -27,6 +27,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.linalg import solve_triangular
+from scipy.linalg.lapack import dtrtri
 
 from xpkern.engine.contract import Float64, LossTerms, StarData
 from xpkern.engine.packed import present_samples, unpack_factor
@@ -73,8 +74,8 @@ class EvenCoordinates:
         slope = np.broadcast_to(model.weights[-1], (len(flux), *model.weights[-1].shape))
         for layer in reversed(range(len(model.weights) - 1)):
             slope = (1.0 - inputs[layer + 1] ** 2)[:, :, None] * slope
-            outputs.insert(0, np.einsum("nak,nkl,nbl->ab", slope, information, slope, optimize=True) / len(flux))
-            slope = np.einsum("ia,nak->nik", model.weights[layer], slope)
+            outputs.insert(0, np.einsum("nal,nbl->ab", slope @ information, slope, optimize=True) / len(flux))
+            slope = model.weights[layer] @ slope
         layers = []
         for values, curvature in zip(inputs, outputs, strict=True):
             with_one = np.column_stack([values, np.ones(len(values))])
@@ -91,7 +92,13 @@ class EvenCoordinates:
         return sum(len(inner) * len(outer) for inner, outer in self.layers) + len(self.ln_ext_curve)
 
     def moved(self, model: FluxModel, coordinates: Float64) -> FluxModel:
-        """The model changed by ``coordinates``, (size,)."""
+        """The model changed by ``coordinates``, (size,).
+
+        Raises
+        ------
+        InputError
+            If it would not be finite.
+        """
         weights, biases = [], []
         first = 0
         for (inner, outer), weight, bias in zip(self.layers, model.weights, model.biases, strict=True):
@@ -103,7 +110,9 @@ class EvenCoordinates:
             weights.append(weight + change[:-1])
             biases.append(bias + change[-1])
         of_curve = solve_triangular(self.ln_ext_curve, coordinates[first:], lower=True, trans="T")
-        return replace(model, weights=weights, biases=biases, ext_curve=model.ext_curve * np.exp(of_curve))
+        with np.errstate(over="ignore"):
+            ext_curve = model.ext_curve * np.exp(of_curve)
+        return replace(model, weights=weights, biases=biases, ext_curve=ext_curve)
 
     def gradient(self, of_model: ModelArrays) -> Float64:
         """The gradient by ``coordinates``, (size,), from that by the model's arrays."""
@@ -120,7 +129,9 @@ def _inverse_factors(stars: StarData) -> Float64:
     factor, present = unpack_factor(stars.whitener), present_samples(stars.whitener)
     diagonal = np.einsum("njj->nj", factor)
     diagonal[:] = 1.0 / np.where(present, diagonal, 1.0)
-    return np.where(present[:, :, None] & present[:, None, :], np.linalg.inv(factor), 0.0)
+    for star in range(len(factor)):
+        factor[star] = dtrtri(factor[star].T)[0].T  # its upper triangle is our lower one
+    return np.where(present[:, :, None] & present[:, None, :], factor, 0.0)
 
 
 def _taken_by_the_stars(

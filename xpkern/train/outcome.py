@@ -46,6 +46,8 @@ class Outcome:
         Eqs. 13-14 of all held-out stars at their optima; NaN if there are none.
     unseen : tuple of str
         Flux samples that were not learned.
+    kept : str
+        Which of the run's models this is, and what held-out stars said of it.
     """
 
     model: FluxModel
@@ -54,6 +56,7 @@ class Outcome:
     validation_loss: float
     validation_median: float
     unseen: tuple[str, ...]
+    kept: str
 
 
 def outcome_of(run: Run) -> Outcome:
@@ -83,6 +86,7 @@ def outcome_of(run: Run) -> Outcome:
         validation_loss=float(losses.mean()) if len(losses) else np.nan,
         validation_median=float(np.median(losses)) if len(losses) else np.nan,
         unseen=names,
+        kept=_kept(run),
     )
     noise = Noise.eq2(
         sigma=recipe.noise.sigma,
@@ -102,14 +106,36 @@ def outcome_of(run: Run) -> Outcome:
 
 
 def _learned_from(run: Run) -> NDArray[np.bool_]:
-    """Stars whose spectra the last phase that moved the model has used."""
+    """Stars whose spectra the last phase that moved the model, as it was kept, has used."""
     used = ~run.set.held_out
-    for _, phase in run.phases:
+    kept = kept_epoch(run)
+    for _, phase in run.phases[: None if kept is None else kept.phase + 1]:
         if isinstance(phase, Rounds) or (isinstance(phase, Epochs) and phase.model_rate > 0):
             used = ~run.set.held_out
             if phase.stars != "all":
                 used &= run.set.high_quality if phase.stars == "high_quality" else run.state.clean
     return used
+
+
+def kept_epoch(run: Run) -> EpochRecord | None:
+    """The epoch after which the model was as it is now; None if no epoch was judged."""
+    judged = [record for record in run.state.history if np.isfinite(record.validation_loss)]
+    if not judged:
+        return None
+    best = run.state.best
+    return best.record if run.recipe.split.keep_best and best is not None else judged[-1]
+
+
+def _kept(run: Run) -> str:
+    """Which model of the run the outcome is, as a line of text."""
+    kept = kept_epoch(run)
+    if kept is None:
+        return "the last one, as no held-out star could judge"
+    last = run.state.history[-1]
+    why = "the best by held-out stars" if run.recipe.split.keep_best else "the last"
+    text = f"that of phase {run.phases[kept.phase][0]}, epoch {kept.epoch + 1}, {why}: {kept.validation_loss:.2f}"
+    same = (kept.phase, kept.epoch) == (last.phase, last.epoch)  # records hold NaN, which no other equals
+    return text if same else f"{text}, where the last had {last.validation_loss:.2f}"
 
 
 def _sample_name(sample: int) -> str:
@@ -150,6 +176,7 @@ def _provenance(run: Run, outcome: Outcome, note: str) -> dict[str, str]:
         "self_cleaning": listed(run.state.clean_counts),
         "validation_loss": repr(outcome.validation_loss),
         "validation_median": repr(outcome.validation_median),
+        "kept_model": outcome.kept,
         "prior_fit": note,
         "not_learned": " ".join(outcome.unseen),
     }
@@ -168,6 +195,7 @@ def _card(run: Run, outcome: Outcome, note: str) -> str:
 
 {stars} stars. Held-out stars, each at the optimum of Eqs. 13-14 of Zhang, Green & Rix (2023) under this model: mean
 loss {outcome.validation_loss:.2f}, median {outcome.validation_median:.2f}.
+Of the run's models, {outcome.kept}.
 
 Samples that less than {LEAST_SEEN:.0%} of the stars have, and that were not learned: {unseen}.
 Unit of extinction: {outcome.model.ext_unit}.

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from xpkern.engine import Engine
@@ -20,11 +19,12 @@ from xpkern.fit.fit import EXT_BOUNDS, PLX_BOUNDS
 from xpkern.grid import PARAMETERS
 from xpkern.model.flux_model import FluxModel
 from xpkern.model.type_prior import TypePrior
+from xpkern.train.adam import Adam
 from xpkern.train.curvature import EvenCoordinates
 from xpkern.train.cuts import Sieve
 from xpkern.train.recipe import Clean, DescendStars, Epochs, NewtonStars, Phase, Recipe, Rounds
 from xpkern.train.start import start_model
-from xpkern.train.state import Checkpoint, EpochRecord, Snapshot, State
+from xpkern.train.state import Best, Checkpoint, EpochRecord, Snapshot, State
 from xpkern.train.training_set import TrainingSet
 
 #: Held-out stars judge by Eqs. 13-14 whatever the recipe trains with, so that recipes can be compared.
@@ -41,12 +41,6 @@ _MARGIN = 1.0
 
 #: Least extinction a search may start from.
 _SMALLEST_EXT = 1e-6
-
-#: Steps that L-BFGS remembers.
-_REMEMBERED = 40
-
-#: Stands for a loss that is not finite where an optimiser only has to see that it must turn back.
-_FORBIDDEN = 1e100
 
 #: Quantiles of a normal distribution at -1, 0 and +1 standard deviation.
 _QUANTILES = (0.158655, 0.5, 0.841345)
@@ -154,6 +148,7 @@ class Run:
             seconds = time.perf_counter() - started
             phase_ends = unit + 1 == units
             if phase_ends:
+                self._keep_best(name, phase)
                 snapshot = self._snapshot(name)
                 snapshots = (*self.state.snapshots, snapshot)
                 self.state = replace(self.state, phase=self.state.phase + 1, unit=0, moments=None, snapshots=snapshots)
@@ -245,72 +240,52 @@ class Run:
         )
 
     def _round(self, phase: Rounds, number: int, rows: NDArray[np.intp]) -> None:
-        """Steps of L-BFGS towards the lowest profile loss of some stars, in even coordinates."""
+        """Steps of Adam down the profile loss of batches of stars, in coordinates that are even where they begin."""
         rng = np.random.default_rng([self.recipe.split.seed, self.state.phase, number])
-        chosen = np.sort(rng.permutation(rows)[: phase.most_stars])
-        sample = np.sort(rng.permutation(chosen)[: phase.metric_stars])
-        self._newton(chosen)
-        begin = self.state.model
-        losses: list[float] = []
+        sample = np.sort(rng.permutation(rows)[: phase.metric_stars])
+        self._newton(sample)
+        begin, params, losses = self.state.model, self.state.params.copy(), []
         with threadpool_limits(1):  # sums are then taken in one order
-            even = EvenCoordinates.of(
-                begin, self.set.stars[sample], self.state.params[sample], self.terms, phase.damping
-            )
-
-            def loss_and_gradient(coordinates: Float64) -> tuple[float, Float64]:
-                model = _moved(even, begin, coordinates)
-                loss, gradient = (np.inf, None) if model is None else self._profile_loss(model, chosen)
-                if gradient is None or not np.isfinite(loss):
-                    if not losses:
-                        raise TrainingFailed(self._without_finite_loss(chosen, number))
-                    return _FORBIDDEN, np.zeros(even.size)  # too far: the line search turns back
+            even = EvenCoordinates.of(begin, self.set.stars[sample], params[sample], self.terms, phase.damping)
+            adam = Adam.resumed(self.state.moments, even.size)
+            coordinates, model = np.zeros(even.size), begin
+            for step, batch in enumerate(_batches(rows, phase.batch, phase.steps, rng)):
+                loss, gradient = self._profile_loss(model, batch, params)
+                if not np.isfinite(loss):
+                    raise TrainingFailed(self._without_finite_loss(model, batch, params, number))
                 losses.append(loss)
-                return loss, even.gradient(gradient)
+                rate = phase.rate * phase.decay(number + step / phase.steps)
+                coordinates += rate * adam.direction(even.gradient(gradient))
+                try:
+                    model = even.moved(begin, coordinates)
+                except InputError:
+                    what = f"round {number + 1}, batch {step + 1}: the model after its step"
+                    raise TrainingFailed(self._what_failed(what, batch[:0])) from None
+        self.state = replace(self.state, model=model, params=params, moments=adam.moments(model))
+        self._record(number, float(np.mean(losses)), np.nan)
 
-            found = minimize(
-                loss_and_gradient,
-                np.zeros(even.size),
-                jac=True,
-                method="L-BFGS-B",
-                options={"maxiter": phase.iterations, "maxcor": _REMEMBERED},
-            )
-            moved = _moved(even, begin, found.x)
-        if moved is not None and found.fun <= losses[0]:
-            self.state = replace(self.state, model=moved)
-        self._record(number, losses[0], np.nan)
-
-    def _profile_loss(self, model: FluxModel, rows: NDArray[np.intp]) -> tuple[float, ModelArrays]:
+    def _profile_loss(self, model: FluxModel, rows: NDArray[np.intp], params: Float64) -> tuple[float, ModelArrays]:
         """Mean loss of some stars, each at its optimum under ``model``, with Eq. 12's penalty; and its gradient.
 
         At an optimum the loss does not change with the star's parameters, so that the gradient is that of Eq. 12
-        alone. Each search begins where the star's last one ended.
+        alone. Each search begins where the star's last one ended: ``params``, of all stars, follow.
         """
-        loss, total, params = 0.0, np.zeros(1), self.state.params.copy()
-        for chunk in _chunks(rows):
-            stars = self.set.stars[chunk]
-            solution = self._optima(model, stars, params[chunk])
-            found = np.isfinite(solution.params).all(axis=1) & np.isfinite(solution.loss)
-            params[chunk[found]] = solution.params[found]
-            of_flux, weights, biases, ln_ext_curve = self.engine.train_step(
-                model, stars, params[chunk], threads=self.threads
-            )
-            of_labels = float((solution.loss - solution.chi2)[found].sum()) / len(chunk)
-            share = len(chunk) / len(rows)
-            loss += share * (of_flux + of_labels)
-            total = total + share * ModelArrays(list(weights), list(biases), ln_ext_curve).flatten()
-        self.state = replace(self.state, params=params)
-        return loss, ModelArrays.unflatten(total, model)
+        stars = self.set.stars[rows]
+        solution = self._optima(model, stars, params[rows])
+        found = np.isfinite(solution.params).all(axis=1) & np.isfinite(solution.loss)
+        params[rows[found]] = solution.params[found]
+        of_flux, weights, biases, ln_ext_curve = self.engine.train_step(
+            model, stars, params[rows], threads=self.threads
+        )
+        of_labels = float((solution.loss - solution.chi2)[found].sum()) / len(rows)
+        return of_flux + of_labels, ModelArrays(weights, biases, ln_ext_curve)
 
-    def _without_finite_loss(self, rows: NDArray[np.intp], number: int) -> str:
+    def _without_finite_loss(self, model: FluxModel, rows: NDArray[np.intp], params: Float64, number: int) -> str:
         """Message that names the stars to blame."""
-        bad = []
-        for chunk in _chunks(rows):
-            stars, params = self.set.stars[chunk], self.state.params[chunk]
-            at = self.engine.evaluate(
-                self.state.model, self._unused_prior, stars, params, self.terms, threads=self.threads
-            )
-            bad.append(chunk[~np.isfinite(at.chi2)])
-        return self._what_failed(f"round {number + 1}: the model's loss", np.concatenate(bad))
+        at = self.engine.evaluate(
+            model, self._unused_prior, self.set.stars[rows], params[rows], self.terms, threads=self.threads
+        )
+        return self._what_failed(f"round {number + 1}: the model's loss", rows[~np.isfinite(at.chi2)])
 
     def _record(self, epoch: int, model_loss: float, star_loss: float) -> None:
         """Judge the model by held-out stars and add a line to the history."""
@@ -318,7 +293,19 @@ class Run:
         validation = validation[np.isfinite(validation)]
         mean = float(validation.mean()) if len(validation) else np.nan
         record = EpochRecord(self.state.phase, epoch, model_loss, star_loss, mean, _median(validation))
-        self.state = replace(self.state, history=(*self.state.history, record))
+        best = self.state.best
+        if np.isfinite(mean) and (best is None or mean < best.record.validation_loss):
+            best = Best(record, self.state.model)
+        self.state = replace(self.state, history=(*self.state.history, record), best=best)
+
+    def _keep_best(self, name: str, phase: Phase) -> None:
+        """Go back to the best model so far, and bring the phase's stars to their optima, if the recipe says so."""
+        best = self.state.best
+        if not self.recipe.split.keep_best or best is None or not isinstance(phase, (Epochs, Rounds)):
+            return
+        if best.model.digest != self.state.model.digest:
+            self.state = replace(self.state, model=best.model)
+            self._newton(self._rows(phase.stars, name))
 
     def _newton(self, rows: NDArray[np.intp]) -> None:
         params = self.state.params.copy()
@@ -426,13 +413,15 @@ class Run:
         return f"phase {name}, {what} is not finite{which}{kept}"
 
 
-def _moved(even: EvenCoordinates, model: FluxModel, coordinates: Float64) -> FluxModel | None:
-    """The model moved, or None if it would not be finite there."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        try:
-            return even.moved(model, coordinates)
-        except InputError:
-            return None
+def _batches(rows: NDArray[np.intp], size: int, steps: int, rng: np.random.Generator) -> Iterator[NDArray[np.intp]]:
+    """So many batches of rows, all of them in a new order before any comes again."""
+    size = min(size, len(rows))
+    order, first = rng.permutation(rows), 0
+    for _ in range(steps):
+        if first + size > len(order):
+            order, first = rng.permutation(rows), 0
+        yield np.sort(order[first : first + size])
+        first += size
 
 
 def _median(values: Float64) -> float:

@@ -1,21 +1,15 @@
-"""Recipes: every number of a training run, in a small TOML file that names each of them.
+"""What a recipe is: every number of a training run, named and checked.
 
-``zgr23.toml`` and ``default.toml`` come with the package. A recipe of one's own either has every key, or begins with
-``base = "default"`` and has those that differ.
+:mod:`xpkern.train.recipe_file` reads them from TOML.
 """
 
 from __future__ import annotations
 
-import difflib
 import math
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
-from importlib import resources
-from pathlib import Path
-from types import MappingProxyType
-from typing import Any, ClassVar, get_type_hints
+from typing import Any, ClassVar
 
 from xpkern.engine.contract import Descent, LossTerms
 from xpkern.errors import InputError
@@ -23,14 +17,6 @@ from xpkern.grid import PARAMETERS
 from xpkern.model.arrays import digest
 from xpkern.model.noise import SIGMA_CONVENTIONS
 from xpkern.train.cuts import CUTS, Cut
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-#: Recipes that come with the package.
-SHIPPED = ("default", "zgr23")
 
 #: Stars that a phase may work on.
 SELECTIONS = ("all", "high_quality", "clean")
@@ -48,11 +34,14 @@ class Split:
         Share of the stars that only judge.
     judges : int
         Of these, at most so many give the validation loss of an epoch; all of them give that of the finished model.
+    keep_best : bool
+        Whether a phase ends with the model of the lowest validation loss so far, not with its last one.
     """
 
     seed: int
     held_out: float
     judges: int
+    keep_best: bool
 
     def __post_init__(self) -> None:
         _require(0 <= self.held_out < 1, "held_out", self.held_out, "a share of at least 0 and below 1")
@@ -232,13 +221,13 @@ class Epochs:
     def decay(self, progress: float) -> float:
         """Factor to the rates after a number of epochs, which may have a fraction."""
         if self.schedule == "cosine":
-            return 0.5 * (1.0 + math.cos(math.pi * progress / self.epochs))
+            return _half_cosine(progress / self.epochs)
         return self.drop ** sum(progress >= epoch for epoch in self.drops)
 
 
 @dataclass(frozen=True)
 class Rounds:
-    """Rounds of L-BFGS for the model on its profile loss, each star at its own optimum, in even coordinates.
+    """Rounds of Adam's steps of the model down its profile loss, each star at its own optimum, in even coordinates.
 
     See :mod:`xpkern.train.curvature`.
 
@@ -247,12 +236,14 @@ class Rounds:
     stars : str
         One of :data:`SELECTIONS`.
     rounds : int
-    iterations : int
-        Of L-BFGS in a round.
-    most_stars : int
-        Stars of a round at most, drawn anew for each.
+        Coordinates are renewed for each.
+    steps : int
+        Of a round, each with the stars of one batch.
+    batch : int
+    rate : float
+        Length of the steps at the start, in each even coordinate; it falls to 0 as half a cosine over the phase.
     metric_stars : int
-        Stars of these that tell how the loss curves.
+        Stars that tell how the loss curves.
     damping : float
         See :meth:`xpkern.train.curvature.EvenCoordinates.of`.
     """
@@ -261,16 +252,22 @@ class Rounds:
 
     stars: str
     rounds: int
-    iterations: int
-    most_stars: int
+    steps: int
+    batch: int
+    rate: float
     metric_stars: int
     damping: float
 
     def __post_init__(self) -> None:
         _require_selection(self.stars)
-        for name in ("rounds", "iterations", "most_stars", "metric_stars"):
+        for name in ("rounds", "steps", "batch", "metric_stars"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "a number of at least 1")
-        _require(self.damping > 0, "damping", self.damping, "positive")
+        for name in ("rate", "damping"):
+            _require(getattr(self, name) > 0, name, getattr(self, name), "positive")
+
+    def decay(self, progress: float) -> float:
+        """Factor to the rate after a number of rounds, which may have a fraction."""
+        return _half_cosine(progress / self.rounds)
 
 
 @dataclass(frozen=True)
@@ -329,7 +326,8 @@ class Clean:
 
 
 Phase = Epochs | Rounds | DescendStars | NewtonStars | Clean
-_PHASES: dict[str, type] = {phase.kind: phase for phase in (Epochs, Rounds, DescendStars, NewtonStars, Clean)}
+#: Kinds of phases by their names in a recipe.
+PHASES: dict[str, type] = {phase.kind: phase for phase in (Epochs, Rounds, DescendStars, NewtonStars, Clean)}
 
 
 @dataclass(frozen=True)
@@ -384,153 +382,9 @@ class Recipe:
         return plain
 
 
-def load_recipe(name: str | Path) -> Recipe:
-    """A recipe that comes with the package, or that of a TOML file.
-
-    Parameters
-    ----------
-    name : str or path
-        "default", "zgr23" or the name of a file.
-
-    Raises
-    ------
-    InputError
-        If there is no such recipe, or the file is no TOML, has an unknown key (the message names the nearest known
-        one), lacks one, or has a value of the wrong kind.
-    """
-    settings, file = _read(name), _file_name(name)
-    chain = [file]
-    while "base" in settings:
-        base = settings.pop("base")
-        if not isinstance(base, str) or base not in SHIPPED:
-            raise InputError(f"{base!r} is none of {', '.join(SHIPPED)}", file=file, field="base")
-        settings = _merged(_read(base), settings)
-        chain.append(_file_name(base))
-    reader = _Reader(file)
-    recipe: Recipe = reader.table(Recipe, settings, "")
-    return recipe
-
-
-def _file_name(name: str | Path) -> str:
-    return f"{name}.toml" if name in SHIPPED else str(name)
-
-
-def _read(name: str | Path) -> dict[str, Any]:
-    file = _file_name(name)
-    try:
-        if name in SHIPPED:
-            text = (resources.files("xpkern.train") / "recipes" / file).read_text(encoding="utf-8")
-        else:
-            text = Path(name).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        near = _nearest(str(name), SHIPPED)
-        raise InputError(f"no such recipe: give a file or one of {', '.join(SHIPPED)}{near}", file=file) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot be read ({error})", file=file) from None
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"not valid TOML: {error}", file=file) from None
-
-
-def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """``base`` with the keys of ``changes`` in place of its own, table by table.
-
-    A phase of another kind has other keys: it replaces the base's.
-    """
-    merged = dict(base)
-    for key, value in changes.items():
-        both = isinstance(value, dict) and isinstance(base.get(key), dict)
-        if both and value.get("kind", base[key].get("kind")) == base[key].get("kind"):
-            merged[key] = _merged(base[key], value)
-        else:
-            merged[key] = value
-    return merged
-
-
-class _Reader:
-    """Turns tables of one file into dataclasses; every complaint names the file and the key."""
-
-    def __init__(self, file: str) -> None:
-        self.file = file
-
-    def table(self, kind: type, table: Any, where: str) -> Any:
-        """An instance of a dataclass from a table with exactly its fields as keys."""
-        if not isinstance(table, dict):
-            raise InputError("must be a table", file=self.file, field=where)
-        types = get_type_hints(kind)
-        known = [field.name for field in fields(kind)]
-        self._check_keys(table, known, where)
-        values = {name: self._value(types[name], table[name], _join(where, name)) for name in known}
-        try:
-            return kind(**values)
-        except InputError as error:
-            raise InputError(error.message, file=self.file, field=_join(where, error.field or "")) from None
-
-    def _value(self, kind: Any, value: Any, where: str) -> Any:
-        if where in ("cuts", "high_quality"):
-            return self._limits(value, where)
-        if where == "phase":
-            return self._phases(value)
-        if hasattr(kind, "__dataclass_fields__"):
-            return self.table(kind, value, where)
-        if kind == tuple[int, ...]:
-            if isinstance(value, list) and all(_is_number(item, int) for item in value):
-                return tuple(value)
-            raise InputError(f"{value!r} is not a list of whole numbers", file=self.file, field=where)
-        if kind in (str, bool) and isinstance(value, kind):
-            return value
-        if kind not in (str, bool) and _is_number(value, kind):
-            return kind(value)
-        expected = {str: "text", bool: "true or false", int: "a whole number", float: "a number"}[kind]
-        raise InputError(f"{value!r} is not {expected}", file=self.file, field=where)
-
-    def _limits(self, table: Any, where: str) -> Mapping[str, float]:
-        if not isinstance(table, dict):
-            raise InputError("must be a table", file=self.file, field=where)
-        self._check_keys(table, list(CUTS), where, all_needed=False)
-        return MappingProxyType({name: self._value(float, table[name], _join(where, name)) for name in table})
-
-    def _phases(self, table: Any) -> Mapping[str, Phase]:
-        if not isinstance(table, dict) or not table:
-            raise InputError("must be a table with a table for each phase", file=self.file, field="phase")
-        phases = {}
-        for name, phase in table.items():
-            where = _join("phase", name)
-            if not isinstance(phase, dict):
-                raise InputError("must be a table", file=self.file, field=where)
-            kind = phase.get("kind")
-            if kind not in _PHASES:
-                near = _nearest(str(kind), _PHASES)
-                message = f"{kind!r} is none of {', '.join(_PHASES)}{near}"
-                raise InputError(message, file=self.file, field=_join(where, "kind"))
-            settings = {key: value for key, value in phase.items() if key != "kind"}
-            phases[name] = self.table(_PHASES[kind], settings, where)
-        return MappingProxyType(phases)
-
-    def _check_keys(self, table: dict[str, Any], known: list[str], where: str, *, all_needed: bool = True) -> None:
-        for key in table:
-            if key not in known:
-                near = _nearest(key, known) or f"; known are {', '.join(known)}"
-                raise InputError(f"unknown key{near}", file=self.file, field=_join(where, key))
-        if all_needed and (missing := [key for key in known if key not in table]):
-            message = 'missing; a recipe that begins with base = "default" needs only what differs'
-            raise InputError(message, file=self.file, field=_join(where, missing[0]))
-
-
-def _nearest(word: str, known: Any) -> str:
-    """Ask whether the nearest known word was meant; empty if none is near."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {near[0]}?" if near else ""
-
-
-def _join(where: str, key: str) -> str:
-    return ".".join(part for part in (where, key) if part)
-
-
-def _is_number(value: Any, kind: type) -> bool:
-    """Whether TOML's value is a number of this kind; whole numbers are floats too, NaN is none."""
-    return isinstance(value, (int, kind)) and not isinstance(value, bool) and value == value
+def _half_cosine(share: float) -> float:
+    """From 1 at the beginning to 0 at the end."""
+    return 0.5 * (1.0 + math.cos(math.pi * share))
 
 
 def _require(good: bool, field: str, value: object, expected: str) -> None:
@@ -544,7 +398,7 @@ def _require_selection(stars: str) -> None:
 
 def _plain(value: Any) -> Any:
     if hasattr(value, "__dataclass_fields__"):
-        kind = {"kind": value.kind} if type(value) in _PHASES.values() else {}
+        kind = {"kind": value.kind} if type(value) in PHASES.values() else {}
         return kind | {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}

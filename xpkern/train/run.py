@@ -26,7 +26,8 @@ from xpkern.threads import in_order, number_of_threads
 from xpkern.train.labels import Labels, read_labels
 from xpkern.train.outcome import Outcome, outcome_of, write_stars
 from xpkern.train.phases import Progress, Run
-from xpkern.train.recipe import Recipe, load_recipe
+from xpkern.train.recipe import Recipe
+from xpkern.train.recipe_file import load_recipe
 from xpkern.train.state import Checkpoint
 from xpkern.train.training_set import (
     SOURCE_COLUMNS,
@@ -162,6 +163,7 @@ def train(
     for count in run.state.clean_counts:
         say(str(count))
     outcome = outcome_of(run)
+    say(f"the model is {outcome.kept}")
     write_stars(files.stars, run, outcome)
     if figures:
         from xpkern.train.figures import draw_figures

@@ -22,7 +22,7 @@ from xpkern.errors import InputError
 from xpkern.model.flux_model import FluxModel
 from xpkern.train.cuts import CutCount
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,14 @@ class EpochRecord:
     star_loss: float
     validation_loss: float
     validation_median: float
+
+
+@dataclass(frozen=True)
+class Best:
+    """The model of the lowest validation loss of a run so far, and the line of the history that says so."""
+
+    record: EpochRecord
+    model: FluxModel
 
 
 @dataclass(frozen=True)
@@ -85,6 +93,8 @@ class State:
     history : tuple of EpochRecord
     snapshots : tuple of Snapshot
     clean_counts : tuple of CutCount
+    best : Best or None
+        None before the first epoch that held-out stars could judge.
     """
 
     phase: int
@@ -96,6 +106,7 @@ class State:
     history: tuple[EpochRecord, ...] = ()
     snapshots: tuple[Snapshot, ...] = ()
     clean_counts: tuple[CutCount, ...] = field(default=())
+    best: Best | None = None
 
 
 @dataclass(frozen=True)
@@ -128,9 +139,12 @@ class Checkpoint:
             "moment_steps": None if state.moments is None else state.moments.steps,
             "snapshots": [snapshot.phase for snapshot in state.snapshots],
             "clean_counts": [list(astuple(count)) for count in state.clean_counts],
+            "best": None if state.best is None else astuple(state.best.record),
         }
         arrays: dict[str, Any] = {"params": state.params, "clean": state.clean}
         arrays |= _model_arrays(state.model)
+        if state.best is not None:
+            arrays |= {f"best_{name}": array for name, array in _model_arrays(state.best.model).items()}
         if state.moments is not None:
             arrays["first_moment"] = state.moments.first.flatten()
             arrays["second_moment"] = state.moments.second.flatten()
@@ -161,7 +175,10 @@ class Checkpoint:
             ) from None
         self._check(facts)
         model = _model(arrays, facts["layers"])
-        moments = None
+        best = moments = None
+        if facts["best"] is not None:
+            of_best = {name.removeprefix("best_"): array for name, array in arrays.items() if name.startswith("best_")}
+            best = Best(EpochRecord(*facts["best"]), _model(of_best, facts["layers"]))
         if facts["moment_steps"] is not None:
             first, second = (ModelArrays.unflatten(arrays[f"{name}_moment"], model) for name in ("first", "second"))
             moments = ModelMoments(first, second, facts["moment_steps"])
@@ -179,6 +196,7 @@ class Checkpoint:
             history=history,
             snapshots=snapshots,
             clean_counts=tuple(CutCount(*count) for count in facts["clean_counts"]),
+            best=best,
         )
 
     def _check(self, facts: dict[str, Any]) -> None:
