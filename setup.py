@@ -1,7 +1,8 @@
 """Builds the two extension modules, and on request the CUDA kernels; everything else is in pyproject.toml.
 
 Environment: ``XPKERN_CUDA=1`` also builds, with nvcc, the CUDA kernels and the module that launches them (users of CuPy
-need neither); ``NVCC`` says where nvcc is, ``CXX`` chooses the compiler.
+need neither); ``NVCC`` says where nvcc is, ``XPKERN_CUDA_ARCH`` for which GPUs (``native``: the one at hand); ``CXX`` chooses
+the compiler.
 """
 
 from __future__ import annotations
@@ -61,6 +62,10 @@ CSV_SOURCES = ["csrc/cpu/csv_module.cpp"]
 
 #: How nvcc compiles the kernels; stated beside what CuPy is told.
 NVCC_FLAGS = [*runpy.run_path("xpkern/engine/cuda/compiler_flags.py")["NVCC_FLAGS"], "-Icsrc"]
+
+#: GPUs for which nvcc compiles: an image for every major architecture that it knows, which runs on all later ones of
+#: the same major version, and an intermediate form of the last for those to come.
+CUDA_ARCHITECTURES = "all-major"
 
 #: How nvcc builds the module that launches them. The runtime is linked statically, the driver not at all.
 NVCC_MODULE_FLAGS = [
@@ -138,11 +143,16 @@ class BuildExtensions(build_ext):
             raise PlatformError("XPKERN_CUDA=1 needs nvcc: put it on PATH, set NVCC, or unset XPKERN_CUDA")
         root = Path("." if self.inplace else self.build_lib)
         engine = root / "xpkern" / "engine"
+        architectures = os.environ.get("XPKERN_CUDA_ARCH") or CUDA_ARCHITECTURES
         includes = [f"-I{folder}" for folder in (pybind11.get_include(), sysconfig.get_paths()["include"])]
         module = engine / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
         (engine / "cuda").mkdir(parents=True, exist_ok=True)
         for source, flags, target in (
-            ("csrc/cuda/kernels.cu", [*NVCC_FLAGS, "--fatbin"], engine / "cuda" / "kernels.fatbin"),
+            (
+                "csrc/cuda/kernels.cu",
+                [*NVCC_FLAGS, f"-arch={architectures}", "--fatbin"],
+                engine / "cuda" / "kernels.fatbin",
+            ),
             ("csrc/cuda/module.cpp", [*NVCC_MODULE_FLAGS, *includes], module),
         ):
             result = subprocess.run([nvcc, *flags, "-o", str(target), source], check=False)

@@ -25,7 +25,7 @@ def _make_cpu() -> Engine:
 
 @cache  # of a process: it keeps kernels, streams and memory of the GPU
 def _make_cuda() -> Engine:
-    from xpkern.engine.cuda import CudaEngine
+    from xpkern.engine.cuda.engine import CudaEngine
 
     return CudaEngine()
 

@@ -10,6 +10,5 @@ _COMMON = ("-std=c++17", "-DXPKERN_ISA=cuda", "-fmad=false")
 #: ``-ftz=true``. NVRTC knows no host: functions without a qualifier are the device's.
 NVRTC_FLAGS = (*_COMMON, "-default-device")
 
-#: Of nvcc: an image for every major architecture that it knows, which runs on all later ones of the same major version,
-#: and an intermediate form of the last for those to come. Denormals are flushed because CuPy flushes them.
-NVCC_FLAGS = (*_COMMON, "-O3", "-ftz=true", "-arch=all-major")
+#: Of nvcc, but for the architecture. Denormals are flushed because CuPy flushes them.
+NVCC_FLAGS = (*_COMMON, "-O3", "-ftz=true")

@@ -45,6 +45,11 @@ def open_by_cupy() -> Device:
         raise DeviceUnavailable(f"CuPy {cupy.__version__} finds no GPU ({error})") from None
     if count == 0:
         raise DeviceUnavailable(f"CuPy {cupy.__version__} finds no GPU")
+    try:
+        cupy.cuda.nvrtc.getVersion()
+    except (OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise DeviceUnavailable(f"CuPy {cupy.__version__} finds no NVRTC ({reason}): xpkern[cuda13] has it") from None
     return CupyDevice(cupy)
 
 

@@ -173,8 +173,7 @@ def open_device() -> Device:
     DeviceUnavailable
         The message names every library and why it cannot.
     """
-    if (reason := driver_problem()) is not None:
-        raise DeviceUnavailable(reason)
+    found = gpu_names()
     doors = {"cupy": _open_by_cupy, "extension": _open_by_extension}
     wanted = os.environ.get(DOOR_VARIABLE, "").strip()
     if wanted and wanted not in doors:
@@ -185,7 +184,7 @@ def open_device() -> Device:
             return doors[name]()
         except DeviceUnavailable as error:
             reasons.append(str(error))
-    raise DeviceUnavailable("; ".join(reasons))
+    raise DeviceUnavailable(f"{', '.join(found)} found, but " + "; ".join(reasons))
 
 
 def _open_by_cupy() -> Device:
@@ -202,21 +201,35 @@ def _open_by_extension() -> Device:
     return open_by_extension()
 
 
-def driver_problem() -> str | None:
-    """Why the NVIDIA driver can run nothing of ours, by asking the driver itself; None if it can."""
+def gpu_names() -> list[str]:
+    """The GPUs that this process may use, by asking the driver itself.
+
+    Raises
+    ------
+    DeviceUnavailable
+        If there is no driver, it is too old, or it finds none.
+    """
     try:
         driver = _load_driver()
     except OSError:
-        return "no NVIDIA driver (libcuda.so.1 not found)"
-    version = ctypes.c_int()
+        raise DeviceUnavailable("no NVIDIA driver (libcuda.so.1 not found)") from None
+    version, count = ctypes.c_int(), ctypes.c_int()
     if driver.cuDriverGetVersion(ctypes.byref(version)) == 0 and version.value < _OLDEST_DRIVER:
-        return f"the NVIDIA driver is too old: it supports CUDA {version_text(version.value)}, 12.0 is needed"
+        raise DeviceUnavailable(
+            f"the NVIDIA driver is too old: for CUDA {version_text(version.value)}, not 12.0 or later"
+        )
     code = driver.cuInit(0)
     if code != 0:
-        return f"the NVIDIA driver found no usable GPU (cuInit returned {code})"
-    count = ctypes.c_int()
+        raise DeviceUnavailable(f"the NVIDIA driver found no usable GPU (cuInit returned {code})")
     driver.cuDeviceGetCount(ctypes.byref(count))
-    return None if count.value > 0 else "the NVIDIA driver found no GPU (is CUDA_VISIBLE_DEVICES empty?)"
+    if count.value == 0:
+        raise DeviceUnavailable("the NVIDIA driver found no GPU")
+    names = []
+    for index in range(count.value):
+        name = ctypes.create_string_buffer(128)
+        driver.cuDeviceGetName(name, len(name), index)
+        names.append(name.value.decode(errors="replace"))
+    return names
 
 
 def _load_driver() -> Any:

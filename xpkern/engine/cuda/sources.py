@@ -14,8 +14,11 @@ UNIT = "cuda/kernels.cu"
 
 
 def source_folder() -> Path:
-    """Where the C++ sources are installed, as real files."""
-    return Path(str(importlib.resources.files("xpkern.csrc")))
+    """Where the C++ sources are, as real files: installed with xpkern, or beside it in a checkout."""
+    try:
+        return Path(str(importlib.resources.files("xpkern.csrc")))
+    except ModuleNotFoundError:
+        return Path(__file__).resolve().parents[3] / "csrc"
 
 
 @cache
