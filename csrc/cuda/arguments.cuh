@@ -127,7 +127,8 @@ struct TrainArguments {
 // Bytes that a thread of a kernel's _any form needs. 0 where the usual form serves: it needs none, and is faster.
 struct KernelScratch {
     int64_t calibrate, predict, evaluate, start, fit, search, descend, train;
-    int64_t tape;  // elements of TrainArguments::tape
+    int64_t rescue;  // that of a fit, which takes more than its other stages
+    int64_t tape;    // elements of TrainArguments::tape
 };
 struct ScratchArguments {
     ModelView model;                        // sizes alone are read; n_layers = 0 where there is none
@@ -139,12 +140,12 @@ struct ScratchArguments {
 };
 
 // Bytes of the structs that a host fills or allocates: a host that has types of its own checks them.
-struct StructSizes {
+struct ArgumentSizes {
     int64_t calibrate, predict, evaluate, start, fit, search, descend, train, scratch;
     int64_t search_progress, best_candidate, training_state, kernel_scratch;
 };
-struct StructSizesArguments {
-    StructSizes* sizes;  // out
+struct SizesArguments {
+    ArgumentSizes* sizes;  // out
 };
 
 }  // namespace xpkern

@@ -28,13 +28,12 @@ XPKERN_INLINE KernelScratch bytes_of_kernels(const ScratchArguments& a) {
             a.n_types <= USUAL_TYPES && a.samples == UsualShape::samples() && a.inputs == UsualShape::inputs();
         if (!usual) bytes.start = StartMemory::bytes(int(a.samples), int(a.inputs) + 2, int(a.n_types));
     }
-    // All stages of a fit take the same form.
-    if (bytes.start > 0 || bytes.evaluate > 0) {
-        bytes.fit = bytes.start;
-        if (a.model.n_layers > 0) {
-            const int64_t rescue = ThreadSpace<double, double>::bytes(AnyShape(a.model), a.prior);
-            bytes.fit = bytes.fit > rescue ? bytes.fit : rescue;
-        }
+    // All stages of a fit take the same form; a start has its memory from the grid, the others from the model.
+    if (a.model.n_layers > 0 && (bytes.start > 0 || bytes.evaluate > 0)) {
+        const AnyShape shape(a.model);
+        const int64_t fine = ThreadSpace<float, double>::bytes(shape, a.prior);
+        bytes.fit = bytes.start > fine ? bytes.start : fine;
+        bytes.rescue = ThreadSpace<double, double>::bytes(shape, a.prior);
     }
     if (a.calibration.samples > 0) {
         const int64_t doubles = calibration_doubles(a.calibration);
@@ -51,8 +50,8 @@ extern "C" __global__ void scratch_bytes(const __grid_constant__ xpkern::Scratch
     if (blockIdx.x == 0 && threadIdx.x == 0) *a.bytes = kernels::bytes_of_kernels(a);
 }
 
-// Sizes of the structs that a host fills or allocates, in the order of StructSizes.
-extern "C" __global__ void struct_sizes(const __grid_constant__ xpkern::StructSizesArguments a) {
+// Sizes of the structs that a host fills or allocates, in the order of ArgumentSizes.
+extern "C" __global__ void argument_sizes(const __grid_constant__ xpkern::SizesArguments a) {
     if (blockIdx.x > 0 || threadIdx.x > 0) return;
     *a.sizes = {sizeof(xpkern::CalibrateArguments), sizeof(xpkern::PredictArguments), sizeof(xpkern::EvaluateArguments),
                 sizeof(xpkern::StartArguments),     sizeof(xpkern::FitArguments),     sizeof(xpkern::SearchArguments),
