@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -21,6 +22,8 @@ from astropy.table import Table
 import xpkern as xk
 from xpkern.catalog.flags import ALL_BITS
 from xpkern.cli import command_line, doctor, main
+from xpkern.engine.cuda import device
+from xpkern.engine.cuda.device import DeviceFacts
 from xpkern.grid import N_XP, WAVELENGTH
 from xpkern.observe.simulate import SurveyFiles, simulate
 from xpkern.status import Status
@@ -485,34 +488,15 @@ class TestDoctor:
         assert "cpu        NOT USABLE: ImportError: libstdc++ too old" in capsys.readouterr().out
 
     def test_gpu_or_why_not(self, monkeypatch):
-        monkeypatch.setattr(doctor, "nvidia_devices", lambda: "no NVIDIA driver")
+        def unavailable():
+            raise xk.DeviceUnavailable("no NVIDIA driver")
+
+        facts = DeviceFacts("NVIDIA H100", "9.0", 132, 85_000_000_000, "13.0", "NVRTC 13.0", "CuPy 14.2.0")
+        monkeypatch.setattr(device, "open_device", unavailable)
         assert doctor.gpu() == "not used: no NVIDIA driver"
-        monkeypatch.setattr(doctor, "nvidia_devices", lambda: ["H100"])
-        assert "H100" in doctor.gpu()
-
-    @pytest.mark.parametrize(
-        ("code", "names", "found"),
-        [
-            (0, [b"NVIDIA H100", b"NVIDIA H200"], ["NVIDIA H100", "NVIDIA H200"]),
-            (0, [], "the NVIDIA driver found no GPU"),
-            (100, [], "the NVIDIA driver found no usable GPU (cuInit returned 100)"),
-            (None, [], "no NVIDIA driver (libcuda.so.1 not found)"),
-        ],
-    )
-    def test_asks_the_driver(self, monkeypatch, code, names, found):
-        class Driver:
-            def __init__(self, library: str) -> None:
-                if code is None:
-                    raise OSError(library)
-
-            def cuInit(self, flags: int) -> int:  # noqa: N802
-                return code
-
-            def cuDeviceGetCount(self, count) -> None:  # noqa: N802
-                count._obj.value = len(names)
-
-            def cuDeviceGetName(self, name, size: int, index: int) -> None:  # noqa: N802
-                name.value = names[index]
-
-        monkeypatch.setattr(doctor.ctypes, "CDLL", Driver)
-        assert doctor.nvidia_devices() == found
+        found = SimpleNamespace(facts=facts, free_memory=lambda: 84_000_000_000)
+        monkeypatch.setattr(device, "open_device", lambda: found)
+        assert doctor.gpu() == (
+            "engine ready: NVIDIA H100, compute capability 9.0, 84.0 of 85.0 GB free, driver for CUDA 13.0; "
+            "through CuPy 14.2.0, kernels by NVRTC 13.0"
+        )
