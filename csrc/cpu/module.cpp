@@ -187,7 +187,7 @@ py::dict fit(const std::string& isa, const Model& model, const Prior& prior, con
     if (grid) {
         if (grid->parameters() != k || grid->samples() != m)
             throw std::invalid_argument("the start grid was made for a model of other sizes");
-        fit.grid = &grid->view();
+        fit.grid = grid->view();
     } else if (start_params) {
         require_shape(*start_params, "start", {n, k});
         fit.start_params = start_params->data();
