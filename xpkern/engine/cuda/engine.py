@@ -298,7 +298,7 @@ class CudaEngine:
                 params=batch["params"],
             )
             searchers = batch.size * slices(batch.size)
-            self._launcher.launch("search", searchers, arguments, batch.stream, needed, batch["memory"])
+            self._launcher.launch(form("search", needed), searchers, arguments, batch.stream, needed, batch["memory"])
             self._launcher.launch("search_best", batch.size, arguments, batch.stream)
 
         return self._lanes.run(
