@@ -43,7 +43,7 @@ class SimulatedGpu:
     def __init__(self, memory: int = 1 << 34, says_free: int | None = None) -> None:
         self._memory, self._says_free, self.used = memory, says_free, 0
         self.launches: list[str] = []
-        self.batches: list[int] = []
+        self.copied_from: list[int] = []
         self.lost_at: str | None = None  # the kernel at which the GPU is lost
         self.pinned: set[int] = set()
 
@@ -76,6 +76,7 @@ class SimulatedGpu:
 
     def to_device(self, pointer, array, stream):
         assert array.flags.c_contiguous
+        self.copied_from.append(array.ctypes.data)
         ctypes.memmove(pointer, array.ctypes.data, array.nbytes)
 
     def to_host(self, array, pointer, stream):
