@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import secrets
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import settings
+from shim_device import ShimDevice
 
 from xpkern.engine import available_engines, get_engine
+from xpkern.engine.cuda.engine import CudaEngine
 from xpkern.model.flux_model import FluxModel
 from xpkern.model.type_prior import TypePrior
 from xpkern.observe.observations import Observations
@@ -27,6 +30,8 @@ if "cpu" in ENGINES:  # once for every instruction set of this machine
     from xpkern.engine.cpu import CpuEngine, instruction_sets
 
     ENGINES = [name for name in ENGINES if name != "cpu"] + [f"cpu-{isa}" for isa in instruction_sets()]
+
+ENGINES.append("cuda-shim")  # the CUDA engine, with its kernels compiled for this processor
 
 
 def pytest_report_header() -> str:
@@ -58,9 +63,17 @@ def shared_data() -> Path:
     return folder
 
 
+@cache
+def shim_engine() -> CudaEngine:
+    """The CUDA engine without a GPU; see ``cuda_shim/shim.hpp``."""
+    return CudaEngine(ShimDevice())
+
+
 @pytest.fixture(params=ENGINES)
 def engine(request: pytest.FixtureRequest):
     """Every engine and instruction set that can be used here, one after the other."""
+    if request.param == "cuda-shim":
+        return shim_engine()
     name, _, instruction_set = request.param.partition("-")
     return CpuEngine(instruction_set) if instruction_set else get_engine(name)
 

@@ -6,6 +6,7 @@
 #include "cuda/calibrate.cuh"
 #include "cuda/descent.cuh"
 #include "cuda/fit.cuh"
+#include "cuda/roof.cuh"
 #include "cuda/sizes.cuh"
 #include "cuda/stars.cuh"
 #include "cuda/train.cuh"

@@ -166,7 +166,7 @@ class Fitter:
         stage("fit_select", stars, fills=True, takes=False)
         arguments.taken, arguments.left = queues.last, SearchQueue()
         rescuers = min(stars, _MOST_RESCUERS)
-        self._launcher.launch("fit_rescue", rescuers, arguments, batch.stream, needed.rescue, batch["memory"])
+        self._launcher.launch(form("fit_rescue", needed.rescue), rescuers, arguments, batch.stream, needed.rescue, batch["memory"])
         stage("fit_finish", stars, fills=False, takes=False, memory=needed.fit)
 
 
