@@ -61,7 +61,8 @@ ISAS = {
 CSV_SOURCES = ["csrc/cpu/csv_module.cpp"]
 
 #: How nvcc compiles the kernels; stated beside what CuPy is told.
-NVCC_FLAGS = [*runpy.run_path("xpkern/engine/cuda/compiler_flags.py")["NVCC_FLAGS"], "-Icsrc"]
+_CUDA = runpy.run_path("xpkern/engine/cuda/compiler_flags.py")
+NVCC_FLAGS, GENERAL_FLAG = [*_CUDA["NVCC_FLAGS"], "-Icsrc"], _CUDA["GENERAL_FLAG"]
 
 #: GPUs for which nvcc compiles: an image for every major architecture that it knows, which runs on all later ones of
 #: the same major version, and an intermediate form of the last for those to come.
@@ -147,17 +148,21 @@ class BuildExtensions(build_ext):
         includes = [f"-I{folder}" for folder in (pybind11.get_include(), sysconfig.get_paths()["include"])]
         module = engine / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
         (engine / "cuda").mkdir(parents=True, exist_ok=True)
-        for source, flags, target in (
-            (
-                "csrc/cuda/kernels.cu",
-                [*NVCC_FLAGS, f"-arch={architectures}", "--fatbin"],
-                engine / "cuda" / "kernels.fatbin",
-            ),
+        of_kernels = [*NVCC_FLAGS, f"-arch={architectures}", "--fatbin"]
+        parts = (
+            ("csrc/cuda/kernels.cu", of_kernels, engine / "cuda" / "kernels.fatbin"),
+            ("csrc/cuda/kernels.cu", [*of_kernels, GENERAL_FLAG], engine / "cuda" / "kernels_general.fatbin"),
             ("csrc/cuda/module.cpp", [*NVCC_MODULE_FLAGS, *includes], module),
-        ):
+        )
+
+        def compile_one(part: tuple[str, list[str], Path]) -> None:
+            source, flags, target = part
             result = subprocess.run([nvcc, *flags, "-o", str(target), source], check=False)
             if result.returncode != 0:
                 raise CompileError(f"nvcc failed on {source} (exit code {result.returncode})")
+
+        with ThreadPoolExecutor(self.parallel or os.cpu_count()) as pool:
+            list(pool.map(compile_one, parts))
 
 
 if __name__ == "__main__":

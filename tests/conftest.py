@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import os
 import secrets
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import settings
-from shim_device import ShimDevice
 
 from xpkern.engine import available_engines, get_engine
-from xpkern.engine.cuda.engine import CudaEngine
 from xpkern.model.flux_model import FluxModel
 from xpkern.model.type_prior import TypePrior
 from xpkern.observe.observations import Observations
@@ -25,17 +22,20 @@ SEED = int(os.environ.get("XPKERN_TEST_SEED", secrets.randbits(32)))
 settings.register_profile("xpkern", deadline=None, database=None)
 settings.load_profile("xpkern")
 
-ENGINES = [name for name, reason in available_engines().items() if reason is None]
+#: Set it to run what needs a GPU on a simulated one instead: the kernels' own text on the CPU, minutes.
+SIMULATED_GPU = bool(os.environ.get("XPKERN_TEST_SIMULATED_GPU"))
+
+WHY_NOT = available_engines()
+ENGINES = [name for name, reason in WHY_NOT.items() if reason is None and name != "cuda"]
 if "cpu" in ENGINES:  # once for every instruction set of this machine
     from xpkern.engine.cpu import CpuEngine, instruction_sets
 
     ENGINES = [name for name in ENGINES if name != "cpu"] + [f"cpu-{isa}" for isa in instruction_sets()]
 
-ENGINES.append("cuda-shim")  # the CUDA engine, with its kernels compiled for this processor
-
 
 def pytest_report_header() -> str:
-    return f"XPKERN_TEST_SEED={SEED}, engines: {', '.join(ENGINES)}"
+    gpu = "simulated" if SIMULATED_GPU else WHY_NOT["cuda"] or "ready"
+    return f"XPKERN_TEST_SEED={SEED}, engines: {', '.join(ENGINES)}; GPU: {gpu}"
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -57,23 +57,34 @@ def rng(request: pytest.FixtureRequest) -> np.random.Generator:
 def shared_data() -> Path:
     """Folder of the shared test data; tests that need it are skipped where it is absent."""
     default = Path(__file__).resolve().parents[2] / "shared" / "data"
-    folder = Path(os.environ.get("XPKERN_SHARED_DATA", default))
+    wanted = os.environ.get("XPKERN_TEST_DATA")
+    folder = Path(wanted or os.environ.get("XPKERN_SHARED_DATA", default))
+    if wanted and not folder.is_dir():
+        pytest.fail(f"XPKERN_TEST_DATA={wanted} is no folder")
     if not folder.is_dir():
-        pytest.skip(f"shared data not found at {folder} (set XPKERN_SHARED_DATA)")
+        pytest.skip(f"shared data not found at {folder} (set XPKERN_TEST_DATA)")
     return folder
 
 
-@cache
-def shim_engine() -> CudaEngine:
-    """The CUDA engine without a GPU; see ``cuda_shim/shim.hpp``."""
-    return CudaEngine(ShimDevice())
+@pytest.fixture(scope="session")
+def gpu_engine():
+    """The CUDA engine, on the GPU of this machine."""
+    if SIMULATED_GPU:
+        from simulated_gpu import SimulatedGpu
+
+        from xpkern.engine.cuda.engine import CudaEngine
+
+        return CudaEngine(SimulatedGpu())
+    if WHY_NOT["cuda"] is not None:
+        pytest.skip(f"no GPU: {WHY_NOT['cuda']}")
+    return get_engine("cuda")
 
 
-@pytest.fixture(params=ENGINES)
+@pytest.fixture(params=[*ENGINES, pytest.param("cuda", marks=pytest.mark.gpu)])
 def engine(request: pytest.FixtureRequest):
     """Every engine and instruction set that can be used here, one after the other."""
-    if request.param == "cuda-shim":
-        return shim_engine()
+    if request.param == "cuda":
+        return request.getfixturevalue("gpu_engine")
     name, _, instruction_set = request.param.partition("-")
     return CpuEngine(instruction_set) if instruction_set else get_engine(name)
 

@@ -35,7 +35,9 @@ def kernel_library(*, general: bool = False) -> ctypes.CDLL:
 
     ``parameters`` is an array of pointers, as ``cuLaunchKernel`` takes it.
     """
-    texts = [path.read_bytes() for path in sorted([*ROOT.glob("csrc/c*/*.*h*"), *SOURCES.glob("*.cu"), *SHIM.iterdir()])]
+    texts = [
+        path.read_bytes() for path in sorted([*ROOT.glob("csrc/c*/*.*h*"), *SOURCES.glob("*.cu"), *SHIM.iterdir()])
+    ]
     flags = [*FLAGS, *(["-DXPKERN_GENERAL"] if general else []), *_fused()]
     digest = hashlib.sha256(repr((texts, flags)).encode()).hexdigest()[:16]
     folder = ROOT / "build" / "cuda_shim" / digest

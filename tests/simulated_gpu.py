@@ -10,8 +10,10 @@ import ctypes
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
+from cuda_library import kernel_library
 
 from xpkern.engine.cuda.device import DeviceFacts
+from xpkern.engine.cuda.sources import is_general
 from xpkern.errors import DeviceFailed, DeviceOutOfMemory
 
 FACTS = DeviceFacts(
@@ -30,8 +32,6 @@ class SimulatedGpu:
 
     Parameters
     ----------
-    library : ctypes.CDLL
-        The kernels, with ``int launch(name, grid, block, shared, parameters)``.
     memory : int
         Bytes that can be allocated.
     says_free : int, optional
@@ -40,11 +40,10 @@ class SimulatedGpu:
 
     facts = FACTS
 
-    def __init__(self, library: ctypes.CDLL, memory: int = 1 << 34, says_free: int | None = None) -> None:
-        self._library = library
+    def __init__(self, memory: int = 1 << 34, says_free: int | None = None) -> None:
         self._memory, self._says_free, self.used = memory, says_free, 0
         self.launches: list[str] = []
-        self.batches: list[int] = []
+        self.copied_from: list[int] = []
         self.lost_at: str | None = None  # the kernel at which the GPU is lost
         self.pinned: set[int] = set()
 
@@ -77,6 +76,7 @@ class SimulatedGpu:
 
     def to_device(self, pointer, array, stream):
         assert array.flags.c_contiguous
+        self.copied_from.append(array.ctypes.data)
         ctypes.memmove(pointer, array.ctypes.data, array.nbytes)
 
     def to_host(self, array, pointer, stream):
@@ -92,7 +92,8 @@ class SimulatedGpu:
             raise DeviceFailed("the GPU failed (cudaErrorDeviceUnavailable)")
         values = [np.ascontiguousarray(value) for value in parameters]
         pointers = (ctypes.c_void_p * len(values))(*(value.ctypes.data for value in values))
-        assert self._library.launch(kernel.encode(), grid, block, shared, pointers) == 0, kernel
+        library = kernel_library(general=is_general(kernel))
+        assert library.launch(kernel.encode(), grid, block, shared, pointers) == 0, kernel
 
     def record(self, work):
         return work

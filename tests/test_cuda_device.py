@@ -189,7 +189,7 @@ def test_errors_of_the_extension_become_ours():
         raise OutOfMemory("cudaErrorMemoryAllocation") if size > 10 else Failure("cudaErrorDeviceUnavailable")
 
     extension = SimpleNamespace(OutOfMemory=OutOfMemory, Failure=Failure, Memory=memory)
-    device = ExtensionDevice(extension, b"")
+    device = ExtensionDevice(extension, [b"", b""])
     with pytest.raises(xk.DeviceOutOfMemory):
         device.allocate(11)
     with pytest.raises(xk.DeviceFailed, match="run it again, in a new process"):

@@ -2,7 +2,7 @@
 // benchmarks hold everything else against them.
 #pragma once
 
-#include "core/lane.hpp"
+#include "threads.cuh"
 
 namespace xpkern {
 

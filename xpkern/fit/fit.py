@@ -112,7 +112,8 @@ def fit(
     if isinstance(how, FitOptions):
         covariance, inverse, floored = invert_fisher(fisher)
     else:
-        covariance, inverse, floored = invert_fisher_absolute(fisher, how.fisher_floor)
+        xp, inverted = namespace_of(fisher), invert_fisher_absolute(to_host(fisher), how.fisher_floor)
+        covariance, inverse, floored = (xp.asarray(array) for array in inverted)
     status = obs.status | solution.status
     fitted = (status & np.uint32(UNFITTED)) == 0
     mark(status, floored, Status.COVARIANCE_FLOORED)

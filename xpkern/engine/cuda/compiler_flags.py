@@ -10,5 +10,8 @@ _COMMON = ("-std=c++17", "-DXPKERN_ISA=cuda", "-fmad=false")
 #: ``-ftz=true``. NVRTC knows no host: functions without a qualifier are the device's.
 NVRTC_FLAGS = (*_COMMON, "-default-device")
 
+#: Makes of the same text the kernels for models of any size, whose names end in _any; few need them.
+GENERAL_FLAG = "-DXPKERN_GENERAL"
+
 #: Of nvcc, but for the architecture. Denormals are flushed because CuPy flushes them.
 NVCC_FLAGS = (*_COMMON, "-O3", "-ftz=true")

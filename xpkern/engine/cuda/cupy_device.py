@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xpkern.engine.cuda.device import Device, DeviceFacts, Memory, failure, version_text
-from xpkern.engine.cuda.sources import UNIT, nvrtc_options, source_folder
+from xpkern.engine.cuda.sources import UNIT, is_general, nvrtc_options, source_folder
 from xpkern.errors import DeviceFailed, DeviceOutOfMemory, DeviceUnavailable
 
 #: The first release whose kernel cache and NVRTC handling are what this module was written against.
@@ -63,6 +64,8 @@ class CupyDevice:
 
     def __init__(self, cupy: Any) -> None:
         self._cupy = cupy
+        self._lock = threading.Lock()
+        self._modules: dict[bool, Any] = {}
         self._kernels: dict[str, Any] = {}
 
     @cached_property
@@ -179,14 +182,14 @@ class CupyDevice:
             end.synchronize()
             return 1e-3 * float(cuda.get_elapsed_time(begin, end))
 
-    @cached_property
-    def _module(self) -> Any:
-        code = (source_folder() / UNIT).read_text()
-        return self._cupy.RawModule(code=code, options=nvrtc_options(), backend="nvrtc")
-
     def _kernel(self, name: str, shared: int) -> Any:
-        if name not in self._kernels:
-            self._kernels[name] = self._module.get_function(name)
+        with self._lock:
+            if name not in self._kernels:
+                general = is_general(name)
+                if general not in self._modules:
+                    code, options = (source_folder() / UNIT).read_text(), nvrtc_options(general)
+                    self._modules[general] = self._cupy.RawModule(code=code, options=options, backend="nvrtc")
+                self._kernels[name] = self._modules[general].get_function(name)
         kernel = self._kernels[name]
         if shared > _SHARED_WITHOUT_ASKING and kernel.max_dynamic_shared_size_bytes < shared:
             kernel.max_dynamic_shared_size_bytes = shared

@@ -298,7 +298,7 @@ class CudaEngine:
                 params=batch["params"],
             )
             searchers = batch.size * slices(batch.size)
-            self._launcher.launch("search", searchers, arguments, batch.stream, needed, batch["memory"])
+            self._launcher.launch(form("search", needed), searchers, arguments, batch.stream, needed, batch["memory"])
             self._launcher.launch("search_best", batch.size, arguments, batch.stream)
 
         return self._lanes.run(
@@ -351,7 +351,7 @@ class CudaEngine:
         self, model: FluxModel, stars: StarData, params: Float64, *, threads: int | None = None
     ) -> tuple[float, list[Float64], list[Float64], Float64]:
         """Eq. 12 averaged over the stars, and its gradient in weights, biases and ln R."""
-        trainer = Trainer(self._launcher, model, ModelMoments.zeros(model))
+        trainer = self._trainer(model, None, stars)
         loss, gradient = trainer.gradient(stars, _doubles(params, stars.flux))
         return loss, gradient.weights, gradient.biases, gradient.ln_ext_curve
 
@@ -372,9 +372,13 @@ class CudaEngine:
         """First-order steps of the model and of the stars, batch by batch (Section 3.2 of the paper)."""
         check_epoch(model, stars, params, batches, terms, model_steps, star_steps, moments)
         check_rows(batches, len(stars))
-        trainer = Trainer(self._launcher, model, ModelMoments.zeros(model) if moments is None else moments)
+        trainer = self._trainer(model, moments, stars)
         course = Course(terms, box, model_steps, star_steps)
         return trainer.epoch(stars, _doubles(params, stars.flux), batches, course)
+
+    def _trainer(self, model: FluxModel, moments: ModelMoments | None, stars: StarData) -> Trainer:
+        stream = self.device.current_stream() if on_device(stars.flux) else self.device.new_stream()
+        return Trainer(self._launcher, model, ModelMoments.zeros(model) if moments is None else moments, stream)
 
     def _launch(self, kernel: str, batch: Batch, arguments: Any, needed: int) -> None:
         """Queue a kernel over the stars of a batch."""

@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xpkern.engine.cuda.device import Device, DeviceFacts, Memory, failure, version_text
+from xpkern.engine.cuda.sources import is_general
 from xpkern.errors import DeviceOutOfMemory, DeviceUnavailable
 
-#: What the build leaves beside this file.
-FATBIN = "kernels.fatbin"
+#: What the build leaves beside this file: kernels for the usual model, and for models of any size.
+FATBINS = ("kernels.fatbin", "kernels_general.fatbin")
 
 
 def open_by_extension() -> Device:
@@ -30,16 +31,17 @@ def open_by_extension() -> Device:
         from xpkern.engine import _cuda
     except ImportError as error:
         raise DeviceUnavailable(f"xpkern's CUDA extension cannot be used ({error}); XPKERN_CUDA=1 builds it") from None
-    image = importlib.resources.files("xpkern.engine.cuda") / FATBIN
-    if not image.is_file():
-        raise DeviceUnavailable(f"xpkern's CUDA extension lacks its kernels ({FATBIN}): install xpkern again")
+    images = [importlib.resources.files("xpkern.engine.cuda") / name for name in FATBINS]
+    for image in images:
+        if not image.is_file():
+            raise DeviceUnavailable(f"xpkern's CUDA extension lacks its kernels ({image.name}): install xpkern again")
     try:
         count = _cuda.device_count()
     except _cuda.Failure as error:
         raise DeviceUnavailable(f"xpkern's CUDA extension finds no GPU ({error})") from None
     if count == 0:
         raise DeviceUnavailable("xpkern's CUDA extension finds no GPU")
-    return ExtensionDevice(_cuda, image.read_bytes())
+    return ExtensionDevice(_cuda, [image.read_bytes() for image in images])
 
 
 class ExtensionDevice:
@@ -49,12 +51,12 @@ class ExtensionDevice:
     ----------
     cuda : module
         ``xpkern.engine._cuda``.
-    image : bytes
-        Kernels, compiled.
+    images : sequence of bytes
+        Kernels, compiled, of :data:`FATBINS`.
     """
 
-    def __init__(self, cuda: Any, image: bytes) -> None:
-        self._cuda, self._image = cuda, image
+    def __init__(self, cuda: Any, images: Sequence[bytes]) -> None:
+        self._cuda, self._images = cuda, images
 
     @cached_property
     def facts(self) -> DeviceFacts:
@@ -126,7 +128,8 @@ class ExtensionDevice:
     ) -> None:
         """Run a kernel."""
         with self._failures():
-            self._kernels.launch(kernel, grid, block, list(parameters), stream, shared)
+            kernels = self._general if is_general(kernel) else self._usual
+            kernels.launch(kernel, grid, block, list(parameters), stream, shared)
 
     def record(self, work: Callable[[Any], None]) -> Callable[[Any], None]:
         """A CUDA graph of what a function queues."""
@@ -154,8 +157,12 @@ class ExtensionDevice:
             return float(end.seconds_since(begin))
 
     @cached_property
-    def _kernels(self) -> Any:
-        return self._cuda.Kernels(self._image)
+    def _usual(self) -> Any:
+        return self._cuda.Kernels(self._images[0])
+
+    @cached_property
+    def _general(self) -> Any:
+        return self._cuda.Kernels(self._images[1])
 
     @contextmanager
     def _failures(self) -> Iterator[None]:

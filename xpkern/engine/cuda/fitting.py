@@ -26,7 +26,7 @@ from xpkern.engine.cuda.launching import Launcher, form
 #: Evaluations after which the searches that go on are gathered again, so that no thread of a warp waits for long.
 _GATHERED_AFTER = (4, 8, 16)
 
-#: Most threads of the last resort, in double precision: few stars need it, each of its threads much memory.
+#: Most threads of the last resort, in double precision: few stars need it.
 _MOST_RESCUERS = 4096
 
 #: What each array of an evaluation and of a solution holds of one star.
@@ -115,7 +115,6 @@ class Fitter:
         rescuers = min(stars, _MOST_RESCUERS)
         memory = max(
             self._launcher.memory(searches, needed.fit),
-            self._launcher.memory(stars, needed.start),
             self._launcher.memory(rescuers, needed.rescue),
         )
         return {
@@ -154,7 +153,7 @@ class Fitter:
             for limit in self._limits:
                 stage(kernel, searches, fills=True, takes=True, evaluations=limit, memory=needed.fit)
 
-        stage("fit_start", stars, fills=True, takes=False, memory=max(needed.start, needed.fit))
+        stage("fit_start", stars, fills=True, takes=False, memory=needed.fit)
         search("fit_rough")
         if self._starts > 1:
             stage("fit_others", stars, fills=True, takes=False)
@@ -166,7 +165,8 @@ class Fitter:
         stage("fit_select", stars, fills=True, takes=False)
         arguments.taken, arguments.left = queues.last, SearchQueue()
         rescuers = min(stars, _MOST_RESCUERS)
-        self._launcher.launch(form("fit_rescue", needed.rescue), rescuers, arguments, batch.stream, needed.rescue, batch["memory"])
+        memory = needed.rescue
+        self._launcher.launch(form("fit_rescue", memory), rescuers, arguments, batch.stream, memory, batch["memory"])
         stage("fit_finish", stars, fills=False, takes=False, memory=needed.fit)
 
 

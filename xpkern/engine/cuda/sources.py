@@ -7,10 +7,15 @@ import importlib.resources
 from functools import cache
 from pathlib import Path
 
-from xpkern.engine.cuda.compiler_flags import NVRTC_FLAGS
+from xpkern.engine.cuda.compiler_flags import GENERAL_FLAG, NVRTC_FLAGS
 
 #: The translation unit that every compiler is given; it includes the rest.
 UNIT = "cuda/kernels.cu"
+
+
+def is_general(kernel: str) -> bool:
+    """Whether a kernel is one of the second module that the text makes: those for models of any size."""
+    return kernel.endswith("_any")
 
 
 def source_folder() -> Path:
@@ -31,6 +36,7 @@ def source_hash() -> str:
     return digest.hexdigest()
 
 
-def nvrtc_options() -> tuple[str, ...]:
+def nvrtc_options(general: bool = False) -> tuple[str, ...]:
     """Options of NVRTC. CuPy keeps what it has compiled under the unit's text and these, not under included files."""
-    return (*NVRTC_FLAGS, f"-I{source_folder()}", f"-DXPKERN_SOURCE_HASH={source_hash()[:16]}")
+    which = (GENERAL_FLAG,) if general else ()
+    return (*NVRTC_FLAGS, *which, f"-I{source_folder()}", f"-DXPKERN_SOURCE_HASH={source_hash()[:16]}")

@@ -60,12 +60,13 @@ class Trainer:
     model : FluxModel
     moments : ModelMoments
         Of its optimiser.
+    stream : object
+        Where all of it is queued: the one in which stars that are on the GPU were made.
     """
 
-    def __init__(self, launcher: Launcher, model: FluxModel, moments: ModelMoments) -> None:
+    def __init__(self, launcher: Launcher, model: FluxModel, moments: ModelMoments, stream: Any) -> None:
         self._launcher, self._device = launcher, launcher.device
-        self._model = model
-        self._stream = self._device.new_stream()
+        self._model, self._stream = model, stream
         self._view = model_sizes(model)
         self._needed: KernelScratch = launcher.scratch(model=self._view)
         numbers = ModelArrays(list(model.weights), list(model.biases), model.ext_curve).flatten()
@@ -138,7 +139,7 @@ class Trainer:
     ) -> _End | None:
         """Some batches, one after the other; how they ended, if not as they should."""
         count, size = batches.shape
-        if count == 0 or size == 0:
+        if count == 0:
             return None
         chunks = -(-size // CHUNK)
         self._allocate("batches", batches.nbytes)
