@@ -12,10 +12,10 @@ static bool has_barriers(const char* name) {
 
 // Returns 0, or 1 where there is no kernel of that name.
 extern "C" int launch(const char* name, int64_t grid, int64_t block, int64_t, void** parameters) {
-#define XPKERN_NAME(kernel)                                                           \
-    if (std::strcmp(name, #kernel) == 0) {                                            \
-        shim::launch_bytes(kernel, grid, block, parameters, has_barriers(#kernel));   \
-        return 0;                                                                     \
+#define XPKERN_NAME(kernel)                                                         \
+    if (std::strcmp(name, #kernel) == 0) {                                          \
+        shim::launch_bytes(kernel, grid, block, parameters, has_barriers(#kernel)); \
+        return 0;                                                                   \
     }
 #include "kernel_names.inc"
 #undef XPKERN_NAME

@@ -1,8 +1,8 @@
 // CUDA's words for a C++ compiler, so that the kernels' own text runs on a processor.
 //
 // A launch takes block after block. The threads of a block run one after the other, each to its end, unless the kernel
-// has barriers: then every thread of a block is a thread of the system, and they meet at each barrier. That is slow, but
-// sanitizers understand it.
+// has barriers: then every thread of a block is a thread of the system, and they meet at each barrier. That is slow,
+// but sanitizers understand it.
 #pragma once
 
 #include <condition_variable>
