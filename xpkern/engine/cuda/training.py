@@ -66,7 +66,7 @@ class Trainer:
 
     def __init__(self, launcher: Launcher, model: FluxModel, moments: ModelMoments, stream: Any) -> None:
         self._launcher, self._device = launcher, launcher.device
-        self._model, self._stream = model, stream
+        self._model, self._moments, self._stream = model, moments, stream
         self._view = model_sizes(model)
         self._needed: KernelScratch = launcher.scratch(model=self._view)
         numbers = ModelArrays(list(model.weights), list(model.biases), model.ext_curve).flatten()
@@ -228,12 +228,15 @@ class Trainer:
         self, params: Any, star_loss: Any, model_loss: Float64, end: _End | None, batches: Int64
     ) -> EpochResult:
         """Where it has led; raises TrainingDiverged where that is not all the way."""
-        now = ModelArrays.unflatten(self._get("parameters", np.empty(self._size)), self._model)
-        first, second = (
-            ModelArrays.unflatten(self._get(name, np.empty(self._size)), self._model) for name in ("first", "second")
-        )
-        model = replace(self._model, weights=now.weights, biases=now.biases, ext_curve=now.ln_ext_curve)
-        result = EpochResult(model, params, ModelMoments(first, second, self._count), model_loss, star_loss)
+        model, moments = self._model, self._moments
+        if self._count > moments.steps:
+            now, first, second = (
+                ModelArrays.unflatten(self._get(name, np.empty(self._size)), model)
+                for name in ("parameters", "first", "second")
+            )
+            model = replace(model, weights=now.weights, biases=now.biases, ext_curve=now.ln_ext_curve)
+            moments = ModelMoments(first, second, self._count)
+        result = EpochResult(model, params, moments, model_loss, star_loss)
         if end is None:
             return result
         if end.why == _LOSS_NOT_FINITE:
