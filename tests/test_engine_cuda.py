@@ -12,6 +12,7 @@ from dataclasses import fields, replace
 import h5py
 import numpy as np
 import pytest
+from conftest import SEED
 from mock_stars import random_model, random_params, random_prior, random_stars, some_bands_missing
 from simulated_gpu import GpuArray, SimulatedGpu, simulated_cupy
 
@@ -72,9 +73,9 @@ def on_host(array):
     return array._array if isinstance(array, GpuArray) else array
 
 
-@pytest.fixture
-def mock(rng):
-    return Mock(rng)
+@pytest.fixture(scope="module")
+def mock():
+    return Mock(np.random.default_rng(SEED))
 
 
 @pytest.fixture
