@@ -1,9 +1,9 @@
 """Build the C++ tests of csrc with the address and undefined-behaviour sanitizers and run them.
 
 Every ``*_test.cpp`` in this folder is one program, built with the flags of the real build (setup.py) but for the
-optimisation level: for the baseline and for the widest instruction set that this processor has. ``cuda_test.cpp`` is built with the text of
-the CUDA kernels, in each of its two forms. With ``--aarch64`` all others
-are cross-compiled by the clang of the ziglang wheel, without sanitizers, and run by qemu-aarch64.
+optimisation level: for the baseline and for the widest instruction set that this processor has. ``cuda_test.cpp`` is
+built with the text of the CUDA kernels, in each of its two forms. With ``--aarch64`` all others are cross-compiled by
+the clang of the ziglang wheel, without sanitizers, and run by qemu-aarch64.
 Usage: ``python tests/cpp/run.py [--every-isa | --aarch64] [name ...]``.
 """
 
