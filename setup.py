@@ -1,7 +1,7 @@
 """Builds the two extension modules, and on request the CUDA kernels; everything else is in pyproject.toml.
 
-Environment: ``XPKERN_CUDA=1`` also builds, with nvcc, the CUDA kernels and the module that launches them (users of CuPy
-need neither); ``NVCC`` says where nvcc is, ``XPKERN_CUDA_ARCH`` for which GPUs (``native``: the one at hand); ``CXX`` chooses
+Environment: ``XPKERN_CUDA=1`` also builds, with nvcc, the CUDA kernels and the module that launches them (CuPy needs
+neither); ``NVCC`` says where nvcc is, ``XPKERN_CUDA_ARCH`` for which GPUs (``native``: the one here); ``CXX`` chooses
 the compiler.
 """
 

@@ -44,6 +44,7 @@ class SimulatedGpu:
         self._memory, self._says_free, self.used = memory, says_free, 0
         self.launches: list[str] = []
         self.copied_from: list[int] = []
+        self.bytes_copied = 0
         self.lost_at: str | None = None  # the kernel at which the GPU is lost
         self.pinned: set[int] = set()
 
@@ -77,6 +78,7 @@ class SimulatedGpu:
     def to_device(self, pointer, array, stream):
         assert array.flags.c_contiguous
         self.copied_from.append(array.ctypes.data)
+        self.bytes_copied += array.nbytes
         ctypes.memmove(pointer, array.ctypes.data, array.nbytes)
 
     def to_host(self, array, pointer, stream):

@@ -201,12 +201,32 @@ def test_training_on_stars_that_are_on_the_gpu(mock, cupy):
 def test_training_on_more_stars_than_the_gpu_holds(mock):
     engine = CudaEngine(SimulatedGpu())
     expected = mock.epoch(engine)
-    few = CudaEngine(SimulatedGpu(says_free=25 * 9300))  # two batches of ten at most
+    few = CudaEngine(SimulatedGpu(says_free=30 * 9300))  # two batches of ten at most
     found = mock.epoch(few)
     np.testing.assert_array_equal(found.params, expected.params)
     np.testing.assert_array_equal(found.star_loss, expected.star_loss)
     np.testing.assert_array_equal(found.model_loss, expected.model_loss)
     np.testing.assert_array_equal(found.moments.second.flatten(), expected.moments.second.flatten())
+
+
+def test_whiteners_that_cannot_change_stay_on_the_gpu(mock):
+    gpu = SimulatedGpu()
+    engine = CudaEngine(gpu)
+    expected = mock.epoch(engine)
+    constant = mock.stars.whitener.copy()
+    constant.flags.writeable = False
+    stars = replace(mock.stars, whitener=constant)
+    copied = []
+    for _ in range(2):
+        gpu.bytes_copied = 0
+        found = mock.epoch(engine, stars)
+        copied.append(gpu.bytes_copied)
+        np.testing.assert_array_equal(found.params, expected.params)
+        np.testing.assert_array_equal(found.model.ext_curve, expected.model.ext_curve)
+    assert copied[0] - copied[1] == constant.nbytes
+    kept = gpu.used
+    del stars, constant
+    assert gpu.used < kept
 
 
 def test_arrays_here_and_there_are_refused(mock, cupy):

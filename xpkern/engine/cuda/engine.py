@@ -48,6 +48,7 @@ from xpkern.engine.cuda.fitting import (
 )
 from xpkern.engine.cuda.lanes import Batch, Lanes
 from xpkern.engine.cuda.launching import Launcher, form
+from xpkern.engine.cuda.residents import Kept
 from xpkern.engine.cuda.tables import (
     Table,
     calibration_table,
@@ -97,6 +98,7 @@ class CudaEngine:
         self._lanes = Lanes(self.device)
         self._tables: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
         self._calibrations: WeakKeyDictionary[Any, dict[Any, Any]] = WeakKeyDictionary()
+        self._kept = Kept(self.device)
         self._lock = threading.Lock()
 
     @property
@@ -378,7 +380,9 @@ class CudaEngine:
 
     def _trainer(self, model: FluxModel, moments: ModelMoments | None, stars: StarData) -> Trainer:
         stream = self.device.current_stream() if on_device(stars.flux) else self.device.new_stream()
-        return Trainer(self._launcher, model, ModelMoments.zeros(model) if moments is None else moments, stream)
+        return Trainer(
+            self._launcher, model, ModelMoments.zeros(model) if moments is None else moments, stream, self._kept
+        )
 
     def _launch(self, kernel: str, batch: Batch, arguments: Any, needed: int) -> None:
         """Queue a kernel over the stars of a batch."""

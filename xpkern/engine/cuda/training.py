@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from xpkern.engine.arrays import on_device
+from xpkern.engine.arrays import namespace_of, on_device
 from xpkern.engine.contract import Box, Float64, Int64, LossTerms, StarData
 from xpkern.engine.cuda.arguments import (
     KernelScratch,
@@ -20,6 +20,7 @@ from xpkern.engine.cuda.arguments import (
 )
 from xpkern.engine.cuda.fitting import fill, loss_view
 from xpkern.engine.cuda.launching import Launcher, form
+from xpkern.engine.cuda.residents import Kept, Residents
 from xpkern.engine.cuda.tables import model_sizes, point_model
 from xpkern.engine.training import EpochResult, ModelArrays, ModelMoments, Steps
 from xpkern.errors import DeviceOutOfMemory, TrainingDiverged
@@ -33,9 +34,6 @@ _ONE_BLOCK = 256
 
 #: Batches below which a graph does not pay.
 _FEWEST_REPLAYED = 8
-
-#: Share of the free memory for stars.
-_SHARE = 0.8
 
 #: Ends of a run, as in csrc/cuda/arguments.cuh.
 _LOSS_NOT_FINITE, _MODEL_NOT_FINITE = 1, 2
@@ -62,11 +60,13 @@ class Trainer:
         Of its optimiser.
     stream : object
         Where all of it is queued: the one in which stars that are on the GPU were made.
+    kept : Kept
+        Arrays that stay on the GPU from call to call.
     """
 
-    def __init__(self, launcher: Launcher, model: FluxModel, moments: ModelMoments, stream: Any) -> None:
-        self._launcher, self._device = launcher, launcher.device
-        self._model, self._stream = model, stream
+    def __init__(self, launcher: Launcher, model: FluxModel, moments: ModelMoments, stream: Any, kept: Kept) -> None:
+        self._launcher, self._device, self._kept = launcher, launcher.device, kept
+        self._model, self._moments, self._stream = model, moments, stream
         self._view = model_sizes(model)
         self._needed: KernelScratch = launcher.scratch(model=self._view)
         numbers = ModelArrays(list(model.weights), list(model.biases), model.ext_curve).flatten()
@@ -90,29 +90,24 @@ class Trainer:
         """
         model_loss = np.full(len(batches), np.nan)
         if on_device(stars.flux):
-            params, star_loss = params.copy(), _like(params, len(stars))
+            params, star_loss = params.copy(), namespace_of(params).full(len(stars), np.nan)
             end = self._run(stars, params, star_loss, batches, course, slice(0, len(batches)), model_loss)
             return self._result(params, star_loss, model_loss, end, batches)
         params, star_loss = params.copy(), np.full(len(stars), np.nan)
-        group, done = max(len(batches), 1), 0
-        while done < len(batches):
+        group, done, end = max(len(batches), 1), 0, None
+        while done < len(batches) and end is None:
             steps = slice(done, min(done + group, len(batches)))
-            rows, local = np.unique(batches[steps], return_inverse=True)
             try:
-                some = _Resident(self._device, stars, params, star_loss, rows, self._stream)
+                some = Residents(self._device, self._kept, stars, params, star_loss, batches[steps], self._stream)
             except DeviceOutOfMemory:
                 if group == 1:
                     raise
                 group = max(1, group // 2)
                 continue
-            end = self._run(
-                some, some.params, some.star_loss, local.reshape(-1, batches.shape[1]), course, steps, model_loss
-            )
+            end = self._run(some, some.params, some.star_loss, some.batches, course, steps, model_loss)
             some.fetch(params, star_loss)
-            if end is not None:
-                return self._result(params, star_loss, model_loss, end, batches)
             done = steps.stop
-        return self._result(params, star_loss, model_loss, None, batches)
+        return self._result(params, star_loss, model_loss, end, batches)
 
     def gradient(self, stars: StarData, params: Any) -> tuple[float, ModelArrays]:
         """Eq. 12 averaged over all stars, and its gradient."""
@@ -120,8 +115,8 @@ class Trainer:
         course = Course(LossTerms(prior=False), _no_box(params.shape[1]), Steps("sgd", np.zeros(1)), None)
         some: Any = stars
         if not on_device(stars.flux):
-            some = _Resident(self._device, stars, params, np.empty(0), batch[0], self._stream)
-            params = some.params
+            some = Residents(self._device, self._kept, stars, params, np.empty(len(stars)), batch, self._stream)
+            params, batch = some.params, some.batches
         loss = np.full(1, np.nan)
         self._run(some, params, None, batch, course, slice(0, 1), loss, gradient_alone=True)
         return float(loss[0]), ModelArrays.unflatten(self._get("gradient", np.empty(self._size)), self._model)
@@ -228,12 +223,15 @@ class Trainer:
         self, params: Any, star_loss: Any, model_loss: Float64, end: _End | None, batches: Int64
     ) -> EpochResult:
         """Where it has led; raises TrainingDiverged where that is not all the way."""
-        now = ModelArrays.unflatten(self._get("parameters", np.empty(self._size)), self._model)
-        first, second = (
-            ModelArrays.unflatten(self._get(name, np.empty(self._size)), self._model) for name in ("first", "second")
-        )
-        model = replace(self._model, weights=now.weights, biases=now.biases, ext_curve=now.ln_ext_curve)
-        result = EpochResult(model, params, ModelMoments(first, second, self._count), model_loss, star_loss)
+        model, moments = self._model, self._moments
+        if self._count > moments.steps:
+            now, first, second = (
+                ModelArrays.unflatten(self._get(name, np.empty(self._size)), model)
+                for name in ("parameters", "first", "second")
+            )
+            model = replace(model, weights=now.weights, biases=now.biases, ext_curve=now.ln_ext_curve)
+            moments = ModelMoments(first, second, self._count)
+        result = EpochResult(model, params, moments, model_loss, star_loss)
         if end is None:
             return result
         if end.why == _LOSS_NOT_FINITE:
@@ -268,64 +266,6 @@ class _End:
     why: int
     batch: int
     chi2: Float64
-
-
-class _Resident:
-    """Some stars of the host on the GPU; addresses under the names of :class:`StarData`."""
-
-    def __init__(
-        self, device: Any, stars: StarData, params: Float64, star_loss: Float64, rows: Int64, stream: Any
-    ) -> None:
-        self._device, self._stream, self._rows = device, stream, rows
-        arrays: dict[str, np.ndarray] = {
-            "flux": stars.flux,
-            "whitener": stars.whitener,
-            "mean": stars.mean,
-            "sigma": stars.sigma,
-            "params": np.ascontiguousarray(params, np.float64),
-            "star_loss": star_loss if len(star_loss) else np.empty(len(stars)),
-        }
-        row_bytes = {name: array.nbytes // max(len(array), 1) for name, array in arrays.items()}
-        total = sum(-(-row * len(rows) // 256) * 256 for row in row_bytes.values())
-        if total > _SHARE * device.free_memory():
-            raise DeviceOutOfMemory(f"{len(rows)} stars need {total} bytes")
-        self._memory = {name: device.allocate(max(row * len(rows), 1)) for name, row in row_bytes.items()}
-        self.flux, self.whitener, self.mean, self.sigma, self.params, self.star_loss = (
-            int(self._memory[name].pointer) for name in arrays
-        )
-        staged = device.allocate_host(_STAGED)
-        for name, array in arrays.items():
-            self._bring(array, self._memory[name].pointer, staged)
-
-    def fetch(self, params: Float64, star_loss: Float64) -> None:
-        """Bring back what the stars' steps have changed."""
-        for array, pointer in ((params, self.params), (star_loss, self.star_loss)):
-            found = np.empty((len(self._rows), *array.shape[1:]))
-            self._device.to_host(found, pointer, self._stream)
-            self._device.synchronise(self._stream)
-            array[self._rows] = found
-
-    def _bring(self, array: np.ndarray, pointer: int, staged: np.ndarray) -> None:
-        """Copy the rows, in order, through pinned memory."""
-        row = array.nbytes // max(len(array), 1)
-        at_once = max(1, staged.size // max(row, 1))
-        for first in range(0, len(self._rows), at_once):
-            rows = self._rows[first : first + at_once]
-            place = staged[: row * len(rows)].view(array.dtype).reshape(len(rows), *array.shape[1:])
-            np.take(array, rows, axis=0, out=place, mode="clip")
-            self._device.to_device(pointer + row * first, place, self._stream)
-            self._device.synchronise(self._stream)
-
-
-#: Pinned bytes that stars pass through on their way to the GPU.
-_STAGED = 1 << 26
-
-
-def _like(array: Any, stars: int) -> Any:
-    """NaN for each star, where an array lies."""
-    from xpkern.engine.arrays import namespace_of
-
-    return namespace_of(array).full(stars, np.nan)
 
 
 def _no_box(parameters: int) -> Box:
