@@ -7,7 +7,9 @@
 XPKERN_NAMESPACE_BEGIN
 
 // Accumulators that a block of a matrix product keeps in registers, leaving room for its operands.
-#if defined(__AVX512F__) || defined(__aarch64__)
+#if defined(__CUDACC__)
+constexpr int ACCUMULATORS = 40;
+#elif defined(__AVX512F__) || defined(__aarch64__)
 constexpr int ACCUMULATORS = 24;
 #else
 constexpr int ACCUMULATORS = 12;
