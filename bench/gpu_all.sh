@@ -31,13 +31,17 @@ tool() { # tool NAME: where it is, on PATH or beside nvcc
     command -v "$1" || ls "$(dirname "$(readlink -f "$(command -v nvcc || echo /nowhere)")")/$1" 2>/dev/null
 }
 
-# the compiled CPU engine alone first: it builds without a GPU, and without it nothing can be compared
+no_gpu() { # no_gpu WHY: nothing to do here
+    echo "gpu_all: there is no GPU to run on: $(echo "$1" | tail -n 1)" >&2
+    exit 1
+}
+
+why=$("$python" -c 'from xpkern.engine.cuda.device import gpu_names; print(*gpu_names())' 2>&1) || no_gpu "$why"
+echo "$why"
+# the compiled CPU engine first: without it nothing can be compared
 step build 240 "$python" setup.py build_ext --inplace || { echo "gpu_all: xpkern cannot be built here"; exit 1; }
 "$python" -m xpkern doctor | tee "$folder/doctor.log"
-if ! why=$("$python" -c 'import xpkern; xpkern.get_engine("cuda")' 2>&1); then
-    echo "gpu_all: there is no GPU to run on: $(echo "$why" | tail -n 1)" >&2
-    exit 1
-fi
+why=$("$python" -c 'from xpkern.engine.cuda.device import open_device; open_device()' 2>&1) || no_gpu "$why"
 
 if command -v nvcc >/dev/null; then # the extension module, for this GPU alone, beside what runs through CuPy
     XPKERN_CUDA=1 XPKERN_CUDA_ARCH=native step extension 300 "$python" setup.py build_ext --inplace &
