@@ -87,6 +87,8 @@ class Stars:
             variance[star, kept] = np.square(np.linalg.inv(root[np.ix_(kept, kept)])).sum(axis=1)
         arrays = (flux, variance, whitener.transpose(0, 2, 1), plx, np.square(1 / plx_err))
         self.arrays = [np.ascontiguousarray(array, np.float32) for array in arrays]
+        # a GPU gathers from its own memory
+        self._resident = [jnp.asarray(array) for array in self.arrays] if on_gpu() else None
         self.batches = [self.gather(rows) for rows in _in_batches(np.arange(len(flux)), batch)]
 
     def __len__(self) -> int:
@@ -94,6 +96,8 @@ class Stars:
 
     def gather(self, rows: np.ndarray) -> list[jax.Array]:
         """Return some stars: flux, variance (the diagonal of C), transposed whitener, parallax and 1 / error^2."""
+        if self._resident is not None:
+            return [array[jnp.asarray(rows)] for array in self._resident]
         return [jnp.asarray(array[rows]) for array in self.arrays]
 
 

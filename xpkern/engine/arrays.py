@@ -30,7 +30,7 @@ def as_array(values: Any) -> Any:
 
 def to_host(array: Any) -> np.ndarray:
     """The array itself, or a copy on the host of one on a GPU."""
-    return _cupy().asnumpy(array) if on_device(array) else np.asarray(array)
+    return _cupy().asnumpy(_cupy().asarray(array)) if on_device(array) else np.asarray(array)
 
 
 def _cupy() -> Any:

@@ -86,7 +86,7 @@ def forward_substitute(factor: Float64, rhs: Float64) -> Float64:
     -------
     (n, m, q) float64
     """
-    whitened = np.zeros_like(rhs)
+    whitened = namespace_of(rhs).zeros(rhs.shape)
     for j in range(factor.shape[1]):
         known = np.einsum("ni,niq->nq", factor[:, j, :j], whitened[:, :j]) if j else 0.0
         whitened[:, j] = (rhs[:, j] - known) * factor[:, j, j, None]

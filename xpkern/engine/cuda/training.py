@@ -155,13 +155,10 @@ class Trainer:
         def one_batch(stream: Any) -> None:
             self._queue(arguments, chunks, course, stream, gradient_alone)
 
-        if count < _FEWEST_REPLAYED:
-            for _ in range(count):
-                one_batch(self._stream)
-        else:
-            replay = self._device.record(one_batch)
-            for _ in range(count):
-                replay(self._stream)
+        one_batch(self._stream)  # kernels are loaded by their first launch, which a recording does not allow
+        again = one_batch if count < _FEWEST_REPLAYED else self._device.record(one_batch)
+        for _ in range(count - 1):
+            again(self._stream)
         state = self._get("state", np.empty(3, np.int64))
         reached = int(state[0])
         if course.model_steps is not None:
