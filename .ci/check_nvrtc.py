@@ -38,8 +38,8 @@ CEILINGS: dict[str, int] = {}
 LARGEST_STACK = {"calibrate": 45_500, "predict": 13_500, "fit_rescue": 36_000}
 LARGEST_STACK_OF_OTHERS = 20_500
 
-#: The kernels' text in parts that are compiled side by side.
-PARTS = [f'#include "cuda/{name}.cuh"\n' for name in ("fit", "stars", "calibrate", "train", "descent", "sizes")]
+#: Files of ``csrc/cuda`` that are compiled side by side; what is in no one of them takes little.
+PARTS = ("fit_float", "fit_fine", "starts", "stars", "calibrate", "train", "descent")
 
 
 @dataclass(frozen=True)
@@ -73,12 +73,12 @@ class Usage:
 def jobs() -> list[Job]:
     """Everything that is compiled, what takes longest first."""
     of_gpu = ("-arch=sm_90", "--ptxas-options=-v")
-    usual = [Job(f"kernels for sm_90, {text.split()[1]}", text, of_gpu) for text in PARTS]
+    usual = [Job(f"kernels for sm_90, {part}", f'#include "cuda/{part}.cuh"\n', of_gpu) for part in PARTS]
     whole, older = '#include "cuda/kernels.cu"\n', "-arch=compute_80"
     general = Job("general kernels for compute_80", whole, (older, "-DXPKERN_GENERAL"))
     headers = [path.name for path in sorted(Path("csrc/core").glob("*.hpp"))]
     alone = [Job(f"core/{name}", f'#include "core/{name}"\n', (older,)) for name in headers]
-    return [usual[0], general, Job("kernels for compute_80", whole, (older,)), *usual[1:], *alone]
+    return [general, *usual[:2], Job("kernels for compute_80", whole, (older,)), *usual[2:], *alone]
 
 
 def load_nvrtc() -> ctypes.CDLL:

@@ -5,8 +5,10 @@
 // any, which few need. What kernels are given is in arguments.cuh.
 #include "cuda/calibrate.cuh"
 #include "cuda/descent.cuh"
-#include "cuda/fit.cuh"
+#include "cuda/fit_fine.cuh"
+#include "cuda/fit_float.cuh"
 #include "cuda/roof.cuh"
 #include "cuda/sizes.cuh"
 #include "cuda/stars.cuh"
+#include "cuda/starts.cuh"
 #include "cuda/train.cuh"

@@ -30,7 +30,7 @@ __device__ void run_roof(const xpkern::RoofArguments& a) {
     for (int c = 0; c < xpkern::ROOF_CHAINS; ++c) chain[c] = Real(threadIdx.x + c);
     const Real factor = Real(0.999), term = Real(1e-3);
     for (int64_t round = 0; round < a.n; ++round) {
-#pragma unroll
+        XPKERN_UNROLL
         for (int c = 0; c < xpkern::ROOF_CHAINS; ++c) chain[c] = xpkern::XPKERN_ISA::fma(chain[c], factor, term);
     }
     Real sum = 0;

@@ -4,6 +4,7 @@
 #include "calibrate.cuh"
 #include "descent.cuh"
 #include "stars.cuh"
+#include "starts.cuh"
 #include "train.cuh"
 
 XPKERN_NAMESPACE_BEGIN
