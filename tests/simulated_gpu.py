@@ -48,6 +48,9 @@ class SimulatedGpu:
         self.lost_at: str | None = None  # the kernel at which the GPU is lost
         self.pinned: set[int] = set()
 
+    def load(self, *, general=False):
+        kernel_library(general=general)
+
     def free_memory(self):
         return self._memory - self.used if self._says_free is None else self._says_free
 

@@ -86,6 +86,11 @@ class CupyDevice:
                 door=f"CuPy {self._cupy.__version__}",
             )
 
+    def load(self, *, general: bool = False) -> None:
+        """Compile the kernels, or find them in CuPy's cache."""
+        with self._failures(), self._lock:
+            self._module(general).compile()
+
     def free_memory(self) -> int:
         """Bytes that can be allocated now, those that CuPy keeps in stock included."""
         with self._failures():
@@ -182,14 +187,16 @@ class CupyDevice:
             end.synchronize()
             return 1e-3 * float(cuda.get_elapsed_time(begin, end))
 
+    def _module(self, general: bool) -> Any:
+        if general not in self._modules:
+            code, options = (source_folder() / UNIT).read_text(), nvrtc_options(general)
+            self._modules[general] = self._cupy.RawModule(code=code, options=options, backend="nvrtc")
+        return self._modules[general]
+
     def _kernel(self, name: str, shared: int) -> Any:
         with self._lock:
             if name not in self._kernels:
-                general = is_general(name)
-                if general not in self._modules:
-                    code, options = (source_folder() / UNIT).read_text(), nvrtc_options(general)
-                    self._modules[general] = self._cupy.RawModule(code=code, options=options, backend="nvrtc")
-                self._kernels[name] = self._modules[general].get_function(name)
+                self._kernels[name] = self._module(is_general(name)).get_function(name)
         kernel = self._kernels[name]
         if shared > _SHARED_WITHOUT_ASKING and kernel.max_dynamic_shared_size_bytes < shared:
             kernel.max_dynamic_shared_size_bytes = shared

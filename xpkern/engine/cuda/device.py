@@ -82,6 +82,16 @@ class Device(Protocol):
         """What is known of the GPU and of what stands between."""
         ...
 
+    def load(self, *, general: bool = False) -> None:
+        """Load the kernels now, compiling them if need be, instead of when one of them is first launched.
+
+        Parameters
+        ----------
+        general : bool
+            Those for models of any size instead of the usual one.
+        """
+        ...
+
     def free_memory(self) -> int:
         """Bytes that can be allocated now."""
         ...

@@ -67,6 +67,11 @@ class ExtensionDevice:
         found["driver"] = version_text(found["driver"])
         return DeviceFacts(**found, compiler=f"nvcc {toolkit}", door=f"xpkern's extension, CUDA {toolkit}")
 
+    def load(self, *, general: bool = False) -> None:
+        """Load the kernels that nvcc compiled."""
+        with self._failures():
+            _ = self._general if general else self._usual
+
     def free_memory(self) -> int:
         """Bytes that can be allocated now."""
         with self._failures():
