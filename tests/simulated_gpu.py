@@ -168,6 +168,13 @@ class GpuArray(np.lib.mixins.NDArrayOperatorsMixin):
             return lambda *args, **kwargs: _close(getattr(self._array, name)(*_open(args), **_open(kwargs)))
         raise AttributeError(name)
 
+    def set(self, values, stream=None):
+        """Copy an array of the host."""
+        self._array[:] = values
+
+    def mean(self):
+        return GpuArray(np.asarray(self._array.mean()))
+
     @property
     def data(self):
         return SimpleNamespace(ptr=self._array.ctypes.data)

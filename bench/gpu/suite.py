@@ -89,7 +89,7 @@ def _suite(engine: Any, options: argparse.Namespace) -> int:
         try:
             found = measure(engine, roof, options.stars)
         except ImportError as error:
-            found = {f"{measure.__name__.strip('_')}: not measured": str(error)}
+            found = {f"{measure.__doc__} Not measured": str(error)}
         figures |= found
         for name, value in found.items():
             print(f"{name:74s} {value:>14,.4g}" if isinstance(value, float) else f"{name:74s} {value}", flush=True)
@@ -176,7 +176,8 @@ def _resident(engine: Any, roof: Roof, n_stars: int) -> dict[str, Any]:
         stream = engine.device.current_stream()
         took = statistics.median(seconds(engine.device, lambda _, work=work: work(), stream, _RUNS)) / n_stars
         figures[f"{name}, resident [stars/s]"] = 1.0 / took
-        figures[f"{name}, share of the multiply-adds' roof"] = 2.0 * multiply_adds / took / peak
+        if multiply_adds:
+            figures[f"{name}, share of the multiply-adds' roof"] = 2.0 * multiply_adds / took / peak
         figures[f"{name}, share of the memory's roof"] = least_bytes / took / roof.memory
     return figures
 
