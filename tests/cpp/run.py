@@ -67,17 +67,24 @@ def emulated_aarch64(setup) -> Machine:
 #: What a test of kernels for GPUs is built with in place of an instruction set, by the name of its form.
 CUDA_FORMS = {"cuda": [], "cuda_general": ["-DXPKERN_GENERAL"]}
 
+#: Its sanitizers: those that watch indices. The rest double the minute that all kernels in one program take to compile;
+#: the mathematics is under them in the other tests. A call for each access in place of code saves as much again.
+CUDA_SANITIZE = ["-fsanitize=address,signed-integer-overflow,bounds,shift", "-fno-sanitize-recover=all"]
+CUDA_SANITIZE_BY_CALLS = ["--param", "asan-instrumentation-with-call-threshold=0"]  # as GCC spells it
+
 
 def build_and_run(setup, machine: Machine, source: Path, isa: str) -> tuple[str, int, str]:
     """Build one program for one instruction set and run it; return its name, exit code and output."""
     program = BUILD / f"{source.stem}-{machine.name}-{isa}"
-    of_isa = setup.ISA_FLAGS.get(isa, [])
+    of_isa, of_machine = setup.ISA_FLAGS.get(isa, []), machine.flags
     flags = [flag for flag in [*setup.COMMON_FLAGS, *of_isa] if not flag.startswith(("-O", "-g"))]
     if isa in CUDA_FORMS:
         defines = ["-DXPKERN_ISA=cuda", *CUDA_FORMS[isa]]
+        of_machine = [*(flag for flag in of_machine if "-fsanitize" not in flag), *CUDA_SANITIZE]
+        of_machine += CUDA_SANITIZE_BY_CALLS if "clang" not in machine.compiler[0] else []
     else:
         defines = [f"-DXPKERN_ISA={isa}"] + ["-DXPKERN_SCALAR_LANES"] * (isa == "scalar")  # as isa_scalar.cpp does
-    command = [*machine.compiler, *flags, *machine.flags, *defines, str(source), "-o", str(program)]
+    command = [*machine.compiler, *flags, *of_machine, *defines, str(source), "-o", str(program)]
     built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if built.returncode != 0:
         return program.name, built.returncode, built.stderr

@@ -25,6 +25,10 @@ from xpkern.errors import DeviceFailed
 #: Threads of a block: any multiple of a warp works; this many leave each 255 registers and two blocks a processor.
 BLOCK = 128
 
+#: Threads of a block where there are too few to give every processor one of the above, as in training: each warp then
+#: has a processor, and its caches, to itself.
+_WARP = 32
+
 #: Blocks of a processor where each thread has memory of its own, and most bytes of that in all. Such kernels are for
 #: models of unusual sizes: slower, not larger than the GPU.
 _BLOCKS_A_PROCESSOR, _MOST_MEMORY = 8, 1 << 30
@@ -73,7 +77,8 @@ class Launcher:
         if bytes_a_thread:
             arguments.scratch = ThreadScratch(memory, bytes_a_thread)
         threads = self.threads(items, bytes_a_thread)
-        self.device.launch(kernel, threads // BLOCK, BLOCK, [parameter(arguments)], stream)
+        block = BLOCK if threads >= BLOCK * self.device.facts.processors else _WARP
+        self.device.launch(kernel, threads // block, block, [parameter(arguments)], stream)
 
     def one(self, kernel: str, arguments: Any, stream: Any, threads: int = 1) -> None:
         """Queue a kernel of a single block."""
