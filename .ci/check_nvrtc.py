@@ -2,7 +2,7 @@
 
 That is what CuPy's RawModule does on a user's machine, minus the driver, with exactly its options. The library comes
 from the wheel ``nvidia-cuda-nvrtc`` and is called through ctypes. A warning is a failure. Of the kernels for the usual
-sizes registers, stack and spills are printed: they are compiled for a GPU, the others no further than PTX.
+sizes registers, stack and spills are printed: they are compiled for a GPU, the others no further than PTX, and in haste.
 """
 
 from __future__ import annotations
@@ -74,11 +74,11 @@ def jobs() -> list[Job]:
     """Everything that is compiled, what takes longest first."""
     of_gpu = ("-arch=sm_90", "--ptxas-options=-v")
     usual = [Job(f"kernels for sm_90, {part}", f'#include "cuda/{part}.cuh"\n', of_gpu) for part in PARTS]
-    whole, older = '#include "cuda/kernels.cu"\n', "-arch=compute_80"
-    general = Job("general kernels for compute_80", whole, (older, "-DXPKERN_GENERAL"))
+    whole, older = '#include "cuda/kernels.cu"\n', ("-arch=compute_80", "--Ofast-compile=max")
+    general = Job("general kernels for compute_80", whole, (*older, "-DXPKERN_GENERAL"))
     headers = [path.name for path in sorted(Path("csrc/core").glob("*.hpp"))]
-    alone = [Job(f"core/{name}", f'#include "core/{name}"\n', (older,)) for name in headers]
-    return [general, *usual[:2], Job("kernels for compute_80", whole, (older,)), *usual[2:], *alone]
+    alone = [Job(f"core/{name}", f'#include "core/{name}"\n', older) for name in headers]
+    return [general, *usual[:2], Job("kernels for compute_80", whole, older), *usual[2:], *alone]
 
 
 def load_nvrtc() -> ctypes.CDLL:
