@@ -2,7 +2,7 @@
 
 That is what CuPy's RawModule does on a user's machine, minus the driver, with exactly its options. The library comes
 from the wheel ``nvidia-cuda-nvrtc`` and is called through ctypes. A warning is a failure. Of the kernels for the usual
-sizes registers, stack and spills are printed: they are compiled for a GPU, the others no further than PTX, and in haste.
+sizes registers, stack and spills are printed: they are compiled for a GPU, the others no further than PTX, in haste.
 """
 
 from __future__ import annotations
