@@ -230,6 +230,30 @@ def test_whiteners_that_cannot_change_stay_on_the_gpu(mock):
     assert gpu.used < kept
 
 
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"flux": np.zeros((STARS, 66))}, TypeError, "flux must be float32, not float64"),
+        ({"whitener": np.zeros((STARS, 66), np.float32)}, ValueError, r"whitener must have shape \(40, 2211\)"),
+        ({"sigma": np.ones((STARS, 4))}, ValueError, r"sigma must have shape \(40, 5\), not \(40, 4\)"),
+    ],
+)
+def test_kernels_are_given_nothing_that_they_would_misread(mock, change, error, message):
+    engine, stars = CudaEngine(SimulatedGpu()), replace(mock.stars, **change)
+    with pytest.raises(error, match=message):
+        mock.fit(engine, stars)
+    with pytest.raises(error, match=message):
+        mock.epoch(engine, stars)
+
+
+def test_parameters_of_another_shape_are_refused(mock):
+    engine = CudaEngine(SimulatedGpu())
+    with pytest.raises(ValueError, match=r"parameters must have shape \(40, 5\), not \(40, 4\)"):
+        engine.predict(mock.model, mock.params[:, :4])
+    with pytest.raises(ValueError, match=r"parameters must have shape \(40, 5\), not \(39, 5\)"):
+        engine.evaluate(mock.model, mock.prior, mock.stars, mock.params[:39], LossTerms())
+
+
 def test_arrays_here_and_there_are_refused(mock, cupy):
     engine = CudaEngine(SimulatedGpu())
     with pytest.raises(xk.InputError, match="on the GPU: flux; the others are not"):

@@ -147,10 +147,10 @@ class CudaEngine:
 
         found = self._lanes.run(
             stars,
-            vars(coefficients)
+            _inputs_of_coefficients(coefficients, calibration.bp_design.shape[1], calibration.rp_design.shape[1])
             | {
-                "band_flux": _doubles(photometry_flux, coefficients.bp),
-                "band_error": _doubles(photometry_error, coefficients.bp),
+                "band_flux": _doubles(photometry_flux, coefficients.bp, (stars, bands)),
+                "band_error": _doubles(photometry_error, coefficients.bp, (stars, bands)),
             },
             {
                 "flux": ((samples,), np.float32),
@@ -184,7 +184,7 @@ class CudaEngine:
 
         return self._lanes.run(
             len(params),
-            {"params": _doubles(params, params)},
+            {"params": _doubles(params, params, (len(params), model.n_parameters))},
             {"flux": ((model.n_samples,), np.float64)},
             lambda size: {"memory": self._launcher.memory(size, needed)},
             queue,
@@ -202,6 +202,7 @@ class CudaEngine:
     ) -> Evaluation:
         """Loss, gradient, Hessian and Fisher matrix at linear parameters (n, k)."""
         of_model, of_prior = self._table(model, model_table), self._table(prior, prior_table)
+        inputs = _inputs_of(stars, model.n_samples, model.n_parameters)
         needed = self._launcher.scratch(model=of_model.view, prior=of_prior.view).evaluate
 
         def queue(batch: Batch) -> None:
@@ -218,7 +219,7 @@ class CudaEngine:
 
         found = self._lanes.run(
             len(stars),
-            vars(stars) | {"params": _doubles(params, stars.flux)},
+            inputs | {"params": _doubles(params, stars.flux, (len(stars), model.n_parameters))},
             evaluation_rows(model.n_parameters),
             lambda size: {"memory": self._launcher.memory(size, needed)},
             queue,
@@ -246,7 +247,7 @@ class CudaEngine:
 
         return self._lanes.run(
             len(stars),
-            vars(stars),
+            _inputs_of(stars, samples, grid.n_parameters),
             {"params": ((options.starts, grid.n_parameters), np.float64)},
             lambda size: {"memory": self._launcher.memory(size, needed)},
             queue,
@@ -267,13 +268,13 @@ class CudaEngine:
         """Lowest optimum of the star loss from the starts of a grid, or that from given parameters (n, k)."""
         of_model, of_prior = self._table(model, model_table), self._table(prior, prior_table)
         view = fit_view(of_model.view, of_prior.view, terms, box)
-        inputs: dict[str, Any] = vars(stars)
+        inputs = _inputs_of(stars, model.n_samples, model.n_parameters)
         sizes: dict[str, Any] = {}
         if isinstance(start, StartGrid):
             view.grid = self._table(start, grid_table).view
             sizes = {"n_types": len(start), "samples": model.n_samples, "inputs": model.n_inputs}
         else:
-            inputs = inputs | {"start": _doubles(start, stars.flux)}
+            inputs["start"] = _doubles(start, stars.flux, (len(stars), model.n_parameters))
         needed = self._launcher.scratch(model=of_model.view, prior=of_prior.view, **sizes)
         fitter = Fitter(self._launcher, view, options, needed)
         rows = solution_rows(model.n_parameters, model.n_samples)
@@ -305,7 +306,7 @@ class CudaEngine:
 
         return self._lanes.run(
             len(stars),
-            vars(stars),
+            _inputs_of(stars, table.view.n_samples, parameters),
             {"params": ((parameters,), np.float64)},
             lambda size: {
                 "best": best * size * slices(size),
@@ -343,7 +344,8 @@ class CudaEngine:
 
         return self._lanes.run(
             len(stars),
-            vars(stars) | {"start": _doubles(start, stars.flux)},
+            _inputs_of(stars, model.n_samples, model.n_parameters)
+            | {"start": _doubles(start, stars.flux, (len(stars), model.n_parameters))},
             {"params": ((model.n_parameters,), np.float64)},
             lambda size: {"memory": self._launcher.memory(size, needed)},
             queue,
@@ -354,7 +356,8 @@ class CudaEngine:
     ) -> tuple[float, list[Float64], list[Float64], Float64]:
         """Eq. 12 averaged over the stars, and its gradient in weights, biases and ln R."""
         trainer = self._trainer(model, None, stars)
-        loss, gradient = trainer.gradient(stars, _doubles(params, stars.flux))
+        _inputs_of(stars, model.n_samples, model.n_parameters)
+        loss, gradient = trainer.gradient(stars, _doubles(params, stars.flux, (len(stars), model.n_parameters)))
         return loss, gradient.weights, gradient.biases, gradient.ln_ext_curve
 
     def train_epoch(
@@ -376,7 +379,8 @@ class CudaEngine:
         check_rows(batches, len(stars))
         trainer = self._trainer(model, moments, stars)
         course = Course(terms, box, model_steps, star_steps)
-        return trainer.epoch(stars, _doubles(params, stars.flux), batches, course)
+        _inputs_of(stars, model.n_samples, model.n_parameters)
+        return trainer.epoch(stars, _doubles(params, stars.flux, (len(stars), model.n_parameters)), batches, course)
 
     def _trainer(self, model: FluxModel, moments: ModelMoments | None, stars: StarData) -> Trainer:
         stream = self.device.current_stream() if on_device(stars.flux) else self.device.new_stream()
@@ -405,8 +409,43 @@ class CudaEngine:
             return known[key]
 
 
-def _doubles(values: Any, beside: Any) -> Any:
-    """Contiguous float64 values, where another array lies."""
+def _doubles(values: Any, beside: Any, shape: tuple[int, ...]) -> Any:
+    """Contiguous float64 values of that shape, where another array lies."""
     xp = namespace_of(beside)
     values = xp.asarray(values) if on_device(beside) else to_host(values)
-    return xp.ascontiguousarray(values, xp.float64)
+    return _checked(xp.ascontiguousarray(values, xp.float64), "parameters", np.float64, shape)
+
+
+def _inputs_of(stars: StarData, samples: int, parameters: int) -> dict[str, Any]:
+    """The arrays of stars, once they are what kernels take them for."""
+    n = len(stars)
+    return {
+        "flux": _checked(stars.flux, "flux", np.float32, (n, samples)),
+        "whitener": _checked(stars.whitener, "whitener", np.float32, (n, packed_size(samples))),
+        "mean": _checked(stars.mean, "mean", np.float64, (n, parameters)),
+        "sigma": _checked(stars.sigma, "sigma", np.float64, (n, parameters)),
+    }
+
+
+def _inputs_of_coefficients(coefficients: Coefficients, bp: int, rp: int) -> dict[str, Any]:
+    """The arrays of coefficients, so many of either side, once they are what kernels take them for."""
+    n, found = len(coefficients), {}
+    for side, count in (("bp", bp), ("rp", rp)):
+        for name, dtype, shape in (
+            (side, np.float64, (n, count)),
+            (f"{side}_error", np.float32, (n, count)),
+            (f"{side}_correlation", np.float32, (n, count * (count - 1) // 2)),
+            (f"{side}_standard_deviation", np.float32, (n,)),
+            (f"has_{side}", np.bool_, (n,)),
+        ):
+            found[name] = _checked(getattr(coefficients, name), name, dtype, shape)
+    return found
+
+
+def _checked(array: Any, name: str, dtype: Any, shape: tuple[int, ...]) -> Any:
+    """The array, if it is of that type and shape: kernels would read anything else as if it were."""
+    if array.dtype != dtype:
+        raise TypeError(f"{name} must be {np.dtype(dtype)}, not {array.dtype}")
+    if tuple(array.shape) != shape:
+        raise ValueError(f"{name} must have shape {shape}, not {tuple(array.shape)}")
+    return array

@@ -138,6 +138,7 @@ class Lanes:
                     while waiting:
                         waiting.popleft().finish()
                     for each in lanes:
+                        each.settle()
                         each.release()
                     size = self._halved(passage.size, error)
                     continue
