@@ -155,6 +155,16 @@ def test_a_lost_gpu_leaves_no_catalogue_and_a_new_run_makes_one(tmp_path):
         xk.make_catalog(files.spectra, output, gaia_source=files.gaia_source, engine=engine)
     assert [path.name for path in tmp_path.iterdir()] == ["survey"]
     gpu.lost_at = None
+
+    def lose_it(stars):
+        gpu.lost_at = "fit_finish"
+
+    with pytest.raises(xk.DeviceFailed, match=r"the 5 rows before it are in .*catalog\.incomplete\.h5"):
+        xk.make_catalog(
+            files.spectra, output, gaia_source=files.gaia_source, engine=engine, threads=1, rows=5, on_progress=lose_it
+        )
+    assert not output.exists()
+    gpu.lost_at = None
     summary = xk.make_catalog(files.spectra, output, gaia_source=files.gaia_source, engine=engine)
     assert summary.fitted == 12
     with h5py.File(output) as file:
