@@ -176,8 +176,11 @@ def test_epoch(rng, kernels, method):
     expected = REFERENCE.train_epoch(*arguments, model_steps, star_steps, None)
     np.testing.assert_allclose(found.model_loss, expected.model_loss, rtol=1e-4)
     np.testing.assert_allclose(found.params, expected.params, rtol=1e-4, atol=1e-5)
+    # Adam divides by the size of a gradient: where that is all but zero rounding decides, so not each number by itself.
     for ours, theirs, before in zip(found.model.weights, expected.model.weights, sky.model.weights, strict=True):
-        assert np.abs(ours - theirs).max() <= 0.02 * np.abs(theirs - before).max() + 1e-12
+        assert np.linalg.norm(ours - theirs) <= 0.01 * np.linalg.norm(theirs - before) + 1e-12
+    for ours, theirs in zip(found.moments.first.weights, expected.moments.first.weights, strict=True):
+        assert np.abs(ours - theirs).max() <= 1e-3 * np.abs(theirs).max()
     again = kernels.train_epoch(*arguments, model_steps, star_steps, None)
     for ours, theirs in zip(found.model.weights, again.model.weights, strict=True):
         np.testing.assert_array_equal(ours, theirs)
