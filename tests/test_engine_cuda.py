@@ -47,7 +47,7 @@ class Mock:
         )
 
     def epoch(self, engine, stars=None, params=None):
-        batches = np.arange(STARS, dtype=np.int64)[::-1].reshape(4, -1).copy()
+        batches = np.arange(STARS, dtype=np.int64)[::-1].reshape(2, -1).copy()
         return engine.train_epoch(
             self.model,
             self.stars if stars is None else stars,
@@ -55,8 +55,8 @@ class Mock:
             batches,
             LossTerms(prior=False),
             self.box,
-            Steps("adam", np.full(4, 1e-4)),
-            Steps("sgd", np.full(4, 1e-7), clip=10.0),
+            Steps("adam", np.full(2, 1e-4)),
+            Steps("sgd", np.full(2, 1e-7), clip=10.0),
             None,
         )
 
@@ -155,6 +155,16 @@ def test_a_lost_gpu_leaves_no_catalogue_and_a_new_run_makes_one(tmp_path):
         xk.make_catalog(files.spectra, output, gaia_source=files.gaia_source, engine=engine)
     assert [path.name for path in tmp_path.iterdir()] == ["survey"]
     gpu.lost_at = None
+
+    def lose_it(stars):
+        gpu.lost_at = "fit_finish"
+
+    with pytest.raises(xk.DeviceFailed, match=r"the 5 rows before it are in .*catalog\.incomplete\.h5"):
+        xk.make_catalog(
+            files.spectra, output, gaia_source=files.gaia_source, engine=engine, threads=1, rows=5, on_progress=lose_it
+        )
+    assert not output.exists()
+    gpu.lost_at = None
     summary = xk.make_catalog(files.spectra, output, gaia_source=files.gaia_source, engine=engine)
     assert summary.fitted == 12
     with h5py.File(output) as file:
@@ -202,7 +212,7 @@ def test_training_on_stars_that_are_on_the_gpu(mock, cupy):
 def test_training_on_more_stars_than_the_gpu_holds(mock):
     engine = CudaEngine(SimulatedGpu())
     expected = mock.epoch(engine)
-    few = CudaEngine(SimulatedGpu(says_free=30 * 9300))  # two batches of ten at most
+    few = CudaEngine(SimulatedGpu(says_free=250_000))  # room for one of the two batches
     found = mock.epoch(few)
     np.testing.assert_array_equal(found.params, expected.params)
     np.testing.assert_array_equal(found.star_loss, expected.star_loss)

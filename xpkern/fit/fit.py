@@ -47,9 +47,9 @@ def fit(
 ) -> Fit:
     """Find the parameters at which the star loss (Eq. 19) is lowest.
 
-    Observations whose arrays are on a GPU are fitted there, and so are the arrays of what comes back: those of the
-    stars are not copied. On the host remain what there is of the model, the search for starts' grid, and the few Fisher
-    matrices whose eigenvalues have to be looked at; "zgr23" copies the stars to the host and its solution back.
+    Observations whose arrays are on a GPU are fitted there, nothing of a star is copied, and the arrays that come back
+    are there, too. On the host model, prior and grid are prepared, and the few Fisher matrices looked at whose
+    eigenvalues may be too small; "zgr23" copies the stars to the host and its solution back.
 
     Parameters
     ----------
