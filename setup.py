@@ -1,7 +1,9 @@
 """Builds the two extension modules, and on request the CUDA kernels; everything else is in pyproject.toml.
 
-Environment: ``XPKERN_CUDA=1`` also compiles ``csrc/cuda/kernels.cu`` with nvcc; ``CXX`` chooses the compiler;
-``XPKERN_OBJECTS`` names a folder for the compiled objects (``build`` when not set), which source trees may share.
+Environment: ``XPKERN_CUDA=1`` also builds, with nvcc, the CUDA kernels and the module that launches them (CuPy needs
+neither); ``NVCC`` says where nvcc is, ``XPKERN_CUDA_ARCH`` for which GPUs (``native``: the one here); ``CXX`` chooses
+the compiler; ``XPKERN_OBJECTS`` names a folder for the compiled objects (``build`` when not set), which source trees
+may share.
 """
 
 from __future__ import annotations
@@ -9,9 +11,11 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import runpy
 import shutil
 import subprocess
 import sys
+import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -56,7 +60,19 @@ ISAS = {
 
 CSV_SOURCES = ["csrc/cpu/csv_module.cpp"]
 
-NVCC_FLAGS = ["-std=c++17", "-O3", "-fmad=false", "-Icsrc", "-DXPKERN_ISA=cuda", "--fatbin", "-arch=all-major"]
+#: How nvcc compiles the kernels; stated beside what CuPy is told.
+_CUDA = runpy.run_path("xpkern/engine/cuda/compiler_flags.py")
+NVCC_FLAGS, GENERAL_FLAG = [*_CUDA["NVCC_FLAGS"], "-Icsrc"], _CUDA["GENERAL_FLAG"]
+
+#: GPUs for which nvcc compiles: an image for every major architecture that it knows, which runs on all later ones of
+#: the same major version, and an intermediate form of the last for those to come.
+CUDA_ARCHITECTURES = "all-major"
+
+#: How nvcc builds the module that launches them. The runtime is linked statically, the driver not at all.
+NVCC_MODULE_FLAGS = [
+    *("-std=c++17", "-O2", "-shared", "-cudart", "static"),
+    *("-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall,-Wextra"),
+]
 
 
 def sources_of_cpu_engine(machine: str) -> list[str]:
@@ -129,16 +145,33 @@ class BuildExtensions(build_ext):
         )
 
     def build_cuda(self) -> None:
-        """Compile ``csrc/cuda/kernels.cu`` to a fat binary beside the engine."""
+        """Compile the CUDA kernels to a fat binary, and the module that launches them."""
+        import pybind11
+
         nvcc = os.environ.get("NVCC") or shutil.which("nvcc")
         if nvcc is None:
             raise PlatformError("XPKERN_CUDA=1 needs nvcc: put it on PATH, set NVCC, or unset XPKERN_CUDA")
         root = Path("." if self.inplace else self.build_lib)
-        target = root / "xpkern" / "engine" / "kernels.fatbin"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        result = subprocess.run([nvcc, *NVCC_FLAGS, "-o", str(target), "csrc/cuda/kernels.cu"], check=False)
-        if result.returncode != 0:
-            raise CompileError(f"nvcc failed on csrc/cuda/kernels.cu (exit code {result.returncode})")
+        engine = root / "xpkern" / "engine"
+        architectures = os.environ.get("XPKERN_CUDA_ARCH") or CUDA_ARCHITECTURES
+        includes = [f"-I{folder}" for folder in (pybind11.get_include(), sysconfig.get_paths()["include"])]
+        module = engine / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
+        (engine / "cuda").mkdir(parents=True, exist_ok=True)
+        of_kernels = [*NVCC_FLAGS, f"-arch={architectures}", "--fatbin"]
+        parts = (
+            ("csrc/cuda/kernels.cu", of_kernels, engine / "cuda" / "kernels.fatbin"),
+            ("csrc/cuda/kernels.cu", [*of_kernels, GENERAL_FLAG], engine / "cuda" / "kernels_general.fatbin"),
+            ("csrc/cuda/module.cpp", [*NVCC_MODULE_FLAGS, *includes], module),
+        )
+
+        def compile_one(part: tuple[str, list[str], Path]) -> None:
+            source, flags, target = part
+            result = subprocess.run([nvcc, *flags, "-o", str(target), source], check=False)
+            if result.returncode != 0:
+                raise CompileError(f"nvcc failed on {source} (exit code {result.returncode})")
+
+        with ThreadPoolExecutor(self.parallel or os.cpu_count()) as pool:
+            list(pool.map(compile_one, parts))
 
 
 if __name__ == "__main__":

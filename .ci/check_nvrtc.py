@@ -1,25 +1,84 @@
-"""Compile every header of ``csrc/core`` on its own, and every ``csrc/cuda/*.cu``, with NVRTC.
+"""Compile the CUDA kernels and every header of ``csrc/core`` with NVRTC; hold what kernels take against a table.
 
-That is what CuPy's RawModule does on a user's machine, minus the driver. The library comes from the wheel
-``nvidia-cuda-nvrtc`` and is called through ctypes.
+That is what CuPy's RawModule does on a user's machine, minus the driver, with exactly its options. The library comes
+from the wheel ``nvidia-cuda-nvrtc`` and is called through ctypes. A warning is a failure. Of the kernels for the usual
+sizes registers, stack and spills are printed: they are compiled for a GPU, the others no further than PTX, in haste.
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
+import re
+import runpy
+import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import nvidia
 
-OPTIONS = [
-    "-std=c++17",
-    "-Icsrc",
-    "-DXPKERN_ISA=cuda",
-    "-fmad=false",
-    "--gpu-architecture=compute_90",
-    "-default-device",
-]
+FLAGS = [*runpy.run_path("xpkern/engine/cuda/compiler_flags.py")["NVRTC_FLAGS"], "-Icsrc"]
+
+#: What CuPy adds by itself.
+CUPY_FLAGS = ["-ftz=true"]
+
+#: Kernels that a star passes through most often: no spill at all.
+WITHOUT_SPILLS = {
+    *("calibrate", "evaluate", "start", "fit_start", "fit_rough", "fit_scout", "fit_sharp", "fit_fine", "fit_finish"),
+    *("train_stars", "train_products", "train_gradient", "train_step", "train_star_steps"),
+}
+
+#: Bytes of spills that another kernel may have: none of them may grow; one that is not named may have none.
+CEILINGS: dict[str, int] = {}
+
+#: Largest stack of a thread [bytes], callees included: the GPU reserves as much for every thread that it can hold.
+LARGEST_STACK = {"calibrate": 45_500, "predict": 13_500, "fit_rescue": 36_000}
+LARGEST_STACK_OF_OTHERS = 20_500
+
+#: Files of ``csrc/cuda`` that are compiled side by side; what is in no one of them takes little.
+PARTS = ("fit_float", "fit_fine", "starts", "stars", "calibrate", "train", "descent")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A text to be compiled, its name and the flags that are its own."""
+
+    name: str
+    text: str
+    flags: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a kernel takes: registers of a thread, bytes of its stack, bytes of spills to it, callees included."""
+
+    kernel: str
+    registers: int
+    stack: int
+    spills: int
+
+    @property
+    def complaint(self) -> str | None:
+        """What is wrong with it."""
+        allowed = 0 if self.kernel in WITHOUT_SPILLS else CEILINGS.get(self.kernel, 0)
+        if self.spills > allowed:
+            return f"{self.kernel} spills {self.spills} bytes, {allowed} are allowed"
+        most = LARGEST_STACK.get(self.kernel, LARGEST_STACK_OF_OTHERS)
+        return f"{self.kernel} has a stack of {self.stack} bytes, {most} are allowed" if self.stack > most else None
+
+
+def jobs() -> list[Job]:
+    """Everything that is compiled, what takes longest first."""
+    of_gpu = ("-arch=sm_90", "--ptxas-options=-v")
+    usual = [Job(f"kernels for sm_90, {part}", f'#include "cuda/{part}.cuh"\n', of_gpu) for part in PARTS]
+    whole, older = '#include "cuda/kernels.cu"\n', ("-arch=compute_80", "--Ofast-compile=max")
+    general = Job("general kernels for compute_80", whole, (*older, "-DXPKERN_GENERAL"))
+    headers = [path.name for path in sorted(Path("csrc/core").glob("*.hpp"))]
+    alone = [Job(f"core/{name}", f'#include "core/{name}"\n', older) for name in headers]
+    return [general, *usual[:2], Job("kernels for compute_80", whole, older), *usual[2:], *alone]
 
 
 def load_nvrtc() -> ctypes.CDLL:
@@ -28,31 +87,61 @@ def load_nvrtc() -> ctypes.CDLL:
     return ctypes.CDLL(str(found[0]))
 
 
-def compile_text(nvrtc: ctypes.CDLL, text: str, name: str) -> str | None:
-    """Compile a source text; return the compiler's log if it failed."""
+def compile_text(nvrtc: ctypes.CDLL, job: Job) -> tuple[int, str]:
+    """Compile a text; return NVRTC's result and its log."""
     program = ctypes.c_void_p()
-    nvrtc.nvrtcCreateProgram(ctypes.byref(program), text.encode(), name.encode(), 0, None, None)
-    options = (ctypes.c_char_p * len(OPTIONS))(*(option.encode() for option in OPTIONS))
-    if nvrtc.nvrtcCompileProgram(program, len(OPTIONS), options) == 0:
-        return None
+    nvrtc.nvrtcCreateProgram(ctypes.byref(program), job.text.encode(), b"text.cu", 0, None, None)
+    flags = [*FLAGS, *CUPY_FLAGS, *job.flags]
+    options = (ctypes.c_char_p * len(flags))(*(flag.encode() for flag in flags))
+    result = nvrtc.nvrtcCompileProgram(program, len(flags), options)
     size = ctypes.c_size_t()
     nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
     log = ctypes.create_string_buffer(size.value)
     nvrtc.nvrtcGetProgramLog(program, log)
-    return log.value.decode()
+    nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
+    return result, log.value.decode()
+
+
+def usages(log: str) -> Iterator[Usage]:
+    """What ptxas says of each kernel; below a kernel's name it lists the kernel and then what that calls."""
+    for section in re.split(r"Compiling entry function '", log)[1:]:
+        kernel = section[: section.index("'")]
+        of_each = re.findall(r"(\d+) bytes spill stores, (\d+)", section)
+        spills = sum(int(stores) + int(loads) for stores, loads in of_each)
+        stack = re.search(r"(\d+) bytes cumulative stack size", section) or re.search(r"(\d+) bytes stack", section)
+        registers = re.search(r"Used (\d+) registers", section)
+        if stack is None or registers is None:
+            raise ValueError(f"ptxas said of {kernel} what this script does not understand:\n{section}")
+        yield Usage(kernel, int(registers[1]), int(stack[1]), spills)
 
 
 def main() -> int:
     """Compile everything; return the number of failures."""
-    nvrtc = load_nvrtc()
-    texts = {path: f'#include "{path.relative_to("csrc")}"\n' for path in sorted(Path("csrc/core").glob("*.hpp"))}
-    texts |= {path: path.read_text() for path in sorted(Path("csrc/cuda").glob("*.cu"))}
-    logs = {path: compile_text(nvrtc, text, path.name) for path, text in texts.items()}
-    failed = {path: log for path, log in logs.items() if log is not None}
-    for path, log in failed.items():
-        print(f"NVRTC failed on {path}:\n{log}")
-    print(f"NVRTC compiled {len(texts) - len(failed)} of {len(texts)} files")
-    return len(failed)
+    if len(sys.argv) > 1:  # a process of its own for each text: NVRTC compiles one at a time
+        job = jobs()[int(sys.argv[1])]
+        result, log = compile_text(load_nvrtc(), job)
+        print(log)
+        return result
+
+    def run(number: int) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, __file__, str(number)]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    todo = jobs()
+    failures, found = [], {}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for job, done in zip(todo, pool.map(run, range(len(todo))), strict=True):
+            if done.returncode != 0 or "warning" in done.stdout:
+                failures.append(f"NVRTC failed on {job.name}:\n{done.stdout}{done.stderr}")
+            found |= {usage.kernel: usage for usage in usages(done.stdout)}
+    print(f"NVRTC compiled {len(todo) - len(failures)} of {len(todo)} texts. On sm_90, of a thread:")
+    print("kernel            registers  stack [B]  spills [B]")
+    for usage in sorted(found.values(), key=lambda each: each.kernel):
+        print(f"{usage.kernel:17} {usage.registers:9} {usage.stack:10} {usage.spills:11}")
+        failures += [usage.complaint] if usage.complaint else []
+    failures += [f"no kernel {name} was found" for name in sorted((WITHOUT_SPILLS | CEILINGS.keys()) - found.keys())]
+    print("\n".join(failures))
+    return len(failures)
 
 
 if __name__ == "__main__":

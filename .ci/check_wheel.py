@@ -15,7 +15,7 @@ site = Path(sys.argv[1]).resolve()
 for module in (xpkern, xpkern.engine._cpu, xpkern.observe._csv):
     assert Path(module.__file__).resolve().is_relative_to(site), f"{module.__name__} came from {module.__file__}"
 csrc = importlib.resources.files("xpkern.csrc")
-for pattern in ("core/*.hpp", "cpu/*.cpp", "cuda/*.cu"):
+for pattern in ("core/*.hpp", "cpu/*.cpp", "cuda/*.cu", "cuda/*.cuh", "cuda/*.cpp"):
     assert list(Path(str(csrc)).glob(pattern)), f"the wheel has no csrc/{pattern}"
 for recipe in SHIPPED:
     load_recipe(recipe)

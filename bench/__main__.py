@@ -11,7 +11,6 @@ from pathlib import Path
 
 from threadpoolctl import threadpool_limits
 
-from bench.benchmarks import BENCHMARKS
 from bench.harness import machine, pinned
 from xpkern.engine import get_engine
 
@@ -23,6 +22,8 @@ RESULTS = Path(__file__).parent / "results" / "local"
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Return the options."""
+    from bench.benchmarks import BENCHMARKS  # and the libraries of all peers
+
     parser = argparse.ArgumentParser(
         prog="python -m bench",
         description="Every figure on one pinned core, beside its peer in the same run; results as text and JSON.",
@@ -32,6 +33,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
                 "benchmarks:",
                 *(f"  {name:10s} {function.__doc__}" for name, (function, _) in BENCHMARKS.items()),
                 "",
+                "A GPU has a suite of its own: python -m bench gpu --help.",
                 "The stars come from xpkern's own simulator; only simulate downloads (53 MB, once).",
             ]
         ),
@@ -51,7 +53,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def main(arguments: list[str]) -> int:
-    """Run the benchmarks asked for."""
+    """Run the benchmarks asked for; those of a GPU have a command of their own."""
+    if arguments[:1] == ["gpu"]:
+        from bench.gpu.suite import main as gpu
+
+        return gpu(arguments[1:])
+    from bench.benchmarks import BENCHMARKS
+
     options = parse(arguments)
     options.output.mkdir(parents=True, exist_ok=True)
     with pinned() as cpu, threadpool_limits(1):

@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 
 import xpkern as xk
+from xpkern.engine import Engine
 from xpkern.engine.contract import Coefficients, Float64, StarData
 from xpkern.engine.packed import pack_factor
 from xpkern.model.noise import Noise
@@ -59,14 +60,14 @@ class Observed(Protocol):
     calibration: Calibration
 
 
-def observed(stars: Observed, noise: Noise | None = None) -> xk.Observations:
+def observed(stars: Observed, noise: Noise | None = None, engine: str | Engine = "auto") -> xk.Observations:
     """Return a survey as fluxes and whiteners: what the reader makes of its files, without the files.
 
     The noise is that of the shipped model when not given.
     """
     flux, error = infrared(stars)
     noise = model_and_prior()[0].noise if noise is None else noise
-    calibrated = xk.get_engine().calibrate(stars.calibration, stars.coefficients, noise, flux, error)
+    calibrated = xk.get_engine(engine).calibrate(stars.calibration, stars.coefficients, noise, flux, error)
     return xk.Observations.from_arrays(
         source_id=stars.source_id,
         flux=calibrated.flux,

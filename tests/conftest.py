@@ -1,4 +1,7 @@
-"""Fixtures every test may use: a fresh generator, the shared data, the engines, small random models."""
+"""Fixtures every test may use: a fresh generator, the shared data, the engines, small random models.
+
+A machine lent for its GPU has few libraries: what only some fixtures need is imported by these.
+"""
 
 from __future__ import annotations
 
@@ -6,33 +9,41 @@ import gzip
 import os
 import secrets
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from command_lines import STARS, catalog_arguments, read
-from hypothesis import settings
-from labelled_stars import RECIPES, SMALL, LabelledSurvey, recipe_from
-from mock_atmospheres import black_bodies
 
-from xpkern.cli import main
 from xpkern.engine import available_engines, get_engine
 from xpkern.model.flux_model import FluxModel
-from xpkern.model.model_file import load_model
 from xpkern.model.type_prior import TypePrior
 from xpkern.observe.observations import Observations
-from xpkern.observe.simulate import SurveyFiles, simulate
-from xpkern.survey.truth import AtmosphereTruth, ModelTruth
-from xpkern.train.recipe import Recipe
+
+if TYPE_CHECKING:
+    from labelled_stars import LabelledSurvey
+
+    from xpkern.observe.simulate import SurveyFiles
+    from xpkern.survey.truth import AtmosphereTruth, ModelTruth
+    from xpkern.train.recipe import Recipe
 
 #: A new seed for every run, so that the tests see new numbers; set XPKERN_TEST_SEED to repeat a failure. The processes
 #: that pytest deals tests out to inherit it.
 SEED = int(os.environ.setdefault("XPKERN_TEST_SEED", str(secrets.randbits(32))))
 
-# No test is timed (the machine may be busy), and none leaves a folder of examples behind.
-settings.register_profile("xpkern", deadline=None, database=None)
-settings.load_profile("xpkern")
+try:
+    from hypothesis import settings
+except ImportError:  # a machine lent for its GPU; what needs it there says so
+    pass
+else:
+    # No test is timed (the machine may be busy), and none leaves a folder of examples behind.
+    settings.register_profile("xpkern", deadline=None, database=None)
+    settings.load_profile("xpkern")
 
-ENGINES = [name for name, reason in available_engines().items() if reason is None]
+#: Set it to run what needs a GPU on a simulated one instead: the kernels' own text on the CPU, minutes.
+SIMULATED_GPU = bool(os.environ.get("XPKERN_TEST_SIMULATED_GPU"))
+
+WHY_NOT = available_engines()
+ENGINES = [name for name, reason in WHY_NOT.items() if reason is None and name != "cuda"]
 if "cpu" in ENGINES:  # once for every instruction set of this machine
     from xpkern.engine.cpu import CpuEngine, instruction_sets
 
@@ -40,7 +51,8 @@ if "cpu" in ENGINES:  # once for every instruction set of this machine
 
 
 def pytest_report_header() -> str:
-    return f"XPKERN_TEST_SEED={SEED}, engines: {', '.join(ENGINES)}"
+    gpu = "simulated" if SIMULATED_GPU else WHY_NOT["cuda"] or "ready"
+    return f"XPKERN_TEST_SEED={SEED}, engines: {', '.join(ENGINES)}; GPU: {gpu}"
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -62,15 +74,34 @@ def rng(request: pytest.FixtureRequest) -> np.random.Generator:
 def shared_data() -> Path:
     """Folder of the shared test data; tests that need it are skipped where it is absent."""
     default = Path(__file__).resolve().parents[2] / "shared" / "data"
-    folder = Path(os.environ.get("XPKERN_SHARED_DATA", default))
+    wanted = os.environ.get("XPKERN_TEST_DATA")
+    folder = Path(wanted or os.environ.get("XPKERN_SHARED_DATA", default))
+    if wanted and not folder.is_dir():
+        pytest.fail(f"XPKERN_TEST_DATA={wanted} is no folder")
     if not folder.is_dir():
-        pytest.skip(f"shared data not found at {folder} (set XPKERN_SHARED_DATA)")
+        pytest.skip(f"shared data not found at {folder} (set XPKERN_TEST_DATA)")
     return folder
 
 
-@pytest.fixture(params=ENGINES)
+@pytest.fixture(scope="session")
+def gpu_engine():
+    """The CUDA engine, on the GPU of this machine."""
+    if SIMULATED_GPU:
+        from simulated_gpu import SimulatedGpu
+
+        from xpkern.engine.cuda.engine import CudaEngine
+
+        return CudaEngine(SimulatedGpu())
+    if WHY_NOT["cuda"] is not None:
+        pytest.skip(f"no GPU: {WHY_NOT['cuda']}")
+    return get_engine("cuda")
+
+
+@pytest.fixture(params=[*ENGINES, pytest.param("cuda", marks=pytest.mark.gpu)])
 def engine(request: pytest.FixtureRequest):
     """Every engine and instruction set that can be used here, one after the other."""
+    if request.param == "cuda":
+        return request.getfixturevalue("gpu_engine")
     name, _, instruction_set = request.param.partition("-")
     return CpuEngine(instruction_set) if instruction_set else get_engine(name)
 
@@ -107,24 +138,35 @@ def optimum_observations(optimum: dict[str, np.ndarray]) -> Observations:
 @pytest.fixture(scope="session")
 def labelled() -> LabelledSurvey:
     """A simulated survey with labels, for runs of small recipes; tests that change stars make a training set of it."""
+    from labelled_stars import LabelledSurvey
+
     return LabelledSurvey.random(110, np.random.default_rng(SEED))
 
 
-@pytest.fixture(params=sorted(RECIPES))
+@pytest.fixture(params=["ours", "zgr23"])
 def recipe(request: pytest.FixtureRequest, tmp_path: Path) -> Recipe:
     """Both recipes, small."""
+    from labelled_stars import RECIPES, recipe_from
+
     return recipe_from(tmp_path, RECIPES[request.param])
 
 
 @pytest.fixture
 def ours(tmp_path: Path) -> Recipe:
     """The default recipe, small."""
+    from labelled_stars import SMALL, recipe_from
+
     return recipe_from(tmp_path, SMALL)
 
 
 @pytest.fixture(scope="session")
 def bulk_files(tmp_path_factory: pytest.TempPathFactory) -> SurveyFiles:
     """A small survey on disk, for the command line."""
+    from command_lines import STARS
+
+    from xpkern.model.model_file import load_model
+    from xpkern.observe.simulate import simulate
+
     return simulate(*load_model(), STARS, seed=5).write(tmp_path_factory.mktemp("survey"))
 
 
@@ -137,6 +179,10 @@ def bulk_lines(bulk_files: SurveyFiles) -> list[bytes]:
 @pytest.fixture(scope="session")
 def expected_catalog(bulk_files: SurveyFiles, tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
     """The catalogue of the undamaged survey."""
+    from command_lines import catalog_arguments, read
+
+    from xpkern.cli import main
+
     output = tmp_path_factory.mktemp("expected") / "catalog.h5"
     assert main([*catalog_arguments(bulk_files.spectra, bulk_files), "-o", str(output)]) == 0
     return read(output)
@@ -145,10 +191,17 @@ def expected_catalog(bulk_files: SurveyFiles, tmp_path_factory: pytest.TempPathF
 @pytest.fixture(scope="session")
 def truth() -> AtmosphereTruth:
     """A simulated survey's truth of black bodies."""
+    from mock_atmospheres import black_bodies
+
+    from xpkern.survey.truth import AtmosphereTruth
+
     return AtmosphereTruth(black_bodies())
 
 
 @pytest.fixture(scope="session")
 def model_truth() -> ModelTruth:
     """That of the shipped model."""
+    from xpkern.model.model_file import load_model
+    from xpkern.survey.truth import ModelTruth
+
     return ModelTruth(*load_model())

@@ -2,11 +2,16 @@
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+
+from xpkern.engine.cuda import sources
+from xpkern.engine.cuda.sources import nvrtc_options
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -51,6 +56,35 @@ def test_no_flag_ties_a_build_to_this_machine_or_breaks_nan(build):
     flags = {flag for source in build.sources_of_cpu_engine("x86_64") for flag in build.flags_of_source(source)}
     assert not flags & {"-march=native", "-mtune=native", "-ffast-math", "-Ofast", "-ffinite-math-only"}
     assert "-ffp-contract=off" in flags
+
+
+def test_nvcc_and_cupy_compile_alike(build):
+    """But for what each alone knows: CuPy flushes denormals by itself, and NVRTC has no host."""
+    nvcc, cupy = set(build.NVCC_FLAGS), set(nvrtc_options())
+    assert "-fmad=false" in nvcc & cupy
+    assert nvcc - cupy == {"-O3", "-ftz=true", "-Icsrc"}
+    own = {option for option in cupy if option.startswith(("-I", "-DXPKERN_SOURCE_HASH="))}
+    assert len(own) == 2
+    assert cupy - nvcc - own == {"-default-device"}
+    assert set(nvrtc_options(general=True)) - cupy == {build.GENERAL_FLAG}
+
+
+def test_cuda_links_no_driver(build):
+    assert ("-cudart", "static") in list(pairwise(build.NVCC_MODULE_FLAGS))
+    assert not any("lcuda" in flag for flag in build.NVCC_MODULE_FLAGS)
+
+
+def test_every_source_of_the_kernels_is_in_their_hash(tmp_path, monkeypatch):
+    """CuPy would else go on using kernels of an older text."""
+    shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
+    monkeypatch.setattr(sources, "source_folder", lambda: tmp_path / "csrc")
+    hashes = [sources.source_hash.__wrapped__()]
+    for name in ("core/lane.hpp", "cuda/kernels.cu", "cuda/arguments.cuh"):
+        with (tmp_path / "csrc" / name).open("a") as file:
+            file.write("// changed\n")
+        hashes.append(sources.source_hash.__wrapped__())
+    assert len(set(hashes)) == 4
+    assert hashes[0] == sources.source_hash()
 
 
 def test_cuda_without_nvcc_is_a_clear_error(tmp_path):

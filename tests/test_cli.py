@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from astropy.table import Table
@@ -9,6 +11,8 @@ from command_lines import ENGINE, SUN, one_line
 
 import xpkern as xk
 from xpkern.cli import doctor, main
+from xpkern.engine.cuda import device
+from xpkern.engine.cuda.device import DeviceFacts
 from xpkern.grid import N_XP, WAVELENGTH
 
 
@@ -87,34 +91,15 @@ class TestDoctor:
         assert "cpu        NOT USABLE: ImportError: libstdc++ too old" in capsys.readouterr().out
 
     def test_gpu_or_why_not(self, monkeypatch):
-        monkeypatch.setattr(doctor, "nvidia_devices", lambda: "no NVIDIA driver")
+        def unavailable():
+            raise xk.DeviceUnavailable("no NVIDIA driver")
+
+        facts = DeviceFacts("NVIDIA H100", "9.0", 132, 85_000_000_000, "13.0", "NVRTC 13.0", "CuPy 14.2.0")
+        monkeypatch.setattr(device, "open_device", unavailable)
         assert doctor.gpu() == "not used: no NVIDIA driver"
-        monkeypatch.setattr(doctor, "nvidia_devices", lambda: ["H100"])
-        assert "H100" in doctor.gpu()
-
-    @pytest.mark.parametrize(
-        ("code", "names", "found"),
-        [
-            (0, [b"NVIDIA H100", b"NVIDIA H200"], ["NVIDIA H100", "NVIDIA H200"]),
-            (0, [], "the NVIDIA driver found no GPU"),
-            (100, [], "the NVIDIA driver found no usable GPU (cuInit returned 100)"),
-            (None, [], "no NVIDIA driver (libcuda.so.1 not found)"),
-        ],
-    )
-    def test_asks_the_driver(self, monkeypatch, code, names, found):
-        class Driver:
-            def __init__(self, library: str) -> None:
-                if code is None:
-                    raise OSError(library)
-
-            def cuInit(self, flags: int) -> int:  # noqa: N802
-                return code
-
-            def cuDeviceGetCount(self, count) -> None:  # noqa: N802
-                count._obj.value = len(names)
-
-            def cuDeviceGetName(self, name, size: int, index: int) -> None:  # noqa: N802
-                name.value = names[index]
-
-        monkeypatch.setattr(doctor.ctypes, "CDLL", Driver)
-        assert doctor.nvidia_devices() == found
+        found = SimpleNamespace(facts=facts, free_memory=lambda: 84_000_000_000)
+        monkeypatch.setattr(device, "open_device", lambda: found)
+        assert doctor.gpu() == (
+            "engine ready: NVIDIA H100, compute capability 9.0, 84.0 of 85.0 GB free, driver for CUDA 13.0; "
+            "through CuPy 14.2.0, kernels by NVRTC 13.0"
+        )

@@ -50,13 +50,14 @@ def test_get_engine(monkeypatch):
     assert get_engine("reference").name == "reference"
     engine = get_engine("reference")
     assert get_engine(engine) is engine
-    with pytest.raises(xk.InputError, match="'gpu' is none of auto, cpu, reference"):
+    with pytest.raises(xk.InputError, match="'gpu' is none of auto, cuda, cpu, reference"):
         get_engine("gpu")
 
     def missing() -> Engine:
         raise ImportError("the extension was not built")
 
-    monkeypatch.setitem(_MAKERS, "cpu", missing)
+    for name in ("cuda", "cpu"):
+        monkeypatch.setitem(_MAKERS, name, missing)
     assert available_engines()["cpu"] == "the extension was not built"
     for name in ("auto", "cpu"):
         with pytest.raises(xk.InputError, match=r"the extension was not built.*'reference'"):

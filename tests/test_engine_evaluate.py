@@ -25,7 +25,7 @@ REFERENCE = ReferenceEngine()
 
 #: In units of sqrt(H_ii H_jj). float32 engines: a float32 whitener times tangents rounded to 6e-8, summed over 66
 #: samples; the design's bar. Reference: the error of the finite differences.
-HESSIAN_TOLERANCE = {"reference": 1e-5, "cpu": 1e-3}
+HESSIAN_TOLERANCE = {"reference": 1e-5, "cpu": 1e-3, "cuda": 1e-3}
 
 TERMS = [LossTerms(), LossTerms(False, False, False), LossTerms(True, False, True), LossTerms(False, True, False)]
 

@@ -14,8 +14,8 @@ from xpkern.observe.whiteners import dense_whitener
 REFERENCE = ReferenceEngine()
 
 #: Relative errors of the loss and, by its norm, of the gradient; single precision in compiled engines.
-LOSS_TOLERANCE = {"reference": 1e-10, "cpu": 1e-5}
-GRADIENT_TOLERANCE = {"reference": 1e-10, "cpu": 1e-4}
+LOSS_TOLERANCE = {"reference": 1e-10, "cpu": 1e-5, "cuda": 1e-5}
+GRADIENT_TOLERANCE = {"reference": 1e-10, "cpu": 1e-4, "cuda": 1e-4}
 
 
 def changed(model, arrays, step):

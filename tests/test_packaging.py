@@ -66,6 +66,32 @@ def test_import_stays_light(module, unwanted):
     assert result.stdout.split() == []
 
 
+ABSENT = ["gaiaxpy", "isal", "astropy", "matplotlib", "pyarrow", "tqdm", "hypothesis", "cupy", "jax", "pandas"]
+
+WITHOUT_THEM = f"""
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {ABSENT!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Absent())
+import xpkern as xk
+import bench.gpu.suite
+from bench.stars import observations
+
+fit = xk.fit(observations(4), *xk.load_model(), engine="reference")
+assert fit.fitted.all()
+"""
+
+
+def test_fits_and_the_gpu_benchmarks_need_few_libraries():
+    """A machine lent for its GPU may have little else."""
+    result = subprocess.run([sys.executable, "-c", WITHOUT_THEM], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+
+
 @pytest.mark.parametrize("tag", ["run", "test"])
 def test_readme_commands_are_one_line(tag):
     readme = (ROOT / "README.md").read_text()

@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 from xpkern.engine import available_engines, get_engine
 from xpkern.engine.contract import Box, FitOptions, LossTerms
-from xpkern.errors import InputError, ModelFileError, NotSupported, TrainingDiverged, XpkernError
+from xpkern.errors import (
+    DeviceFailed,
+    DeviceOutOfMemory,
+    DeviceUnavailable,
+    InputError,
+    ModelFileError,
+    NotSupported,
+    TrainingDiverged,
+    XpkernError,
+)
 from xpkern.fit.fit import fit
 from xpkern.fit.result import Fit
 from xpkern.fit.zgr23 import Zgr23Options
@@ -25,6 +34,9 @@ if TYPE_CHECKING:
 __all__ = [
     "Box",
     "Calibration",
+    "DeviceFailed",
+    "DeviceOutOfMemory",
+    "DeviceUnavailable",
     "Fit",
     "FitOptions",
     "FluxModel",

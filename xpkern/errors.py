@@ -49,6 +49,18 @@ class NotSupported(XpkernError):
     """This engine does not have this operation; the message names one that does."""
 
 
+class DeviceUnavailable(XpkernError):
+    """There is no GPU that xpkern can use; the message says exactly why."""
+
+
+class DeviceOutOfMemory(XpkernError):
+    """The GPU has no room for that many bytes."""
+
+
+class DeviceFailed(XpkernError):
+    """A kernel or a copy failed, or the GPU was lost. Nothing of that call is kept; a new process can repeat it."""
+
+
 class TrainingDiverged(XpkernError):
     """The loss of the model in a batch, or the model after its step, is not finite: training stopped before that step.
 

@@ -7,6 +7,9 @@ two together.
 from __future__ import annotations
 
 from enum import IntFlag
+from typing import Any
+
+import numpy as np
 
 
 class Status(IntFlag):
@@ -57,3 +60,8 @@ MEANING: dict[Status, str] = {
 
 #: Bits of a star that has no solution.
 UNFITTED = Status.BAD_ROW | Status.NO_DATA | Status.SINGULAR_COVARIANCE
+
+
+def mark(status: Any, where: Any, bit: Status) -> None:
+    """Set a bit of the status (n,) uint32 of some stars (n,) bool, in place; on the host or on a GPU."""
+    status |= where.astype(np.uint32) * np.uint32(bit)

@@ -22,6 +22,7 @@ FLAGS = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 
 try:
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # a GPU is shared with whoever is compared
     import jax
     import jax.numpy as jnp
 except ImportError as error:  # the peer is an extra of the benchmarks, not of xpkern
@@ -29,11 +30,14 @@ except ImportError as error:  # the peer is an extra of the benchmarks, not of x
         "this peer needs JAX: pip install 'xpkern[bench]' (or pip install jax); the other benchmarks do without"
     ) from error
 
-#: Stars of a batch: what is computed for them stays in the second and third level of the cache.
+#: Stars of a batch on a CPU: what is computed for them stays in the second and third level of the cache. A GPU wants
+#: all of them at once, and products in full single precision (its default halves the digits, and steps fail).
 BATCH = 256
+jax.config.update("jax_default_matmul_precision", "highest")
 
-#: Sizes of the last batch of a round, of which the smallest that suffices is used; each is compiled once.
-LAST_BATCH = (32, 64, 128, BATCH)
+#: Parts of a batch that the last one of a round may be, of which the smallest that suffices is used; each is compiled
+#: once.
+LAST_BATCH = (8, 4, 2, 1)
 
 #: Steps before the stars that have not converged are gathered anew.
 STEPS = (7, 3, 5, 8, 16)
@@ -69,22 +73,31 @@ class Stars:
         Lower triangular T with T^T T = C^-1; a missing sample has a zero row and column.
     plx, plx_err : (n,)
         [mas]; the error is inf where there is no parallax.
+    batch : int
+        Stars of a batch.
     """
 
-    def __init__(self, flux: np.ndarray, whitener: np.ndarray, plx: np.ndarray, plx_err: np.ndarray) -> None:
+    def __init__(
+        self, flux: np.ndarray, whitener: np.ndarray, plx: np.ndarray, plx_err: np.ndarray, batch: int = BATCH
+    ) -> None:
+        self.batch = batch
         variance = np.full(flux.shape, MISSING)
         for star, root in enumerate(whitener.astype(np.float64)):
             kept = np.flatnonzero(np.diagonal(root))
             variance[star, kept] = np.square(np.linalg.inv(root[np.ix_(kept, kept)])).sum(axis=1)
         arrays = (flux, variance, whitener.transpose(0, 2, 1), plx, np.square(1 / plx_err))
         self.arrays = [np.ascontiguousarray(array, np.float32) for array in arrays]
-        self.batches = [self.gather(rows) for rows in _in_batches(np.arange(len(flux)))]
+        # a GPU gathers from its own memory
+        self._resident = [jnp.asarray(array) for array in self.arrays] if on_gpu() else None
+        self.batches = [self.gather(rows) for rows in _in_batches(np.arange(len(flux)), batch)]
 
     def __len__(self) -> int:
         return len(self.arrays[0])
 
     def gather(self, rows: np.ndarray) -> list[jax.Array]:
         """Return some stars: flux, variance (the diagonal of C), transposed whitener, parallax and 1 / error^2."""
+        if self._resident is not None:
+            return [array[jnp.asarray(rows)] for array in self._resident]
         return [jnp.asarray(array[rows]) for array in self.arrays]
 
 
@@ -127,7 +140,7 @@ class JaxFit:
         """
         first = [
             self._begin(self._start(*data) if start is None else start[rows], *data)
-            for data, rows in zip(stars.batches, _in_batches(np.arange(len(stars))), strict=True)
+            for data, rows in zip(stars.batches, _in_batches(np.arange(len(stars)), stars.batch), strict=True)
         ]
         ended = [self._advance(STEPS[0], state, *data) for state, data in zip(first, stars.batches, strict=True)]
         return self._finish(_joined(ended, len(stars)), stars, np.arange(len(stars)))
@@ -138,7 +151,7 @@ class JaxFit:
         y, score = (np.concatenate(part)[: len(stars)] for part in zip(*found, strict=True))
         star, choice = np.nonzero(score <= score[:, :1] + GATE)
         ended = []
-        for rows in _in_batches(np.arange(len(star))):
+        for rows in _in_batches(np.arange(len(star)), stars.batch):
             data = stars.gather(star[rows])
             ended.append(self._advance(STEPS[0], self._begin(y[star[rows], choice[rows]], *data), *data))
         params, loss, fisher = self._finish(_joined(ended, len(star)), stars, star)
@@ -156,7 +169,7 @@ class JaxFit:
                 break
             ended = [
                 self._advance(steps, tuple(array[rows] for array in state), *stars.gather(star[rows]))
-                for rows in _in_batches(active)
+                for rows in _in_batches(active, stars.batch)
             ]
             for array, new in zip(state, _joined(ended, len(active)), strict=True):
                 array[active] = new
@@ -170,12 +183,17 @@ class JaxFit:
         return params, loss, fisher
 
 
-def _in_batches(rows: np.ndarray) -> list[np.ndarray]:
+def on_gpu() -> bool:
+    """Whether JAX computes on a GPU."""
+    return jax.devices()[0].platform == "gpu"
+
+
+def _in_batches(rows: np.ndarray, batch: int) -> list[np.ndarray]:
     """Cut into batches, the last one filled up with its last star."""
-    whole = len(rows) - len(rows) % BATCH
-    batches = list(rows[:whole].reshape(-1, BATCH))
+    whole = len(rows) - len(rows) % batch
+    batches = list(rows[:whole].reshape(-1, batch))
     if rest := len(rows) - whole:
-        size = min(size for size in LAST_BATCH if size >= rest)
+        size = min(batch // part for part in LAST_BATCH if batch // part >= rest)
         batches.append(np.concatenate([rows[whole:], np.full(size - rest, rows[-1])]))
     return batches
 

@@ -162,4 +162,23 @@ XPKERN_KERNEL void descend(const ModelView& model, const Shape& shape, const Pri
     }
 }
 
+// The box in x, the same for every star.
+template <class State>
+struct DescentBox {
+    State lower[MAX_PARAMETERS], upper[MAX_PARAMETERS];
+    XPKERN_INLINE DescentBox(const FitView& fit, int k) {
+        const int ext = k - 2;
+        for (int p = 0; p < k; ++p) {
+            const double low = p == ext ? max(fit.lower[p], SMALLEST_EXT) : fit.lower[p];
+            lower[p] = lane<State>(p >= ext ? log(low) : low);
+            upper[p] = lane<State>(p >= ext ? log(fit.upper[p]) : fit.upper[p]);
+        }
+    }
+    // From u to x, inside the box.
+    XPKERN_INLINE void enter(int k, State* x) const {
+        x[k - 2] = log(max(x[k - 2], lane<State>(SMALLEST_EXT)));
+        for (int p = 0; p < k; ++p) x[p] = clamp(x[p], lower[p], upper[p]);
+    }
+};
+
 XPKERN_NAMESPACE_END

@@ -80,24 +80,30 @@ struct BestCandidate {
     float plx;
 };
 
-// column: scratch (m,); window: scratch (grid.n_window,). Of equal candidates the first wins; where no score is a
-// number, the first of all.
+// Of equal candidates the first wins.
+XPKERN_INLINE bool is_better(const BestCandidate& one, const BestCandidate& other) {
+    if (one.score != other.score) return one.score < other.score;
+    return one.type != other.type ? one.type < other.type : one.ext < other.ext;
+}
+
+// The best candidate of the types first_type, first_type + type_step ...: all of them where nothing is said. column:
+// scratch (m,); window: scratch (grid.n_window,). Where no score is a number it is the first.
 template <class Lane>
 XPKERN_KERNEL BestCandidate search_candidates(const CandidateView& grid, const OneStar& star, Lane* column,
-                                              int32_t* window) {
+                                              int32_t* window, int first_type = 0, int type_step = 1) {
     constexpr int ROWS = 8;
     const int m = grid.n_samples;
     int n_window = 0;
     for (int w = 0; w < grid.n_window; ++w)
         if (star.factor[row_start(grid.window[w]) + grid.window[w]] > 0) window[n_window++] = grid.window[w];
 
-    BestCandidate best{infinity<float>(), 0, 0, 0};
-    for (int t = 0; t < grid.n_types; ++t) {
+    BestCandidate best{infinity<float>(), first_type, 0, 0};
+    for (int t = first_type; t < grid.n_types; t += type_step) {
         const float* base = grid.base_flux + t * m;
         for (int e = 0; e < grid.n_ext; e += LaneTraits<Lane>::width) {
             const Lane scale = flux_scale<Lane>(grid, star, window, n_window, base, e);
             const Lane plx = sqrt(scale);
-            if (t == 0 && e == 0) best.plx = get(plx, 0);
+            if (t == first_type && e == 0) best.plx = get(plx, 0);
             Lane score = lane<Lane>(grid.minus_two_ln_prior[t]);
             if (grid.score_parallax) {
                 const Lane off = plx - Lane(star.plx);

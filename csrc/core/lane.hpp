@@ -7,7 +7,9 @@
 XPKERN_NAMESPACE_BEGIN
 
 // Accumulators that a block of a matrix product keeps in registers, leaving room for its operands.
-#if defined(__AVX512F__) || defined(__aarch64__)
+#if defined(__CUDACC__)
+constexpr int ACCUMULATORS = 40;
+#elif defined(__AVX512F__) || defined(__aarch64__)
 constexpr int ACCUMULATORS = 24;
 #else
 constexpr int ACCUMULATORS = 12;
@@ -226,6 +228,10 @@ XPKERN_INLINE Lane infinity() {
     return lane<Lane>(from_bits(uint64_t(0x7ff0000000000000)));
 }
 
+XPKERN_INLINE double not_a_number() {
+    return from_bits(uint64_t(0x7ff8000000000000));
+}
+
 // Memory holds the stars of a lane next to each other; any alignment will do.
 template <class Lane>
 struct Memory {
@@ -239,6 +245,15 @@ XPKERN_INLINE Lane load(const Scalar<Lane>* from) {
 template <class Lane>
 XPKERN_INLINE void store(Scalar<Lane>* to, const Lane& a) {
     Memory<Lane>::store(to, a);
+}
+
+// A lane of which star s gets value(s).
+template <class Lane, class Value>
+XPKERN_INLINE Lane lane_of(const Value& value) {
+    constexpr int width = LaneTraits<Lane>::width;
+    alignas(width * sizeof(Scalar<Lane>)) Scalar<Lane> values[width];
+    for (int s = 0; s < width; ++s) values[s] = static_cast<Scalar<Lane>>(value(s));
+    return load<Lane>(values);
 }
 
 // Lanes (count,) to rows of memory, one a star: rows[star * stride + k] = lanes[k] of that star, and 0 for the k from

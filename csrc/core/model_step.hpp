@@ -56,25 +56,34 @@ XPKERN_KERNEL void add_chunks(const ModelView& model, const Scalar<Lane>* chunks
         for (int64_t i = 0; i < size; ++i) total[i] += double(chunks[chunk * size + i]);
 }
 
-// gradient, (ParameterLayout::size,), of the mean of chi^2 over n_stars plus the penalty, from the sums over these
-// stars.
+// Slopes of the mean of chi^2 over n_stars plus the penalty, from sums over these stars.
+struct MeanSlope {
+    double scale, decay;
+    XPKERN_INLINE MeanSlope(int64_t n_stars, int64_t n_weights)
+        : scale(2.0 / double(n_stars < 1 ? 1 : n_stars)), decay(2.0 / double(n_weights)) {}
+    XPKERN_INLINE double of_weight(double sum, double weight) const { return fma(sum, scale, decay * weight); }
+    XPKERN_INLINE double of_bias(double sum) const { return sum * scale; }
+    XPKERN_INLINE double of_ln_curve(double sum, double curve) const { return -curve * sum * scale; }
+};
+
+// gradient, (ParameterLayout::size,), of that mean; total: (GradientLayout::size,).
 template <class Lane>
 XPKERN_KERNEL void gradient_of_mean(const ModelView& model, const double* parameters, const double* total,
                                     int64_t n_stars, double* gradient) {
     const GradientLayout<Lane> from(model);
     const ParameterLayout to(model);
-    const double scale = 2.0 / double(n_stars < 1 ? 1 : n_stars), decay = 2.0 / double(to.n_weights);
+    const MeanSlope slope(n_stars, to.n_weights);
     for (int l = 0; l < model.n_layers; ++l) {
         const int n_in = model.width[l], n_out = model.width[l + 1], stride = whole_lanes<Lane>(n_in);
         const double *weights = parameters + to.weights[l], *sum = total + from.weights[l];
-        double* slope = gradient + to.weights[l];
+        double* of_layer = gradient + to.weights[l];
         for (int i = 0; i < n_in; ++i)
             for (int j = 0; j < n_out; ++j)
-                slope[i * n_out + j] = fma(sum[j * stride + i], scale, decay * weights[i * n_out + j]);
-        for (int j = 0; j < n_out; ++j) gradient[to.biases[l] + j] = total[from.biases[l] + j] * scale;
+                of_layer[i * n_out + j] = slope.of_weight(sum[j * stride + i], weights[i * n_out + j]);
+        for (int j = 0; j < n_out; ++j) gradient[to.biases[l] + j] = slope.of_bias(total[from.biases[l] + j]);
     }
     for (int64_t i = to.curve; i < to.size; ++i)
-        gradient[i] = -parameters[i] * total[from.curve + i - to.curve] * scale;
+        gradient[i] = slope.of_ln_curve(total[from.curve + i - to.curve], parameters[i]);
 }
 
 // What an optimiser remembers, (ParameterLayout::size,) each: the velocity or Adam's mean, and his mean of squares.
@@ -82,36 +91,64 @@ struct Moments {
     double *first, *second;
 };
 
+// A step of the optimiser, a parameter at a time. The gradient is scaled down to a norm of `clip`. count: steps taken,
+// this one included.
+struct ModelMove {
+    double shrink, scale, momentum;
+    XPKERN_INLINE ModelMove(const ModelStepView& how, double rate, int64_t count, double norm)
+        : shrink(min(how.clip / max(norm, 1e-15), 1.0)), scale(-rate), momentum(how.momentum) {
+        if (!how.adam) return;
+        const double forgotten1 = 1 - exp(double(count) * log(double(ADAM_BETA1)));
+        const double forgotten2 = 1 - exp(double(count) * log(double(ADAM_BETA2)));
+        scale = -rate * sqrt(forgotten2) / forgotten1;
+    }
+    // How far a parameter goes; its moments afterwards are in `first` and `second`.
+    template <bool ADAM>
+    XPKERN_INLINE double by(double gradient, double& first, double& second) const {
+        const double slope = gradient * shrink;
+        if constexpr (ADAM) {
+            first = fma(first, ADAM_BETA1, slope * (1 - ADAM_BETA1));
+            second = fma(second, ADAM_BETA2, slope * slope * (1 - ADAM_BETA2));
+            return scale * first / (sqrt(second) + ADAM_EPSILON);
+        }
+        return first = fma(first, momentum, scale * slope);
+    }
+};
+
+// The parameter after it: R is multiplied.
+XPKERN_INLINE double moved_parameter(double parameter, double by, bool is_curve) {
+    return is_curve ? parameter * exp(by) : parameter + by;
+}
+
+XPKERN_INLINE bool is_usable(double parameter, bool is_curve) {
+    return abs(parameter) < infinity<double>() && (!is_curve || parameter > 0);
+}
+
 // Parameters and moments one step on, in arrays of their own; false where the model would not be finite, nor R
-// positive. The gradient is scaled down to a norm of `clip`. count: steps taken, this one included.
+// positive.
 XPKERN_INLINE bool step_model(const ModelView& model, const ModelStepView& how, double rate, int64_t count,
                               const double* gradient, const double* parameters, const Moments& moments, double* moved,
                               const Moments& remembered) {
     const ParameterLayout layout(model);
     const double norm = sqrt(sum_of_squares(gradient, layout.size));
     if (!(norm < infinity<double>())) return false;
-    const double shrink = min(how.clip / max(norm, 1e-15), 1.0);
-    if (how.adam) {
-        const double forgotten1 = 1 - exp(double(count) * log(ADAM_BETA1));
-        const double forgotten2 = 1 - exp(double(count) * log(ADAM_BETA2));
-        const double scale = -rate * sqrt(forgotten2) / forgotten1;
-        for (int64_t i = 0; i < layout.size; ++i) {
-            const double slope = gradient[i] * shrink;
-            remembered.first[i] = fma(moments.first[i], ADAM_BETA1, slope * (1 - ADAM_BETA1));
-            remembered.second[i] = fma(moments.second[i], ADAM_BETA2, slope * slope * (1 - ADAM_BETA2));
-            moved[i] = scale * remembered.first[i] / (sqrt(remembered.second[i]) + ADAM_EPSILON);
-        }
-    } else {
-        for (int64_t i = 0; i < layout.size; ++i) {
-            moved[i] = remembered.first[i] = fma(moments.first[i], how.momentum, -rate * (gradient[i] * shrink));
-            remembered.second[i] = moments.second[i];
-        }
+    const ModelMove move(how, rate, count, norm);
+    for (int64_t i = 0; i < layout.size; ++i) {
+        remembered.first[i] = moments.first[i];
+        remembered.second[i] = moments.second[i];
     }
-    for (int64_t i = 0; i < layout.curve; ++i) moved[i] += parameters[i];
-    for (int64_t i = layout.curve; i < layout.size; ++i) moved[i] = parameters[i] * exp(moved[i]);
+    if (how.adam) {
+        for (int64_t i = 0; i < layout.size; ++i)
+            moved[i] = move.by<true>(gradient[i], remembered.first[i], remembered.second[i]);
+    } else {
+        for (int64_t i = 0; i < layout.size; ++i)
+            moved[i] = move.by<false>(gradient[i], remembered.first[i], remembered.second[i]);
+    }
     bool usable = true;
-    for (int64_t i = 0; i < layout.size; ++i) usable = usable & (abs(moved[i]) < infinity<double>());
-    for (int64_t i = layout.curve; i < layout.size; ++i) usable = usable & (moved[i] > 0);
+    for (int64_t i = 0; i < layout.size; ++i) {
+        moved[i] = moved_parameter(parameters[i], moved[i], i >= layout.curve);
+        usable = usable & is_usable(moved[i], i >= layout.curve);
+    }
     return usable;
 }
 

@@ -15,17 +15,17 @@ XPKERN_NAMESPACE_BEGIN
 // The sizes of a network: known to the compiler for the usual one, read from the model otherwise.
 template <int INPUTS, int HIDDEN, int LAYERS, int SAMPLES>
 struct FixedShape {
-    XPKERN_INLINE explicit FixedShape(const ModelView&) {}
-    static XPKERN_INLINE int layers() { return LAYERS; }
-    static XPKERN_INLINE int width(int l) { return l == 0 ? INPUTS : (l == LAYERS ? SAMPLES : HIDDEN); }
+    XPKERN_INLINE constexpr explicit FixedShape(const ModelView&) {}
+    static XPKERN_INLINE constexpr int layers() { return LAYERS; }
+    static XPKERN_INLINE constexpr int width(int l) { return l == 0 ? INPUTS : (l == LAYERS ? SAMPLES : HIDDEN); }
     static XPKERN_INLINE bool matches(const ModelView& model) {
         bool same = model.n_layers == LAYERS;
         for (int l = 0; same && l <= LAYERS; ++l) same = model.width[l] == width(l);
         return same;
     }
-    static XPKERN_INLINE int inputs() { return INPUTS; }
-    static XPKERN_INLINE int samples() { return SAMPLES; }
-    static XPKERN_INLINE int parameters() { return INPUTS + 2; }
+    static XPKERN_INLINE constexpr int inputs() { return INPUTS; }
+    static XPKERN_INLINE constexpr int samples() { return SAMPLES; }
+    static XPKERN_INLINE constexpr int parameters() { return INPUTS + 2; }
 };
 using UsualShape = FixedShape<3, 32, 4, 66>;
 
@@ -40,7 +40,7 @@ struct AnyShape {
 };
 
 template <class Shape>
-XPKERN_INLINE int widest_hidden(const Shape& shape) {
+XPKERN_INLINE constexpr int widest_hidden(const Shape& shape) {
     int widest = shape.inputs();
     for (int l = 1; l < shape.layers(); ++l) widest = shape.width(l) > widest ? shape.width(l) : widest;
     return widest;

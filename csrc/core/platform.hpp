@@ -17,11 +17,11 @@
     }                        \
     }
 
+// Lanes live in registers only where everything small is inlined; a whole evaluation is called, not copied.
 #if defined(__CUDACC__)
 #define XPKERN_INLINE __host__ __device__ __forceinline__
-#define XPKERN_KERNEL __host__ __device__
+#define XPKERN_KERNEL __host__ __device__ __noinline__
 #else
-// Lanes live in registers only where everything small is inlined; a whole evaluation is called, not copied.
 #define XPKERN_INLINE inline __attribute__((always_inline))
 #define XPKERN_KERNEL inline __attribute__((noinline))
 #endif

@@ -108,7 +108,7 @@ XPKERN_INLINE PriorValue<Lane> evaluate_prior(const PriorView& prior, int inputs
 }
 
 // Lanes of scratch that evaluate_prior() needs.
-XPKERN_INLINE int prior_scratch(const PriorView& prior, int inputs) {
+XPKERN_INLINE constexpr int prior_scratch(const PriorView& prior, int inputs) {
     return prior.n_components * (inputs + 1);
 }
 

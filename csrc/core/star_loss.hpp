@@ -53,7 +53,7 @@ struct Arena {
     char* base;
     int64_t used;
     template <class T>
-    XPKERN_INLINE T* take(int64_t count) {
+    XPKERN_INLINE constexpr T* take(int64_t count) {
         T* piece = base ? reinterpret_cast<T*>(base + used) : nullptr;
         used += (count * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64;
         return piece;
@@ -61,8 +61,9 @@ struct Arena {
 };
 
 template <class Real, class Wide, class Shape>
-XPKERN_INLINE Workspace<Real, Wide> carve_workspace(const Shape& shape, const PriorView& prior, Arena& arena) {
-    Workspace<Real, Wide> space;
+XPKERN_INLINE constexpr Workspace<Real, Wide> carve_workspace(const Shape& shape, const PriorView& prior,
+                                                              Arena& arena) {
+    Workspace<Real, Wide> space{};
     const int inputs = shape.inputs(), m = shape.samples(), widest = widest_hidden(shape);
     space.tape.value[0] = arena.take<Wide>(widest);
     space.tape.value[1] = arena.take<Wide>(widest);

@@ -42,7 +42,7 @@ struct StartSpace {
     Real* column;  // (m, c + 1) basis and what it leaves of ln flux, weighted and whitened in place
     Real* score;   // (t,)
     Real* params;  // (t, k) as u
-    static StartSpace carve(int m, int k, int types, Arena& arena) {
+    static XPKERN_INLINE constexpr StartSpace carve(int m, int k, int types, Arena& arena) {
         return {arena.take<Real>(m), arena.take<Real>((START_COLUMNS + 1) * m), arena.take<Real>(types),
                 arena.take<Real>(types * k)};
     }

@@ -8,7 +8,7 @@
 
 XPKERN_NAMESPACE_BEGIN
 
-XPKERN_INLINE int row_start(int row) {
+XPKERN_INLINE constexpr int row_start(int row) {
     return row * (row + 1) / 2;
 }
 

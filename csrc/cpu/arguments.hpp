@@ -8,31 +8,6 @@
 
 namespace xpkern {
 
-struct SolutionArrays {
-    EvaluationArrays at;
-    double* params;         // (n, k) linear
-    double* decrement;      // (n,)
-    float* residual;        // (n, m)
-    int32_t* iterations;    // (n,)
-    uint32_t* status;       // (n,)
-    int32_t* minima;        // (n,) distinct minima found
-    double* second_params;  // (n, k) the second lowest of them, NaN where there is none
-    double* second_gap;     // (n,) how much higher its loss is
-};
-
-struct FitView {
-    ModelView model;
-    PriorView prior;
-    LossView terms;
-    double lower[MAX_PARAMETERS], upper[MAX_PARAMETERS];  // box of the linear parameters
-    int max_iterations;
-    double tolerance;
-    const GridView* grid;        // the start, or
-    const double* start_params;  // (n, k) given starts, where grid is null
-    int starts;                  // at most that many of the grid's, within
-    double gate;                 // this of the best one's score
-};
-
 // Stars of a chunk, and those that are likely to be needed next.
 struct ChunkRows {
     const int64_t* rows;

@@ -58,20 +58,15 @@ inline void descend_stars(const FitView& fit, const DescentView& how, const Star
         const int k = shape.parameters(), ext = k - 2;
         Arena arena{scratch, 0};
         const DescentSpace space(shape, fit.prior, arena);
-        WideLane lower[MAX_PARAMETERS], upper[MAX_PARAMETERS], x[MAX_PARAMETERS];
-        for (int p = 0; p < k; ++p) {
-            const double low = p == ext ? max(fit.lower[p], SMALLEST_EXT) : fit.lower[p];
-            lower[p] = lane<WideLane>(p >= ext ? log(low) : low);
-            upper[p] = lane<WideLane>(p >= ext ? log(fit.upper[p]) : fit.upper[p]);
-        }
+        const DescentBox<WideLane> box(fit, k);
+        WideLane x[MAX_PARAMETERS];
         for (int64_t first = begin; first < end; first += Members<FloatLane>::width) {
             const Members<FloatLane> members(first, end);
             space.gathered.fill(members, stars, shape.samples(), k);
             load_params(members, fit.start_params, k, x);
-            x[ext] = log(max(x[ext], lane<WideLane>(SMALLEST_EXT)));
-            for (int p = 0; p < k; ++p) x[p] = clamp(x[p], lower[p], upper[p]);
-            descend(fit.model, shape, fit.prior, fit.terms, space.gathered.view(), lower, upper, how, space.workspace,
-                    x);
+            box.enter(k, x);
+            descend(fit.model, shape, fit.prior, fit.terms, space.gathered.view(), box.lower, box.upper, how,
+                    space.workspace, x);
             for (int p = ext; p < k; ++p) x[p] = exp(x[p]);
             for (int s = 0; s < members.count; ++s)
                 for (int p = 0; p < k; ++p) params[members.row[s] * k + p] = get(x[p], s);

@@ -15,6 +15,7 @@
 #include "calibration_plan.hpp"
 #include "dispatch.hpp"
 #include "handles.hpp"
+#include "plan_arrays.hpp"
 #include "training_run.hpp"
 
 namespace xpkern {
@@ -187,7 +188,7 @@ py::dict fit(const std::string& isa, const Model& model, const Prior& prior, con
     if (grid) {
         if (grid->parameters() != k || grid->samples() != m)
             throw std::invalid_argument("the start grid was made for a model of other sizes");
-        fit.grid = &grid->view();
+        fit.grid = grid->view();
     } else if (start_params) {
         require_shape(*start_params, "start", {n, k});
         fit.start_params = start_params->data();
@@ -465,6 +466,8 @@ PYBIND11_MODULE(_cpu, module) {
                py::arg("upper"), py::arg("model_rates").none(true), py::arg("adam"), py::arg("momentum"),
                py::arg("model_clip"), py::arg("star_rates").none(true), py::arg("star_clip"), py::arg("first"),
                py::arg("second"), py::arg("count"), py::arg("threads"));
+    module.def("calibration_plan", &calibration_plan, py::arg("bp_design").noconvert(),
+               py::arg("rp_design").noconvert());
     module.def("calibrate", &calibrate, py::arg("isa"), py::arg("bp_design").noconvert(),
                py::arg("rp_design").noconvert(), py::arg("bp").noconvert(), py::arg("rp").noconvert(),
                py::arg("bp_error").noconvert(), py::arg("rp_error").noconvert(), py::arg("bp_correlation").noconvert(),

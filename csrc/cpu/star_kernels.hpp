@@ -77,7 +77,7 @@ inline void start_stars(const GridView& grid, const ModelView& sizes, int starts
     for (int64_t first = begin; first < end; first += Members<FloatLane>::width) {
         const Members<FloatLane> members(first, end);
         gathered.fill(members, stars, m, k);
-        choose_starts(shape, grid, gathered, variance, space, starts, gate, [&](int s, int choice, const double* u) {
+        choose_starts(grid, m, k, gathered, variance, space, starts, gate, [&](int s, int choice, const double* u) {
             if (s >= members.count) return;
             double* start = params + (members.row[s] * starts + choice) * k;
             for (int p = 0; p < k; ++p) start[p] = u ? u[p] : __builtin_nan("");

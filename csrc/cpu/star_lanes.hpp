@@ -35,14 +35,6 @@ struct Members {
     }
 };
 
-// A lane of which star s gets value(s).
-template <class Lane, class Value>
-inline Lane lane_of(const Value& value) {
-    alignas(64) Scalar<Lane> values[LaneTraits<Lane>::width];
-    for (int s = 0; s < LaneTraits<Lane>::width; ++s) values[s] = static_cast<Scalar<Lane>>(value(s));
-    return load<Lane>(values);
-}
-
 // One lane's stars in memory of their own.
 template <class Real, class Wide>
 struct GatheredStars {

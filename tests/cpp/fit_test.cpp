@@ -85,7 +85,7 @@ struct Problem {
         Solution solution(stars.count, model.parameters(), model.samples());
         const xpkern::StarArrays arrays{stars.flux.data(), stars.whitener.data(), stars.mean.data(),
                                         stars.sigma.data()};
-        const int types = fit.grid ? fit.grid->n_types : 0;
+        const int types = fit.grid.n_types;
         Buffer scratch(kernel::star_scratch_bytes(fit.model, fit.prior, stars.count, fit.starts, types));
         int begin = 0;
         for (const int end : ends) {
@@ -181,7 +181,7 @@ void test_starts(const std::vector<int>& width) {
         grid.reach[t] = 0.5f;
         grid.apart[t] = 0.3f;
     }
-    problem.fit.grid = &grid;
+    problem.fit.grid = grid;
     problem.fit.gate = 1e6;
     const Solution one = problem.solve({n});
     problem.fit.starts = 4;

@@ -1,8 +1,9 @@
 """Build the C++ tests of csrc with the address and undefined-behaviour sanitizers and run them.
 
 Every ``*_test.cpp`` in this folder is one program, built with the flags of the real build (setup.py) but for the
-optimisation level: for the baseline and for the widest instruction set that this processor has. With ``--aarch64`` they
-are cross-compiled for NEON (Debian's package g++-aarch64-linux-gnu), without sanitizers, and run by qemu-aarch64.
+optimisation level: for the baseline and for the widest instruction set that this processor has. ``cuda_test.cpp`` is
+built with the text of the CUDA kernels, in each of its two forms. With ``--aarch64`` all others are cross-compiled for
+NEON (Debian's package g++-aarch64-linux-gnu), without sanitizers, and run by qemu-aarch64.
 Usage: ``python tests/cpp/run.py [--every-isa | --aarch64] [name ...]``.
 """
 
@@ -61,12 +62,27 @@ def emulated_aarch64() -> Machine:
     return Machine("aarch64", "aarch64-linux-gnu-g++", flags, ["qemu-aarch64"], ["neon"])
 
 
+#: What a test of kernels for GPUs is built with in place of an instruction set, by the name of its form.
+CUDA_FORMS = {"cuda": [], "cuda_general": ["-DXPKERN_GENERAL"]}
+
+#: Its sanitizers: those that watch indices. The rest double the minute that all kernels in one program take to compile;
+#: the mathematics is under them in the other tests. A call for each access in place of code saves as much again.
+CUDA_SANITIZE = ["-fsanitize=address,signed-integer-overflow,bounds,shift", "-fno-sanitize-recover=all"]
+CUDA_SANITIZE_BY_CALLS = ["--param", "asan-instrumentation-with-call-threshold=0"]  # as GCC spells it
+
+
 def build_and_run(setup, machine: Machine, source: Path, isa: str) -> tuple[str, int, str]:
     """Build one program for one instruction set and run it; return its name, exit code and output."""
     program = BUILD / f"{source.stem}-{machine.name}-{isa}"
-    flags = [flag for flag in [*setup.COMMON_FLAGS, *setup.ISA_FLAGS[isa]] if not flag.startswith(("-O", "-g"))]
-    defines = [f"-DXPKERN_ISA={isa}"] + ["-DXPKERN_SCALAR_LANES"] * (isa == "scalar")  # as isa_scalar.cpp does
-    command = [machine.compiler, *flags, *machine.flags, *defines, str(source), "-o", str(program)]
+    of_isa, of_machine = setup.ISA_FLAGS.get(isa, []), machine.flags
+    flags = [flag for flag in [*setup.COMMON_FLAGS, *of_isa] if not flag.startswith(("-O", "-g"))]
+    if isa in CUDA_FORMS:
+        defines = ["-DXPKERN_ISA=cuda", *CUDA_FORMS[isa]]
+        of_machine = [*(flag for flag in of_machine if "-fsanitize" not in flag), *CUDA_SANITIZE]
+        of_machine += CUDA_SANITIZE_BY_CALLS if "clang" not in machine.compiler else []
+    else:
+        defines = [f"-DXPKERN_ISA={isa}"] + ["-DXPKERN_SCALAR_LANES"] * (isa == "scalar")  # as isa_scalar.cpp does
+    command = [machine.compiler, *flags, *of_machine, *defines, str(source), "-o", str(program)]
     built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if built.returncode != 0:
         return program.name, built.returncode, built.stderr
@@ -84,7 +100,9 @@ def main(arguments: list[str]) -> int:
         isas = sorted({isas[0], isas[-1]})
     BUILD.mkdir(parents=True, exist_ok=True)
     sources = [path for path in sorted(HERE.glob("*_test.cpp")) if not names or path.stem in names]
-    jobs = [(source, isa) for source in sources for isa in isas]
+    jobs = [(source, isa) for source in sources for isa in isas if source.stem != "cuda_test"]
+    if "--aarch64" not in arguments:  # what takes longest first
+        jobs = [(source, form) for source in sources for form in CUDA_FORMS if source.stem == "cuda_test"] + jobs
     failures = 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for name, code, output in pool.map(lambda job: build_and_run(setup, machine, *job), jobs):

@@ -123,6 +123,7 @@ def star_rows(fit: Fit) -> StarRows:
     StarRows
         n rows; those without a fit are NaN in every float, whatever the engine left there.
     """
+    fit = fit.on_host()
     observed, fitted = fit.observations, fit.fitted
 
     def of_fitted(values: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ from xpkern.catalog.rows import StarRows, star_rows
 from xpkern.catalog.schema import columns_of
 from xpkern.engine import Engine, get_engine
 from xpkern.engine.contract import FitOptions, LossTerms
-from xpkern.errors import InputError
+from xpkern.errors import DeviceFailed, InputError
 from xpkern.fit.fit import fit, options_of
 from xpkern.fit.start import start_grid
 from xpkern.model import load_model
@@ -136,6 +136,8 @@ def make_catalog(
     InputError
         If an input cannot be read. When a file breaks off half-way, the stars before the break are kept as
         ``<name>.incomplete.h5`` and the message says so; under the final name there is nothing.
+    DeviceFailed
+        If the GPU is lost; stars are kept in the same way.
     """
     from xpkern.observe.calibration import Calibration
     from xpkern.observe.gaia_csv import BLOCK_ROWS
@@ -197,7 +199,7 @@ def make_catalog(
                     summary.first_reason = str(InputError(message, row=row, field=name or None))
                 if on_progress is not None:
                     on_progress(len(block))
-        except InputError as error:
+        except (InputError, DeviceFailed) as error:
             raise _with_what_was_kept(error, files_written) from error
         summary.files = files_written.commit()
     return summary
@@ -234,12 +236,15 @@ def _check_files(inputs: list[Path], output: Path) -> None:
             raise InputError("is both input and output", file=str(path))
 
 
-def _with_what_was_kept(error: InputError, files_written: CatalogOutput) -> InputError:
+def _with_what_was_kept(error: InputError | DeviceFailed, files_written: CatalogOutput) -> InputError | DeviceFailed:
     """Keep the stars before a break under a name that says so; return the error that tells."""
     if files_written.rows == 0:
         return error
     name = files_written.path
     rows = files_written.rows
     kept = files_written.commit(name.with_name(f"{name.stem}.incomplete{name.suffix}"))
-    message = f"{error.message}; the {rows:,} rows before it are in {kept['catalog']}"
+    where = f"the {rows:,} rows before it are in {kept['catalog']}"
+    if isinstance(error, DeviceFailed):
+        return DeviceFailed(f"{error}; {where}")
+    message = f"{error.message}; {where}"
     return InputError(message, file=error.file, row=error.row, field=error.field)

@@ -96,9 +96,9 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     """Declare the options of every command that fits stars."""
     parser.add_argument(
         "--engine",
-        choices=("auto", "cpu", "reference"),
+        choices=("auto", "cuda", "cpu", "reference"),
         default="auto",
-        help="what computes; default: the fastest there is",
+        help="what computes: cuda is an NVIDIA GPU (CUDA_VISIBLE_DEVICES says which); default: the fastest there is",
     )
     parser.add_argument(
         "--threads",

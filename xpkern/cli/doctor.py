@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import ctypes
 import importlib
 import importlib.metadata
-import importlib.util
 import platform
 from typing import Any
 
@@ -16,7 +14,9 @@ LIBRARIES = ("numpy", "scipy", "scikit-learn", "h5py", "astropy", "isal", "pyarr
 
 EPILOG = """\
 The exit code is 1 if something is missing that xpkern needs; a GPU is not.
-The environment variable XPKERN_ISA chooses an instruction set, XPKERN_NUM_THREADS the number of threads.
+The environment variable XPKERN_ISA chooses an instruction set, XPKERN_NUM_THREADS the number of threads,
+CUDA_VISIBLE_DEVICES the GPU, XPKERN_CUDA_DOOR (cupy, extension) what stands between; CuPy keeps compiled kernels in
+CUPY_CACHE_DIR.
 """
 
 
@@ -85,35 +85,20 @@ def model() -> str:
 
 
 def gpu() -> str:
-    """Return which GPUs there are and whether xpkern can use them, or why not."""
-    found = nvidia_devices()
-    if isinstance(found, str):
-        return f"not used: {found}"
-    names = ", ".join(found)
-    if importlib.util.find_spec("xpkern.engine.cuda") is None:
-        return f"not used: {names} found, but this version of xpkern has no CUDA engine"
-    if importlib.util.find_spec("cupy") is None:
-        return f"not used: {names} found, but CuPy is not installed: pip install 'xpkern[cuda12]'"
-    return f"ready: {names}"
+    """Return which GPU xpkern would use and through what, or exactly why none."""
+    from xpkern.engine.cuda.device import open_device
+    from xpkern.errors import XpkernError
 
-
-def nvidia_devices() -> list[str] | str:
-    """Return the names of the NVIDIA GPUs, by asking the driver itself, or why there are none."""
     try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return "no NVIDIA driver (libcuda.so.1 not found)"
-    code = driver.cuInit(0)
-    if code != 0:
-        return f"the NVIDIA driver found no usable GPU (cuInit returned {code})"
-    count = ctypes.c_int()
-    driver.cuDeviceGetCount(ctypes.byref(count))
-    names = []
-    for index in range(count.value):
-        name = ctypes.create_string_buffer(128)
-        driver.cuDeviceGetName(name, len(name), index)
-        names.append(name.value.decode(errors="replace"))
-    return names or "the NVIDIA driver found no GPU"
+        device = open_device()
+        facts, free = device.facts, device.free_memory()
+    except XpkernError as error:
+        return f"not used: {error}"
+    return (
+        f"engine ready: {facts.name}, compute capability {facts.compute_capability}, "
+        f"{free / 1e9:.1f} of {facts.memory / 1e9:.1f} GB free, driver for CUDA {facts.driver}; "
+        f"through {facts.door}, kernels by {facts.compiler}"
+    )
 
 
 def versions() -> list[str]:

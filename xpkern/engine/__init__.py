@@ -1,11 +1,12 @@
-"""What is computed: one contract, several engines, chosen by name."""
+"""What is computed: one contract, several engines, chosen by name or by where the arrays are."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 from xpkern.engine.contract import Engine
-from xpkern.errors import InputError, XpkernError
+from xpkern.errors import DeviceUnavailable, InputError, XpkernError
 
 __all__ = ["Engine", "available_engines", "get_engine"]
 
@@ -22,9 +23,16 @@ def _make_cpu() -> Engine:
     return CpuEngine()
 
 
+@cache  # of a process: it keeps kernels, streams and memory of the GPU
+def _make_cuda() -> Engine:
+    from xpkern.engine.cuda.engine import CudaEngine
+
+    return CudaEngine()
+
+
 #: Engines by name. Those that ``"auto"`` may choose come first, fastest first.
-_MAKERS: dict[str, Callable[[], Engine]] = {"cpu": _make_cpu, "reference": _make_reference}
-_AUTOMATIC = ("cpu",)
+_MAKERS: dict[str, Callable[[], Engine]] = {"cuda": _make_cuda, "cpu": _make_cpu, "reference": _make_reference}
+_AUTOMATIC = ("cuda", "cpu")
 
 
 def available_engines() -> dict[str, str | None]:
@@ -40,20 +48,28 @@ def available_engines() -> dict[str, str | None]:
     return reasons
 
 
-def get_engine(engine: str | Engine = "auto") -> Engine:
+def get_engine(engine: str | Engine = "auto", *, on_gpu: bool = False) -> Engine:
     """The engine of that name.
 
     Parameters
     ----------
     engine : str or Engine
-        "cpu" (compiled), "reference" (NumPy, float64, slow: the specification in code), "auto" (the fastest one
-        found; never "reference", which would look like a hang), or an engine itself.
+        "cuda" (an NVIDIA GPU), "cpu" (compiled), "reference" (NumPy, float64, slow: the specification in code), "auto"
+        (the fastest one found; never "reference", which would look like a hang), or an engine itself.
+    on_gpu : bool
+        Whether it is to take arrays that are on a GPU.
 
     Raises
     ------
     InputError
-        If there is no engine of that name, or it cannot be used here; the message says why.
+        If there is no engine of that name, it cannot be used here, or it does not take such arrays; the message says
+        why.
     """
+    if on_gpu:
+        engine = "cuda" if engine == "auto" else engine
+        name = engine if isinstance(engine, str) else engine.name
+        if name in _MAKERS and name != "cuda":
+            raise InputError(f"{name!r} takes no arrays on a GPU: 'cuda' does", field="engine")
     if not isinstance(engine, str):
         return engine
     if engine != "auto" and engine not in _MAKERS:
@@ -62,7 +78,7 @@ def get_engine(engine: str | Engine = "auto") -> Engine:
     for name in _AUTOMATIC if engine == "auto" else (engine,):
         try:
             return _MAKERS[name]()
-        except ImportError as error:
+        except (ImportError, DeviceUnavailable) as error:
             reasons.append(f"{name}: {error}")
     raise InputError(
         f"not available here ({'; '.join(reasons)}); the slow engine 'reference' always is", field="engine"

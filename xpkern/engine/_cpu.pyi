@@ -152,6 +152,7 @@ def train_epoch(
     count: int,
     threads: int,
 ) -> dict[str, Any]: ...
+def calibration_plan(bp_design: NDArray[float64], rp_design: NDArray[float64]) -> dict[str, Any]: ...
 def calibrate(
     isa: str,
     bp_design: NDArray[float64],

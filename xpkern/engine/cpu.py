@@ -27,6 +27,7 @@ from xpkern.engine.contract import (
     StarData,
 )
 from xpkern.engine.epoch import check_epoch
+from xpkern.engine.tables import grid_rows, mixture
 from xpkern.engine.training import EpochResult, ModelArrays, ModelMoments, Steps
 from xpkern.errors import InputError, TrainingDiverged
 from xpkern.fit.candidates import CandidateGrid
@@ -331,29 +332,16 @@ def _compile_model(model: FluxModel) -> _cpu.Model:
 
 
 def _compile_prior(prior: TypePrior) -> _cpu.Prior:
-    dimensions = prior.means.shape[1]
-    root = np.linalg.cholesky(np.linalg.inv(prior.covariances))
-    half_ln_determinant = -np.log(np.diagonal(root, axis1=1, axis2=2)).sum(axis=1)
-    log_weight = np.log(prior.weights) - half_ln_determinant - 0.5 * dimensions * np.log(2 * np.pi)
+    log_weight, root = mixture(prior)
     return _cpu.Prior(log_weight, prior.means, root)
 
 
 def _compile_grid(grid: StartGrid) -> _cpu.Grid:
-    inputs = grid.types.shape[1]
-    rows = [
-        grid.position,
-        grid.slope.transpose(0, 2, 1).reshape(len(grid), -1),
-        grid.types,
-        grid.prior_gradient,
-        grid.prior_precision[(slice(None), *np.tril_indices(inputs))],
-        2.0 * grid.ln_prior[:, None],
-    ]
-
     def as_float(values: Float64) -> Float32:
         return np.ascontiguousarray(values, np.float32)
 
     return _cpu.Grid(
-        as_float(np.concatenate(rows, axis=1)),
+        grid_rows(grid),
         as_float(grid.basis),
         as_float(grid.inverse.T),
         as_float(grid.mean),

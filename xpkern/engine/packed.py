@@ -10,6 +10,7 @@ import math
 
 import numpy as np
 
+from xpkern.engine.arrays import namespace_of
 from xpkern.engine.contract import Float32, Float64
 
 
@@ -31,7 +32,8 @@ def diagonal_positions(samples: int) -> np.ndarray:
 
 def present_samples(whitener: Float32) -> np.ndarray:
     """Which samples are not missing, (n, m) bool, from packed whiteners (n, p)."""
-    return np.greater(whitener[:, diagonal_positions(sample_count(whitener.shape[1]))], 0)
+    positions = diagonal_positions(sample_count(whitener.shape[1]))
+    return np.greater(whitener[:, namespace_of(whitener).asarray(positions)], 0)
 
 
 def pack_factor(factor: Float64, present: np.ndarray) -> Float32:
@@ -84,8 +86,8 @@ def forward_substitute(factor: Float64, rhs: Float64) -> Float64:
     -------
     (n, m, q) float64
     """
-    whitened = np.zeros_like(rhs)
+    whitened = namespace_of(rhs).zeros(rhs.shape)
     for j in range(factor.shape[1]):
-        known = np.einsum("ni,niq->nq", factor[:, j, :j], whitened[:, :j])
+        known = np.einsum("ni,niq->nq", factor[:, j, :j], whitened[:, :j]) if j else 0.0
         whitened[:, j] = (rhs[:, j] - known) * factor[:, j, j, None]
     return whitened

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from xpkern.engine.arrays import namespace_of, to_host
 from xpkern.engine.contract import Float64
 from xpkern.engine.packed import forward_substitute
 
@@ -38,16 +39,19 @@ def invert_fisher(fisher: Float64) -> tuple[Float64, Float64, np.ndarray]:
     scaled = fisher / outer
     scaled_inverse, certain = _inverse_with_certificate(scaled)
     covariance, inverse = scaled_inverse / outer, fisher.copy()
-    floored = np.zeros(len(fisher), bool)
+    xp = namespace_of(fisher)
+    floored = xp.zeros(len(fisher), bool)
     finite = np.isfinite(fisher).all(axis=(1, 2))
     covariance[~finite] = np.nan
-    for star in np.flatnonzero(finite & ~certain):
-        values, vectors = np.linalg.eigh(scaled[star])
-        floored[star] = values[0] < EIGENVALUE_FLOOR
-        values = np.maximum(values, EIGENVALUE_FLOOR)
-        covariance[star] = _symmetric((vectors / values) @ vectors.T) / outer[star]
-        if floored[star]:
-            inverse[star] = _symmetric((vectors * values) @ vectors.T) * outer[star]
+    # few enough for the host, wherever the others are
+    for star in np.flatnonzero(to_host(finite & ~certain)):
+        unit = to_host(outer[star])
+        values, vectors = np.linalg.eigh(to_host(scaled[star]))
+        below, values = bool(values[0] < EIGENVALUE_FLOOR), np.maximum(values, EIGENVALUE_FLOOR)
+        floored[star] = below
+        covariance[star] = xp.asarray(_symmetric((vectors / values) @ vectors.T) / unit)
+        if below:
+            inverse[star] = xp.asarray(_symmetric((vectors * values) @ vectors.T) * unit)
     return covariance, inverse, floored
 
 
@@ -85,15 +89,17 @@ def _inverse_with_certificate(matrix: Float64) -> tuple[Float64, np.ndarray]:
     eigendecomposition for almost every star, at a tenth of its cost. Loops run over parameters, not over stars.
     """
     stars, size = matrix.shape[:2]
+    xp = namespace_of(matrix)
     root = np.zeros_like(matrix)  # reciprocal on the diagonal, as in packed whiteners
-    certain = np.ones(stars, bool)
+    certain = xp.ones(stars, bool)
     for j in range(size):
-        pivot = matrix[:, j, j] - np.einsum("ni,ni->n", root[:, j, :j], root[:, j, :j])
+        known = root[:, j, :j]
+        pivot = matrix[:, j, j] - (np.einsum("ni,ni->n", known, known) if j else 0.0)
         certain &= pivot > EIGENVALUE_FLOOR  # a pivot is never below the smallest eigenvalue; NaN is not certain
         root[:, j, j] = 1.0 / np.sqrt(np.where(pivot > EIGENVALUE_FLOOR, pivot, 1.0))
-        below = matrix[:, j + 1 :, j] - np.einsum("nai,ni->na", root[:, j + 1 :, :j], root[:, j, :j])
+        below = matrix[:, j + 1 :, j] - (np.einsum("nai,ni->na", root[:, j + 1 :, :j], known) if j else 0.0)
         root[:, j + 1 :, j] = below * root[:, j, j, None]
-    root_inverse = forward_substitute(root, np.broadcast_to(np.eye(size), matrix.shape))
+    root_inverse = forward_substitute(root, np.broadcast_to(xp.eye(size), matrix.shape))
     certain &= np.einsum("nij,nij->n", root_inverse, root_inverse) * EIGENVALUE_FLOOR < 1.0
     return _symmetric(root_inverse.swapaxes(1, 2) @ root_inverse), certain
 

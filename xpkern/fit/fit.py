@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from xpkern.engine import Engine, get_engine
-from xpkern.engine.contract import Box, FitOptions, Float64, LossTerms
+from xpkern.engine.arrays import namespace_of, on_device, to_host
+from xpkern.engine.contract import Box, FitOptions, Float32, Float64, LossTerms, Solution, StarData
 from xpkern.errors import InputError
 from xpkern.fit.covariance import invert_fisher, invert_fisher_absolute
 from xpkern.fit.result import Fit
@@ -15,7 +16,7 @@ from xpkern.fit.zgr23 import Zgr23Options, zgr23_solution
 from xpkern.model.flux_model import FluxModel
 from xpkern.model.type_prior import TypePrior
 from xpkern.observe.observations import Observations
-from xpkern.status import UNFITTED, Status
+from xpkern.status import UNFITTED, Status, mark
 
 #: Extinctions and parallaxes [mas] the search may reach: Eq. 19 is unbounded below beyond any such box.
 EXT_BOUNDS = (0.0, 15.0)
@@ -46,13 +47,17 @@ def fit(
 ) -> Fit:
     """Find the parameters at which the star loss (Eq. 19) is lowest.
 
+    Observations whose arrays are on a GPU are fitted there, nothing of a star is copied, and the arrays that come back
+    are there, too. On the host model, prior and grid are prepared, and the few Fisher matrices looked at whose
+    eigenvalues may be too small; "zgr23" copies the stars to the host and its solution back.
+
     Parameters
     ----------
     obs : Observations
     model : FluxModel
     prior : TypePrior
     engine : str or Engine
-        Name of an engine, or "auto" for the fastest one found here.
+        Name of an engine, or "auto" for the fastest one found here. Only "cuda" takes arrays on a GPU.
     threads : int, optional
         Every core this process may use when not given. The result does not depend on it.
     terms : LossTerms, optional
@@ -85,8 +90,8 @@ def fit(
     box = default_box(prior) if box is None else _checked_box(box, model.n_parameters)
     how = options_of(optimizer, options)
     if start is not None and not isinstance(start, StartGrid):
-        start = _checked_start(start, (len(obs), model.n_parameters))
-    chosen = get_engine(engine)
+        start = _checked_start(start, (len(obs), model.n_parameters), obs.flux)
+    chosen = get_engine(engine, on_gpu=on_device(obs.flux))
     terms = LossTerms() if terms is None else terms
     stars = obs.star_data()
     widened = widen_parallax(stars, model.scale_sigma)
@@ -96,7 +101,10 @@ def fit(
     elif isinstance(start, StartGrid):
         raise InputError("a StartGrid is for newton: zgr23 has its own grid, or takes parameters", field="start")
     else:
+        if on_device(obs.flux):
+            widened, start = _on_host(widened), None if start is None else to_host(start)
         solution = zgr23_solution(chosen, model, prior, widened, start, terms, box, how, threads=threads)
+        solution = _beside(solution, obs.flux)
     params, fisher = solution.params, solution.fisher
     if model.scale_sigma > 0:
         plx, fisher = marginalise_scale(params[:, -1], fisher, stars, model.scale_sigma)
@@ -104,13 +112,14 @@ def fit(
     if isinstance(how, FitOptions):
         covariance, inverse, floored = invert_fisher(fisher)
     else:
-        covariance, inverse, floored = invert_fisher_absolute(fisher, how.fisher_floor)
+        xp, inverted = namespace_of(fisher), invert_fisher_absolute(to_host(fisher), how.fisher_floor)
+        covariance, inverse, floored = (xp.asarray(array) for array in inverted)
     status = obs.status | solution.status
     fitted = (status & np.uint32(UNFITTED)) == 0
-    status[floored] |= np.uint32(Status.COVARIANCE_FLOORED)
-    status[fitted & (solution.ln_prior < prior.ln_prior_threshold)] |= np.uint32(Status.EXTRAPOLATED)
+    mark(status, floored, Status.COVARIANCE_FLOORED)
+    mark(status, fitted & (solution.ln_prior < prior.ln_prior_threshold), Status.EXTRAPOLATED)
     if model.scale_sigma > 0:
-        status[fitted] |= np.uint32(Status.THEORETICAL_SCALE)
+        mark(status, fitted, Status.THEORETICAL_SCALE)
     return Fit(
         params=params,
         model_plx=solution.params[:, -1],
@@ -167,8 +176,19 @@ def _checked_box(box: Box, size: int) -> Box:
     return Box(lower, upper)
 
 
-def _checked_start(start: Float64, shape: tuple[int, int]) -> Float64:
-    params = np.ascontiguousarray(start, dtype=np.float64)
+def _on_host(stars: StarData) -> StarData:
+    return StarData(**{name: to_host(array) for name, array in vars(stars).items()})
+
+
+def _beside(solution: Solution, array: Float32) -> Solution:
+    """A solution whose arrays lie where another array does."""
+    xp = namespace_of(array)
+    return Solution(**{name: xp.asarray(values) for name, values in vars(solution).items()})
+
+
+def _checked_start(start: Float64, shape: tuple[int, int], beside: Float32) -> Float64:
+    xp = namespace_of(beside)
+    params = xp.ascontiguousarray(xp.asarray(start), dtype=np.float64)
     if params.shape != shape:
         raise InputError(f"shape {params.shape}, expected {shape}", field="start")
     if not np.isfinite(params).all() or (params[:, -2:] <= 0).any():

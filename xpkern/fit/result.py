@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from xpkern.engine.arrays import on_device, to_host
 from xpkern.engine.contract import FitOptions, Float32, Float64, LossTerms
 from xpkern.model.flux_model import FluxModel
 from xpkern.model.type_prior import TypePrior
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 @dataclass
 class Fit:
     """Parameters of n stars, their errors, and how the fit went. A star without a fit has NaN and a status bit.
+
+    Arrays are NumPy's, or CuPy's if the observations were: :meth:`on_host` brings them all to the host.
 
     Attributes
     ----------
@@ -115,6 +118,14 @@ class Fit:
     def fitted(self) -> NDArray[np.bool_]:
         """Which stars have a solution, (n,) bool."""
         return (self.status & np.uint32(UNFITTED)) == 0
+
+    def on_host(self) -> Fit:
+        """The same fit with arrays of NumPy throughout; the fit itself if it has no others."""
+        if not on_device(self.params):
+            return self
+        arrays = {each.name: getattr(self, each.name) for each in fields(self)}
+        arrays = {name: to_host(array) for name, array in arrays.items() if on_device(array)}
+        return replace(self, observations=self.observations.on_host(), **arrays)
 
     @property
     def diagnostics(self) -> Table:

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from xpkern.engine.arrays import as_array, namespace_of, on_device, to_host
 from xpkern.engine.contract import Float32, Float64, StarData
-from xpkern.engine.packed import packed_size, present_samples
+from xpkern.engine.packed import diagonal_positions, packed_size, present_samples
 from xpkern.errors import InputError
 from xpkern.grid import N_FLUX, N_PARAMETERS, WAVELENGTH
 from xpkern.model.arrays import shape_text
 from xpkern.model.noise import Noise
 from xpkern.observe.whiteners import dense_whitener, drop_samples, pack_whitener
-from xpkern.status import UNFITTED, Status
+from xpkern.status import UNFITTED, Status, mark
 
 
 @dataclass
 class Observations:
     """Fluxes, whiteners and constraints of n stars. Nothing in the numerical arrays is NaN: missing is explicit.
+
+    The arrays of flux, whitener, parallax, status and constraints may be CuPy's, all of them; the others are NumPy's.
 
     Attributes
     ----------
@@ -73,6 +77,10 @@ class Observations:
     ) -> Observations:
         """Stars from plain arrays.
 
+        If ``flux`` is on a GPU (CuPy's, or anything with ``__cuda_array_interface__``), so are the observations, and
+        ``packed_factor`` is read in place. What is done on the host: dense whiteners are factorised, and those stars
+        whose missing samples the packed ones still hold are brought there and back.
+
         Parameters
         ----------
         flux : (n, 66) array_like
@@ -100,34 +108,34 @@ class Observations:
             twice. What is wrong with one star only is a bit of its status.
         """
         flux = _floats(flux, "flux", (None, N_FLUX), np.float32)
-        stars = len(flux)
-        status = np.zeros(stars, np.uint32)
+        stars, xp = len(flux), namespace_of(flux)
+        status = xp.zeros(stars, np.uint32)
         if (whitener is None) == (packed_factor is None):
             raise InputError("give either whitener or packed_factor", field="whitener")
         if whitener is not None:
-            square = np.asarray(whitener)
+            square = to_host(whitener)
             square = _floats(square, "whitener", (stars, N_FLUX, N_FLUX), square.dtype)
-            packed, usable = pack_whitener(square)
+            of_host, usable = pack_whitener(square)
             finite = np.isfinite(square).all(axis=(1, 2))
-            status[~finite] |= np.uint32(Status.BAD_ROW)
-            status[finite & ~usable] |= np.uint32(Status.SINGULAR_COVARIANCE)
-            missing = np.zeros(flux.shape, bool)
+            mark(status, xp.asarray(~finite), Status.BAD_ROW)
+            mark(status, xp.asarray(finite & ~usable), Status.SINGULAR_COVARIANCE)
+            packed, missing = xp.asarray(of_host), xp.zeros(flux.shape, bool)
         else:
             packed, missing = _without_bad_rows(
-                _floats(packed_factor, "packed_factor", (stars, packed_size(N_FLUX)), np.float32)
+                _floats(packed_factor, "packed_factor", (stars, packed_size(N_FLUX)), np.float32, xp)
             )
         missing |= ~np.isfinite(flux)
         lost = missing & (present_samples(packed) | ~np.isfinite(flux))
-        status[lost.any(axis=1)] |= np.uint32(Status.MISSING_SAMPLES)
+        mark(status, lost.any(axis=1), Status.MISSING_SAMPLES)
         packed = drop_samples(packed, missing)
         present = present_samples(packed)
-        status[~present.any(axis=1)] |= np.uint32(Status.NO_DATA)
+        mark(status, ~present.any(axis=1), Status.NO_DATA)
 
-        plx, plx_err = _measured(plx, plx_err, "plx", (stars,))
-        status[~np.isfinite(plx_err)] |= np.uint32(Status.NO_PARALLAX)
+        plx, plx_err = _measured(plx, plx_err, "plx", (stars,), xp)
+        mark(status, ~np.isfinite(plx_err), Status.NO_PARALLAX)
         mean, error = None, None
         if constraint_mean is not None or constraint_err is not None:
-            mean, error = _measured(constraint_mean, constraint_err, "constraint_mean", (stars, N_PARAMETERS))
+            mean, error = _measured(constraint_mean, constraint_err, "constraint_mean", (stars, N_PARAMETERS), xp)
             if (np.isfinite(error[:, -1]) & np.isfinite(plx_err)).any():
                 raise InputError("the parallax of a star is given here and in plx", field="constraint_mean")
         return cls(
@@ -188,20 +196,22 @@ class Observations:
             if _noise_digest(block.noise) != _noise_digest(first.noise):
                 raise InputError("blocks differ in their noise model", field="noise")
 
+        xp = namespace_of(first.flux)
+
         def join(name: str) -> np.ndarray:
-            return np.concatenate([getattr(block, name) for block in blocks])
+            return xp.concatenate([getattr(block, name) for block in blocks])
 
         constrained = any(block.constraint_err is not None for block in blocks)
         constraints = [block._constraints() for block in blocks] if constrained else []
         return cls(
-            source_id=join("source_id"),
+            source_id=np.concatenate([block.source_id for block in blocks]),
             flux=join("flux"),
             whitener=join("whitener"),
             plx=join("plx"),
             plx_err=join("plx_err"),
             status=join("status"),
-            constraint_mean=np.concatenate([mean for mean, _ in constraints]) if constrained else None,
-            constraint_err=np.concatenate([error for _, error in constraints]) if constrained else None,
+            constraint_mean=xp.concatenate([mean for mean, _ in constraints]) if constrained else None,
+            constraint_err=xp.concatenate([error for _, error in constraints]) if constrained else None,
             columns=_join_columns(blocks),
             noise=first.noise,
             wavelength=first.wavelength,
@@ -211,37 +221,51 @@ class Observations:
     def whitener_dense(self, star: int) -> Float64:
         """Lower-triangular T with T^T T = C^-1 of one star, (66, 66) float64; zero where samples are missing."""
         index = range(len(self))[star]
-        return dense_whitener(self.whitener[index : index + 1])[0]
+        return dense_whitener(to_host(self.whitener[index : index + 1]))[0]
+
+    def on_host(self) -> Observations:
+        """The same stars with arrays of NumPy throughout; these observations themselves if they have no others."""
+        if not on_device(self.flux):
+            return self
+        given = {each.name: getattr(self, each.name) for each in fields(self)}
+        arrays: dict[str, Any] = {name: to_host(array) for name, array in given.items() if on_device(array)}
+        return replace(self, **arrays)
 
     def star_data(self) -> StarData:
         """What an engine needs of the stars; those that cannot be fitted have no weight anywhere."""
         mean, error = self._constraints()
         measured = np.isfinite(self.plx_err)
-        mean[measured, -1], error[measured, -1] = self.plx[measured], self.plx_err[measured]
+        mean[:, -1] = np.where(measured, self.plx, mean[:, -1])
+        error[:, -1] = np.where(measured, self.plx_err, error[:, -1])
         unfitted = (self.status & np.uint32(UNFITTED)) != 0
         whitener = self.whitener
         if unfitted.any():
             whitener = np.where(unfitted[:, None], np.float32(0), whitener)
+        xp = namespace_of(self.flux)
         return StarData(
-            flux=np.ascontiguousarray(self.flux),
-            whitener=np.ascontiguousarray(whitener),
+            flux=xp.ascontiguousarray(self.flux),
+            whitener=xp.ascontiguousarray(whitener),
             mean=mean,
             sigma=error,
         )
 
     def _constraints(self) -> tuple[Float64, Float64]:
         """New arrays (n, 5) of the constraints, 0 and inf where there are none."""
-        shape = (len(self), N_PARAMETERS)
+        shape, xp = (len(self), N_PARAMETERS), namespace_of(self.flux)
         if self.constraint_mean is None or self.constraint_err is None:
-            return np.zeros(shape), np.full(shape, np.inf)
+            return xp.zeros(shape), xp.full(shape, np.inf)
         return self.constraint_mean.copy(), self.constraint_err.copy()
 
 
-def _floats(values: ArrayLike | None, name: str, shape: tuple[int | None, ...], dtype: np.dtype | type) -> np.ndarray:
+def _floats(
+    values: ArrayLike | None, name: str, shape: tuple[int | None, ...], dtype: np.dtype | type, xp: Any = None
+) -> np.ndarray:
+    """A contiguous array of that shape; where ``xp`` has its arrays, else where the values are."""
     try:
-        given = np.asarray(values)
+        given = as_array(values) if xp is None else xp.asarray(as_array(values))
         with np.errstate(over="ignore"):
-            array = np.ascontiguousarray(given, dtype=np.float64 if np.dtype(dtype).kind != "f" else dtype)
+            kind = np.float64 if np.dtype(dtype).kind != "f" else dtype
+            array = namespace_of(given).ascontiguousarray(given, dtype=kind)
     except (TypeError, ValueError) as error:
         raise InputError(f"not an array of numbers: {error}", field=name) from None
     if array.ndim != len(shape) or any(want not in (None, have) for have, want in zip(array.shape, shape, strict=True)):
@@ -251,28 +275,31 @@ def _floats(values: ArrayLike | None, name: str, shape: tuple[int | None, ...], 
 
 def _without_bad_rows(packed: Float32) -> tuple[Float32, np.ndarray]:
     """Stored factors with 0 for what is not finite, and the samples (n, m) whose row of the factor that concerns."""
+    xp = namespace_of(packed)
     finite = np.isfinite(packed)
-    row_of_entry = np.tril_indices(N_FLUX)[0]
-    missing = np.zeros((len(packed), N_FLUX), bool)
+    missing = xp.zeros((len(packed), N_FLUX), bool)
+    if finite.all():
+        return packed, missing
+    row_of_entry = xp.asarray(np.tril_indices(N_FLUX)[0])
     stars, entries = np.nonzero(~finite)
     missing[stars, row_of_entry[entries]] = True
     packed = np.where(finite, packed, np.float32(0))
     # a lost diagonal must not read as "missing already": the rest of its column still matters
-    diagonal = np.flatnonzero(np.tril_indices(N_FLUX)[0] == np.tril_indices(N_FLUX)[1])
+    diagonal = xp.asarray(diagonal_positions(N_FLUX))
     packed[:, diagonal] = np.where(finite[:, diagonal], packed[:, diagonal], np.float32(1))
     return packed, missing
 
 
 def _measured(
-    values: ArrayLike | None, errors: ArrayLike | None, name: str, shape: tuple[int, ...]
+    values: ArrayLike | None, errors: ArrayLike | None, name: str, shape: tuple[int, ...], xp: Any
 ) -> tuple[Float64, Float64]:
     """Values and errors with 0 and inf where either is unusable."""
     if (values is None) != (errors is None):
         raise InputError("a value needs its error, and an error its value", field=name)
     if values is None:
-        return np.zeros(shape), np.full(shape, np.inf)
-    value = _floats(values, name, shape, np.float64)
-    error = _floats(errors, f"error of {name}", shape, np.float64)
+        return xp.zeros(shape), xp.full(shape, np.inf)
+    value = _floats(values, name, shape, np.float64, xp)
+    error = _floats(errors, f"error of {name}", shape, np.float64, xp)
     usable = np.isfinite(value) & np.isfinite(error) & (error > 0)
     return np.where(usable, value, 0.0), np.where(usable, error, np.inf)
 
@@ -280,7 +307,7 @@ def _measured(
 def _source_ids(values: ArrayLike | None, stars: int) -> NDArray[np.int64]:
     if values is None:
         return np.arange(stars, dtype=np.int64)
-    ids = np.asarray(values)
+    ids = to_host(values)
     if ids.shape != (stars,) or (stars > 0 and ids.dtype.kind not in "iu"):
         raise InputError(f"shape {ids.shape} of {ids.dtype}, expected ({stars},) integers", field="source_id")
     return ids.astype(np.int64)

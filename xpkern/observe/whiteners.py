@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from xpkern.engine.arrays import namespace_of, on_device, to_host
 from xpkern.engine.contract import Float32, Float64
 from xpkern.engine.packed import forward_substitute, pack_factor, packed_size, present_samples, unpack_factor
 
@@ -78,11 +79,18 @@ def drop_samples(packed: Float32, dropped: np.ndarray) -> Float32:
     Returns
     -------
     (n, p) float32
-        A new array.
+        The given array where nothing is to be deleted, a new one otherwise. Stars on a GPU pass through the host.
     """
-    result = packed.copy()
     present = present_samples(packed)
-    for star in np.flatnonzero((dropped & present).any(axis=1)):
+    stars = to_host((dropped & present).any(axis=1)).nonzero()[0]
+    if len(stars) == 0:
+        return packed
+    result = packed.copy()
+    if on_device(packed):
+        xp, rows = namespace_of(packed), namespace_of(packed).asarray(stars)
+        result[rows] = xp.asarray(drop_samples(to_host(packed[rows]), to_host(dropped[rows])))
+        return result
+    for star in stars:
         stored = unpack_factor(packed[star : star + 1])[0]
         diagonal = np.einsum("jj->j", stored)
         diagonal[present[star]] = 1.0 / diagonal[present[star]]

@@ -1,0 +1,332 @@
+"""The GPU suite: what the kernels compute, how fast, and what share of the GPU's and the link's limits that is.
+
+Arrays stay on the GPU where a figure says "resident" (that needs CuPy); times are by the GPU's own clock, the median of
+several runs. Figures that begin or end in the host's memory are by the wall clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import xpkern as xk
+from bench.evaluation import multiply_adds_of_evaluation
+from bench.gpu.checks import FEW_STARS, Sample, check_everything, run_everything
+from bench.gpu.roof import Roof, host_copy_rate, measure_roof, seconds
+from bench.harness import machine
+from bench.training import bytes_of_star, multiply_adds_of_steps
+from xpkern.engine.contract import Coefficients, FitOptions, StarData
+from xpkern.engine.training import Steps
+from xpkern.fit.covariance import invert_fisher
+from xpkern.observe.calibration import Calibration
+
+#: Fused multiply-adds in double of one star's calibration; NOTES.md derives it.
+_CALIBRATION = 164_000
+
+#: Fused multiply-adds of a star's start, and evaluations of a fit by kind, as NOTES.md counts them.
+_START = 76_000
+
+#: Bytes of one star's coefficients with errors and correlations, and bands: what crosses the link.
+_COEFFICIENTS = 13_200
+
+#: Stars of a batch of training, and steps timed.
+_BATCH, _STEPS = 512, 64
+
+#: Streams that carry coefficients in and results out, and stars of one of their batches.
+_STREAMS, _STREAMED = 3, 32768
+
+#: Runs of which the median counts.
+_RUNS = 5
+
+
+def main(arguments: list[str]) -> int:
+    """Run the suite; the exit code is 1 where there is no GPU or it computes something else than it should."""
+    parser = argparse.ArgumentParser(prog="python -m bench gpu", description=__doc__)
+    parser.add_argument("--stars", type=int, default=131072, help="stars of the timed runs (default: %(default)s)")
+    parser.add_argument(
+        "--output", type=Path, default=Path(__file__).parents[1] / "results", help="folder for the JSON"
+    )
+    parser.add_argument(
+        "--only-run", action="store_true", help="each operation once, few stars, no clock: for sanitizers"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        engine = xk.get_engine("cuda")
+    except xk.InputError as error:
+        print(f"bench gpu: there is no GPU to measure: {error}", file=sys.stderr)
+        return 1
+    if options.only_run:
+        run_everything(engine, Sample(96))
+        print("every operation was run once")
+        return 0
+    return _suite(engine, options)
+
+
+def _suite(engine: Any, options: argparse.Namespace) -> int:
+    facts = engine.device.facts
+    print(f"{facts.name}, compute capability {facts.compute_capability}, {facts.door}, kernels by {facts.compiler}")
+    started = time.perf_counter()
+    sample = Sample(FEW_STARS)
+    engine.predict(sample.model, sample.truth)
+    print(f"kernels loaded, compiled where they had not been: {time.perf_counter() - started:.1f} s")
+    checks = check_everything(engine, sample)
+    print(*checks, sep="\n", flush=True)
+    roof = measure_roof(engine.device)
+    figures: dict[str, Any] = roof.as_dict() | {"host's memory, one thread [GB/s]": 1e-9 * host_copy_rate()}
+    for measure in (_resident, _training, _from_host, _peer):
+        try:
+            found = measure(engine, roof, options.stars)
+        except ImportError as error:
+            found = {f"{measure.__doc__} Not measured": str(error)}
+        figures |= found
+        for name, value in found.items():
+            print(f"{name:74s} {value:>14,.4g}" if isinstance(value, float) else f"{name:74s} {value}", flush=True)
+    record = {
+        "gpu": asdict(facts),
+        "commit": _commit(),
+        "machine": machine(),
+        "stars": options.stars,
+        "checks": {check.name: {"found": check.found, "allowed": check.allowed} for check in checks},
+        "figures": figures,
+    }
+    folder = options.output / re.sub(r"[^a-z0-9]+", "-", facts.name.lower()).strip("-")
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "gpu.json"
+    path.write_text(json.dumps(record, indent=2) + "\n")
+    print(f"written to {path}")
+    wrong = [check for check in checks if not check.passed]
+    if wrong:
+        print(f"bench gpu: {len(wrong)} checks failed: {', '.join(check.name for check in wrong)}", file=sys.stderr)
+    return 1 if wrong else 0
+
+
+def _many(n_stars: int) -> tuple[Sample, np.ndarray]:
+    """Some thousand simulated stars, and the rows of as many copies of them as are asked for."""
+    sample = Sample(min(n_stars, 8192))
+    return sample, np.arange(n_stars) % len(sample.truth)
+
+
+def _resident(engine: Any, roof: Roof, n_stars: int) -> dict[str, Any]:
+    """Everything on the GPU already."""
+    import cupy
+
+    sample, rows = _many(n_stars)
+    model, samples = sample.model, sample.model.n_samples
+    coefficients = Coefficients(
+        **{
+            name: cupy.asarray(np.ascontiguousarray(array[rows]))
+            for name, array in vars(sample.survey.coefficients).items()
+        }
+    )
+    bands = [cupy.asarray(np.ascontiguousarray(array[rows])) for array in sample.bands]
+    stars = StarData(**{name: cupy.asarray(array[rows]) for name, array in vars(sample.stars).items()})
+    truth = cupy.asarray(sample.truth[rows])
+    start = engine.start(sample.grid, stars, FitOptions())[:, 0].copy()
+    solution = engine.fit(model, sample.prior, stars, sample.grid, sample.terms, sample.box, FitOptions())
+    evaluations = float(solution.iterations.mean())
+    from_one = engine.fit(model, sample.prior, stars, start, sample.terms, sample.box, FitOptions())
+    evaluations_from_one = float(from_one.iterations.mean())
+    per_evaluation = float(sum(multiply_adds_of_evaluation(model).values()))
+    network = sum(weight.size for weight in model.weights)
+    whitener = 4.0 * samples * (samples + 1) / 2
+    operations: dict[str, tuple[Callable[[], Any], float, float, float]] = {
+        # what, multiply-adds, their roof, bytes at least
+        "calibrate": (
+            lambda: engine.calibrate(Calibration.default(), coefficients, model.noise, *bands),
+            _CALIBRATION,
+            roof.float64,
+            _COEFFICIENTS + whitener,
+        ),
+        "predict": (lambda: engine.predict(model, truth), network, roof.float64, 8.0 * samples),
+        "evaluate": (
+            lambda: engine.evaluate(model, sample.prior, stars, truth, sample.terms),
+            per_evaluation,
+            roof.float32,
+            whitener,
+        ),
+        "start": (lambda: engine.start(sample.grid, stars, FitOptions()), _START, roof.float32, whitener),
+        "fit + Fisher, from given starts": (
+            lambda: engine.fit(model, sample.prior, stars, start, sample.terms, sample.box, FitOptions()),
+            per_evaluation * evaluations_from_one,
+            roof.float32,
+            whitener,
+        ),
+        "start + fit + Fisher": (
+            lambda: engine.fit(model, sample.prior, stars, sample.grid, sample.terms, sample.box, FitOptions()),
+            _START + per_evaluation * evaluations,
+            roof.float32,
+            whitener,
+        ),
+        "covariance": (lambda: invert_fisher(solution.fisher), 0.0, roof.float64, 3.0 * 200),
+    }
+    figures: dict[str, Any] = {"fit: evaluations a star": evaluations}
+    for name, (work, multiply_adds, peak, least_bytes) in operations.items():
+        stream = engine.device.current_stream()
+        took = statistics.median(seconds(engine.device, lambda _, work=work: work(), stream, _RUNS)) / n_stars
+        figures[f"{name}, resident [stars/s]"] = 1.0 / took
+        if multiply_adds:
+            figures[f"{name}, share of the multiply-adds' roof"] = 2.0 * multiply_adds / took / peak
+        figures[f"{name}, share of the memory's roof"] = least_bytes / took / roof.memory
+    return figures
+
+
+def _training(engine: Any, roof: Roof, n_stars: int) -> dict[str, Any]:
+    """Steps of the model, and of the model and its stars, whose whiteners are on the GPU."""
+    import cupy
+
+    sample, rows = _many(n_stars)
+    stars = StarData(**{name: cupy.asarray(array[rows]) for name, array in vars(sample.labelled).items()})
+    params = cupy.asarray(sample.truth[rows])
+    order = np.random.default_rng(1).permutation(n_stars)
+    steps = min(_STEPS, n_stars // _BATCH)
+    batches = np.ascontiguousarray(order[: steps * _BATCH].reshape(-1, _BATCH))
+    of_model, of_stars = multiply_adds_of_steps(sample.model).values()
+    figures: dict[str, Any] = {}
+    for name, moves_stars, multiply_adds in (
+        ("model", False, of_model),
+        ("model and stars", True, of_model + of_stars),
+    ):
+
+        def epoch(count: int, moves_stars: bool = moves_stars) -> float:
+            rates = np.full(count, 1e-12)
+            course = (Steps("sgd", rates, 0.5), Steps("sgd", rates, clip=100.0) if moves_stars else None)
+            begin = time.perf_counter()
+            engine.train_epoch(
+                sample.model, stars, params, batches[:count], xk.LossTerms(prior=False), sample.box, *course, None
+            )
+            return time.perf_counter() - begin
+
+        few = max(steps // 4, 1)
+        epoch(few)
+        # the time of fewer steps is subtracted: what an epoch costs besides its steps cancels
+        took = [(epoch(steps) - epoch(few)) / max(steps - few, 1) for _ in range(_RUNS)]
+        step = statistics.median(took)
+        figures[f"step of {_BATCH} stars, {name} [us]"] = 1e6 * step
+        figures[f"step of {_BATCH} stars, {name}, share of the multiply-adds' roof"] = (
+            2.0 * multiply_adds * _BATCH / step / roof.float32
+        )
+        figures[f"step of {_BATCH} stars, {name}, share of the memory's roof"] = (
+            bytes_of_star(sample.model) * _BATCH / step / roof.memory
+        )
+    return figures
+
+
+def _from_host(engine: Any, roof: Roof, n_stars: int) -> dict[str, Any]:
+    """From arrays of the host to arrays of the host."""
+    sample, rows = _many(n_stars)
+    stars = StarData(**{name: np.ascontiguousarray(array[rows]) for name, array in vars(sample.stars).items()})
+    figures: dict[str, Any] = {}
+
+    def timed(work: Callable[[], Any]) -> float:
+        work()
+        times = []
+        for _ in range(_RUNS):
+            begin = time.perf_counter()
+            work()
+            times.append(time.perf_counter() - begin)
+        return n_stars / statistics.median(times)
+
+    figures["start + fit + Fisher, whiteners in the host's memory [stars/s]"] = timed(
+        lambda: engine.fit(sample.model, sample.prior, stars, sample.grid, sample.terms, sample.box, FitOptions())
+    )
+    rate = timed(_streamed(engine, sample, rows))
+    figures["coefficients in pinned memory to finished stars [stars/s]"] = rate
+    figures["coefficients in pinned memory to finished stars, share of the link"] = (
+        rate * _COEFFICIENTS / roof.to_device
+    )
+    return figures
+
+
+def _streamed(engine: Any, sample: Sample, rows: np.ndarray) -> Callable[[], None]:
+    """What carries coefficients of pinned memory through calibration and fit, a few streams side by side."""
+    import cupy
+
+    def pinned(array: np.ndarray) -> np.ndarray:
+        place = engine.device.allocate_host(array.nbytes).view(array.dtype).reshape(array.shape)
+        place[:] = array
+        return place
+
+    coefficients = {name: pinned(array[rows]) for name, array in vars(sample.survey.coefficients).items()}
+    bands = [pinned(array[rows]) for array in sample.bands]
+    mean, sigma = pinned(sample.stars.mean[rows]), pinned(sample.stars.sigma[rows])
+    noise, calibration = sample.model.noise, Calibration.default()
+
+    def finish(first: int) -> None:
+        some = slice(first, first + _STREAMED)
+        with cupy.cuda.Stream(non_blocking=True) as stream:
+
+            def bring(array: np.ndarray) -> Any:
+                there = cupy.empty(array[some].shape, array.dtype)
+                there.set(array[some], stream=stream)
+                return there
+
+            on_gpu = Coefficients(**{name: bring(array) for name, array in coefficients.items()})
+            calibrated = engine.calibrate(calibration, on_gpu, noise, *(bring(array) for array in bands))
+            stars = StarData(calibrated.flux, calibrated.whitener, bring(mean), bring(sigma))
+            solution = engine.fit(
+                sample.model, sample.prior, stars, sample.grid, sample.terms, sample.box, FitOptions()
+            )
+            covariance, _, _ = invert_fisher(solution.fisher)
+            for array in (solution.params, covariance, solution.loss, solution.chi2, solution.status):
+                cupy.asnumpy(array, stream=stream)
+            stream.synchronize()
+
+    def everything() -> None:
+        with ThreadPoolExecutor(_STREAMS) as pool:
+            list(pool.map(finish, range(0, len(rows), _STREAMED)))
+
+    return everything
+
+
+def _peer(engine: Any, roof: Roof, n_stars: int) -> dict[str, Any]:
+    """Levenberg-Marquardt in JAX on the same GPU, from its own starts and from several."""
+    from bench.peers.jax_fit import STARTS, JaxFit, Stars, on_gpu
+    from bench.stars import dense_whiteners, observations
+
+    if not on_gpu():
+        raise ImportError("JAX has no GPU here: pip install 'jax[cuda13]'")
+    few = min(n_stars, 32768)
+    sample = Sample(min(few, 8192))
+    obs = observations(len(sample.truth))
+    rows = np.arange(few) % len(obs)
+    peer = JaxFit(sample.model, sample.prior)
+    stars = Stars(obs.flux[rows], dense_whiteners(obs)[rows], obs.plx[rows], obs.plx_err[rows], batch=few)
+    figures: dict[str, Any] = {}
+    for name, run in (("one start", peer.run), (f"up to {STARTS} starts", peer.run_from_several)):
+        run(stars)
+        begin = time.perf_counter()
+        params, _, _ = run(stars)
+        figures[f"JAX Levenberg-Marquardt, {name} [stars/s]"] = few / (time.perf_counter() - begin)
+        loss = engine.evaluate(sample.model, sample.prior, sample.stars[rows], params, sample.terms).loss
+        ours = engine.fit(
+            sample.model, sample.prior, sample.stars, sample.grid, sample.terms, sample.box, FitOptions()
+        ).loss[rows]
+        figures[f"JAX, {name}: share of stars within 0.01 of ours or lower"] = float(np.mean(loss < ours + 0.01))
+    return figures
+
+
+def _commit() -> str:
+    """Of this checkout, with a mark where it has changes; unknown without git."""
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return found.stdout.strip()

@@ -1,0 +1,151 @@
+// What the kernels are given: one plain struct each, by value. Pointers are addresses on the device; the views are
+// those of csrc/core. No functions but on constants: the host fills the same types.
+#pragma once
+
+#include "core/calibration_view.hpp"
+#include "core/views.hpp"
+
+namespace xpkern {
+
+// Memory of kernels whose name ends in _any (those of XPKERN_GENERAL): so many bytes for each thread of the grid.
+// scratch_bytes() says how many.
+struct ThreadScratch {
+    char* memory;
+    int64_t bytes_a_thread;
+};
+
+struct CalibrateArguments {
+    CalibrationView view;
+    CalibrationRows rows;
+    int64_t n;
+    bool* unfinished;  // (n,) out: stars whose eigenvalues may lie below the floor, left to the host
+    ThreadScratch scratch;
+};
+
+struct PredictArguments {
+    ModelView model;
+    const double* params;  // (n, k) linear
+    double* flux;          // (n, m)
+    int64_t n;
+    ThreadScratch scratch;
+};
+
+struct EvaluateArguments {
+    ModelView model;
+    PriorView prior;
+    LossView terms;
+    StarArrays stars;
+    const double* params;  // (n, k) linear
+    EvaluationArrays out;
+    int64_t n;
+    ThreadScratch scratch;
+};
+
+struct StartArguments {
+    GridView grid;
+    int64_t samples, inputs;
+    StarArrays stars;
+    int64_t n, starts;
+    double gate;
+    double* params;  // (n, starts, k) linear, NaN beyond the last start of a star
+    ThreadScratch scratch;
+};
+
+// Searches that wait for a stage: their numbers, in any order, and how many they are.
+struct SearchQueue {
+    int64_t* searches;
+    int64_t* count;
+};
+
+// One stage of a fit. Search s is of star s / fit.starts.
+struct FitArguments {
+    FitView fit;
+    StarArrays stars;
+    SolutionArrays out;
+    int64_t n;
+    char* progress;           // (n * starts,) SearchProgress
+    SearchQueue taken, left;  // searches that the stage takes up, and those that it leaves for the next
+    int64_t evaluations;      // of a search in this stage, those of launches before included; then it is left
+    ThreadScratch scratch;
+};
+
+struct SearchArguments {
+    CandidateView grid;
+    StarArrays stars;
+    int64_t n, parameters;
+    int64_t slices;  // threads of a star, each with a share of the types
+    char* best;      // (n, slices) BestCandidate
+    double* params;  // (n, k) linear
+    ThreadScratch scratch;
+};
+
+struct DescendArguments {
+    FitView fit;  // start_params: (n, k) linear
+    DescentView how;
+    StarArrays stars;
+    int64_t n;
+    double* params;  // (n, k) linear
+    ThreadScratch scratch;
+};
+
+// How a run of training ended, or that it goes on.
+enum TrainingEnd : int64_t { TRAINING_GOES_ON = 0, LOSS_NOT_FINITE = 1, MODEL_NOT_FINITE = 2 };
+
+// Where a run of training stands, on the device.
+struct TrainingState {
+    int64_t step;   // batches that are done
+    int64_t count;  // steps of the model, those of runs before included
+    int64_t end;    // TrainingEnd; from another one than TRAINING_GOES_ON on kernels do nothing
+};
+
+// One batch: state->step says which. model.in_float points into `floats`, whose order is that of core/model_step.hpp.
+struct TrainArguments {
+    ModelView model;
+    StarArrays stars;
+    double* params;             // (n, k) linear, changed by the stars' steps
+    const int64_t* batches;     // (steps, size) rows
+    int64_t steps, size;        // size: stars of a batch
+    const double* model_rates;  // (steps,), null where the model takes no steps
+    ModelStepView how;
+    const double* star_rates;  // (steps,), null where stars take none
+    double star_clip;
+    LossView terms;
+    double lower[MAX_PARAMETERS], upper[MAX_PARAMETERS];
+    double *parameters, *first, *second;         // (p,) the model and its optimiser's moments
+    double *moved, *moved_first, *moved_second;  // (p,) scratch
+    float* floats;                               // (p,) the parameters in single precision
+    double* gradient;                            // (p,) out
+    float* tape;                                 // (elements, size) scratch: what the products are made of
+    float* chunk_sums;                           // (chunks, p) scratch
+    double* chi2;                                // (size,) of the batch at hand, out
+    double* model_loss;                          // (steps,) out: Eq. 12 before each step
+    double* star_loss;                           // (n,) out: the star's loss before its last step
+    TrainingState* state;
+    ThreadScratch scratch;
+};
+
+// Bytes that a thread of a kernel's _any form needs. 0 where the usual form serves: it needs none, and is faster.
+struct KernelScratch {
+    int64_t calibrate, predict, evaluate, start, fit, search, descend, train;
+    int64_t rescue;  // that of a fit, which takes more than its other stages
+    int64_t tape;    // elements of TrainArguments::tape
+};
+struct ScratchArguments {
+    ModelView model;                        // sizes alone are read; n_layers = 0 where there is none
+    PriorView prior;                        // as above, n_components = 0
+    CalibrationView calibration;            // as above, samples = 0
+    int64_t n_types, samples, inputs;       // of a start grid, 0 where there is none
+    int64_t search_samples, search_window;  // of a grid of candidates, 0 where there is none
+    KernelScratch* bytes;                   // out
+};
+
+// Bytes of the structs that a host fills or allocates: a host that has types of its own checks them.
+struct ArgumentSizes {
+    int64_t calibrate, predict, evaluate, start, fit, search, descend, train, scratch;
+    int64_t search_progress, best_candidate, training_state, kernel_scratch;
+};
+struct SizesArguments {
+    ArgumentSizes* sizes;  // out
+};
+
+}  // namespace xpkern

@@ -1,0 +1,54 @@
+// What the GPU could do: multiply-adds on registers, and copies from memory to memory, as the kernels are compiled. The
+// benchmarks hold everything else against them.
+#pragma once
+
+#include "threads.cuh"
+
+namespace xpkern {
+
+struct alignas(16) Quad {
+    float number[4];
+};
+
+struct RoofArguments {
+    const Quad* from;  // roof_copy: (n,)
+    Quad* to;
+    double* sink;  // the others: (threads,), so that nothing is optimised away
+    int64_t n;     // quads to copy; rounds of multiply-adds
+};
+
+constexpr int ROOF_CHAINS = 8;  // multiply-adds in flight in each thread
+
+}  // namespace xpkern
+
+namespace {
+
+// ROOF_CHAINS multiply-adds a round.
+template <class Real>
+__device__ void run_roof(const xpkern::RoofArguments& a) {
+    Real chain[xpkern::ROOF_CHAINS];
+    for (int c = 0; c < xpkern::ROOF_CHAINS; ++c) chain[c] = Real(threadIdx.x + c);
+    const Real factor = Real(0.999), term = Real(1e-3);
+    for (int64_t round = 0; round < a.n; ++round) {
+        XPKERN_UNROLL
+        for (int c = 0; c < xpkern::ROOF_CHAINS; ++c) chain[c] = xpkern::XPKERN_ISA::fma(chain[c], factor, term);
+    }
+    Real sum = 0;
+    for (int c = 0; c < xpkern::ROOF_CHAINS; ++c) sum += chain[c];
+    a.sink[int64_t(blockIdx.x) * blockDim.x + threadIdx.x] = sum;
+}
+
+}  // namespace
+
+extern "C" __global__ void roof_float(const __grid_constant__ xpkern::RoofArguments a) {
+    run_roof<float>(a);
+}
+
+extern "C" __global__ void roof_double(const __grid_constant__ xpkern::RoofArguments a) {
+    run_roof<double>(a);
+}
+
+extern "C" __global__ void roof_copy(const __grid_constant__ xpkern::RoofArguments a) {
+    const int64_t step = int64_t(gridDim.x) * blockDim.x;
+    for (int64_t at = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; at < a.n; at += step) a.to[at] = a.from[at];
+}

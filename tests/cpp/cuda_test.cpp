@@ -1,0 +1,274 @@
+// The CUDA kernels' own text on the processor, under the sanitizers: blocks that are not full, grids that are too small
+// and too large, sizes that the kernels were not made for. XPKERN_GENERAL chooses the general forms.
+#include "../cuda_shim/shim.hpp"
+
+#include "cuda/kernels.cu"
+
+#include "cpu/calibration_plan.hpp"
+#include "toy.hpp"
+
+namespace {
+
+#if defined(XPKERN_GENERAL)
+#define XPKERN_FORM(name) name##_any
+const std::vector<int> WIDTH = {2, 6, 9};
+#else
+#define XPKERN_FORM(name) name
+const std::vector<int> WIDTH = {3, 32, 32, 32, 66};
+#endif
+
+constexpr int BLOCK = 32;
+
+// Threads for some items: as many whole blocks, or a grid that takes them in turns.
+int64_t blocks_for(int64_t items, bool in_turns) {
+    return in_turns ? 1 : (items + BLOCK - 1) / BLOCK + 1;
+}
+
+// Memory of all threads of the largest grid.
+struct Scratch {
+    Buffer memory;
+    xpkern::ThreadScratch view;
+    Scratch(int64_t bytes_a_thread, int64_t items)
+        : memory(bytes_a_thread * BLOCK * (items / BLOCK + 2)), view{memory.data(), bytes_a_thread} {}
+};
+
+template <class T>
+std::vector<T> filled(int64_t count) {
+    return std::vector<T>(count, T(-7));
+}
+
+xpkern::KernelScratch needed_by(const xpkern::ScratchArguments& sizes) {
+    xpkern::KernelScratch bytes{};
+    xpkern::ScratchArguments a = sizes;
+    a.bytes = &bytes;
+    shim::launch(scratch_bytes, 1, 1, a, false);
+    return bytes;
+}
+
+struct Problem {
+    Random random;
+    ToyModel model;
+    ToyPrior prior;
+    ToyStars stars;
+    std::vector<double> params;  // (n, k) linear
+    int n, k, m;
+    bool in_turns;
+    xpkern::KernelScratch bytes;
+
+    Problem(int count, bool turns)
+        : random(3 + count),
+          model(WIDTH, random),
+          prior(3, model.inputs(), random),
+          stars(count, model, random),
+          n(count),
+          k(model.parameters()),
+          m(model.samples()),
+          in_turns(turns) {
+        for (int i = 0; i < n * k; ++i) {
+            const double value = i % k == k - 1 ? std::exp(stars.truth[i]) : stars.truth[i];
+            params.push_back(i % k < k - 2 ? value + 0.1 * random.normal() : value * random.uniform(0.7, 1.4));
+        }
+        xpkern::ScratchArguments sizes{};
+        sizes.model = model.view;
+        sizes.prior = prior.view;
+        bytes = needed_by(sizes);
+    }
+    xpkern::StarArrays arrays() const {
+        return {stars.flux.data(), stars.whitener.data(), stars.mean.data(), stars.sigma.data()};
+    }
+    std::vector<double> u_of(const std::vector<double>& linear, int star) const {
+        std::vector<double> u(linear.begin() + star * k, linear.begin() + (star + 1) * k);
+        u[k - 1] = std::log(u[k - 1]);
+        return u;
+    }
+    int64_t blocks(int64_t items) const { return blocks_for(items, in_turns); }
+    xpkern::FitView fit() const {
+        xpkern::FitView fit{};
+        fit.model = model.view;
+        fit.prior = prior.view;
+        fit.terms = {true, true, true};
+        for (int p = 0; p < k; ++p) {
+            fit.lower[p] = p < k - 2 ? model.zero_point[p] - 10 : (p == k - 2 ? 0 : 1e-4);
+            fit.upper[p] = p < k - 2 ? model.zero_point[p] + 10 : (p == k - 2 ? 15 : 1e3);
+        }
+        fit.max_iterations = 40;
+        fit.tolerance = 1e-5;
+        fit.start_params = params.data();
+        fit.starts = 1;
+        return fit;
+    }
+};
+
+void test_predict(const Problem& on) {
+    std::vector<double> flux = filled<double>(on.n * on.m);
+    const Scratch scratch(on.bytes.predict, on.n);
+    const xpkern::PredictArguments a{on.model.view, on.params.data(), flux.data(), on.n, scratch.view};
+    shim::launch(XPKERN_FORM(predict), on.blocks(on.n), BLOCK, a, false);
+    for (int star = 0; star < on.n; ++star) {
+        const std::vector<double> expected = on.model.flux(on.u_of(on.params, star));
+        for (int i = 0; i < on.m; ++i) CHECK_CLOSE(flux[star * on.m + i], expected[i], 1e-11 * expected[i]);
+    }
+}
+
+struct Evaluation {
+    std::vector<double> loss, chi2, ln_prior, gradient, hessian, fisher;
+    Evaluation(int n, int k)
+        : loss(filled<double>(n)),
+          chi2(loss),
+          ln_prior(loss),
+          gradient(filled<double>(n * k)),
+          hessian(filled<double>(n * k * k)),
+          fisher(hessian) {}
+    xpkern::EvaluationArrays view() {
+        return {loss.data(), chi2.data(), ln_prior.data(), gradient.data(), hessian.data(), fisher.data()};
+    }
+};
+
+void test_evaluate(const Problem& on) {
+    Evaluation out(on.n, on.k);
+    const Scratch scratch(on.bytes.evaluate, on.n);
+    const xpkern::LossView terms{true, true, true};
+    const xpkern::EvaluateArguments a{on.model.view,    on.prior.view, terms, on.arrays(),
+                                      on.params.data(), out.view(),    on.n,  scratch.view};
+    shim::launch(XPKERN_FORM(evaluate), on.blocks(on.n), BLOCK, a, false);
+    for (int star = 0; star < on.n; ++star) {
+        const double loss = plain_loss(on.model, on.prior, terms, on.stars, star, on.u_of(on.params, star));
+        CHECK_CLOSE(out.loss[star], loss, 1e-5 * std::abs(loss) + 1e-3);
+        CHECK(out.fisher[star * on.k * on.k] > 0);
+    }
+}
+
+void test_fit(const Problem& on) {
+    Evaluation at(on.n, on.k);
+    std::vector<double> params = filled<double>(on.n * on.k), decrement = filled<double>(on.n), second = params,
+                        gap = decrement;
+    std::vector<float> residual = filled<float>(on.n * on.m);
+    std::vector<int32_t> iterations = filled<int32_t>(on.n), minima = iterations;
+    std::vector<uint32_t> status = filled<uint32_t>(on.n);
+    Buffer progress(on.n * sizeof(kernels::SearchProgress));
+    std::vector<int64_t> queues[2] = {filled<int64_t>(on.n), filled<int64_t>(on.n)}, counts(20, 0);
+    const Scratch scratch(std::max(on.bytes.fit, on.bytes.rescue), on.n);
+    xpkern::FitArguments a{};
+    a.fit = on.fit();
+    a.stars = on.arrays();
+    a.out = {at.view(),     params.data(), decrement.data(), residual.data(), iterations.data(),
+             status.data(), minima.data(), second.data(),    gap.data()};
+    a.n = on.n;
+    a.progress = progress.data();
+    a.scratch = scratch.view;
+    int filling = 0;
+    const auto stage = [&](auto kernel, int64_t evaluations) {
+        a.left = {queues[filling % 2].data(), counts.data() + filling};
+        if (filling > 0) a.taken = {queues[(filling - 1) % 2].data(), counts.data() + filling - 1};
+        ++filling;
+        a.evaluations = evaluations;
+        shim::launch(kernel, on.blocks(on.n), BLOCK, a, false);
+    };
+    stage(XPKERN_FORM(fit_start), 0);
+    for (const int evaluations : {4, 40}) stage(XPKERN_FORM(fit_rough), evaluations);
+    stage(fit_compare, 0);
+    stage(XPKERN_FORM(fit_sharp), 0);
+    for (const int evaluations : {4, 40}) stage(XPKERN_FORM(fit_fine), evaluations);
+    stage(fit_select, 0);
+    stage(XPKERN_FORM(fit_rescue), 0);
+    stage(XPKERN_FORM(fit_finish), 0);
+    for (int star = 0; star < on.n; ++star) {
+        CHECK(!(status[star] & kernels::NO_DATA));
+        const double here = plain_loss(on.model, on.prior, a.fit.terms, on.stars, star, on.u_of(params, star));
+        CHECK_CLOSE(at.loss[star], here, 1e-5 * std::abs(here) + 1e-3);
+        CHECK(here <= plain_loss(on.model, on.prior, a.fit.terms, on.stars, star, on.u_of(on.params, star)));
+        CHECK(minima[star] == 1 && iterations[star] > 1);
+    }
+}
+
+void test_descend(const Problem& on) {
+    std::vector<double> params = filled<double>(on.n * on.k);
+    const Scratch scratch(on.bytes.descend, on.n);
+    const xpkern::DescendArguments a{on.fit(),    {true, 20, 0.01, 0.5, 10, 100}, on.arrays(), on.n, params.data(),
+                                     scratch.view};
+    shim::launch(XPKERN_FORM(descend), on.blocks(on.n), BLOCK, a, false);
+    int lower = 0;
+    for (int star = 0; star < on.n; ++star)
+        lower += plain_loss(on.model, on.prior, a.fit.terms, on.stars, star, on.u_of(params, star)) <
+                 plain_loss(on.model, on.prior, a.fit.terms, on.stars, star, on.u_of(on.params, star));
+    CHECK(lower >= on.n * 3 / 4);
+}
+
+// Batches of all stars: a gradient against differences of Eq. 12, steps of the model and of the stars.
+void test_train(const Problem& on) {
+    const kernels::ParameterLayout layout(on.model.view);
+    const int64_t p = layout.size, chunks = (on.n + kernels::CHUNK_STARS - 1) / kernels::CHUNK_STARS;
+    std::vector<double> parameters, params = on.params;
+    for (size_t l = 0; l < on.model.weights.size(); ++l) {
+        parameters.insert(parameters.end(), on.model.weights[l].begin(), on.model.weights[l].end());
+        parameters.insert(parameters.end(), on.model.biases[l].begin(), on.model.biases[l].end());
+    }
+    parameters.insert(parameters.end(), on.model.ext_curve.begin(), on.model.ext_curve.end());
+    std::vector<float> floats(parameters.begin(), parameters.end()), tape = filled<float>(on.bytes.tape * on.n),
+                                                                     sums = filled<float>(chunks * p);
+    std::vector<double> first(p, 0.0), second(p, 0.0), moved(p), moved_first(p), moved_second(p), gradient(p),
+        chi2 = filled<double>(on.n), loss(2), star_loss = filled<double>(on.n);
+    const std::vector<double> before = parameters, rates = {1e-4, 1e-4};
+    std::vector<int64_t> batches;
+    for (int i = 0; i < 2 * on.n; ++i) batches.push_back(on.n - 1 - i % on.n);
+    xpkern::TrainingState state{0, 0, 0};
+    const Scratch scratch(on.bytes.train, on.n);
+    xpkern::TrainArguments a{};
+    a.model = on.model.view;
+    const float* at = floats.data();
+    for (int l = 0; l < a.model.n_layers; ++l) {
+        a.model.in_float.weights[l] = at;
+        at += a.model.width[l] * a.model.width[l + 1];
+        a.model.in_float.biases[l] = at;
+        at += a.model.width[l + 1];
+    }
+    a.model.in_float.ext_curve = at;
+    a.stars = on.arrays();
+    a.params = params.data();
+    a.batches = batches.data();
+    a.steps = 2;
+    a.size = on.n;
+    a.model_rates = a.star_rates = rates.data();
+    a.how = {false, 0.5, 1};  // steps so short that the loss must fall
+    a.star_clip = 1;
+    a.terms = {false, true, true};
+    const xpkern::FitView box = on.fit();
+    for (int i = 0; i < on.k; ++i) a.lower[i] = box.lower[i], a.upper[i] = box.upper[i];
+    a.parameters = parameters.data(), a.first = first.data(), a.second = second.data();
+    a.moved = moved.data(), a.moved_first = moved_first.data(), a.moved_second = moved_second.data();
+    a.floats = floats.data(), a.gradient = gradient.data(), a.tape = tape.data(), a.chunk_sums = sums.data();
+    a.chi2 = chi2.data(), a.model_loss = loss.data(), a.star_loss = star_loss.data(), a.state = &state;
+    a.scratch = scratch.view;
+    for (int batch = 0; batch < 3; ++batch) {  // the third finds nothing to do
+        shim::launch(XPKERN_FORM(train_stars), on.blocks(on.n), BLOCK, a, false);
+        shim::launch(train_products, on.blocks(p * chunks), BLOCK, a, false);
+        shim::launch(train_gradient, on.blocks(p), BLOCK, a, false);
+        shim::launch(train_step, 1, kernels::STEP_THREADS, a, true);
+        shim::launch(XPKERN_FORM(train_star_steps), on.blocks(on.n), BLOCK, a, false);
+        shim::launch(train_advance, 1, 1, a, false);
+    }
+    CHECK(state.step == 2 && state.count == 2 && state.end == xpkern::TRAINING_GOES_ON);
+    CHECK(on.n == 0 || parameters != before);
+    CHECK(on.n < 30 || loss[1] < loss[0]);
+    for (int star = 0; star < on.n; ++star) CHECK(star_loss[star] != -7);
+    double chi2_sum = 0, squares = 0;
+    for (int star = 0; star < on.n; ++star) chi2_sum += on.stars.chi2(star, on.model.flux(on.u_of(on.params, star)));
+    for (const auto& weight : on.model.weights)
+        for (const double w : weight) squares += w * w;
+    const double expected = chi2_sum / std::max(on.n, 1) + squares / static_cast<double>(layout.n_weights);
+    CHECK_CLOSE(loss[0], expected, 1e-4 * expected);
+}
+
+}  // namespace
+
+int main() {
+    for (const int n : {0, 1, 31, 32, 33, 65}) {
+        const Problem problem(n, n % 2 == 1 && n > 1);
+        test_predict(problem);
+        test_evaluate(problem);
+        test_fit(problem);
+        test_descend(problem);
+        test_train(problem);
+    }
+    return failures();
+}

@@ -1,0 +1,96 @@
+"""The GPU benchmarks as far as they go without one: what they say then, and the whole suite on a simulated one."""
+
+from __future__ import annotations
+
+import json
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from simulated_gpu import SimulatedGpu, simulated_cupy
+
+import xpkern.engine
+from bench.__main__ import main
+from bench.gpu import roof, suite
+from bench.gpu.checks import Check
+from xpkern.engine.cuda import device as door
+from xpkern.engine.cuda.engine import CudaEngine
+from xpkern.errors import DeviceUnavailable
+
+
+def test_without_a_gpu_it_says_so(monkeypatch, capsys):
+    def no_driver():
+        raise DeviceUnavailable("no NVIDIA driver")
+
+    monkeypatch.setattr(door, "gpu_names", no_driver)
+    assert main(["gpu"]) == 1
+    assert "bench gpu: there is no GPU to measure: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("found", "passed"), [(0.9, True), (1.0, True), (1.1, False), (np.nan, False)])
+def test_a_check_passes_up_to_what_is_allowed(found, passed):
+    assert Check("loss", found, 1.0).passed == passed
+
+
+class Stream:
+    """One of CuPy's."""
+
+    def __init__(self, non_blocking):
+        assert non_blocking
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def synchronize(self):
+        pass
+
+
+def test_the_suite_on_a_simulated_gpu(monkeypatch, tmp_path, capsys):
+    """Every figure is there and the JSON can be read; what they are means nothing."""
+    cupy = simulated_cupy()
+    to_host = cupy.asnumpy
+    cupy.cuda, cupy.asnumpy = SimpleNamespace(Stream=Stream), lambda array, stream=None: to_host(array)
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    monkeypatch.setitem(xpkern.engine._MAKERS, "cuda", lambda: CudaEngine(SimulatedGpu()))
+    for name, value in {
+        "_ROUNDS": 1,
+        "_COPIED": 1 << 14,
+        "_SENT": 1 << 10,
+        "_RUNS": 1,
+        "_BLOCKS_A_PROCESSOR": 1,
+    }.items():
+        monkeypatch.setattr(roof, name, value)
+    for name, value in {"_RUNS": 1, "_STREAMED": 10, "_STEPS": 2, "_BATCH": 8, "FEW_STARS": 16}.items():
+        monkeypatch.setattr(suite, name, value)
+    monkeypatch.setattr(suite, "host_copy_rate", lambda: 1e9)
+    monkeypatch.setattr(suite, "_peer", _no_peer)
+    monkeypatch.setattr(suite, "check_everything", lambda engine, sample: [Check("loss", 0.0, 1.0)])
+    assert main(["gpu", "--stars", "16", "--output", str(tmp_path)]) == 0
+    record = json.loads((tmp_path / "simulated-gpu" / "gpu.json").read_text())
+    assert record["gpu"]["compute_capability"] == "0.0"
+    assert record["checks"] == {"loss": {"found": 0.0, "allowed": 1.0}}
+    for figure in (
+        "float32 [GFLOP/s]",
+        "to_device [GB/s]",
+        "start + fit + Fisher, resident [stars/s]",
+        "calibrate, share of the memory's roof",
+        "step of 8 stars, model and stars [us]",
+        "coefficients in pinned memory to finished stars [stars/s]",
+    ):
+        assert record["figures"][figure] > 0, figure
+    assert record["figures"]["A peer. Not measured"] == "no JAX here"
+    monkeypatch.setattr(suite, "check_everything", lambda engine, sample: [Check("loss", 2.0, 1.0)])
+    monkeypatch.setattr(suite, "_resident", _no_peer)
+    monkeypatch.setattr(suite, "_training", _no_peer)
+    monkeypatch.setattr(suite, "_from_host", _no_peer)
+    assert main(["gpu", "--stars", "16", "--output", str(tmp_path)]) == 1
+    assert "1 checks failed: loss" in capsys.readouterr().err
+
+
+def _no_peer(engine, roof, n_stars):
+    """A peer."""
+    raise ImportError("no JAX here")

@@ -1,0 +1,221 @@
+"""The CUDA kernels' own text, run on the processor: against the reference engine at the edges of what stars can be.
+
+How the engine around them behaves is in ``test_engine_cuda.py``; every test of the contract runs on them, too, where
+``XPKERN_TEST_SIMULATED_GPU`` is set.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from cuda_library import SOURCES, kernel_names
+from mock_stars import (
+    infrared_missing,
+    random_model,
+    random_params,
+    random_prior,
+    random_stars,
+    side_missing,
+    some_bands_missing,
+)
+from simulated_gpu import SimulatedGpu
+
+from xpkern.engine.contract import Descent, FitOptions, LossTerms, StarData
+from xpkern.engine.cuda import launching
+from xpkern.engine.cuda.engine import CudaEngine
+from xpkern.engine.reference import ReferenceEngine
+from xpkern.engine.training import Steps
+from xpkern.errors import TrainingDiverged
+from xpkern.fit.fit import default_box
+from xpkern.fit.start import start_grid
+from xpkern.status import Status
+
+REFERENCE = ReferenceEngine()
+TERMS = LossTerms()
+
+
+@pytest.fixture(scope="module")
+def kernels() -> CudaEngine:
+    return CudaEngine(SimulatedGpu())
+
+
+class Sky:
+    """Stars of every kind side by side: complete, without a side or bands, faint, bright, without a parallax."""
+
+    def __init__(self, rng, stars: int) -> None:
+        self.model, self.prior = random_model(rng), random_prior(rng)
+        self.params = random_params(rng, self.prior, stars)
+        kinds = [
+            self._some(rng),
+            self._some(rng, missing=some_bands_missing(rng, stars)),
+            self._some(rng, missing=infrared_missing(stars), snr=3.0),
+            self._some(rng, missing=side_missing(stars, "bp"), snr=1000.0),
+            self._some(rng, missing=side_missing(stars, "rp"), parallax=False),
+        ]
+        self.kind = rng.integers(len(kinds), size=stars)
+        parts = [np.stack([getattr(kind, name) for kind in kinds]) for name in ("flux", "whitener", "mean", "sigma")]
+        self.stars = StarData(*(part[self.kind, np.arange(stars)] for part in parts))
+        self.box = default_box(self.prior)
+
+    def _some(self, rng, **how) -> StarData:
+        return random_stars(rng, self.model, self.params, **how)
+
+    def lose(self, star: int) -> None:
+        """Leave a star without any data."""
+        self.stars.flux[star] = 0.0
+        self.stars.whitener[star] = 0.0
+
+
+def by_scale(found, expected):
+    """Largest difference between matrices of stars, in units of their diagonals' roots."""
+    scale = np.sqrt(np.abs(np.einsum("naa->na", expected)))
+    return np.max(np.abs(found - expected) / (scale[:, :, None] * scale[:, None, :]), initial=0.0)
+
+
+@pytest.mark.parametrize("stars", [0, 1, 31, 33])
+def test_evaluation_and_prediction(rng, kernels, stars):
+    sky = Sky(rng, stars)
+    found = kernels.evaluate(sky.model, sky.prior, sky.stars, sky.params, TERMS)
+    expected = REFERENCE.evaluate(sky.model, sky.prior, sky.stars, sky.params, TERMS)
+    allowed = np.maximum(1e-3, 1e-5 * np.abs(expected.loss))
+    assert (np.abs(found.loss - expected.loss) <= allowed).all()
+    assert (np.abs(found.chi2 - expected.chi2) <= allowed).all()
+    np.testing.assert_allclose(found.ln_prior, expected.ln_prior, atol=1e-10)
+    assert by_scale(found.hessian, expected.hessian) <= 1e-3
+    assert by_scale(found.fisher, expected.fisher) <= 1e-4
+    flux = REFERENCE.predict(sky.model, sky.params)
+    np.testing.assert_allclose(kernels.predict(sky.model, sky.params), flux, rtol=1e-11)
+
+
+def test_fit_from_a_grid(rng, kernels):
+    sky = Sky(rng, 33)
+    sky.lose(7)
+    grid, options = start_grid(sky.model, sky.prior), FitOptions(starts=3)
+    found = kernels.fit(sky.model, sky.prior, sky.stars, grid, TERMS, sky.box, options)
+    assert found.status[7] == Status.NO_DATA
+    assert np.isnan(found.loss[7])
+    kept = np.arange(33) != 7
+    at = REFERENCE.evaluate(sky.model, sky.prior, sky.stars[kept], found.params[kept], TERMS)
+    assert (np.abs(found.loss[kept] - at.loss) <= np.maximum(1e-3, 1e-5 * np.abs(at.loss))).all()
+    assert by_scale(found.hessian[kept], at.hessian) <= 1e-3
+    assert (found.status[kept] & Status.NOT_CONVERGED == 0).all()
+    assert (found.minima[kept] >= 1).all()
+    starts = kernels.start(grid, sky.stars, options)
+    expected = REFERENCE.start(grid, sky.stars, options)
+    same = np.isnan(starts) == np.isnan(expected)
+    assert same[kept].mean() > 0.9  # of scores that are all but equal either type may come first
+    close = np.abs(starts[kept, 0] - expected[kept, 0]).max(axis=1) < 1e-2
+    assert close.mean() > 0.8
+
+
+@pytest.mark.parametrize("limits", [(), (1, 2, 3, 5)])
+def test_searches_that_are_left_more_or_less_often_end_alike(rng, kernels, monkeypatch, limits):
+    sky = Sky(rng, 33)
+    grid, options = start_grid(sky.model, sky.prior), FitOptions(starts=3)
+    expected = kernels.fit(sky.model, sky.prior, sky.stars, grid, TERMS, sky.box, options)
+    monkeypatch.setattr("xpkern.engine.cuda.fitting._GATHERED_AFTER", limits)
+    found = kernels.fit(sky.model, sky.prior, sky.stars, grid, TERMS, sky.box, options)
+    for name in ("params", "loss", "hessian", "fisher", "residual", "iterations", "status", "minima"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), err_msg=name)
+
+
+def test_a_small_grid_does_what_a_large_one_does(rng, monkeypatch):
+    """Threads take one star after the other, and a block need not be of the usual size."""
+    sky = Sky(rng, 33)
+    start = sky.params * 1.05
+    expected = CudaEngine(SimulatedGpu()).fit(
+        sky.model, sky.prior, sky.stars, start, TERMS, sky.box, FitOptions(max_iterations=10)
+    )
+    monkeypatch.setattr(launching.Launcher, "threads", lambda self, items, bytes_a_thread=0: 32)
+    monkeypatch.setattr(launching, "BLOCK", 32)
+    found = CudaEngine(SimulatedGpu()).fit(
+        sky.model, sky.prior, sky.stars, start, TERMS, sky.box, FitOptions(max_iterations=10)
+    )
+    np.testing.assert_array_equal(found.params, expected.params)
+    np.testing.assert_array_equal(found.status, expected.status)
+
+
+def test_descent(rng, kernels):
+    sky = Sky(rng, 17)
+    how = Descent("adam", steps=30, rate=0.02, decay_every=10, clip=100.0)
+    start = np.clip(sky.params * 1.1, sky.box.lower, sky.box.upper)
+    arguments = (sky.model, sky.prior, sky.stars, start, TERMS, sky.box, how)
+    expected = REFERENCE.descend(*arguments)
+    np.testing.assert_allclose(kernels.descend(*arguments), expected, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("stars", [1, 63, 64, 65, 129])
+def test_gradient_of_the_model(rng, kernels, stars):
+    sky = Sky(rng, stars)
+    labels = replace(sky.stars, mean=sky.params, sigma=np.full(sky.params.shape, 0.1))
+    params = sky.params * 1.02
+    loss, *found = kernels.train_step(sky.model, labels, params)
+    expected_loss, *expected = REFERENCE.train_step(sky.model, labels, params)
+    assert loss == pytest.approx(expected_loss, rel=1e-5)
+    for ours, theirs in zip(_flat(found), _flat(expected), strict=True):
+        assert np.abs(ours - theirs).max() <= 2e-4 * np.abs(theirs).max() + 1e-9
+
+
+def _flat(gradient):
+    weights, biases, curve = gradient
+    return [*weights, *biases, curve]
+
+
+@pytest.mark.parametrize("method", ["adam", "sgd"])
+def test_epoch(rng, kernels, method):
+    sky = Sky(rng, 70)
+    labels = replace(sky.stars, mean=sky.params, sigma=np.full(sky.params.shape, 0.1))
+    batches = rng.permutation(70)[:66].reshape(2, 33).astype(np.int64)
+    model_steps = Steps(method, np.full(2, 1e-5), momentum=0.5 if method == "sgd" else 0.0, clip=10.0)
+    star_steps = Steps("sgd", np.full(2, 1e-6), clip=100.0)
+    params = sky.params * 1.02  # at the true ones only noise is left of the gradient, and single precision shows
+    arguments = (sky.model, labels, params, batches, LossTerms(prior=False), sky.box)
+    found = kernels.train_epoch(*arguments, model_steps, star_steps, None)
+    expected = REFERENCE.train_epoch(*arguments, model_steps, star_steps, None)
+    np.testing.assert_allclose(found.model_loss, expected.model_loss, rtol=1e-4)
+    np.testing.assert_allclose(found.params, expected.params, rtol=1e-4, atol=1e-5)
+    if method == "sgd":  # Adam divides by the size of a gradient: where that is all but zero, rounding decides
+        for ours, theirs, before in zip(found.model.weights, expected.model.weights, sky.model.weights, strict=True):
+            assert np.linalg.norm(ours - theirs) <= 0.01 * np.linalg.norm(theirs - before) + 1e-12
+    for ours, theirs in zip(found.moments.first.weights, expected.moments.first.weights, strict=True):
+        assert np.abs(ours - theirs).max() <= 1e-3 * np.abs(theirs).max()
+    again = kernels.train_epoch(*arguments, model_steps, star_steps, None)
+    for ours, theirs in zip(found.model.weights, again.model.weights, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_step_of_adam_follows_from_its_moments(rng, kernels):
+    sky = Sky(rng, 20)
+    steps, batch = Steps("adam", np.array([1e-4])), np.arange(20, dtype=np.int64)[None]
+    found = kernels.train_epoch(
+        sky.model, sky.stars, sky.params, batch, LossTerms(prior=False), sky.box, steps, None, None
+    )
+    first, second = found.moments.first, found.moments.second
+    for layer, before in enumerate(sky.model.weights):
+        mean, square = first.weights[layer] / (1 - 0.9), second.weights[layer] / (1 - 0.999)
+        step = -1e-4 * np.sqrt(1 - 0.999) / (1 - 0.9) * first.weights[layer] / (np.sqrt(second.weights[layer]) + 1e-7)
+        np.testing.assert_allclose(found.model.weights[layer], before + step, rtol=1e-12, atol=1e-15)
+        np.testing.assert_allclose(mean**2, square, rtol=1e-12)
+
+
+def test_a_model_that_runs_away_keeps_its_last_finite_step(rng, kernels):
+    sky = Sky(rng, 20)
+    batches = np.arange(20, dtype=np.int64).reshape(2, 10)
+    steps = Steps("sgd", np.array([1e-9, 1e300]))
+    with pytest.raises(TrainingDiverged) as caught:
+        kernels.train_epoch(
+            sky.model, sky.stars, sky.params, batches, LossTerms(prior=False), sky.box, steps, None, None
+        )
+    assert caught.value.batch == 1
+    assert all(np.isfinite(weight).all() for weight in caught.value.reached.model.weights)
+
+
+def test_every_kernel_is_launched_by_the_engine():
+    """None is left over, and none is missing."""
+    python = "".join(path.read_text() for path in (SOURCES.parents[1] / "xpkern" / "engine" / "cuda").glob("*.py"))
+    named = set(re.findall(r'"(\w+)"', python))
+    kernels = [name for name in kernel_names(general=False) if not name.startswith("roof_")]
+    assert [name for name in kernels if name not in named] == []

@@ -1,0 +1,451 @@
+"""The engine of the GPU: what the contract asks for, as launches of the kernels of ``csrc/cuda``."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from xpkern.engine.arrays import namespace_of, on_device, to_host
+from xpkern.engine.contract import (
+    Box,
+    Calibrated,
+    Coefficients,
+    Descent,
+    Evaluation,
+    FitOptions,
+    Float64,
+    Int64,
+    LossTerms,
+    Solution,
+    StarData,
+)
+from xpkern.engine.cpu import CpuEngine
+from xpkern.engine.cuda.arguments import (
+    CalibrateArguments,
+    CalibrationRows,
+    DescendArguments,
+    DescentView,
+    EvaluateArguments,
+    PredictArguments,
+    SearchArguments,
+    SideRows,
+    StartArguments,
+)
+from xpkern.engine.cuda.device import Device, open_device
+from xpkern.engine.cuda.fitting import (
+    Fitter,
+    evaluation_arrays,
+    evaluation_rows,
+    fit_view,
+    loss_view,
+    solution_rows,
+    star_arrays,
+)
+from xpkern.engine.cuda.lanes import Batch, Lanes
+from xpkern.engine.cuda.launching import Launcher, form
+from xpkern.engine.cuda.residents import Kept
+from xpkern.engine.cuda.tables import (
+    Table,
+    calibration_table,
+    candidate_table,
+    grid_table,
+    model_table,
+    prior_table,
+)
+from xpkern.engine.cuda.training import Course, Trainer
+from xpkern.engine.epoch import check_epoch, check_rows
+from xpkern.engine.packed import packed_size
+from xpkern.engine.training import EpochResult, ModelMoments, Steps
+from xpkern.fit.candidates import CandidateGrid
+from xpkern.fit.start import StartGrid
+from xpkern.model.flux_model import FluxModel
+from xpkern.model.noise import Noise
+from xpkern.model.type_prior import TypePrior
+from xpkern.observe.calibration import Calibration
+
+#: Threads that a search of candidates should have at least, of each processor.
+_SEARCHERS_A_PROCESSOR = 512
+
+
+class CudaEngine:
+    """See :class:`xpkern.engine.contract.Engine`.
+
+    Arrays of NumPy pass through the GPU in batches and come back as arrays of NumPy. Where all the arrays of the stars
+    are CuPy's, so is what comes back; it is computed in CuPy's current stream, and nothing is copied. ``threads`` is
+    ignored; several threads may call at the same time.
+
+    Parameters
+    ----------
+    device : Device, optional
+        The GPU of this process when not given.
+
+    Raises
+    ------
+    DeviceUnavailable
+        If there is none that can be used.
+    """
+
+    name = "cuda"
+
+    def __init__(self, device: Device | None = None) -> None:
+        self.device = open_device() if device is None else device
+        self._launcher = Launcher(self.device)
+        self._lanes = Lanes(self.device)
+        self._tables: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+        self._calibrations: WeakKeyDictionary[Any, dict[Any, Any]] = WeakKeyDictionary()
+        self._kept = Kept(self.device)
+        self._lock = threading.Lock()
+
+    @property
+    def instruction_set(self) -> str:
+        """What compiled code this is, for provenance: compute capability and compiler."""
+        facts = self.device.facts
+        return f"compute capability {facts.compute_capability}, {facts.compiler}"
+
+    def calibrate(
+        self,
+        calibration: Calibration,
+        coefficients: Coefficients,
+        noise: Noise,
+        photometry_flux: Float64,
+        photometry_error: Float64,
+        *,
+        threads: int | None = None,
+    ) -> Calibrated:
+        """Flux and whitener from coefficients (Eqs. 2-4); bands (n, 5) with error inf are missing."""
+        stars, bands = photometry_flux.shape
+        samples = calibration.wavelength.size + bands
+        table = self._calibration(calibration, noise, samples)
+        needed = self._launcher.scratch(calibration=table.view).calibrate
+
+        def rows(batch: Batch, side: str) -> SideRows:
+            return SideRows(
+                batch[side],
+                batch[f"{side}_error"],
+                batch[f"{side}_correlation"],
+                batch[f"{side}_standard_deviation"],
+                batch[f"has_{side}"],
+            )
+
+        def queue(batch: Batch) -> None:
+            arguments = CalibrateArguments(
+                view=table.view,
+                rows=CalibrationRows(
+                    rows(batch, "bp"),
+                    rows(batch, "rp"),
+                    **{name: batch[name] for name in ("band_flux", "band_error", "flux", "whitener", "status")},
+                ),
+                n=batch.size,
+                unfinished=batch["unfinished"],
+            )
+            self._launch("calibrate", batch, arguments, needed)
+
+        found = self._lanes.run(
+            stars,
+            _inputs_of_coefficients(coefficients, calibration.bp_design.shape[1], calibration.rp_design.shape[1])
+            | {
+                "band_flux": _doubles(photometry_flux, coefficients.bp, (stars, bands)),
+                "band_error": _doubles(photometry_error, coefficients.bp, (stars, bands)),
+            },
+            {
+                "flux": ((samples,), np.float32),
+                "whitener": ((packed_size(samples),), np.float32),
+                "status": ((), np.uint32),
+                "unfinished": ((), np.bool_),
+            },
+            lambda size: {"memory": self._launcher.memory(size, needed)},
+            queue,
+        )
+        unfinished = np.flatnonzero(to_host(found.pop("unfinished")))
+        calibrated = Calibrated(**found)
+        if len(unfinished):
+            # eigenvalues at the floor: a few stars in a million, whose eigenvectors the kernels of the CPU look for
+            some = Coefficients(**{name: to_host(array[unfinished]) for name, array in vars(coefficients).items()})
+            bands_of = (to_host(array[unfinished]) for array in (photometry_flux, photometry_error))
+            rest = CpuEngine().calibrate(calibration, some, noise, *bands_of, threads=threads)
+            xp = namespace_of(calibrated.flux)
+            for name, values in vars(rest).items():
+                getattr(calibrated, name)[xp.asarray(unfinished)] = xp.asarray(values)
+        return calibrated
+
+    def predict(self, model: FluxModel, params: Float64, *, threads: int | None = None) -> Float64:
+        """Flux (n, m) of linear parameters (n, k) (Eq. 8)."""
+        table = self._table(model, model_table)
+        needed = self._launcher.scratch(model=table.view).predict
+
+        def queue(batch: Batch) -> None:
+            arguments = PredictArguments(model=table.view, params=batch["params"], flux=batch["flux"], n=batch.size)
+            self._launch("predict", batch, arguments, needed)
+
+        return self._lanes.run(
+            len(params),
+            {"params": _doubles(params, params, (len(params), model.n_parameters))},
+            {"flux": ((model.n_samples,), np.float64)},
+            lambda size: {"memory": self._launcher.memory(size, needed)},
+            queue,
+        )["flux"]
+
+    def evaluate(
+        self,
+        model: FluxModel,
+        prior: TypePrior,
+        stars: StarData,
+        params: Float64,
+        terms: LossTerms,
+        *,
+        threads: int | None = None,
+    ) -> Evaluation:
+        """Loss, gradient, Hessian and Fisher matrix at linear parameters (n, k)."""
+        of_model, of_prior = self._table(model, model_table), self._table(prior, prior_table)
+        inputs = _inputs_of(stars, model.n_samples, model.n_parameters)
+        needed = self._launcher.scratch(model=of_model.view, prior=of_prior.view).evaluate
+
+        def queue(batch: Batch) -> None:
+            arguments = EvaluateArguments(
+                model=of_model.view,
+                prior=of_prior.view,
+                terms=loss_view(terms),
+                stars=star_arrays(batch),
+                params=batch["params"],
+                out=evaluation_arrays(batch),
+                n=batch.size,
+            )
+            self._launch("evaluate", batch, arguments, needed)
+
+        found = self._lanes.run(
+            len(stars),
+            inputs | {"params": _doubles(params, stars.flux, (len(stars), model.n_parameters))},
+            evaluation_rows(model.n_parameters),
+            lambda size: {"memory": self._launcher.memory(size, needed)},
+            queue,
+        )
+        return Evaluation(**found)
+
+    def start(self, grid: StartGrid, stars: StarData, options: FitOptions, *, threads: int | None = None) -> Float64:
+        """Starts of each star, best first, as linear parameters (n, starts, k); NaN where it has fewer."""
+        table, inputs = self._table(grid, grid_table), grid.types.shape[1]
+        samples = len(grid.basis)
+        needed = self._launcher.scratch(n_types=len(grid), samples=samples, inputs=inputs).start
+
+        def queue(batch: Batch) -> None:
+            arguments = StartArguments(
+                grid=table.view,
+                samples=samples,
+                inputs=inputs,
+                stars=star_arrays(batch),
+                n=batch.size,
+                starts=options.starts,
+                gate=options.gate,
+                params=batch["params"],
+            )
+            self._launch("start", batch, arguments, needed)
+
+        return self._lanes.run(
+            len(stars),
+            _inputs_of(stars, samples, grid.n_parameters),
+            {"params": ((options.starts, grid.n_parameters), np.float64)},
+            lambda size: {"memory": self._launcher.memory(size, needed)},
+            queue,
+        )["params"]
+
+    def fit(
+        self,
+        model: FluxModel,
+        prior: TypePrior,
+        stars: StarData,
+        start: StartGrid | Float64,
+        terms: LossTerms,
+        box: Box,
+        options: FitOptions,
+        *,
+        threads: int | None = None,
+    ) -> Solution:
+        """Lowest optimum of the star loss from the starts of a grid, or that from given parameters (n, k)."""
+        of_model, of_prior = self._table(model, model_table), self._table(prior, prior_table)
+        view = fit_view(of_model.view, of_prior.view, terms, box)
+        inputs = _inputs_of(stars, model.n_samples, model.n_parameters)
+        sizes: dict[str, Any] = {}
+        if isinstance(start, StartGrid):
+            view.grid = self._table(start, grid_table).view
+            sizes = {"n_types": len(start), "samples": model.n_samples, "inputs": model.n_inputs}
+        else:
+            inputs["start"] = _doubles(start, stars.flux, (len(stars), model.n_parameters))
+        needed = self._launcher.scratch(model=of_model.view, prior=of_prior.view, **sizes)
+        fitter = Fitter(self._launcher, view, options, needed)
+        rows = solution_rows(model.n_parameters, model.n_samples)
+        return Solution(**self._lanes.run(len(stars), inputs, rows, fitter.scratch, fitter.queue))
+
+    def search(self, grid: CandidateGrid, stars: StarData, *, threads: int | None = None) -> Float64:
+        """Candidate of each star with the lowest score, as linear parameters (n, k); the first of equal ones."""
+        table, parameters = self._table(grid, candidate_table), grid.types.shape[1] + 2
+        needed = self._launcher.scratch(search_samples=table.view.n_samples, search_window=table.view.n_window).search
+        best = self._launcher.sizes["BestCandidate"]
+
+        def slices(size: int) -> int:
+            wanted = _SEARCHERS_A_PROCESSOR * self.device.facts.processors
+            return min(len(grid.types), math.ceil(wanted / size))
+
+        def queue(batch: Batch) -> None:
+            arguments = SearchArguments(
+                grid=table.view,
+                stars=star_arrays(batch),
+                n=batch.size,
+                parameters=parameters,
+                slices=slices(batch.size),
+                best=batch["best"],
+                params=batch["params"],
+            )
+            searchers = batch.size * slices(batch.size)
+            self._launcher.launch(form("search", needed), searchers, arguments, batch.stream, needed, batch["memory"])
+            self._launcher.launch("search_best", batch.size, arguments, batch.stream)
+
+        return self._lanes.run(
+            len(stars),
+            _inputs_of(stars, table.view.n_samples, parameters),
+            {"params": ((parameters,), np.float64)},
+            lambda size: {
+                "best": best * size * slices(size),
+                "memory": self._launcher.memory(size * slices(size), needed),
+            },
+            queue,
+        )["params"]
+
+    def descend(
+        self,
+        model: FluxModel,
+        prior: TypePrior,
+        stars: StarData,
+        start: Float64,
+        terms: LossTerms,
+        box: Box,
+        descent: Descent,
+        *,
+        threads: int | None = None,
+    ) -> Float64:
+        """Linear parameters (n, k) where first-order steps from given ones end; each step is clamped to the box."""
+        of_model, of_prior = self._table(model, model_table), self._table(prior, prior_table)
+        view = fit_view(of_model.view, of_prior.view, terms, box)
+        needed = self._launcher.scratch(model=of_model.view, prior=of_prior.view).descend
+        how = DescentView(
+            descent.method == "adam", descent.steps, descent.rate, descent.decay, descent.decay_every, descent.clip
+        )
+
+        def queue(batch: Batch) -> None:
+            view.start_params = batch["start"]
+            arguments = DescendArguments(
+                fit=view, how=how, stars=star_arrays(batch), n=batch.size, params=batch["params"]
+            )
+            self._launch("descend", batch, arguments, needed)
+
+        return self._lanes.run(
+            len(stars),
+            _inputs_of(stars, model.n_samples, model.n_parameters)
+            | {"start": _doubles(start, stars.flux, (len(stars), model.n_parameters))},
+            {"params": ((model.n_parameters,), np.float64)},
+            lambda size: {"memory": self._launcher.memory(size, needed)},
+            queue,
+        )["params"]
+
+    def train_step(
+        self, model: FluxModel, stars: StarData, params: Float64, *, threads: int | None = None
+    ) -> tuple[float, list[Float64], list[Float64], Float64]:
+        """Eq. 12 averaged over the stars, and its gradient in weights, biases and ln R."""
+        trainer = self._trainer(model, None, stars)
+        _inputs_of(stars, model.n_samples, model.n_parameters)
+        loss, gradient = trainer.gradient(stars, _doubles(params, stars.flux, (len(stars), model.n_parameters)))
+        return loss, gradient.weights, gradient.biases, gradient.ln_ext_curve
+
+    def train_epoch(
+        self,
+        model: FluxModel,
+        stars: StarData,
+        params: Float64,
+        batches: Int64,
+        terms: LossTerms,
+        box: Box,
+        model_steps: Steps | None,
+        star_steps: Steps | None,
+        moments: ModelMoments | None,
+        *,
+        threads: int | None = None,
+    ) -> EpochResult:
+        """First-order steps of the model and of the stars, batch by batch (Section 3.2 of the paper)."""
+        check_epoch(model, stars, params, batches, terms, model_steps, star_steps, moments)
+        check_rows(batches, len(stars))
+        trainer = self._trainer(model, moments, stars)
+        course = Course(terms, box, model_steps, star_steps)
+        _inputs_of(stars, model.n_samples, model.n_parameters)
+        return trainer.epoch(stars, _doubles(params, stars.flux, (len(stars), model.n_parameters)), batches, course)
+
+    def _trainer(self, model: FluxModel, moments: ModelMoments | None, stars: StarData) -> Trainer:
+        stream = self.device.current_stream() if on_device(stars.flux) else self.device.new_stream()
+        return Trainer(
+            self._launcher, model, ModelMoments.zeros(model) if moments is None else moments, stream, self._kept
+        )
+
+    def _launch(self, kernel: str, batch: Batch, arguments: Any, needed: int) -> None:
+        """Queue a kernel over the stars of a batch."""
+        memory = batch["memory"] if needed else 0
+        self._launcher.launch(form(kernel, needed), batch.size, arguments, batch.stream, needed, memory)
+
+    def _table(self, source: Any, make: Callable[[Device, Any], Table[Any]]) -> Table[Any]:
+        """What kernels read of a model and the like: made once and kept as long as the model itself."""
+        with self._lock:
+            if source not in self._tables:
+                self._tables[source] = make(self.device, source)
+            return self._tables[source]
+
+    def _calibration(self, calibration: Calibration, noise: Noise, samples: int) -> Table[Any]:
+        with self._lock:
+            known = self._calibrations.setdefault(calibration, {})
+            key = (noise.digest, samples)
+            if key not in known:
+                known[key] = calibration_table(self.device, calibration, noise, samples)
+            return known[key]
+
+
+def _doubles(values: Any, beside: Any, shape: tuple[int, ...]) -> Any:
+    """Contiguous float64 values of that shape, where another array lies."""
+    xp = namespace_of(beside)
+    values = xp.asarray(values) if on_device(beside) else to_host(values)
+    return _checked(xp.ascontiguousarray(values, xp.float64), "parameters", np.float64, shape)
+
+
+def _inputs_of(stars: StarData, samples: int, parameters: int) -> dict[str, Any]:
+    """The arrays of stars, once they are what kernels take them for."""
+    n = len(stars)
+    return {
+        "flux": _checked(stars.flux, "flux", np.float32, (n, samples)),
+        "whitener": _checked(stars.whitener, "whitener", np.float32, (n, packed_size(samples))),
+        "mean": _checked(stars.mean, "mean", np.float64, (n, parameters)),
+        "sigma": _checked(stars.sigma, "sigma", np.float64, (n, parameters)),
+    }
+
+
+def _inputs_of_coefficients(coefficients: Coefficients, bp: int, rp: int) -> dict[str, Any]:
+    """The arrays of coefficients, so many of either side, once they are what kernels take them for."""
+    n, found = len(coefficients), {}
+    for side, count in (("bp", bp), ("rp", rp)):
+        for name, dtype, shape in (
+            (side, np.float64, (n, count)),
+            (f"{side}_error", np.float32, (n, count)),
+            (f"{side}_correlation", np.float32, (n, count * (count - 1) // 2)),
+            (f"{side}_standard_deviation", np.float32, (n,)),
+            (f"has_{side}", np.bool_, (n,)),
+        ):
+            found[name] = _checked(getattr(coefficients, name), name, dtype, shape)
+    return found
+
+
+def _checked(array: Any, name: str, dtype: Any, shape: tuple[int, ...]) -> Any:
+    """The array, if it is of that type and shape: kernels would read anything else as if it were."""
+    if array.dtype != dtype:
+        raise TypeError(f"{name} must be {np.dtype(dtype)}, not {array.dtype}")
+    if tuple(array.shape) != shape:
+        raise ValueError(f"{name} must have shape {shape}, not {tuple(array.shape)}")
+    return array

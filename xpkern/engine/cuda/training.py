@@ -1,0 +1,269 @@
+"""Training on the GPU: stars that stay there, and a batch's kernels as one graph that is replayed."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from xpkern.engine.arrays import namespace_of, on_device
+from xpkern.engine.contract import Box, Float64, Int64, LossTerms, StarData
+from xpkern.engine.cuda.arguments import (
+    KernelScratch,
+    ModelStepView,
+    StarArrays,
+    ThreadScratch,
+    TrainArguments,
+    TrainingState,
+)
+from xpkern.engine.cuda.fitting import fill, loss_view
+from xpkern.engine.cuda.launching import Launcher, form
+from xpkern.engine.cuda.residents import Kept, Residents
+from xpkern.engine.cuda.tables import model_sizes, point_model
+from xpkern.engine.training import EpochResult, ModelArrays, ModelMoments, Steps
+from xpkern.errors import DeviceOutOfMemory, TrainingDiverged
+from xpkern.model.flux_model import FluxModel
+
+#: Stars whose gradients are added up before they meet those of others: fixed, so that sums do not depend on the GPU.
+CHUNK = 64
+
+#: Threads of the kernels that a single block runs.
+_ONE_BLOCK = 256
+
+#: Batches below which a graph does not pay.
+_FEWEST_REPLAYED = 8
+
+#: Ends of a run, as in csrc/cuda/arguments.cuh.
+_LOSS_NOT_FINITE, _MODEL_NOT_FINITE = 1, 2
+
+
+@dataclass(frozen=True)
+class Course:
+    """What an epoch is told, but for its stars and batches."""
+
+    terms: LossTerms
+    box: Box
+    model_steps: Steps | None
+    star_steps: Steps | None
+
+
+class Trainer:
+    """A model in training.
+
+    Parameters
+    ----------
+    launcher : Launcher
+    model : FluxModel
+    moments : ModelMoments
+        Of its optimiser.
+    stream : object
+        Where all of it is queued: the one in which stars that are on the GPU were made.
+    kept : Kept
+        Arrays that stay on the GPU from call to call.
+    """
+
+    def __init__(self, launcher: Launcher, model: FluxModel, moments: ModelMoments, stream: Any, kept: Kept) -> None:
+        self._launcher, self._device, self._kept = launcher, launcher.device, kept
+        self._model, self._moments, self._stream = model, moments, stream
+        self._view = model_sizes(model)
+        self._needed: KernelScratch = launcher.scratch(model=self._view)
+        numbers = ModelArrays(list(model.weights), list(model.biases), model.ext_curve).flatten()
+        self._size = numbers.size
+        self._memory: dict[str, Any] = {}
+        for name in ("parameters", "first", "second", "moved", "moved_first", "moved_second", "gradient"):
+            self._allocate(name, 8 * self._size)
+        self._allocate("floats", 4 * self._size)
+        self._allocate("state", ctypes.sizeof(TrainingState))
+        self._put("parameters", numbers)
+        self._put("floats", numbers.astype(np.float32))
+        self._put("first", moments.first.flatten())
+        self._put("second", moments.second.flatten())
+        self._count = moments.steps
+        point_model(self._view, self._at("floats"), self._at("parameters"))
+
+    def epoch(self, stars: StarData, params: Any, batches: Int64, course: Course) -> EpochResult:
+        """All batches; see :meth:`xpkern.engine.contract.Engine.train_epoch`.
+
+        Stars of the host are brought to the GPU once, or in parts if they do not fit.
+        """
+        model_loss = np.full(len(batches), np.nan)
+        if on_device(stars.flux):
+            params, star_loss = params.copy(), namespace_of(params).full(len(stars), np.nan)
+            end = self._run(stars, params, star_loss, batches, course, slice(0, len(batches)), model_loss)
+            return self._result(params, star_loss, model_loss, end, batches)
+        params, star_loss = params.copy(), np.full(len(stars), np.nan)
+        group, done, end = max(len(batches), 1), 0, None
+        while done < len(batches) and end is None:
+            steps = slice(done, min(done + group, len(batches)))
+            try:
+                some = Residents(self._device, self._kept, stars, params, star_loss, batches[steps], self._stream)
+            except DeviceOutOfMemory:
+                if group == 1:
+                    raise
+                group = max(1, group // 2)
+                continue
+            end = self._run(some, some.params, some.star_loss, some.batches, course, steps, model_loss)
+            some.fetch(params, star_loss)
+            done = steps.stop
+        return self._result(params, star_loss, model_loss, end, batches)
+
+    def gradient(self, stars: StarData, params: Any) -> tuple[float, ModelArrays]:
+        """Eq. 12 averaged over all stars, and its gradient."""
+        batch = np.arange(len(stars), dtype=np.int64)[None]
+        course = Course(LossTerms(prior=False), _no_box(params.shape[1]), Steps("sgd", np.zeros(1)), None)
+        some: Any = stars
+        if not on_device(stars.flux):
+            some = Residents(self._device, self._kept, stars, params, np.empty(len(stars)), batch, self._stream)
+            params, batch = some.params, some.batches
+        loss = np.full(1, np.nan)
+        self._run(some, params, None, batch, course, slice(0, 1), loss, gradient_alone=True)
+        return float(loss[0]), ModelArrays.unflatten(self._get("gradient", np.empty(self._size)), self._model)
+
+    def _run(
+        self,
+        stars: Any,
+        params: Any,
+        star_loss: Any,
+        batches: Int64,
+        course: Course,
+        steps: slice,
+        model_loss: Float64,
+        gradient_alone: bool = False,
+    ) -> _End | None:
+        """Some batches, one after the other; how they ended, if not as they should."""
+        count, size = batches.shape
+        if count == 0:
+            return None
+        chunks = -(-size // CHUNK)
+        self._allocate("batches", batches.nbytes)
+        self._allocate("tape", 4 * max(self._needed.tape, 1) * size)
+        self._allocate("chunk_sums", 4 * chunks * self._size)
+        self._allocate("chi2", 8 * size)
+        self._allocate("model_loss", 8 * count)
+        self._put("batches", np.ascontiguousarray(batches, np.int64))
+        memory = max(self._launcher.memory(size, self._needed.train), 1)
+        self._allocate("memory", memory)
+        for name, way in (("model_rates", course.model_steps), ("star_rates", course.star_steps)):
+            if way is not None:
+                self._allocate(name, 8 * count)
+                self._put(name, np.ascontiguousarray(way.rates[steps], np.float64))
+        self._put("state", np.array([0, self._count, 0], np.int64))
+        arguments = self._arguments(stars, params, star_loss, count, size, course)
+
+        def one_batch(stream: Any) -> None:
+            self._queue(arguments, chunks, course, stream, gradient_alone)
+
+        one_batch(self._stream)  # kernels are loaded by their first launch, which a recording does not allow
+        again = one_batch if count < _FEWEST_REPLAYED else self._device.record(one_batch)
+        for _ in range(count - 1):
+            again(self._stream)
+        state = self._get("state", np.empty(3, np.int64))
+        reached = int(state[0])
+        if course.model_steps is not None:
+            self._get("model_loss", model_loss[steps][:reached] if reached else np.empty(0))
+            if gradient_alone:
+                self._get("model_loss", model_loss[steps])
+        self._count = int(state[1])
+        if state[2] == 0:
+            return None
+        chi2 = self._get("chi2", np.empty(size))
+        return _End(int(state[2]), steps.start + reached, chi2)
+
+    def _queue(self, arguments: TrainArguments, chunks: int, course: Course, stream: Any, gradient_alone: bool) -> None:
+        """Kernels of one batch; the state on the GPU says which."""
+        launcher, size, needed = self._launcher, int(arguments.size), self._needed.train
+        memory = int(arguments.scratch.memory or 0)
+        if course.model_steps is not None:
+            launcher.launch(form("train_stars", needed), size, arguments, stream, needed, memory)
+            launcher.launch("train_products", self._size * chunks, arguments, stream)
+            launcher.launch("train_gradient", self._size, arguments, stream)
+            launcher.one("train_loss" if gradient_alone else "train_step", arguments, stream, _ONE_BLOCK)
+        if gradient_alone:
+            return
+        if course.star_steps is not None:
+            launcher.launch(form("train_star_steps", needed), size, arguments, stream, needed, memory)
+        launcher.one("train_advance", arguments, stream)
+
+    def _arguments(
+        self, stars: Any, params: Any, star_loss: Any, count: int, size: int, course: Course
+    ) -> TrainArguments:
+        how = Steps("sgd", np.empty(0)) if course.model_steps is None else course.model_steps
+        arguments = TrainArguments(
+            model=self._view,
+            stars=StarArrays(*(self._pointer(getattr(stars, name)) for name in ("flux", "whitener", "mean", "sigma"))),
+            params=self._pointer(params),
+            batches=self._at("batches"),
+            steps=count,
+            size=size,
+            model_rates=None if course.model_steps is None else self._at("model_rates"),
+            how=ModelStepView(how.method == "adam", how.momentum, how.clip),
+            star_rates=None if course.star_steps is None else self._at("star_rates"),
+            star_clip=np.inf if course.star_steps is None else course.star_steps.clip,
+            terms=loss_view(course.terms),
+            star_loss=None if star_loss is None else self._pointer(star_loss),
+            scratch=ThreadScratch(self._at("memory"), self._needed.train),
+            **{
+                name: self._at(name)
+                for name in (
+                    *("parameters", "first", "second", "moved", "moved_first", "moved_second", "floats", "gradient"),
+                    *("tape", "chunk_sums", "chi2", "model_loss", "state"),
+                )
+            },
+        )
+        fill(arguments.lower, course.box.lower)
+        fill(arguments.upper, course.box.upper)
+        return arguments
+
+    def _result(
+        self, params: Any, star_loss: Any, model_loss: Float64, end: _End | None, batches: Int64
+    ) -> EpochResult:
+        """Where it has led; raises TrainingDiverged where that is not all the way."""
+        model, moments = self._model, self._moments
+        if self._count > moments.steps:
+            now, first, second = (
+                ModelArrays.unflatten(self._get(name, np.empty(self._size)), model)
+                for name in ("parameters", "first", "second")
+            )
+            model = replace(model, weights=now.weights, biases=now.biases, ext_curve=now.ln_ext_curve)
+            moments = ModelMoments(first, second, self._count)
+        result = EpochResult(model, params, moments, model_loss, star_loss)
+        if end is None:
+            return result
+        if end.why == _LOSS_NOT_FINITE:
+            rows = batches[end.batch][~np.isfinite(end.chi2)]
+            raise TrainingDiverged("the model's loss", end.batch, rows, result)
+        raise TrainingDiverged("the model after its step", end.batch, batches[end.batch][:0], result)
+
+    def _pointer(self, array: Any) -> int:
+        return int(array) if isinstance(array, int) else self._device.pointer_of(array)
+
+    def _allocate(self, name: str, size: int) -> None:
+        self._memory.pop(name, None)
+        self._memory[name] = self._device.allocate(max(size, 1))
+
+    def _at(self, name: str) -> int:
+        return int(self._memory[name].pointer)
+
+    def _put(self, name: str, values: np.ndarray) -> None:
+        self._device.to_device(self._at(name), np.ascontiguousarray(values), self._stream)
+        self._device.synchronise(self._stream)
+
+    def _get(self, name: str, values: np.ndarray) -> np.ndarray:
+        self._device.to_host(values, self._at(name), self._stream)
+        self._device.synchronise(self._stream)
+        return values
+
+
+@dataclass(frozen=True)
+class _End:
+    """A run that broke off: why, at which batch of the epoch, and chi^2 of that batch's stars."""
+
+    why: int
+    batch: int
+    chi2: Float64
+
+
+def _no_box(parameters: int) -> Box:
+    return Box(np.zeros(parameters), np.ones(parameters))
