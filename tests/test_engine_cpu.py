@@ -84,10 +84,17 @@ def test_instruction_sets_agree(survey, isa):
     model, prior, stars = survey
     best, other = (fit(cpu.CpuEngine(name), model, prior, stars) for name in (ISAS[0], isa))
     np.testing.assert_array_equal(np.isnan(best.loss), np.isnan(other.loss))
-    found = np.isfinite(best.loss)
+    slack = np.maximum(1e-3, 1e-5 * best.loss)
     # A star on the watershed between two minima may fall to either side; all others must agree.
-    apart = np.abs(best.loss - other.loss)[found] > np.maximum(1e-3, 1e-5 * best.loss[found])
-    assert apart.mean() < 0.005
+    apart = np.flatnonzero(np.abs(best.loss - other.loss) > slack)
+    assert len(apart) < 0.02 * len(stars)
+    # Where they differ, each finds that the other's minimum is one.
+    terms, box = LossTerms(), default_box(prior)
+    for name, found in ((isa, best), (ISAS[0], other)):
+        again = cpu.CpuEngine(name).fit(
+            model, prior, rows(stars, apart), found.params[apart], terms, box, FitOptions(starts=1)
+        )
+        assert (again.loss <= found.loss[apart] + slack[apart]).all()
 
 
 def test_nothing_is_left_unexplained(survey):
