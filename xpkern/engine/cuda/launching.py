@@ -25,9 +25,12 @@ from xpkern.errors import DeviceFailed
 #: Threads of a block: any multiple of a warp works; this many leave each 255 registers and two blocks a processor.
 BLOCK = 128
 
-#: Threads of a block where there are too few to give every processor one of the above, as in training: each warp then
-#: has a processor, and its caches, to itself.
+#: Threads of a block where there are too few to give every processor one of the above: each warp then has a processor,
+#: and its caches, to itself.
 _WARP = 32
+
+#: Warps of a block whose warps have a star each: STAR_WARPS of csrc/cuda/train_warp.cuh.
+_STAR_WARPS = 2
 
 #: Blocks of a processor where each thread has memory of its own, and most bytes of that in all. Such kernels are for
 #: models of unusual sizes: slower, not larger than the GPU.
@@ -79,6 +82,11 @@ class Launcher:
         threads = self.threads(items, bytes_a_thread)
         block = BLOCK if threads >= BLOCK * self.device.facts.processors else _WARP
         self.device.launch(kernel, threads // block, block, [parameter(arguments)], stream)
+
+    def launch_warps(self, kernel: str, items: int, arguments: Any, stream: Any) -> None:
+        """Queue a kernel that gives every item a warp."""
+        blocks = max(1, -(-items // _STAR_WARPS))
+        self.device.launch(kernel, blocks, _STAR_WARPS * _WARP, [parameter(arguments)], stream)
 
     def one(self, kernel: str, arguments: Any, stream: Any, threads: int = 1) -> None:
         """Queue a kernel of a single block."""
