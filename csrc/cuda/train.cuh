@@ -75,21 +75,33 @@ struct ParameterPlace {
     }
 };
 
+// sum = add(star, sum) star by star. What several of them load is on its way before the first is added.
+template <class Add>
+__device__ __forceinline__ float sum_over_stars(int64_t count, const Add& add) {
+    constexpr int AT_ONCE = 16;
+    float sum = 0;
+    int64_t star = 0;
+    for (; star + AT_ONCE <= count; star += AT_ONCE) {
+        XPKERN_UNROLL
+        for (int s = 0; s < AT_ONCE; ++s) sum = add(star + s, sum);
+    }
+    for (; star < count; ++star) sum = add(star, sum);
+    return sum;
+}
+
 // A chunk's sum for one parameter.
 __device__ __forceinline__ float sum_of_chunk(const TrainArguments& a, int64_t parameter, int64_t chunk) {
     const TapeLayout layout(AnyShape(a.model));
     const ParameterPlace place(a.model, parameter);
     const int64_t first = chunk * CHUNK_STARS, left = a.size - first, count = left < CHUNK_STARS ? left : CHUNK_STARS;
-    const float* adjoint = a.tape + first * layout.size + layout.adjoint[place.layer] + place.out;
-    float sum = 0;
-    if (place.kind == ParameterPlace::BIAS) {
-        for (int64_t star = 0; star < count; ++star) sum += adjoint[star * layout.size];
-        return sum;
-    }
+    const int64_t stride = layout.size;
+    const float* adjoint = a.tape + first * stride + layout.adjoint[place.layer] + place.out;
+    if (place.kind == ParameterPlace::BIAS)
+        return sum_over_stars(count, [&](int64_t star, float sum) { return sum + adjoint[star * stride]; });
     const int64_t element = place.kind == ParameterPlace::CURVE ? layout.ext : layout.value[place.layer] + place.in;
-    const float* value = a.tape + first * layout.size + element;
-    for (int64_t star = 0; star < count; ++star) sum = fma(adjoint[star * layout.size], value[star * layout.size], sum);
-    return sum;
+    const float* value = a.tape + first * stride + element;
+    return sum_over_stars(
+        count, [&](int64_t star, float sum) { return fma(adjoint[star * stride], value[star * stride], sum); });
 }
 
 __device__ __forceinline__ double slope_of(const TrainArguments& a, int64_t parameter) {

@@ -18,12 +18,11 @@ constexpr int STAR_THREADS = STAR_WARPS * LANES;
 
 struct WarpShape : UsualShape {
     XPKERN_INLINE constexpr explicit WarpShape(const ModelView& model) : UsualShape(model) {}
-    static XPKERN_INLINE constexpr int hidden() { return width(1); }
-    static XPKERN_INLINE constexpr int last() { return layers() - 1; }
+    static constexpr int hidden = UsualShape::width(1), last = UsualShape::layers() - 1;
     // A lane's samples: lane, lane + LANES, ...
-    static XPKERN_INLINE constexpr int strips() { return (samples() + LANES - 1) / LANES; }
+    static constexpr int strips = (UsualShape::samples() + LANES - 1) / LANES;
 };
-static_assert(WarpShape::hidden() == LANES, "a neuron a lane");
+static_assert(WarpShape::hidden == LANES, "a neuron a lane");
 
 // Where a layer's weights begin among the model's parameters (core/model_step.hpp); after the last layer, where R does.
 XPKERN_INLINE constexpr int layer_start(int layer) {
@@ -36,7 +35,7 @@ XPKERN_INLINE constexpr int layer_start(int layer) {
 // together nor lanes that each read a row of their own meet in a bank (two of them do in the last layer).
 struct SharedNetwork {
     static constexpr int size = layer_start(WarpShape::layers()) + WarpShape::samples();
-    static constexpr int padded = layer_start(WarpShape::last());
+    static constexpr int padded = layer_start(WarpShape::last);
     float number[size + padded / LANES];
 
     static XPKERN_INLINE constexpr int place(int at) { return at + (at < padded ? at : padded) / LANES; }
@@ -50,9 +49,9 @@ struct SharedNetwork {
 
 // The star of a warp.
 struct alignas(16) SharedStar {
-    float hidden[WarpShape::last()][LANES];  // of each hidden layer
-    float adjoint[2][LANES];                 // of the inputs of two neighbouring layers, in turn
-    float back[WarpShape::samples()];        // w f
+    float hidden[WarpShape::last][LANES];  // of each hidden layer
+    float adjoint[2][LANES];               // of the inputs of two neighbouring layers, in turn
+    float back[WarpShape::samples()];      // w f
     float flux[WarpShape::samples()];
     float factor[row_start(WarpShape::samples())];  // rows of the triangle begin in banks that are all different
 };
@@ -99,22 +98,56 @@ __device__ __forceinline__ void gather_samples(const StarArrays& stars, int64_t 
 }
 
 // The lane's values of a layer before the tanh, (OUTPUTS,), LANES apart; beyond the last neuron that one's again.
-template <int OUTPUTS>
-__device__ __forceinline__ void multiply_by_warp(int layer, const float* in, float* out) {
+template <int LAYER, int OUTPUTS>
+__device__ __forceinline__ void multiply_by_warp(const float* in, float* out) {
+    constexpr int n_in = WarpShape::width(LAYER), n_out = WarpShape::width(LAYER + 1);
     const SharedNetwork& network = shared_stars().network;
     int column[OUTPUTS];
     XPKERN_UNROLL
     for (int s = 0; s < OUTPUTS; ++s) {
-        const int j = lane_in_warp() + s * LANES, last = WarpShape::width(layer + 1) - 1;
-        column[s] = j < last ? j : last;
-        out[s] = network.bias(layer)[column[s]];
+        const int j = lane_in_warp() + s * LANES;
+        column[s] = j < n_out ? j : n_out - 1;
+        out[s] = network.bias(LAYER)[column[s]];
     }
     XPKERN_UNROLL
-    for (int i = 0; i < WarpShape::width(layer); ++i) {
+    for (int i = 0; i < n_in; ++i) {
         const float x = in[i];
         XPKERN_UNROLL
-        for (int s = 0; s < OUTPUTS; ++s) out[s] = fma(network.row(layer, i)[column[s]], x, out[s]);
+        for (int s = 0; s < OUTPUTS; ++s) out[s] = fma(network.row(LAYER, i)[column[s]], x, out[s]);
     }
+}
+
+// From the inputs of a layer on to the last hidden layer, which is returned.
+template <int LAYER>
+__device__ __forceinline__ const float* go_forward_by_warp(const float* in) {
+    if constexpr (LAYER == WarpShape::last) {
+        return in;
+    } else {
+        float* const hidden = star_of_warp().hidden[LAYER];
+        float value[1];
+        multiply_by_warp<LAYER, 1>(in, value);
+        hidden[lane_in_warp()] = tanh(value[0]);
+        __syncwarp();
+        return go_forward_by_warp<LAYER + 1>(hidden);
+    }
+}
+
+// The way back, from what stands above a layer: visit(l, adjoint of the lane's input of layer l before its tanh).
+template <int LAYER, class Visit>
+__device__ __forceinline__ void go_back_by_warp(const float* above, const Visit& visit) {
+    constexpr int n_out = WarpShape::width(LAYER + 1);
+    SharedStar& star = star_of_warp();
+    const int lane = lane_in_warp();
+    const float* weights = shared_stars().network.row(LAYER, lane);
+    float adjoint = 0;
+    XPKERN_UNROLL
+    for (int j = 0; j < n_out; ++j) adjoint = fma(weights[j], above[j], adjoint);
+    const float h = star.hidden[LAYER - 1][lane];
+    adjoint *= fma(-h, h, 1.0f);
+    visit(LAYER, adjoint);
+    star.adjoint[LAYER % 2][lane] = adjoint;
+    __syncwarp();
+    if constexpr (LAYER > 1) go_back_by_warp<LAYER - 1>(star.adjoint[LAYER % 2], visit);
 }
 
 // What is left of the lane's samples, (strips,), becomes y = G^-1 b from row `first` of a strip on: every lane solves
@@ -133,7 +166,7 @@ __device__ __forceinline__ void whiten_rows_by_warp(const float* factor, int fir
             y[below] = fma(-factor[row_start(first + below) + first + r], y[r], y[below]);
     }
     XPKERN_UNROLL
-    for (int s = STRIP; s < WarpShape::strips(); ++s) {
+    for (int s = STRIP; s < WarpShape::strips; ++s) {
         constexpr int m = WarpShape::samples();
         const int i = lane_in_warp() + s * LANES, row = i < m ? i : m - 1;
         const bool below = i >= first + ROWS && i < m;  // beyond the last sample nothing is left, as before
@@ -169,12 +202,12 @@ __device__ __forceinline__ void unwhiten_rows_by_warp(const float* factor, int f
     }
 }
 
-// Rows that are solved at a time: more of them are more than the few that a lane has of its own.
+// Rows that are solved at a time. More would save exchanges, but every lane would load and solve more of what all do.
 constexpr int SOLVED_ROWS = 4;
 
 template <int STRIP>
 XPKERN_INLINE constexpr int rows_of_strip() {
-    return STRIP + 1 < WarpShape::strips() ? LANES : WarpShape::samples() - STRIP * LANES;
+    return STRIP + 1 < WarpShape::strips ? LANES : WarpShape::samples() - STRIP * LANES;
 }
 
 template <int STRIP>
@@ -183,7 +216,7 @@ __device__ __forceinline__ void whiten_by_warp(const float* factor, float* left)
     for (int row = 0; row + SOLVED_ROWS <= rows; row += SOLVED_ROWS)
         whiten_rows_by_warp<SOLVED_ROWS, STRIP>(factor, begin + row, left);
     if constexpr (rest > 0) whiten_rows_by_warp<rest, STRIP>(factor, begin + rows - rest, left);
-    if constexpr (STRIP + 1 < WarpShape::strips()) whiten_by_warp<STRIP + 1>(factor, left);
+    if constexpr (STRIP + 1 < WarpShape::strips) whiten_by_warp<STRIP + 1>(factor, left);
 }
 
 template <int STRIP>
@@ -200,23 +233,14 @@ __device__ __forceinline__ void unwhiten_by_warp(const float* factor, float* lef
 template <class Meanwhile>
 __device__ __forceinline__ float weigh_residual(const ModelView& model, const WarpShape&, const float*, const float*,
                                                 const float* u, const Workspace<float, float>&, const Meanwhile&) {
-    constexpr int inputs = WarpShape::inputs(), m = WarpShape::samples(), strips = WarpShape::strips();
+    constexpr int inputs = WarpShape::inputs(), m = WarpShape::samples(), strips = WarpShape::strips;
     SharedStar& star = star_of_warp();
     const SharedNetwork& network = shared_stars().network;
     const int lane = lane_in_warp();
     float scaled[inputs], ln_flux[strips] = {}, flux[strips] = {}, left[strips] = {};
     for (int t = 0; t < inputs; ++t)
         scaled[t] = (u[t] - model.in_float.zero_point[t]) * model.in_float.inverse_scale[t];
-    const float* in = scaled;
-    XPKERN_UNROLL
-    for (int l = 0; l < WarpShape::last(); ++l) {
-        float value[1];
-        multiply_by_warp<1>(l, in, value);
-        star.hidden[l][lane] = tanh(value[0]);
-        __syncwarp();
-        in = star.hidden[l];
-    }
-    multiply_by_warp<strips>(WarpShape::last(), in, ln_flux);
+    multiply_by_warp<WarpShape::last, strips>(go_forward_by_warp<0>(scaled), ln_flux);
     const float twice_ln_plx = u[inputs + 1] + u[inputs + 1];
     XPKERN_UNROLL
     for (int s = 0; s < strips; ++s) {
@@ -241,41 +265,20 @@ __device__ __forceinline__ float weigh_residual(const ModelView& model, const Wa
     return chi2;
 }
 
-// The way back from star.back: visit(l, adjoint of the lane's input of layer l before its tanh) for l from the last on.
-template <class Visit>
-__device__ __forceinline__ void go_back_by_warp(const Visit& visit) {
-    SharedStar& star = star_of_warp();
-    const int lane = lane_in_warp();
-    const float* above = star.back;
-    XPKERN_UNROLL
-    for (int l = WarpShape::last(); l >= 1; --l) {
-        const float* weights = shared_stars().network.row(l, lane);
-        float adjoint = 0;
-        XPKERN_UNROLL
-        for (int j = 0; j < WarpShape::width(l + 1); ++j) adjoint = fma(weights[j], above[j], adjoint);
-        const float h = star.hidden[l - 1][lane];
-        adjoint *= fma(-h, h, 1.0f);
-        visit(l, adjoint);
-        star.adjoint[l % 2][lane] = adjoint;
-        __syncwarp();
-        above = star.adjoint[l % 2];
-    }
-}
-
-// As above, the core's function for a warp: of the star's back.
+// As above, of the star's back.
 __device__ __forceinline__ void network_gradient(const ModelView& model, const WarpShape&, const float*,
                                                  const NetworkTape<float, float>&, float* gradient) {
-    go_back_by_warp([](int, float) {});
+    constexpr int inputs = WarpShape::inputs();
+    go_back_by_warp<WarpShape::last>(star_of_warp().back, [](int, float) {});
     const SharedNetwork& network = shared_stars().network;
     const float* above = star_of_warp().adjoint[1];
+    for (int t = 0; t < inputs; ++t) gradient[t] = 0;
     XPKERN_UNROLL
-    for (int t = 0; t < WarpShape::inputs(); ++t) gradient[t] = 0;
-    XPKERN_UNROLL
-    for (int j = 0; j < WarpShape::hidden(); ++j) {
+    for (int j = 0; j < WarpShape::hidden; ++j) {
         XPKERN_UNROLL
-        for (int t = 0; t < WarpShape::inputs(); ++t) gradient[t] = fma(network.row(0, t)[j], above[j], gradient[t]);
+        for (int t = 0; t < inputs; ++t) gradient[t] = fma(network.row(0, t)[j], above[j], gradient[t]);
     }
-    for (int t = 0; t < WarpShape::inputs(); ++t) gradient[t] *= model.in_float.inverse_scale[t];
+    for (int t = 0; t < inputs; ++t) gradient[t] *= model.in_float.inverse_scale[t];
 }
 
 __device__ __forceinline__ Workspace<float, float> workspace_of_warp(SharedStar& star) {
@@ -303,8 +306,8 @@ __device__ __forceinline__ void record_star_by_warp(const TrainArguments& a, int
     for (int t = lane; t < inputs; t += LANES)
         of_star[layout.value[0] + t] = (u[t] - a.model.in_float.zero_point[t]) * a.model.in_float.inverse_scale[t];
     if (lane == 0) of_star[layout.ext] = u[inputs];
-    for (int i = lane; i < m; i += LANES) of_star[layout.adjoint[WarpShape::last()] + i] = star.back[i];
-    go_back_by_warp([&](int l, float adjoint) {
+    for (int i = lane; i < m; i += LANES) of_star[layout.adjoint[WarpShape::last] + i] = star.back[i];
+    go_back_by_warp<WarpShape::last>(star.back, [&](int l, float adjoint) {
         of_star[layout.value[l] + lane] = star.hidden[l - 1][lane];
         of_star[layout.adjoint[l - 1] + lane] = adjoint;
     });

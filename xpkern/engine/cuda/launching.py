@@ -32,8 +32,9 @@ _WARP = 32
 #: Warps of a block whose warps have a star each: STAR_WARPS of csrc/cuda/train_warp.cuh.
 _STAR_WARPS = 2
 
-#: Blocks of a processor where each thread has memory of its own, and most bytes of that in all. Such kernels are for
-#: models of unusual sizes: slower, not larger than the GPU.
+#: Blocks of a processor where more would not help: where each block prepares something, or each thread has memory of
+#: its own; and most bytes of the latter in all. Kernels of that kind are for models of unusual sizes: they may be
+#: slower, but no larger than the GPU.
 _BLOCKS_A_PROCESSOR, _MOST_MEMORY = 8, 1 << 30
 
 
@@ -84,8 +85,11 @@ class Launcher:
         self.device.launch(kernel, threads // block, block, [parameter(arguments)], stream)
 
     def launch_warps(self, kernel: str, items: int, arguments: Any, stream: Any) -> None:
-        """Queue a kernel that gives every item a warp."""
-        blocks = max(1, -(-items // _STAR_WARPS))
+        """Queue a kernel that gives every item a warp, or where they are many one item after the other.
+
+        Each block copies the network for itself: more blocks than a processor has at a time only copy it more often.
+        """
+        blocks = min(max(1, -(-items // _STAR_WARPS)), _BLOCKS_A_PROCESSOR * self.device.facts.processors)
         self.device.launch(kernel, blocks, _STAR_WARPS * _WARP, [parameter(arguments)], stream)
 
     def one(self, kernel: str, arguments: Any, stream: Any, threads: int = 1) -> None:
