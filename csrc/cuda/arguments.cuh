@@ -115,7 +115,7 @@ struct TrainArguments {
     double *moved, *moved_first, *moved_second;  // (p,) scratch
     float* floats;                               // (p,) the parameters in single precision
     double* gradient;                            // (p,) out
-    float* tape;                                 // (elements, size) scratch: what the products are made of
+    float* tape;                                 // (size, elements) scratch: what the products are made of
     float* chunk_sums;                           // (chunks, p) scratch
     double* chi2;                                // (size,) of the batch at hand, out
     double* model_loss;                          // (steps,) out: Eq. 12 before each step

@@ -22,7 +22,7 @@ XPKERN_INLINE KernelScratch bytes_of_kernels(const ScratchArguments& a) {
             bytes.evaluate = ThreadSpace<float, double>::bytes(shape, a.prior);
             bytes.descend = bytes.train = ThreadSpace<float, float>::bytes(shape, a.prior);
         }
-        bytes.tape = TapeLayout(a.model).size;
+        bytes.tape = TapeLayout(shape).size;
     }
     if (a.n_types > 0) {
         const bool usual =

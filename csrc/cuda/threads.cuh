@@ -51,6 +51,8 @@ struct ThreadStar {
 
     XPKERN_INLINE constexpr ThreadStar(int m, Arena& arena)
         : flux(arena.take<Real>(m)), factor(arena.take<Real>(row_start(m))), mean{}, weight{} {}
+    // Its samples stand elsewhere.
+    XPKERN_INLINE constexpr ThreadStar(Real* flux, Real* factor) : flux(flux), factor(factor), mean{}, weight{} {}
 
     XPKERN_INLINE void gather(const StarArrays& stars, int64_t row, int m, int k) {
         gather_constraints(stars, row, k);

@@ -1,39 +1,14 @@
 // Training: one batch is a fixed sequence of kernels that ask the device, not the host, which batch it is, so that it
 // can be recorded once and replayed.
 //
-// Stars leave on a tape what the products of the model's gradient are made of, element by element, stars side by side;
-// sums over a chunk's stars are taken in their order, a parameter a thread, and chunks are added up in theirs, in
-// double: the same bytes whatever the grid.
+// Stars leave on a tape what the products of the model's gradient are made of: a warp a star where the model is of the
+// usual shape, else a thread a star. Sums over a chunk's stars are taken in their order, a parameter a thread, and
+// chunks are added up in theirs, in double: the same bytes whatever the grid.
 #pragma once
 
-#include "core/model_step.hpp"
-#include "core/star_step.hpp"
-#include "threads.cuh"
+#include "train_warp.cuh"
 
 XPKERN_NAMESPACE_BEGIN
-
-// Whether there is a batch to work on.
-__device__ __forceinline__ bool at_work(const TrainArguments& a) {
-    return a.state->end == TRAINING_GOES_ON && a.state->step < a.steps;
-}
-
-__device__ __forceinline__ int64_t row_in_batch(const TrainArguments& a, int64_t item) {
-    return a.batches[a.state->step * a.size + item];
-}
-
-// Where each layer's inputs and the adjoints of its outputs stand on the tape; the last element is the extinction.
-struct TapeLayout {
-    int64_t value[MAX_LAYERS], adjoint[MAX_LAYERS], ext, size;
-    XPKERN_INLINE explicit TapeLayout(const ModelView& model) {
-        size = 0;
-        for (int l = 0; l < model.n_layers; ++l) {
-            value[l] = size;
-            adjoint[l] = size + model.width[l];
-            size += model.width[l] + model.width[l + 1];
-        }
-        ext = size++;
-    }
-};
 
 template <class Shape>
 __device__ __forceinline__ void record_star(const TrainArguments& a, int64_t item, Arena arena) {
@@ -50,8 +25,9 @@ __device__ __forceinline__ void record_star(const TrainArguments& a, int64_t ite
     a.chi2[item] = weigh_residual(a.model, shape, static_cast<const float*>(space.star.flux),
                                   static_cast<const float*>(space.star.factor), u, space.workspace, Nothing());
 
-    const TapeLayout layout(a.model);
-    const auto write = [&](int64_t element, float number) { a.tape[element * a.size + item] = number; };
+    const TapeLayout layout(shape);
+    float* const of_star = a.tape + item * layout.size;
+    const auto write = [&](int64_t element, float number) { of_star[element] = number; };
     const auto& tape = space.workspace.tape;
     for (int t = 0; t < inputs; ++t)
         write(layout.value[0] + t, (u[t] - network.zero_point[t]) * network.inverse_scale[t]);
@@ -99,21 +75,33 @@ struct ParameterPlace {
     }
 };
 
+// sum = add(star, sum) star by star. What several of them load is on its way before the first is added.
+template <class Add>
+__device__ __forceinline__ float sum_over_stars(int64_t count, const Add& add) {
+    constexpr int AT_ONCE = 16;
+    float sum = 0;
+    int64_t star = 0;
+    for (; star + AT_ONCE <= count; star += AT_ONCE) {
+        XPKERN_UNROLL
+        for (int s = 0; s < AT_ONCE; ++s) sum = add(star + s, sum);
+    }
+    for (; star < count; ++star) sum = add(star, sum);
+    return sum;
+}
+
 // A chunk's sum for one parameter.
 __device__ __forceinline__ float sum_of_chunk(const TrainArguments& a, int64_t parameter, int64_t chunk) {
-    const TapeLayout layout(a.model);
+    const TapeLayout layout(AnyShape(a.model));
     const ParameterPlace place(a.model, parameter);
     const int64_t first = chunk * CHUNK_STARS, left = a.size - first, count = left < CHUNK_STARS ? left : CHUNK_STARS;
-    const float* adjoint = a.tape + (layout.adjoint[place.layer] + place.out) * a.size + first;
-    float sum = 0;
-    if (place.kind == ParameterPlace::BIAS) {
-        for (int64_t star = 0; star < count; ++star) sum += adjoint[star];
-        return sum;
-    }
+    const int64_t stride = layout.size;
+    const float* adjoint = a.tape + first * stride + layout.adjoint[place.layer] + place.out;
+    if (place.kind == ParameterPlace::BIAS)
+        return sum_over_stars(count, [&](int64_t star, float sum) { return sum + adjoint[star * stride]; });
     const int64_t element = place.kind == ParameterPlace::CURVE ? layout.ext : layout.value[place.layer] + place.in;
-    const float* value = a.tape + element * a.size + first;
-    for (int64_t star = 0; star < count; ++star) sum = fma(adjoint[star], value[star], sum);
-    return sum;
+    const float* value = a.tape + first * stride + element;
+    return sum_over_stars(
+        count, [&](int64_t star, float sum) { return fma(adjoint[star * stride], value[star * stride], sum); });
 }
 
 __device__ __forceinline__ double slope_of(const TrainArguments& a, int64_t parameter) {
@@ -133,8 +121,9 @@ __device__ __forceinline__ double slope_of(const TrainArguments& a, int64_t para
     }
 }
 
-// Threads of the kernels of a single block, whose sums depend on it.
-constexpr int STEP_THREADS = 256;
+// Threads of the kernels of a single block, whose sums depend on it: as many as there may be, each with few parameters,
+// as what a parameter waits for is memory.
+constexpr int STEP_THREADS = 1024;
 
 // The sum of what each thread of the block has, in every thread, by a tree. shared: (STEP_THREADS,).
 __device__ __forceinline__ double sum_over_block(double mine, double* shared) {
@@ -208,28 +197,19 @@ __device__ __forceinline__ void step_of_model(const TrainArguments& a, double* s
 template <class Shape>
 __device__ __forceinline__ void step_star(const TrainArguments& a, int64_t item, Arena arena) {
     const Shape shape(a.model);
-    const int k = shape.parameters(), ext = k - 2;
+    const int k = shape.parameters();
     const int64_t row = row_in_batch(a, item);
     ThreadSpace<float, float> space(shape, PriorView{}, arena);
     space.star.gather(a.stars, row, shape.samples(), k);
-    double low[MAX_PARAMETERS], high[MAX_PARAMETERS], moved[MAX_PARAMETERS];
-    for (int p = 0; p < k; ++p) {
-        low[p] = p == ext ? max(a.lower[p], SMALLEST_EXT) : a.lower[p];
-        high[p] = a.upper[p];
-        moved[p] = a.params[row * k + p];
-    }
-    a.star_loss[row] =
-        star_step(a.model, shape, a.terms, space.star.view(), static_cast<const double*>(low),
-                  static_cast<const double*>(high), a.star_rates[a.state->step], a.star_clip, space.workspace, moved);
+    double moved[MAX_PARAMETERS];
+    a.star_loss[row] = move_star(a, shape, row, space.star.view(), space.workspace, moved);
     for (int p = 0; p < k; ++p) a.params[row * k + p] = moved[p];
 }
 
 XPKERN_NAMESPACE_END
 
-XPKERN_STAR_KERNEL(train_stars, xpkern::TrainArguments, kernels::at_work(a) ? a.size : 0,
-                   (kernels::ThreadSpace<float, float>::usual_bytes()), kernels::record_star)
-XPKERN_STAR_KERNEL(train_star_steps, xpkern::TrainArguments, kernels::at_work(a) ? a.size : 0,
-                   (kernels::ThreadSpace<float, float>::usual_bytes()), kernels::step_star)
+XPKERN_WARP_KERNEL(train_stars, kernels::record_star_by_warp, kernels::record_star)
+XPKERN_WARP_KERNEL(train_star_steps, kernels::step_star_by_warp, kernels::step_star)
 
 extern "C" __global__ void train_products(const __grid_constant__ xpkern::TrainArguments a) {
     if (!kernels::at_work(a)) return;
@@ -247,13 +227,15 @@ extern "C" __global__ void train_gradient(const __grid_constant__ xpkern::TrainA
 }
 
 // One block of STEP_THREADS threads, as the next one.
-extern "C" __global__ void train_loss(const __grid_constant__ xpkern::TrainArguments a) {
+extern "C" __global__ void __launch_bounds__(kernels::STEP_THREADS)
+    train_loss(const __grid_constant__ xpkern::TrainArguments a) {
     __shared__ double shared[kernels::STEP_THREADS];
     const double loss = kernels::loss_of_batch(a, shared);
     if (threadIdx.x == 0) a.model_loss[a.state->step] = loss;
 }
 
-extern "C" __global__ void train_step(const __grid_constant__ xpkern::TrainArguments a) {
+extern "C" __global__ void __launch_bounds__(kernels::STEP_THREADS)
+    train_step(const __grid_constant__ xpkern::TrainArguments a) {
     __shared__ double shared[kernels::STEP_THREADS];
     if (kernels::at_work(a)) kernels::step_of_model(a, shared);
 }

@@ -19,6 +19,19 @@ const std::vector<int> WIDTH = {3, 32, 32, 32, 66};
 
 constexpr int BLOCK = 32;
 
+// Training's stars: a warp each in the usual form, with barriers.
+#if defined(XPKERN_GENERAL)
+template <class Kernel>
+void launch_over_stars(Kernel kernel, int64_t blocks, const xpkern::TrainArguments& a) {
+    shim::launch(kernel, blocks, BLOCK, a, false);
+}
+#else
+template <class Kernel>
+void launch_over_stars(Kernel kernel, int64_t blocks, const xpkern::TrainArguments& a) {
+    shim::launch(kernel, blocks, kernels::STAR_THREADS, a, true);
+}
+#endif
+
 // Threads for some items: as many whole blocks, or a grid that takes them in turns.
 int64_t blocks_for(int64_t items, bool in_turns) {
     return in_turns ? 1 : (items + BLOCK - 1) / BLOCK + 1;
@@ -240,11 +253,11 @@ void test_train(const Problem& on) {
     a.chi2 = chi2.data(), a.model_loss = loss.data(), a.star_loss = star_loss.data(), a.state = &state;
     a.scratch = scratch.view;
     for (int batch = 0; batch < 3; ++batch) {  // the third finds nothing to do
-        shim::launch(XPKERN_FORM(train_stars), on.blocks(on.n), BLOCK, a, false);
+        launch_over_stars(XPKERN_FORM(train_stars), on.blocks(on.n), a);
         shim::launch(train_products, on.blocks(p * chunks), BLOCK, a, false);
         shim::launch(train_gradient, on.blocks(p), BLOCK, a, false);
         shim::launch(train_step, 1, kernels::STEP_THREADS, a, true);
-        shim::launch(XPKERN_FORM(train_star_steps), on.blocks(on.n), BLOCK, a, false);
+        launch_over_stars(XPKERN_FORM(train_star_steps), on.blocks(on.n), a);
         shim::launch(train_advance, 1, 1, a, false);
     }
     CHECK(state.step == 2 && state.count == 2 && state.end == xpkern::TRAINING_GOES_ON);

@@ -5,9 +5,11 @@
 
 #include "cuda/kernels.cu"
 
-// Kernels whose threads meet.
+// Whether the threads of a kernel meet.
 static bool has_barriers(const char* name) {
-    return std::strcmp(name, "train_loss") == 0 || std::strcmp(name, "train_step") == 0;
+    for (const char* one : {"train_stars", "train_star_steps", "train_loss", "train_step"})
+        if (std::strcmp(name, one) == 0) return true;
+    return false;
 }
 
 // Returns 0, or 1 where there is no kernel of that name.

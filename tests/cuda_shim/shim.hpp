@@ -1,25 +1,26 @@
 // CUDA's words for a C++ compiler, so that the kernels' own text runs on a processor.
 //
 // A launch takes block after block. The threads of a block run one after the other, each to its end, unless the kernel
-// has barriers: then every thread of a block is a thread of the system, and they meet at each barrier. That is slow,
-// but sanitizers understand it.
+// has barriers: then they take turns, on stacks of their own, and each gives way where it waits for the others.
 #pragma once
 
-#include <condition_variable>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <mutex>
-#include <thread>
+#include <functional>
+#include <memory>
 #include <vector>
+
+#include <ucontext.h>
 
 #define __global__
 #define __device__
 #define __host__
-#define __shared__ static
+#define __shared__ static thread_local  // launches may run side by side
 #define __grid_constant__
 #define __forceinline__ inline __attribute__((always_inline))
+#define __launch_bounds__(threads)
 
 namespace shim {
 
@@ -27,59 +28,131 @@ struct Index {
     unsigned x = 0, y = 0, z = 0;
 };
 
-// Where the threads of a block wait for one another.
+inline thread_local Index thread_index, block_index, block_size, grid_size;
+
+// Threads of a block that take turns.
+class Team {
+  public:
+    static thread_local Team* current;
+
+    // work() in each of them, thread_index saying in which.
+    void run(unsigned threads, const std::function<void()>& work) {
+        work_ = &work;
+        turns_.resize(threads);
+        current = this;
+        for (Turn& turn : turns_) {
+            if (!turn.stack) turn.stack.reset(new char[STACK]);
+            turn.done = false;
+            getcontext(&turn.context);
+            turn.context.uc_stack.ss_sp = turn.stack.get();
+            turn.context.uc_stack.ss_size = STACK;
+            turn.context.uc_link = &home_;
+            makecontext(&turn.context, start, 0);
+        }
+        for (unsigned left = threads; left > 0;) {  // a thread that has ended leads back here
+            take_turn(next_alive(thread_index.x), home_);
+            left -= turns_[thread_index.x].done ? 1 : 0;
+        }
+        current = nullptr;
+    }
+
+    // Lets the others go on.
+    void give_way() {
+        const unsigned mine = thread_index.x;
+        const unsigned next = next_alive(mine);
+        if (next != mine) take_turn(next, turns_[mine].context);
+    }
+
+  private:
+    static constexpr size_t STACK = size_t(1) << 18;
+    struct Turn {
+        ucontext_t context;
+        std::unique_ptr<char[]> stack;
+        bool done;
+    };
+    static void start() {
+        (*current->work_)();
+        current->turns_[thread_index.x].done = true;
+    }
+    unsigned next_alive(unsigned from) const {
+        const auto threads = static_cast<unsigned>(turns_.size());
+        for (unsigned step = 1; step <= threads; ++step)
+            if (!turns_[(from + step) % threads].done) return (from + step) % threads;
+        return from;
+    }
+    void take_turn(unsigned thread, ucontext_t& from) {
+        thread_index = {thread, 0, 0};
+        swapcontext(&from, &turns_[thread].context);
+    }
+
+    const std::function<void()>* work_ = nullptr;
+    std::vector<Turn> turns_;
+    ucontext_t home_;
+};
+inline thread_local Team* Team::current = nullptr;
+
+// Where some threads wait for one another.
 class Barrier {
   public:
-    explicit Barrier(int threads) : threads_(threads) {}
+    explicit Barrier(unsigned threads) : threads_(threads) {}
     void wait() {
-        std::unique_lock<std::mutex> lock(mutex_);
         const int64_t round = round_;
         if (++waiting_ == threads_) {
             waiting_ = 0;
             ++round_;
-            all_here_.notify_all();
-        } else {
-            all_here_.wait(lock, [&] { return round_ != round; });
         }
+        while (round_ == round) Team::current->give_way();
     }
+    int64_t round() const { return round_; }
 
   private:
-    const int threads_;
-    int waiting_ = 0;
+    unsigned threads_, waiting_ = 0;
     int64_t round_ = 0;
-    std::mutex mutex_;
-    std::condition_variable all_here_;
 };
 
-inline thread_local Index thread_index, block_index, block_size, grid_size;
-inline thread_local Barrier* barrier = nullptr;
+constexpr unsigned WARP = 32;
 
-template <class Arguments>
-void run_thread(void (*kernel)(Arguments), const Arguments& arguments, Index block, unsigned blocks, unsigned thread,
-                unsigned threads, Barrier* meeting) {
-    thread_index = {thread, 0, 0};
-    block_index = block;
-    block_size = {threads, 1, 1};
-    grid_size = {blocks, 1, 1};
-    barrier = meeting;
-    kernel(arguments);
+// A warp's barrier, and what its lanes show one another: before one barrier the one row, before the next the other.
+struct Warp {
+    Barrier barrier{WARP};
+    float shown[2][WARP];
+};
+
+struct Meeting {
+    Barrier block;
+    std::vector<Warp> warps;
+    explicit Meeting(unsigned threads) : block(threads), warps(threads / WARP) {}
+};
+inline thread_local Meeting* meeting = nullptr;
+
+inline Meeting& meeting_here() {
+    if (!meeting) {
+        std::fprintf(stderr, "a barrier in a kernel that was launched as one without\n");
+        std::abort();
+    }
+    return *meeting;
 }
 
 // Runs a kernel. with_barriers: whether it has any.
 template <class Arguments>
 void launch(void (*kernel)(Arguments), int64_t grid, int64_t block, const Arguments& arguments, bool with_barriers) {
-    const auto blocks = static_cast<unsigned>(grid), threads = static_cast<unsigned>(block);
-    for (unsigned b = 0; b < blocks; ++b) {
-        if (!with_barriers) {
-            for (unsigned t = 0; t < threads; ++t)
-                run_thread(kernel, arguments, {b, 0, 0}, blocks, t, threads, nullptr);
+    static thread_local Team team;
+    const auto threads = static_cast<unsigned>(block);
+    block_size = {threads, 1, 1};
+    grid_size = {static_cast<unsigned>(grid), 1, 1};
+    for (unsigned b = 0; b < grid_size.x; ++b) {
+        block_index = {b, 0, 0};
+        if (with_barriers) {
+            Meeting of_block(threads);
+            meeting = &of_block;
+            team.run(threads, [&] { kernel(arguments); });
+            meeting = nullptr;
             continue;
         }
-        Barrier meeting(static_cast<int>(threads));
-        std::vector<std::thread> team;
-        for (unsigned t = 0; t < threads; ++t)
-            team.emplace_back([&, t] { run_thread(kernel, arguments, {b, 0, 0}, blocks, t, threads, &meeting); });
-        for (std::thread& member : team) member.join();
+        for (unsigned t = 0; t < threads; ++t) {
+            thread_index = {t, 0, 0};
+            kernel(arguments);
+        }
     }
 }
 
@@ -99,11 +172,20 @@ void launch_bytes(void (*kernel)(Arguments), int64_t grid, int64_t block, void**
 #define gridDim shim::grid_size
 
 inline void __syncthreads() {
-    if (!shim::barrier) {
-        std::fprintf(stderr, "a barrier in a kernel that was launched as one without\n");
-        std::abort();
-    }
-    shim::barrier->wait();
+    shim::meeting_here().block.wait();
+}
+
+inline void __syncwarp() {
+    shim::meeting_here().warps[threadIdx.x / shim::WARP].barrier.wait();
+}
+
+// All lanes take part.
+inline float __shfl_sync(unsigned, float number, int lane) {
+    shim::Warp& warp = shim::meeting_here().warps[threadIdx.x / shim::WARP];
+    float* const shown = warp.shown[warp.barrier.round() % 2];
+    shown[threadIdx.x % shim::WARP] = number;
+    warp.barrier.wait();
+    return shown[lane];
 }
 
 inline unsigned long long atomicAdd(unsigned long long* address, unsigned long long value) {

@@ -25,12 +25,16 @@ from xpkern.errors import DeviceFailed
 #: Threads of a block: any multiple of a warp works; this many leave each 255 registers and two blocks a processor.
 BLOCK = 128
 
-#: Threads of a block where there are too few to give every processor one of the above, as in training: each warp then
-#: has a processor, and its caches, to itself.
+#: Threads of a block where there are too few to give every processor one of the above: each warp then has a processor,
+#: and its caches, to itself.
 _WARP = 32
 
-#: Blocks of a processor where each thread has memory of its own, and most bytes of that in all. Such kernels are for
-#: models of unusual sizes: slower, not larger than the GPU.
+#: Warps of a block whose warps have a star each: STAR_WARPS of csrc/cuda/train_warp.cuh.
+_STAR_WARPS = 2
+
+#: Blocks of a processor where more would not help: where each block prepares something, or each thread has memory of
+#: its own; and most bytes of the latter in all. Kernels of that kind are for models of unusual sizes: they may be
+#: slower, but no larger than the GPU.
 _BLOCKS_A_PROCESSOR, _MOST_MEMORY = 8, 1 << 30
 
 
@@ -79,6 +83,14 @@ class Launcher:
         threads = self.threads(items, bytes_a_thread)
         block = BLOCK if threads >= BLOCK * self.device.facts.processors else _WARP
         self.device.launch(kernel, threads // block, block, [parameter(arguments)], stream)
+
+    def launch_warps(self, kernel: str, items: int, arguments: Any, stream: Any) -> None:
+        """Queue a kernel that gives every item a warp, or where they are many one item after the other.
+
+        Each block copies the network for itself: more blocks than a processor has at a time only copy it more often.
+        """
+        blocks = min(max(1, -(-items // _STAR_WARPS)), _BLOCKS_A_PROCESSOR * self.device.facts.processors)
+        self.device.launch(kernel, blocks, _STAR_WARPS * _WARP, [parameter(arguments)], stream)
 
     def one(self, kernel: str, arguments: Any, stream: Any, threads: int = 1) -> None:
         """Queue a kernel of a single block."""

@@ -29,8 +29,8 @@ from xpkern.model.flux_model import FluxModel
 #: Stars whose gradients are added up before they meet those of others: fixed, so that sums do not depend on the GPU.
 CHUNK = 64
 
-#: Threads of the kernels that a single block runs.
-_ONE_BLOCK = 256
+#: Threads of the kernels that a single block runs: STEP_THREADS of csrc/cuda/train.cuh.
+_ONE_BLOCK = 1024
 
 #: Batches below which a graph does not pay.
 _FEWEST_REPLAYED = 8
@@ -173,18 +173,26 @@ class Trainer:
 
     def _queue(self, arguments: TrainArguments, chunks: int, course: Course, stream: Any, gradient_alone: bool) -> None:
         """Kernels of one batch; the state on the GPU says which."""
-        launcher, size, needed = self._launcher, int(arguments.size), self._needed.train
-        memory = int(arguments.scratch.memory or 0)
+        launcher = self._launcher
         if course.model_steps is not None:
-            launcher.launch(form("train_stars", needed), size, arguments, stream, needed, memory)
+            self._queue_stars("train_stars", arguments, stream)
             launcher.launch("train_products", self._size * chunks, arguments, stream)
             launcher.launch("train_gradient", self._size, arguments, stream)
             launcher.one("train_loss" if gradient_alone else "train_step", arguments, stream, _ONE_BLOCK)
         if gradient_alone:
             return
         if course.star_steps is not None:
-            launcher.launch(form("train_star_steps", needed), size, arguments, stream, needed, memory)
+            self._queue_stars("train_star_steps", arguments, stream)
         launcher.one("train_advance", arguments, stream)
+
+    def _queue_stars(self, kernel: str, arguments: TrainArguments, stream: Any) -> None:
+        """A kernel over the stars of a batch: a warp each, but in its general form a thread each."""
+        size, needed = int(arguments.size), self._needed.train
+        if needed:
+            memory = int(arguments.scratch.memory)
+            self._launcher.launch(form(kernel, needed), size, arguments, stream, needed, memory)
+        else:
+            self._launcher.launch_warps(kernel, size, arguments, stream)
 
     def _arguments(
         self, stars: Any, params: Any, star_loss: Any, count: int, size: int, course: Course
