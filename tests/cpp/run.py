@@ -23,7 +23,14 @@ ROOT = HERE.parents[1]
 BUILD = ROOT / "build" / "cpp_tests"
 
 #: Not optimised: the programs run for seconds, but optimising code full of checks takes twice as long.
-SANITIZE = ["-O0", "-g1", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+CHECKED = ["-O0", "-g1", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all", "-Werror"]
+
+#: A call for each access in place of code: less to compile; as GCC spells it.
+CHECK_BY_CALLS = ["--param", "asan-instrumentation-with-call-threshold=0"]
+
+#: Sanitizers of the baseline, and of everything else: those that watch indices. The rest more than double the time to
+#: compile, for mathematics that the baseline has in common with all others.
+EVERY_CHECK, INDEX_CHECKS = "-fsanitize=address,undefined", "-fsanitize=address,signed-integer-overflow,bounds,shift"
 
 #: Processor flags (as /proc/cpuinfo names them) that an instruction set needs.
 NEEDED = {"scalar": set(), "neon": set(), "avx2": {"avx2", "fma"}, "avx512": {"avx512f", "avx512dq", "avx512vl"}}
@@ -44,6 +51,7 @@ class Machine:
     name: str
     compiler: str
     flags: list[str]
+    sanitized: bool
     runner: list[str]
     isas: list[str]
 
@@ -53,36 +61,32 @@ def this_machine(setup) -> Machine:
     cpuinfo = Path("/proc/cpuinfo")
     words = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
     isas = [isa for isa in setup.ISAS.get(platform.machine().lower(), ["scalar"]) if words >= NEEDED[isa]]
-    return Machine(platform.machine(), os.environ.get("CXX", "g++"), [*SANITIZE, "-Werror"], [], isas)
+    compiler = os.environ.get("CXX", "g++")
+    flags = CHECKED if "clang" in compiler else [*CHECKED, *CHECK_BY_CALLS]
+    return Machine(platform.machine(), compiler, flags, True, [], isas)
 
 
 def emulated_aarch64() -> Machine:
     """Return an aarch64 machine that this one emulates."""
     flags = ["-O1", "-g0", "-static"]  # a static program needs no aarch64 libraries to be run
-    return Machine("aarch64", "aarch64-linux-gnu-g++", flags, ["qemu-aarch64"], ["neon"])
+    return Machine("aarch64", "aarch64-linux-gnu-g++", flags, False, ["qemu-aarch64"], ["neon"])
 
 
 #: What a test of kernels for GPUs is built with in place of an instruction set, by the name of its form.
 CUDA_FORMS = {"cuda": [], "cuda_general": ["-DXPKERN_GENERAL"]}
 
-#: Its sanitizers: those that watch indices. The rest double the minute that all kernels in one program take to compile;
-#: the mathematics is under them in the other tests. A call for each access in place of code saves as much again.
-CUDA_SANITIZE = ["-fsanitize=address,signed-integer-overflow,bounds,shift", "-fno-sanitize-recover=all"]
-CUDA_SANITIZE_BY_CALLS = ["--param", "asan-instrumentation-with-call-threshold=0"]  # as GCC spells it
-
 
 def build_and_run(setup, machine: Machine, source: Path, isa: str) -> tuple[str, int, str]:
     """Build one program for one instruction set and run it; return its name, exit code and output."""
     program = BUILD / f"{source.stem}-{machine.name}-{isa}"
-    of_isa, of_machine = setup.ISA_FLAGS.get(isa, []), machine.flags
+    of_isa = setup.ISA_FLAGS.get(isa, [])
     flags = [flag for flag in [*setup.COMMON_FLAGS, *of_isa] if not flag.startswith(("-O", "-g"))]
     if isa in CUDA_FORMS:
         defines = ["-DXPKERN_ISA=cuda", *CUDA_FORMS[isa]]
-        of_machine = [*(flag for flag in of_machine if "-fsanitize" not in flag), *CUDA_SANITIZE]
-        of_machine += CUDA_SANITIZE_BY_CALLS if "clang" not in machine.compiler else []
     else:
         defines = [f"-DXPKERN_ISA={isa}"] + ["-DXPKERN_SCALAR_LANES"] * (isa == "scalar")  # as isa_scalar.cpp does
-    command = [machine.compiler, *flags, *of_machine, *defines, str(source), "-o", str(program)]
+    checks = [EVERY_CHECK if isa == "scalar" else INDEX_CHECKS] * machine.sanitized
+    command = [machine.compiler, *flags, *machine.flags, *checks, *defines, str(source), "-o", str(program)]
     built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if built.returncode != 0:
         return program.name, built.returncode, built.stderr
