@@ -68,7 +68,7 @@ def this_machine(setup) -> Machine:
 
 def emulated_aarch64() -> Machine:
     """Return an aarch64 machine that this one emulates."""
-    flags = ["-O1", "-g0", "-static"]  # a static program needs no aarch64 libraries to be run
+    flags = ["-O0", "-g0", "-static"]  # a static program needs no aarch64 libraries to be run
     return Machine("aarch64", "aarch64-linux-gnu-g++", flags, False, ["qemu-aarch64"], ["neon"])
 
 
