@@ -1,4 +1,4 @@
-"""Build the C++ tests of csrc with the address and undefined-behaviour sanitizers and run them.
+"""Build the C++ tests of csrc with sanitizers and run them.
 
 Every ``*_test.cpp`` in this folder is one program, built with the flags of the real build (setup.py) but for the
 optimisation level: for the baseline and for the widest instruction set that this processor has. ``cuda_test.cpp`` is
