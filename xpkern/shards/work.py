@@ -1,0 +1,247 @@
+"""The unit of work: one file of spectra into one shard, and the marker that says it is done."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from xpkern.catalog import make_catalog
+from xpkern.catalog.output import file_names
+from xpkern.catalog.pending import PendingFile
+from xpkern.errors import InputError
+from xpkern.model import load_model
+from xpkern.shards.settings import RunSettings, shard_name
+from xpkern.version import __version__
+
+#: Bytes at each end of a file that its fingerprint reads: gzip's checksum, Parquet's and FITS's descriptions of what
+#: is between are among them.
+_FINGERPRINT_BYTES = 65536
+
+#: Settings that do not change what is in a shard, or do so by the files they name.
+_WITHOUT_EFFECT = ("file", "spectra", "output", "gaia_source", "photometry", "model", "engine", "threads", "attempts")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One file of spectra and its shard.
+
+    Attributes
+    ----------
+    name : str
+        Of the shard.
+    spectra : Path
+    settings : RunSettings
+    """
+
+    name: str
+    spectra: Path
+    settings: RunSettings
+
+    @classmethod
+    def of(cls, spectra: Path, settings: RunSettings) -> Unit:
+        """The unit of a file of spectra."""
+        return cls(shard_name(spectra), spectra, settings)
+
+    @property
+    def catalog(self) -> Path:
+        """The shard."""
+        return self.settings.output_folder / f"{self.name}.h5"
+
+    @property
+    def done(self) -> Path:
+        """Marker of a shard that is complete."""
+        return self.settings.output_folder / f"{self.name}.done.json"
+
+    @property
+    def failed(self) -> Path:
+        """Record of why there is no shard."""
+        return self.settings.output_folder / f"{self.name}.failed.json"
+
+    def tables(self) -> dict[str, Path]:
+        """Tables that are joined to the spectra."""
+        named = {name: self.settings.table_for(self.spectra, name) for name in ("gaia_source", "photometry")}
+        return {name: path for name, path in named.items() if path is not None}
+
+    def made_of(self, settings_digest: str) -> dict[str, Any]:
+        """What the shard is made of: two that agree in it are the same to the byte.
+
+        Raises
+        ------
+        OSError
+            If an input cannot be read.
+        """
+        return {
+            "settings": settings_digest,
+            "spectra": fingerprint(self.spectra),
+            **{name: fingerprint(path) for name, path in self.tables().items()},
+        }
+
+
+def digest_of(settings: RunSettings) -> str:
+    """Digest of everything but the input that a shard depends on: settings, model, version.
+
+    Raises
+    ------
+    InputError
+        If the model cannot be read.
+    """
+    model, prior = load_model(settings.model_file)
+    relevant = {
+        each.name: getattr(settings, each.name) for each in fields(settings) if each.name not in _WITHOUT_EFFECT
+    }
+    relevant |= {"model": model.digest, "prior": prior.digest, "noise": model.noise.digest, "xpkern": __version__}
+    return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
+
+
+def fingerprint(path: Path) -> str:
+    """What tells a file from another version of it: its size and a digest of its ends."""
+    size = path.stat().st_size
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        digest.update(stream.read(_FINGERPRINT_BYTES))
+        stream.seek(max(0, size - _FINGERPRINT_BYTES))
+        digest.update(stream.read(_FINGERPRINT_BYTES))
+    return f"{size}-{digest.hexdigest()[:32]}"
+
+
+def make_shard(unit: Unit, settings_digest: str, on_progress: Callable[[int], object] | None = None) -> dict[str, Any]:
+    """Fit the stars of a file and write its shard, then the marker.
+
+    Parameters
+    ----------
+    unit : Unit
+    settings_digest : str
+        Of :func:`digest_of`.
+    on_progress : callable, optional
+        Called with the number of stars of each finished block.
+
+    Returns
+    -------
+    dict
+        What the marker holds: what the shard was made of, its files with their sizes and SHA-256, how many stars it
+        has, how many have a solution, and how many have each status and flag.
+
+    Raises
+    ------
+    InputError, DeviceFailed, OSError, MemoryError
+        As :func:`xpkern.make_catalog`. The stars before a break are kept as it says.
+    """
+    settings = unit.settings
+    made_of, tables = unit.made_of(settings_digest), unit.tables()
+    unit.done.unlink(missing_ok=True)  # what it speaks of is about to be replaced
+    model, prior = load_model(settings.model_file)
+    summary = make_catalog(
+        unit.spectra,
+        unit.catalog,
+        gaia_source=tables.get("gaia_source"),
+        photometry=tables.get("photometry"),
+        model=model,
+        prior=prior,
+        layout=settings.layout,
+        sigma=settings.sigma,
+        optimizer=settings.optimizer,
+        options=settings.fit_options(),
+        engine=settings.engine,
+        threads=settings.threads,
+        on_progress=on_progress,
+    )
+    if unit.made_of(settings_digest) != made_of:
+        raise OSError(errno.ESTALE, "changed while it was read", str(unit.spectra))
+    record = {
+        "made_of": made_of,
+        "input": unit.spectra.name,
+        "input_bytes": unit.spectra.stat().st_size,
+        "files": {kind: _manifest(path) for kind, path in summary.files.items()},
+        "rows": summary.rows,
+        "fitted": summary.fitted,
+        "status": {str(bit.name): count for bit, count in summary.status.items() if count},
+        "quality_flags": {str(flag.name): count for flag, count in summary.quality_flags.items() if count},
+        "first_reason": summary.first_reason,
+    }
+    write_record(unit.done, record)
+    unit.failed.unlink(missing_ok=True)
+    _remove_incomplete(unit)
+    return record
+
+
+def record_failure(unit: Unit, settings_digest: str, message: str, attempts: int) -> None:
+    """Note why a file has no shard, and after how many attempts."""
+    record = {"settings": settings_digest, "input": unit.spectra.name, "error": message, "attempts": attempts}
+    write_record(unit.failed, record)
+
+
+def write_record(path: Path, record: dict[str, Any]) -> None:
+    """Write a JSON file that appears whole or not at all."""
+    with PendingFile(path) as partial:
+        partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """Read a JSON file; None if there is none, or it is not one of ours."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+@contextlib.contextmanager
+def claimed(unit: Unit) -> Iterator[bool]:
+    """Hold a unit against other processes; False if another one holds it.
+
+    A claim ends with the process, however that ends. Where the file system knows no locks, every claim is granted: two
+    processes then do the same work and write the same bytes, each under a name of its own before it renames them.
+    """
+    folder = unit.settings.output_folder / ".claims"
+    folder.mkdir(exist_ok=True)
+    with open(folder / unit.name, "w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                yield False
+                return
+        yield True
+
+
+def prepare_folder(settings: RunSettings) -> Path:
+    """Make the folder of the shards and return it.
+
+    Raises
+    ------
+    InputError
+        If the folder it is in does not exist, or a file has its name.
+    OSError
+        If it cannot be made or written to.
+    """
+    folder = settings.output_folder
+    if folder.exists() and not folder.is_dir():
+        raise InputError("is a file, and should be the folder of the shards", file=str(folder))
+    if not folder.parent.is_dir():
+        raise InputError("its folder does not exist", file=str(folder), field="output")
+    folder.mkdir(exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+    return folder
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    with open(path, "rb") as stream:
+        digest = hashlib.sha256()
+        while piece := stream.read(1 << 20):
+            digest.update(piece)
+    return {"name": path.name, "bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def _remove_incomplete(unit: Unit) -> None:
+    """Remove what an earlier attempt kept of a file that broke off: all of it is in the shard now."""
+    for path in file_names(unit.catalog.with_name(f"{unit.name}.incomplete.h5")).values():
+        path.unlink(missing_ok=True)
