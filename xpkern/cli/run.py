@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xpkern.cli.catalog import positive_integer
@@ -41,6 +43,10 @@ examples
     xpkern run survey.toml --processes 4
   the third of ten parts, as one of ten jobs; tasks of a Slurm array find out their part by themselves:
     xpkern run survey.toml --part 3/10
+  on a Slurm cluster, 40 jobs:
+    xpkern run survey.toml --write-sbatch survey.sh --tasks 40 && sbatch survey.sh
+  by the workers of a Dask scheduler:
+    xpkern run survey.toml --dask tcp://scheduler:8786
   how far it is, and what went wrong:
     xpkern status survey.toml
 
@@ -73,6 +79,12 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         commands, common, "run", "make a survey's catalogue, a shard for every file of spectra; resumable", EPILOG_RUN
     )
     _add_running_options(run)
+    run.add_argument(
+        "--write-sbatch",
+        metavar="FILE.sh",
+        help="only write a batch script for Slurm: an array of --tasks jobs, each with its part of the files",
+    )
+    run.add_argument("--tasks", type=positive_integer, default=10, metavar="N", help="jobs of that array; default: 10")
     run.set_defaults(run=run_command, failed=False, changed=False, dry_run=False)
     rerun = _parser(
         commands, common, "rerun", "the same, and again what failed or was made by other settings", EPILOG_RERUN
@@ -85,7 +97,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     rerun.add_argument("--dry-run", action="store_true", help="only say what would be done")
     _add_running_options(rerun)
-    rerun.set_defaults(run=run_command)
+    rerun.set_defaults(run=run_command, write_sbatch=None)
     status = _parser(
         commands, common, "status", "how far a survey run is: done, failed and why, left, rows/s", SETTINGS
     )
@@ -115,6 +127,11 @@ def _add_running_options(parser: argparse.ArgumentParser) -> None:
         metavar="K/N",
         help="only the K-th of N parts of the files; default: what Slurm's array and step say, or all",
     )
+    parser.add_argument(
+        "--dask",
+        metavar="ADDRESS",
+        help="let the workers of this Dask scheduler make the shards; they need the same files under the same names",
+    )
 
 
 def _part(text: str) -> tuple[int, int]:
@@ -135,8 +152,13 @@ def run_command(options: argparse.Namespace) -> int:
     from xpkern.shards.ledger import Ledger, State
     from xpkern.shards.run import RunSummary, part_of_batch_job, run_survey
     from xpkern.shards.settings import load_settings
+    from xpkern.shards.slurm import write_batch_script
 
     settings = load_settings(options.settings)
+    if options.write_sbatch is not None:
+        write_batch_script(Path(options.write_sbatch), settings, options.tasks)
+        print(f"{options.write_sbatch}: {options.tasks} jobs; edit it as your cluster wants it, then sbatch it")
+        return 0
     part, parts = options.part or part_of_batch_job()
     again = tuple(
         state for state, wanted in ((State.FAILED, options.failed), (State.CHANGED, options.changed)) if wanted
@@ -147,7 +169,10 @@ def run_command(options: argparse.Namespace) -> int:
     summary = RunSummary()
     started = time.perf_counter()
     to_do = 0
-    with tqdm(unit=" stars", unit_scale=True, desc="xpkern run", disable=None, leave=False) as progress:
+    with (
+        tqdm(unit=" stars", unit_scale=True, desc="xpkern run", disable=None, leave=False) as progress,
+        _dealing(options.dask) as attempts,
+    ):
 
         def on_start(ledger: Ledger, units: list[Unit]) -> None:
             nonlocal to_do
@@ -177,6 +202,7 @@ def run_command(options: argparse.Namespace) -> int:
                 on_start=on_start,
                 on_progress=progress.update,
                 on_unit=on_unit,
+                attempts=attempts,
                 summary=summary,
             )
         except KeyboardInterrupt as error:
@@ -191,6 +217,15 @@ def run_command(options: argparse.Namespace) -> int:
                 return RESUME
             raise
     return _report(summary, time.perf_counter() - started)
+
+
+def _dealing(dask: str | None) -> contextlib.AbstractContextManager[Any]:
+    """How units are tried where it is not this process that does it."""
+    if dask is None:
+        return contextlib.nullcontext()
+    from xpkern.shards.dask_workers import attempts_by_dask
+
+    return attempts_by_dask(dask)
 
 
 def _report(summary: RunSummary, seconds: float) -> int:

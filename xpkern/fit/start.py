@@ -105,8 +105,9 @@ class StartGrid:
         return self.types.shape[1] + 2
 
 
+@lru_cache(maxsize=8)
 def start_grid(model: FluxModel, prior: TypePrior, n_types: int = N_TYPES) -> StartGrid:
-    """Stellar types spread over the prior.
+    """Stellar types spread over the prior; the grids of the last few models are kept.
 
     Parameters
     ----------

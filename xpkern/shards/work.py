@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import glob
 import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from xpkern.catalog import make_catalog
 from xpkern.catalog.output import file_names
 from xpkern.catalog.pending import PendingFile
 from xpkern.errors import InputError
-from xpkern.model import load_model
+from xpkern.model import FluxModel, TypePrior, load_model
 from xpkern.shards.settings import RunSettings, shard_name
 from xpkern.version import __version__
 
@@ -137,7 +139,7 @@ def make_shard(unit: Unit, settings_digest: str, on_progress: Callable[[int], ob
     settings = unit.settings
     made_of, tables = unit.made_of(settings_digest), unit.tables()
     unit.done.unlink(missing_ok=True)  # what it speaks of is about to be replaced
-    model, prior = load_model(settings.model_file)
+    model, prior = _model_of(settings.model_file, settings_digest)
     summary = make_catalog(
         unit.spectra,
         unit.catalog,
@@ -193,12 +195,20 @@ def read_record(path: Path) -> dict[str, Any] | None:
     return record if isinstance(record, dict) else None
 
 
+@lru_cache(maxsize=2)
+def _model_of(file: Path | None, settings_digest: str) -> tuple[FluxModel, TypePrior]:
+    """The model of many units, loaded once: what is prepared of it for the fit is then kept, too."""
+    model, prior = load_model(file)
+    return model, prior
+
+
 @contextlib.contextmanager
 def claimed(unit: Unit) -> Iterator[bool]:
     """Hold a unit against other processes; False if another one holds it.
 
-    A claim ends with the process, however that ends. Where the file system knows no locks, every claim is granted: two
-    processes then do the same work and write the same bytes, each under a name of its own before it renames them.
+    A claim ends with the process, however that ends; what a process that was killed had begun is then removed. Where
+    the file system knows no locks, every claim is granted: two processes then do the same work and write the same
+    bytes, each under a name of its own before it renames them.
     """
     folder = unit.settings.output_folder / ".claims"
     folder.mkdir(exist_ok=True)
@@ -209,6 +219,8 @@ def claimed(unit: Unit) -> Iterator[bool]:
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 yield False
                 return
+        else:
+            _remove_partial(unit)
         yield True
 
 
@@ -239,6 +251,13 @@ def _manifest(path: Path) -> dict[str, Any]:
         while piece := stream.read(1 << 20):
             digest.update(piece)
     return {"name": path.name, "bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def _remove_partial(unit: Unit) -> None:
+    """Remove what a process that was killed at this unit was writing."""
+    for final in (*file_names(unit.catalog).values(), unit.done, unit.failed):
+        for path in final.parent.glob(f".{glob.escape(final.name)}.*.partial"):
+            path.unlink(missing_ok=True)
 
 
 def _remove_incomplete(unit: Unit) -> None:

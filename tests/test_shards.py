@@ -1,0 +1,432 @@
+"""Survey runs: settings, what counts as done, what fails and is tried again, and that nothing is lost when one dies."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from command_lines import ENGINE
+
+import xpkern as xk
+from xpkern.cli import main
+from xpkern.cli.run import PARTIAL, RESUME
+from xpkern.errors import InputError
+from xpkern.shards import Ledger, State, load_settings, run_survey
+from xpkern.shards.pace import Pace
+from xpkern.shards.run import part_of_batch_job
+from xpkern.shards.settings import shard_name
+from xpkern.shards.work import Unit, claimed
+from xpkern.shards.workers import Outcome, attempt
+from xpkern.survey.run import simulate_survey
+
+FILES, STARS_OF_A_FILE = 3, 16
+
+
+@pytest.fixture(scope="session")
+def small_survey(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a survey with three files of spectra."""
+    folder = tmp_path_factory.mktemp("survey") / "sim"
+    simulate_survey(folder, FILES * STARS_OF_A_FILE, seed=3, truth="model", stars_per_file=STARS_OF_A_FILE)
+    return folder
+
+
+@pytest.fixture
+def survey(small_survey: Path, tmp_path: Path) -> Path:
+    """Settings of a run in a folder of its own, with the survey's files in it."""
+    shutil.copytree(small_survey, tmp_path / "sim")
+    return write_settings(tmp_path)
+
+
+def write_settings(folder: Path, **changes: object) -> Path:
+    values = {"spectra": "sim/Xp*.csv.gz", "gaia_source": "sim/gaia_source.fits", "output": "shards", "engine": ENGINE}
+    path = folder / "survey.toml"
+    path.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in (values | changes).items()))
+    return path
+
+
+def shards_of(folder: Path) -> dict[str, bytes]:
+    """What a run leaves but its log."""
+    return {path.name: path.read_bytes() for path in sorted((folder / "shards").iterdir()) if path.is_file()}
+
+
+@pytest.fixture(scope="session")
+def undisturbed(small_survey: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The shards of a run that nothing happened to."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    shutil.copytree(small_survey, folder / "sim")
+    run_survey(load_settings(write_settings(folder)))
+    return shards_of(folder)
+
+
+class TestSettings:
+    def test_names_start_from_the_file_and_one_table_may_serve_each_range(self, tmp_path):
+        (tmp_path / "in put é").mkdir()
+        for name in ("Xp_000000-003111.csv.gz", "Xp_003112-005263.csv.gz"):
+            (tmp_path / "in put é" / name).touch()
+        settings = load_settings(
+            write_settings(tmp_path, spectra="in put é/Xp_*.csv.gz", gaia_source="G_{range}.csv", starts=2)
+        )
+        files = settings.input_files()
+        assert [shard_name(path) for path in files] == ["Xp_000000-003111", "Xp_003112-005263"]
+        assert settings.table_for(files[1], "gaia_source") == tmp_path / "G_003112-005263.csv"
+        assert settings.table_for(files[1], "photometry") is None
+        assert settings.fit_options().starts == 2
+        with pytest.raises(InputError, match=r"its name has no range, as 000000-003111, for G_\{range\}.csv"):
+            settings.table_for(Path("other.csv"), "gaia_source")
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"treads": 2}, "field treads: unknown key; did you mean threads?"),
+            ({"spectra": 7}, "field spectra: 7 is neither text nor a list of texts"),
+            ({"spectra": []}, "field spectra: no file is named"),
+            ({"threads": "2"}, "field threads: '2' is not a whole number"),
+            ({"starts": 0}, "field starts: 0 is not a positive number"),
+            ({"starts": 2, "optimizer": "zgr23"}, "field starts: is for newton only"),
+            ({"layout": "wide"}, "field layout: 'wide' is none of default, zgr23"),
+        ],
+    )
+    def test_a_wrong_setting_is_named(self, tmp_path, changes, message):
+        with pytest.raises(InputError, match="survey") as caught:
+            load_settings(write_settings(tmp_path, **changes))
+        assert message in str(caught.value)
+
+    def test_files_that_are_not_there_not_toml_or_of_one_name(self, tmp_path):
+        with pytest.raises(InputError, match="no such file"):
+            load_settings(tmp_path / "none.toml")
+        (tmp_path / "broken.toml").write_text("spectra = ")
+        with pytest.raises(InputError, match=r"broken.toml: not valid TOML"):
+            load_settings(tmp_path / "broken.toml")
+        (tmp_path / "short.toml").write_text('spectra = "a"')
+        with pytest.raises(InputError, match="field output: missing"):
+            load_settings(tmp_path / "short.toml")
+        with pytest.raises(InputError, match=r"field spectra: no such file: sim/Xp\*.csv.gz"):
+            load_settings(write_settings(tmp_path)).input_files()
+        for folder in "ab":
+            (tmp_path / folder).mkdir()
+            (tmp_path / folder / "same.csv").touch()
+        with pytest.raises(InputError, match="would both be the shard same"):
+            load_settings(write_settings(tmp_path, spectra=["a/*.csv", "b/*.csv"])).input_files()
+
+    def test_links_to_a_file_are_that_file_and_links_in_a_circle_do_no_harm(self, tmp_path):
+        (tmp_path / "a").mkdir()
+        (tmp_path / "a" / "one.csv").touch()
+        (tmp_path / "a" / "back").symlink_to(tmp_path / "a")
+        (tmp_path / "a" / "also.csv").symlink_to(tmp_path / "a" / "one.csv")
+        settings = load_settings(write_settings(tmp_path, spectra="a/**/*.csv"))
+        assert [os.path.realpath(path) for path in settings.input_files()] == [str(tmp_path / "a" / "one.csv")]
+
+
+class TestRun:
+    def test_every_file_has_the_shard_that_a_catalogue_of_it_would_be(self, survey, capsys):
+        assert main(["run", str(survey)]) == 0
+        printed = capsys.readouterr()
+        assert f"{FILES} of {FILES} files to do" in printed.out
+        assert f"{FILES} shards, {FILES * STARS_OF_A_FILE} stars" in printed.out
+        for unit in (Unit.of(path, load_settings(survey)) for path in load_settings(survey).input_files()):
+            alone = survey.parent / "alone.h5"
+            xk.make_catalog(unit.spectra, alone, gaia_source=survey.parent / "sim" / "gaia_source.fits", engine=ENGINE)
+            assert alone.read_bytes() == unit.catalog.read_bytes()
+            record = json.loads(unit.done.read_text())
+            assert record["rows"] == STARS_OF_A_FILE
+            assert record["files"]["catalog"]["bytes"] == unit.catalog.stat().st_size
+        assert main(["run", str(survey)]) == 0
+        assert f"0 of {FILES} files to do" in capsys.readouterr().out
+        assert main(["status", str(survey)]) == 0
+        assert f"{FILES}  done: {FILES * STARS_OF_A_FILE} stars" in capsys.readouterr().out
+        lines = [
+            json.loads(line)
+            for path in survey.parent.glob("shards/log/*.jsonl")
+            for line in path.read_text().splitlines()
+        ]
+        assert [line["outcome"] for line in lines] == ["done"] * FILES
+
+    def test_processes_and_parts_do_not_matter(self, survey, undisturbed):
+        settings = load_settings(survey)
+        run_survey(settings, part=2, parts=2)
+        assert Ledger.of(settings).count() == {State.DONE: 1, State.LEFT: 2}
+        run_survey(settings, part=1, parts=2, processes=2)
+        assert shards_of(survey.parent) == undisturbed
+
+    def test_good_files_are_done_and_bad_ones_are_named(self, survey, capsys):
+        good, cut, empty = sorted((survey.parent / "sim").glob("Xp*.csv.gz"))
+        cut.write_bytes(cut.read_bytes()[: cut.stat().st_size * 2 // 3])
+        empty.write_bytes(b"")
+        assert main(["run", str(survey), "--processes", "2"]) == PARTIAL
+        printed = capsys.readouterr()
+        assert "2 files have no shard" in printed.err
+        for name in (cut.name, empty.name):
+            assert f"failed: {name}: " in printed.out
+        # what was whole before the break is kept under a name that says so
+        assert (survey.parent / "shards" / f"{shard_name(cut)}.incomplete.h5").exists()
+        assert main(["status", str(survey)]) == PARTIAL
+        printed = capsys.readouterr().out
+        assert "1  done" in printed
+        assert "2  failed" in printed
+        # what failed is not tried again by itself
+        assert main(["run", str(survey)]) == PARTIAL
+        assert f"0 of {FILES} files to do" in capsys.readouterr().out
+        cut.write_bytes(good.read_bytes())
+        assert main(["rerun", str(survey), "--failed", "--dry-run"]) == 0
+        assert "2 of 3 files would be worked on" in capsys.readouterr().out
+        assert main(["rerun", str(survey), "--failed"]) == PARTIAL
+        assert sorted(path.name for path in survey.parent.glob("shards/*incomplete*")) == []
+        assert Ledger.of(load_settings(survey)).count() == {State.DONE: 2, State.FAILED: 1}
+
+    def test_a_file_without_rows_has_a_shard_without_rows(self, survey):
+        first = min((survey.parent / "sim").glob("Xp*.csv.gz"))
+        lines = gzip.decompress(first.read_bytes()).splitlines(keepends=True)
+        header = [line for line in lines if line.startswith(b"#")]
+        first.write_bytes(gzip.compress(b"".join(lines[: len(header) + 1])))
+        summary = run_survey(load_settings(survey))
+        assert (len(summary.done), summary.rows) == (FILES, (FILES - 1) * STARS_OF_A_FILE)
+        assert summary.failed == {}
+
+    def test_other_settings_never_mix_with_what_is_there(self, survey, undisturbed, capsys):
+        assert main(["run", str(survey)]) == 0
+        write_settings(survey.parent, starts=1)
+        assert main(["run", str(survey)]) == 1
+        assert f"{FILES} of {FILES} shards" in capsys.readouterr().err
+        assert shards_of(survey.parent) == undisturbed
+        assert main(["status", str(survey)]) == 0
+        assert f"{FILES}  made by other settings" in capsys.readouterr().out
+        assert main(["rerun", str(survey), "--changed"]) == 0
+        assert Ledger.of(load_settings(survey)).count() == {State.DONE: FILES}
+        assert shards_of(survey.parent) != undisturbed
+        # a limit of the machine changes nothing
+        write_settings(survey.parent, starts=1, threads=1, attempts=7)
+        assert Ledger.of(load_settings(survey)).count() == {State.DONE: FILES}
+
+    def test_another_input_or_version_is_another_shard(self, survey, monkeypatch):
+        settings = load_settings(survey)
+        run_survey(settings)
+        first, second, _ = settings.input_files()
+        first.write_bytes(second.read_bytes())
+        assert Ledger.of(settings).states == [State.CHANGED, State.DONE, State.DONE]
+        first.unlink()  # it is no longer among the inputs
+        assert Ledger.of(settings).states == [State.DONE, State.DONE]
+        monkeypatch.setattr("xpkern.shards.work.__version__", "0.0.0")
+        assert Ledger.of(settings).states == [State.CHANGED, State.CHANGED]
+
+    def test_a_marker_without_its_files_is_none(self, survey):
+        settings = load_settings(survey)
+        run_survey(settings)
+        units = [Unit.of(path, settings) for path in settings.input_files()]
+        units[0].catalog.write_bytes(units[0].catalog.read_bytes()[:-1])
+        units[1].catalog.with_suffix(".diagnostics.h5").unlink()
+        units[2].done.write_text("{")
+        assert Ledger.of(settings).states == [State.LEFT] * FILES
+
+    def test_what_may_go_well_next_time_is_tried_again(self, survey, monkeypatch):
+        monkeypatch.setattr("xpkern.shards.run.FIRST_PAUSE", 0.0)
+        calls: list[str] = []
+
+        def flaky(units, digest, progress):
+            for unit in units:
+                calls.append(unit.name)
+                if calls.count(unit.name) < 3:
+                    yield Outcome(unit, error="the disk was away")
+                else:
+                    yield attempt(unit, digest)
+
+        settings = load_settings(survey)
+        summary = run_survey(settings, attempts=flaky)
+        assert len(summary.done) == FILES
+        assert len(calls) == 3 * FILES
+        assert summary.failed == {}
+
+        def hopeless(units, digest, progress):
+            yield from (Outcome(unit, error="no disk") for unit in units)
+
+        shutil.rmtree(survey.parent / "shards")
+        summary = run_survey(settings, attempts=hopeless)
+        assert set(summary.failed.values()) == {"no disk"}
+        assert {record["attempts"] for record in Ledger.of(settings).records} == {settings.attempts}
+
+    def test_one_unit_is_never_made_by_two_at_once(self, survey):
+        settings = load_settings(survey)
+        run_survey(settings, part=1, parts=FILES)
+        unit = Unit.of(settings.input_files()[1], settings)
+        with claimed(unit) as ours:
+            assert ours
+            summary = run_survey(settings)
+            assert summary.elsewhere == [unit]
+            assert len(summary.done) == FILES - 2
+        assert len(run_survey(settings).done) == 1
+
+    def test_two_runs_at_once(self, survey, undisturbed):
+        command = [sys.executable, "-m", "xpkern", "run", str(survey)]
+        runs = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(2)]
+        assert [run.wait(timeout=120) for run in runs] == [0, 0]
+        assert shards_of(survey.parent) == undisturbed
+
+    def test_bad_places(self, survey, tmp_path):
+        settings = load_settings(write_settings(tmp_path, output="no/such/folder"))
+        with pytest.raises(InputError, match="its folder does not exist"):
+            run_survey(settings)
+        (tmp_path / "shards").write_text("")
+        with pytest.raises(InputError, match="is a file, and should be the folder"):
+            run_survey(load_settings(write_settings(tmp_path)))
+
+
+class TestDeaths:
+    def test_killed_at_any_moment_and_started_again(self, survey, undisturbed):
+        command = [sys.executable, "-m", "xpkern", "run", str(survey), "--processes", "2"]
+        started = time.monotonic()
+        seconds = 3.0
+        for _ in range(3):
+            run = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+            time.sleep(random.uniform(0.2, seconds))
+            os.killpg(run.pid, signal.SIGKILL)
+            run.wait()
+        assert time.monotonic() - started < 60
+        assert main(["run", str(survey)]) == 0
+        left = {name: data for name, data in shards_of(survey.parent).items() if not name.startswith(".")}
+        assert left == undisturbed
+        assert not [path for path in (survey.parent / "shards").iterdir() if path.suffix == ".partial"]
+
+    def test_a_worker_that_is_killed_costs_an_attempt(self, survey, undisturbed, monkeypatch):
+        monkeypatch.setattr("xpkern.shards.run.FIRST_PAUSE", 0.0)
+        killed: list[int] = []
+
+        def kill_one(ledger, units):
+            import threading
+
+            def kill() -> None:
+                deadline = time.monotonic() + 60
+                while not killed and time.monotonic() < deadline:
+                    for pid in _children():
+                        os.kill(pid, signal.SIGKILL)
+                        killed.append(pid)
+                        return
+                    time.sleep(0.01)
+
+            threading.Thread(target=kill).start()
+
+        settings = load_settings(survey)
+        summary = run_survey(settings, processes=2, on_start=kill_one)
+        assert len(killed) == 1
+        assert len(summary.done) == FILES
+        assert shards_of(survey.parent) == undisturbed
+
+    def test_sigterm_says_resume(self, survey, undisturbed):
+        write_settings(survey.parent, engine="reference")
+        run = subprocess.Popen(
+            [sys.executable, "-m", "xpkern", "run", str(survey)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert "files to do" in run.stdout.readline()
+        run.send_signal(signal.SIGTERM)
+        _, errors = run.communicate(timeout=60)
+        assert run.returncode == RESUME
+        assert "stopped by SIGTERM; " in errors
+        assert "the same command goes on" in errors
+        write_settings(survey.parent)
+        assert main(["run", str(survey)]) == 0
+        assert sorted(shards_of(survey.parent)) == sorted(undisturbed)
+
+    def test_no_space_left(self, survey, undisturbed):
+        """A disk that is full half-way: what fitted on it stays, the rest is done once there is room."""
+        disk = survey.parent / "disk"
+        disk.mkdir()
+        size = sum(map(len, undisturbed.values())) // 2
+        mounted = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)], capture_output=True, check=False
+        )
+        if mounted.returncode:
+            pytest.skip("may not mount a small file system here")
+        try:
+            settings = load_settings(write_settings(survey.parent, output="disk/shards", attempts=1))
+            summary = run_survey(settings)
+            assert summary.failed
+            assert all("No space left" in message for message in summary.failed.values())
+            assert not [path for path in (disk / "shards").rglob("*") if path.suffix == ".partial"]
+            subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+            run_survey(settings, again=(State.FAILED,))
+            assert Ledger.of(settings).count() == {State.DONE: FILES}
+        finally:
+            subprocess.run(["umount", str(disk)], check=True)
+
+
+class TestDealing:
+    @pytest.mark.parametrize(
+        ("environment", "expected"),
+        [
+            ({}, (1, 1)),
+            ({"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_MIN": "3", "SLURM_ARRAY_TASK_COUNT": "10"}, (5, 10)),
+            ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}, (1, 4)),
+            (
+                {
+                    "SLURM_ARRAY_TASK_ID": "2",
+                    "SLURM_ARRAY_TASK_MIN": "0",
+                    "SLURM_ARRAY_TASK_COUNT": "2",
+                    "SLURM_ARRAY_TASK_STEP": "2",
+                    "SLURM_PROCID": "1",
+                    "SLURM_NTASKS": "3",
+                },
+                (5, 6),
+            ),
+        ],
+    )
+    def test_parts_of_slurm(self, monkeypatch, environment, expected):
+        for name in [name for name in os.environ if name.startswith("SLURM_")]:
+            monkeypatch.delenv(name)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        assert part_of_batch_job() == expected
+
+    @pytest.mark.parametrize("text", ["0/3", "4/3", "1", "a/b", "1/0"])
+    def test_wrong_parts(self, text, capsys):
+        with pytest.raises(SystemExit):
+            main(["run", "survey.toml", "--part", text])
+        assert "is not K/N with K from 1 to N" in capsys.readouterr().err
+
+    def test_batch_script(self, survey, tmp_path):
+        assert main(["run", str(survey), "--write-sbatch", str(tmp_path / "job.sh"), "--tasks", "7"]) == 0
+        script = (tmp_path / "job.sh").read_text()
+        assert "--array=1-7" in script
+        assert f"-m xpkern run {survey}" in script
+        subprocess.run(["bash", "-n", str(tmp_path / "job.sh")], check=True)
+        assert not list((tmp_path / "shards").glob("*.h5"))
+
+    def test_dask(self, survey, undisturbed):
+        distributed = pytest.importorskip("distributed")
+        with distributed.LocalCluster(
+            n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None
+        ) as cluster:
+            assert main(["run", str(survey), "--dask", cluster.scheduler_address]) == 0
+        assert shards_of(survey.parent) == undisturbed
+
+
+class TestPace:
+    def test_of_lines_cut_off_and_clocks_set_back(self, tmp_path):
+        assert Pace.of(tmp_path) is None
+        (tmp_path / "log").mkdir()
+        line = {"outcome": "done", "seconds": 10.0, "rows": 100, "input_bytes": 1000}
+        times = [0.0, 1000.0, 1010.0, 1020.0]  # the first belongs to a run long ago
+        lines = [json.dumps(line | {"unix_time": time}) for time in times]
+        (tmp_path / "log" / "a.jsonl").write_text("\n".join([*lines, '{"outcome": "do']))
+        pace = Pace.of(tmp_path)
+        assert (pace.stars_per_second, pace.bytes_per_second) == (10.0, 100.0)
+        assert pace.time_for(0) == ""
+        assert pace.time_for(100 * 90 * 60) == "; the rest takes 1.5 h at that"
+        (tmp_path / "log" / "a.jsonl").write_text(json.dumps(line | {"unix_time": -5.0, "seconds": 0.0}))
+        assert Pace.of(tmp_path).stars_per_second > 0
+
+
+def _children() -> list[int]:
+    """Processes that this one has started to make shards."""
+    tasks = Path("/proc/self/task").glob("*/children")
+    pids = [int(pid) for task in tasks for pid in task.read_text().split()]
+    return [pid for pid in pids if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]

@@ -1,0 +1,81 @@
+"""A batch script for Slurm: an array of jobs, each with its part of the files."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from xpkern.catalog.pending import PendingFile
+from xpkern.shards.settings import RunSettings
+
+#: Seconds before a job's time limit at which Slurm warns it.
+_WARNING = 120
+
+_SCRIPT = """\
+#!/bin/bash
+# Made by xpkern run --write-sbatch; edit as your cluster wants it, then: sbatch {script}
+#SBATCH --job-name=xpkern
+#SBATCH --array=1-{tasks}
+#SBATCH --ntasks=1
+#SBATCH --cpus-per-task=16
+#SBATCH --time=04:00:00
+#SBATCH --signal=B:TERM@{warning}
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output={log}/slurm-%A_%a.out
+#
+# On GPUs: #SBATCH --gpus-per-task=1, --cpus-per-task=4, and engine = "cuda" in the settings.
+#
+# Each task of the array finds out its part of the files by itself. Before the time is up Slurm sends SIGTERM: xpkern
+# stops and exits with {resume}, and the task goes back into the queue, to go on where it was.
+
+trap 'kill -TERM "$child"' TERM
+{command} &
+child=$!
+wait "$child"
+code=$?
+if kill -0 "$child" 2>/dev/null; then # it was the signal that ended the waiting
+    wait "$child"
+    code=$?
+fi
+if [ "$code" -eq {resume} ]; then
+    scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}"
+fi
+exit "$code"
+"""
+
+
+def write_batch_script(script: Path, settings: RunSettings, tasks: int) -> None:
+    """Write a script for ``sbatch``.
+
+    Parameters
+    ----------
+    script : Path
+        What stands there is replaced.
+    settings : RunSettings
+    tasks : int
+        Jobs of the array, far fewer than there are files.
+
+    Raises
+    ------
+    InputError
+        If the folder of the script does not exist.
+    """
+    command = [sys.executable, "-m", "xpkern", "run", str(Path(settings.file).resolve())]
+    log = settings.output_folder / "log"
+    with PendingFile(script) as partial:
+        partial.write_text(
+            _SCRIPT.format(
+                script=shlex.quote(str(script)),
+                tasks=tasks,
+                warning=_WARNING,
+                log=str(log),
+                resume=os.EX_TEMPFAIL,
+                command=shlex.join(command),
+            ),
+            encoding="utf-8",
+        )
+        partial.chmod(0o755)
+    log.mkdir(parents=True, exist_ok=True)
