@@ -21,27 +21,28 @@ _SCRIPT = """\
 #SBATCH --ntasks=1
 #SBATCH --cpus-per-task=16
 #SBATCH --time=04:00:00
-#SBATCH --signal=B:TERM@{warning}
+#SBATCH --signal=B:USR1@{warning}
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output={log}/slurm-%A_%a.out
 #
 # On GPUs: #SBATCH --gpus-per-task=1, --cpus-per-task=4, and engine = "cuda" in the settings.
 #
-# Each task of the array finds out its part of the files by itself. Before the time is up Slurm sends SIGTERM: xpkern
-# stops and exits with {resume}, and the task goes back into the queue, to go on where it was.
+# Each task of the array finds out its part of the files by itself. Before the time is up Slurm sends SIGUSR1: xpkern
+# stops with the exit code {resume}, and the task goes back into the queue, to go on where it was. One that is cancelled
+# does not.
 
-trap 'kill -TERM "$child"' TERM
+trap 'warned=yes; kill -TERM "$child"' USR1
 {command} &
 child=$!
 wait "$child"
 code=$?
-if kill -0 "$child" 2>/dev/null; then # it was the signal that ended the waiting
-    wait "$child"
+if [ -n "$warned" ]; then
+    wait "$child" # the first waiting ended with the signal
     code=$?
-fi
-if [ "$code" -eq {resume} ]; then
-    scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}"
+    if [ "$code" -eq {resume} ]; then
+        scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}"
+    fi
 fi
 exit "$code"
 """
