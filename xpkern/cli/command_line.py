@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from types import FrameType
 
-from xpkern.cli import catalog, demo, doctor, predict, run, simulate, train
+from xpkern.cli import catalog, demo, doctor, fetch, predict, run, simulate, train
 from xpkern.errors import XpkernError
 from xpkern.version import __version__
 
@@ -56,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"xpkern {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for command in (catalog, run, predict, train, simulate, demo, doctor):
+    for command in (catalog, fetch, run, predict, train, simulate, demo, doctor):
         command.add_parser(commands, common)
     return parser
 

@@ -1,0 +1,213 @@
+"""An archive: queries as jobs of its TAP service, spectra from its DataLink; tried again when it stumbles."""
+
+from __future__ import annotations
+
+import io
+import time
+import warnings
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from xpkern.errors import InputError
+
+if TYPE_CHECKING:
+    from astropy.table import Table
+
+#: ESA's Gaia archive.
+TAP_URL, DATA_URL = "https://gea.esac.esa.int/tap-server/tap", "https://gea.esac.esa.int/data-server/data"
+
+Answer = TypeVar("Answer")
+
+
+@dataclass
+class Archive:
+    """An archive with a TAP service and a DataLink for spectra.
+
+    Attributes
+    ----------
+    tap_url, data_url : str
+    release : str
+        As DataLink calls it.
+    attempts : int
+        How often something is asked before its failure counts.
+    first_pause : float
+        Seconds before the second attempt; twice as many before each further one.
+    timeout : float
+        Seconds that one answer may take; a query runs as a job, which may take as long as it likes.
+    tell : callable
+        Told of attempts that failed.
+    """
+
+    tap_url: str = TAP_URL
+    data_url: str = DATA_URL
+    release: str = "Gaia DR3"
+    attempts: int = 6
+    first_pause: float = 5.0
+    timeout: float = 300.0
+    tell: Callable[[str], object] = field(default=lambda text: None)
+
+    def query(self, adql: str) -> tuple[Table, bool]:
+        """Run a query.
+
+        Parameters
+        ----------
+        adql : str
+
+        Returns
+        -------
+        table : astropy.table.Table
+        truncated : bool
+            Whether the archive has cut it off at its own limit of rows.
+
+        Raises
+        ------
+        InputError
+            If the archive refuses the query, at once; if it does not answer or answers nonsense, after all attempts.
+        """
+        return self._again(lambda: self._query(adql), self.tap_url)
+
+    def spectra(self, source_ids: Sequence[int]) -> bytes:
+        """XP continuous spectra of some sources, as csv.
+
+        Parameters
+        ----------
+        source_ids : sequence of int
+            At most 5,000 by the rules of ESA's archive.
+
+        Returns
+        -------
+        bytes
+            One file of csv; empty if none of them has a spectrum there.
+
+        Raises
+        ------
+        InputError
+            As :meth:`query`.
+        """
+        return self._again(lambda: self._spectra(source_ids), self.data_url)
+
+    def _query(self, adql: str) -> tuple[Table, bool]:
+        import pyvo
+
+        with self._session() as session, warnings.catch_warnings():  # what it warns of is asked for below
+            warnings.simplefilter("ignore")
+            service = pyvo.dal.TAPService(self.tap_url, session=session)
+            job = service.submit_job(adql)
+            try:
+                job.run()
+                job.wait(timeout=self.timeout)
+                job.raise_if_error()
+                result = job.fetch_result()
+            finally:
+                _forget(job)
+        infos = [info for resource in result.votable.resources for info in resource.infos]
+        truncated = any(info.name == "QUERY_STATUS" and str(info.value).upper() == "OVERFLOW" for info in infos)
+        return result.to_table(), truncated
+
+    def _spectra(self, source_ids: Sequence[int]) -> bytes:
+        wanted = {
+            "RETRIEVAL_TYPE": "XP_CONTINUOUS",
+            "DATA_STRUCTURE": "RAW",
+            "FORMAT": "csv",
+            "RELEASE": self.release,
+            "USE_ZIP_ALWAYS": "true",
+            "VALID_DATA": "true",
+            "ID": ",".join(str(int(number)) for number in source_ids),
+        }
+        with self._session() as session:
+            response = session.post(self.data_url, data=wanted)
+        if response.status_code in (400, 404):
+            raise InputError(f"{response.status_code}: {_first_line(response.text)}", file=self.data_url)
+        response.raise_for_status()
+        try:
+            with zipfile.ZipFile(io.BytesIO(response.content)) as archive:
+                tables = [archive.read(name) for name in archive.namelist() if name.lower().endswith(".csv")]
+        except zipfile.BadZipFile:
+            raise _Nonsense(f"no zip file but {_first_line(response.text)!r}") from None
+        return _joined(tables)
+
+    def _session(self) -> Any:
+        """A session whose answers are read whole: pyvo reads from the connection, and leaves it open."""
+        import requests
+
+        timeout = self.timeout
+
+        class Session(requests.Session):
+            def request(self, *arguments: Any, **options: Any) -> Any:
+                response = super().request(*arguments, **{"timeout": timeout, **options, "stream": False})
+                response.raw = _WholeAnswer(response.content)
+                return response
+
+        return Session()
+
+    def _again(self, ask: Callable[[], Answer], url: str) -> Answer:
+        """What is asked for; tried again after failures that may pass."""
+        try:
+            import pyvo
+            import requests
+        except ImportError as error:
+            raise InputError(f"{error.name} is not installed: pip install 'xpkern[survey]'") from None
+        passing = (
+            pyvo.dal.DALServiceError,
+            pyvo.dal.DALFormatError,
+            requests.RequestException,
+            OSError,
+            ValueError,  # what is no XML
+            IndexError,  # what is no VOTable
+            _Nonsense,
+        )
+        pause = self.first_pause
+        for attempt in range(1, self.attempts + 1):
+            try:
+                return ask()
+            except pyvo.dal.DALQueryError as error:
+                raise InputError(f"the archive refuses the query: {_first_line(str(error))}", file=url) from None
+            except passing as error:
+                reason = _first_line(str(error)) or type(error).__name__
+                if attempt == self.attempts:
+                    raise InputError(f"no answer after {attempt} attempts: {reason}", file=url) from None
+                self.tell(f"{url}: {reason}; trying again in {pause:g} s")
+                time.sleep(pause)
+                pause *= 2
+        raise AssertionError("not reached")
+
+
+class _Nonsense(Exception):
+    """An answer that is not what was asked for, as the page of a proxy that wants a password."""
+
+
+class _WholeAnswer(io.BytesIO):
+    """The body of an answer, to be read as from a connection."""
+
+    def read(self, size: int | None = -1, /, *, decode_content: bool = True) -> bytes:
+        return super().read(size)
+
+
+def _joined(tables: Sequence[bytes]) -> bytes:
+    """Tables of csv with the same columns as one."""
+    if not tables:
+        return b""
+    header = tables[0].partition(b"\n")[0].strip()
+    if b"source_id" not in header:
+        raise _Nonsense(f"a table without source_id: {header[:80]!r}")
+    rows = []
+    for table in tables:
+        names, _, rest = table.partition(b"\n")
+        if names.strip() != header:
+            raise _Nonsense("tables of different columns in one answer")
+        rows.append(rest if not rest or rest.endswith(b"\n") else rest + b"\n")
+    return b"".join([header, b"\n", *rows])
+
+
+def _forget(job: Any) -> None:
+    """Remove a job from the archive, whose room for them is limited; no matter if that fails."""
+    try:
+        job.delete()
+    except Exception:
+        return
+
+
+def _first_line(text: str) -> str:
+    return " ".join(text.split())[:200]
