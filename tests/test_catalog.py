@@ -280,7 +280,7 @@ class TestFiles:
 
     @pytest.mark.parametrize("chunk_rows", [4, 7, 20, 4096])
     def test_bytes_do_not_depend_on_the_blocks(self, fitted, attributes, tmp_path, monkeypatch, rng, chunk_rows):
-        monkeypatch.setattr(hdf5_writer, "CHUNK_ROWS", chunk_rows)
+        monkeypatch.setattr(hdf5_writer.Hdf5Writer, "group_rows", chunk_rows)
         rows = star_rows(fitted)
         contents = []
         for attempt in range(3):
@@ -358,7 +358,7 @@ class TestFiles:
             output.commit()
         assert sorted(path.name for path in tmp_path.iterdir()) == ["catalog.diagnostics.h5", "catalog.h5"]
 
-    @pytest.mark.parametrize("name", ["catalog.fits", "catalog", "absent/catalog.h5", ""])
+    @pytest.mark.parametrize("name", ["catalog.txt", "catalog", "absent/catalog.h5", ""])
     def test_names_that_cannot_be(self, fitted, tmp_path, name):
         with pytest.raises(xk.InputError, match=r"must end in .h5|folder does not exist"):
             fitted.write(tmp_path / name)

@@ -10,14 +10,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
-from xpkern.catalog.hdf5_writer import Hdf5Writer
 from xpkern.catalog.pending import PendingFile, commit_together
 from xpkern.catalog.rows import StarRows
 from xpkern.catalog.schema import DIAGNOSTICS, columns_of
+from xpkern.catalog.table_writer import TableWriter
+from xpkern.catalog.writers import writer_for
 from xpkern.errors import InputError
 from xpkern.grid import WAVELENGTH
-
-SUFFIXES = (".h5", ".hdf5")
 
 REASON_COLUMNS = ("source_id", "row", "field", "reason")
 
@@ -30,11 +29,12 @@ class CatalogOutput:
     Parameters
     ----------
     path : path-like
-        Name of the catalogue, ending in ``.h5`` or ``.hdf5``; the companions are named after it.
+        Name of the catalogue; its ending says the format (:data:`xpkern.catalog.writers.WRITERS`). The companions are
+        named after it.
     layout : str
         Name of a layout.
     attributes : mapping
-        Of the HDF5 files.
+        Of the files: what made them.
     diagnostics : bool
         Whether to write the companion.
 
@@ -52,12 +52,13 @@ class CatalogOutput:
         self.reason_count = 0
         self._reasons_stream: TextIO | None = None
         self._files = {kind: PendingFile(name) for kind, name in file_names(self.path).items()}
-        self._writers: list[Hdf5Writer] = []
+        self._writers: list[TableWriter] = []
         try:
-            self._writers.append(Hdf5Writer(self._files["catalog"].partial, columns, attributes))
+            writer = writer_for(self.path)
+            self._writers.append(writer(self._files["catalog"].partial, columns, attributes))
             if diagnostics:
                 with_wavelength = {**attributes, "wavelength": WAVELENGTH}
-                self._writers.append(Hdf5Writer(self._files["diagnostics"].partial, DIAGNOSTICS, with_wavelength))
+                self._writers.append(writer(self._files["diagnostics"].partial, DIAGNOSTICS, with_wavelength))
         except BaseException:
             self.discard()
             raise
@@ -89,8 +90,14 @@ class CatalogOutput:
             csv.writer(self._reasons_stream, lineterminator="\n").writerow(reason)
             self.reason_count += 1
 
-    def commit(self, path: Path | None = None) -> dict[str, Path]:
+    def commit(self, path: Path | None = None, attributes: Mapping[str, object] | None = None) -> dict[str, Path]:
         """Complete the files and give them their names, or names after ``path`` in the same folder.
+
+        Parameters
+        ----------
+        path : Path, optional
+        attributes : mapping, optional
+            More attributes, which are known only now.
 
         Returns
         -------
@@ -98,7 +105,7 @@ class CatalogOutput:
             The files there are, by kind: ``"catalog"``, ``"diagnostics"``, ``"reasons"``.
         """
         for writer in self._writers:
-            writer.close()
+            writer.close(attributes)
         if self._reasons_stream is not None:
             self._reasons_stream.close()
         names = file_names(self.path if path is None else path)
@@ -128,15 +135,33 @@ def file_names(path: Path) -> dict[str, Path]:
     }
 
 
-def checked_output(path: str | os.PathLike[str]) -> Path:
-    """Return the name as a path if a catalogue can be written there.
+def checked_output(
+    path: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str]] = (), *, overwrite: bool = True
+) -> Path:
+    """Return the name as a path if a catalogue can be written there: what would fail at the end fails before the start.
+
+    Parameters
+    ----------
+    path : path-like
+    inputs : iterable of path-like
+        Files that must not be written over, by the catalogue or its companions.
+    overwrite : bool
+        Whether a catalogue of that name, or a companion of one, may be replaced.
 
     Raises
     ------
     InputError
-        If it has another ending than :data:`SUFFIXES`, or its folder does not exist.
+        If the ending is that of no format, the folder does not exist, or there is a file that must stay.
     """
     path = Path(path)
-    if path.suffix not in SUFFIXES:
-        raise InputError(f"a catalogue is HDF5: its name must end in {' or '.join(SUFFIXES)}", file=str(path))
-    return PendingFile(path).final
+    writer_for(path)
+    final = PendingFile(path).final
+    for name in reversed(file_names(final).values()):
+        if not name.exists():
+            continue
+        for given in inputs:
+            if Path(given).exists() and name.samefile(given):
+                raise InputError("is both input and output", file=str(given))
+        if not overwrite:
+            raise InputError("exists; --overwrite (overwrite=True) replaces it", file=str(name))
+    return final
