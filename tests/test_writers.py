@@ -268,6 +268,14 @@ def no_file_longer_than(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+def write_catalog(path: Path, rows: StarRows, *, interrupted: bool = False) -> None:
+    with CatalogOutput(path, "default", ATTRIBUTES) as output:
+        if interrupted:
+            output._writers[0]._stream._error = KeyboardInterrupt()
+        output.append(rows)
+        output.commit()
+
+
 class TestFullDisk:
     @pytest.mark.parametrize("suffix", SUFFIXES)
     @pytest.mark.parametrize("size", [0, 5000, 60_000])
@@ -275,18 +283,15 @@ class TestFullDisk:
         monkeypatch.setattr(WRITERS[suffix], "group_rows", 64)
         rows, path = random_rows(rng, 512), tmp_path / f"catalog{suffix}"
         # more than that is written: at the end (the last group, the footer), or in the middle
-        with pytest.raises(OSError, match="File too large") as caught, no_file_longer_than(size):  # noqa: SIM117
-            with CatalogOutput(path, "default", ATTRIBUTES) as output:
-                output.append(rows)
-                output.commit()
+        with no_file_longer_than(size), pytest.raises(OSError, match="File too large") as caught:
+            write_catalog(path, rows)
         assert str(caught.value.filename).startswith(f"{tmp_path}/.catalog")
         assert list(tmp_path.iterdir()) == []
 
     @pytest.mark.parametrize("suffix", SUFFIXES)
     def test_a_signal_in_the_middle_of_a_write_is_not_swallowed(self, suffix, tmp_path, rng, monkeypatch):
         monkeypatch.setattr(WRITERS[suffix], "group_rows", 64)
-        path = tmp_path / f"catalog{suffix}"
-        with pytest.raises(KeyboardInterrupt), CatalogOutput(path, "default", ATTRIBUTES) as output:
-            output._writers[0]._stream._error = KeyboardInterrupt()
-            output.append(random_rows(rng, 64))
+        rows = random_rows(rng, 64)
+        with pytest.raises(KeyboardInterrupt):
+            write_catalog(tmp_path / f"catalog{suffix}", rows, interrupted=True)
         assert list(tmp_path.iterdir()) == []

@@ -14,7 +14,7 @@ from xpkern.catalog.schema import Column
 if TYPE_CHECKING:
     from astropy.table import Table
 
-#: Data types of VOTable; it has no unsigned integers of more than 8 bits, and a signed one of twice the size holds them.
+#: Data types of VOTable. It has no unsigned integers of more than 8 bits; signed ones of twice the size hold them.
 VOTABLE_TYPES = {
     "uint8": "unsignedByte",
     "int16": "short",
