@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
     from xpkern.model import FluxModel, TypePrior
     from xpkern.observe.calibration import Calibration
     from xpkern.observe.gaia_csv import XpBlock
+    from xpkern.observe.observations import Observations
+    from xpkern.observe.photometry import PhotometryCuts
+
+log = logging.getLogger(__name__)
 
 #: Stars that all threads together have in memory, and stars of a block at least. Each takes 25 kB.
 MOST_STARS, FEWEST_STARS_OF_A_BLOCK = 16384, 256
@@ -52,6 +57,11 @@ class CatalogSummary:
         How many stars have each bit, by the bit.
     first_reason : str
         File, row, field and message of the first row that could not be read; empty where all could.
+    counts : Counter of str
+        How many infrared measurements each cut removed, how many parallaxes were corrected
+        (:class:`xpkern.Observations`).
+    input_rules : dict of str to str or number
+        Setting of each cut and name of the zero point, or why there is none.
     """
 
     files: dict[str, Path] = field(default_factory=dict)
@@ -60,6 +70,8 @@ class CatalogSummary:
     status: Counter[Status] = field(default_factory=Counter)
     quality_flags: Counter[flags.QualityFlag] = field(default_factory=Counter)
     first_reason: str = ""
+    counts: Counter[str] = field(default_factory=Counter)
+    input_rules: dict[str, object] = field(default_factory=dict)
 
     def count(self, rows: StarRows, fitted: NDArray[np.bool_]) -> None:
         """Add a block of stars."""
@@ -87,6 +99,9 @@ def make_catalog(
     terms: LossTerms | None = None,
     optimizer: str | Zgr23Options = "newton",
     options: FitOptions | None = None,
+    photometry_cuts: PhotometryCuts | None = None,
+    parallax_zero_point: str = "lindegren2021",
+    overwrite: bool = False,
     rows: int | None = None,
     on_progress: Callable[[int], object] | None = None,
 ) -> CatalogSummary:
@@ -102,9 +117,9 @@ def make_catalog(
     paths : path-like or sequence of path-like
         XP continuous spectra, as :func:`xpkern.read_xp` takes them.
     output : path-like
-        Name of the catalogue (``.h5``). Beside it come ``<name>.diagnostics.h5`` and, if rows could not be read,
-        ``<name>.reasons.csv``. None of them exists under its name before all are complete; what stood there is
-        replaced.
+        Name of the catalogue; its ending says the format: ``.h5``, ``.fits``, ``.ecsv`` or ``.parquet``. Beside it
+        come ``<name>.diagnostics.h5`` (or another ending) and, if rows could not be read, ``<name>.reasons.csv``.
+        None of them exists under its name before all are complete.
     gaia_source, photometry : path-like, table or mapping, optional
         Parallaxes, positions, magnitudes by source_id, as :func:`xpkern.read_xp` takes them.
     model, prior : FluxModel, TypePrior, optional
@@ -122,6 +137,10 @@ def make_catalog(
         As :func:`xpkern.fit` takes it.
     options : FitOptions, optional
         Of "newton".
+    photometry_cuts, parallax_zero_point
+        As :func:`xpkern.read_xp` takes them. What each cut removes is counted, in the summary and in the files.
+    overwrite : bool
+        Whether a catalogue of that name is replaced.
     rows : int, optional
         Stars of a block; 1,024, fewer with many threads, when not given.
     on_progress : callable, optional
@@ -134,8 +153,9 @@ def make_catalog(
     Raises
     ------
     InputError
-        If an input cannot be read. When a file breaks off half-way, the stars before the break are kept as
-        ``<name>.incomplete.h5`` and the message says so; under the final name there is nothing.
+        If an input cannot be read, or the output exists and is not to be replaced. When a file breaks off half-way,
+        the stars before the break are kept as ``<name>.incomplete.h5`` and the message says so; under the final name
+        there is nothing.
     DeviceFailed
         If the GPU is lost; stars are kept in the same way.
     """
@@ -144,7 +164,9 @@ def make_catalog(
     from xpkern.observe.read import XpReader
 
     files = [Path(paths)] if isinstance(paths, (str, os.PathLike)) else [Path(path) for path in paths]
-    _check_files(files, checked_output(output))
+    _check_files(files)
+    tables = [table for table in (gaia_source, photometry) if isinstance(table, (str, os.PathLike))]
+    checked_output(output, [*files, *tables], overwrite=overwrite)
     columns_of(layout)
     if model is None or prior is None:
         default_model, default_prior = load_model()
@@ -154,7 +176,8 @@ def make_catalog(
     engine = get_engine(engine)
     terms = LossTerms() if terms is None else terms
     how = options_of(optimizer, options)
-    attributes = provenance(
+    reader = XpReader(files, gaia_source, photometry, calibration, noise, engine, photometry_cuts, parallax_zero_point)
+    attributes = reader.provenance | provenance(
         layout=layout,
         model=model,
         prior=prior,
@@ -168,10 +191,12 @@ def make_catalog(
     threads = number_of_threads(threads)
     if rows is None:
         rows = max(FEWEST_STARS_OF_A_BLOCK, min(BLOCK_ROWS, MOST_STARS // threads))
-    reader = XpReader(files, gaia_source, photometry, calibration, noise, engine)
+    for name, about in (("gaia_source", reader.sources), ("photometry", reader.infrared)):
+        log.info("%s: %s", name, "none" if about is None else f"{len(about):,} rows of {about.name}")
+    log.info("engine %s, %d threads, blocks of %d stars", engine.name, threads, rows)
     grid = start_grid(model, prior) if optimizer == "newton" else None
 
-    def rows_of(block: XpBlock | None) -> tuple[StarRows, NDArray[np.bool_], list[tuple[int, int, str, str]]]:
+    def rows_of(block: XpBlock | None) -> tuple[StarRows, NDArray[np.bool_], Observations]:
         observations = reader.observe(block)
         solution = fit(
             observations,
@@ -184,65 +209,79 @@ def make_catalog(
             options=options,
             start=grid,
         )
-        return star_rows(solution), solution.fitted, observations.reasons
+        return star_rows(solution), solution.fitted, observations
 
     blocks = in_order(reader.blocks(rows), rows_of, threads=min(threads, max(1, MOST_STARS // rows)))
-    summary = CatalogSummary()
+    summary = CatalogSummary(input_rules=reader.provenance)
     with CatalogOutput(output, layout, attributes) as files_written, contextlib.closing(blocks):
         try:
-            for block, fitted, reasons in blocks:
+            for block, fitted, observations in blocks:
                 files_written.append(block)
-                files_written.append_reasons(reasons)
+                files_written.append_reasons(observations.reasons)
                 summary.count(block, fitted)
-                if reasons and not summary.first_reason:
-                    _, row, name, message = reasons[0]
+                summary.counts.update(observations.counts)
+                if observations.reasons and not summary.first_reason:
+                    _, row, name, message = observations.reasons[0]
                     summary.first_reason = str(InputError(message, row=row, field=name or None))
                 if on_progress is not None:
                     on_progress(len(block))
         except (InputError, DeviceFailed) as error:
-            raise _with_what_was_kept(error, files_written) from error
-        summary.files = files_written.commit()
+            raise _with_what_was_kept(error, files_written, summary.counts) from error
+        summary.files = files_written.commit(attributes=summary.counts)
+    log.info("written: %s", ", ".join(str(name) for name in summary.files.values()))
     return summary
 
 
-def write_fit(fit: Fit, path: str | os.PathLike[str], layout: str = "default") -> None:
-    """Write a fit as a catalogue in HDF5, which appears under its name only once it is complete.
+def write_fit(
+    fit: Fit,
+    path: str | os.PathLike[str],
+    layout: str = "default",
+    *,
+    diagnostics: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Write a fit as a catalogue, which appears under its name only once it is complete.
 
     Parameters
     ----------
     fit : Fit
     path : path-like
-        Ends in ``.h5``; what stands there is replaced.
+        Ends in ``.h5``, ``.fits``, ``.ecsv`` or ``.parquet``.
     layout : {"default", "zgr23"}
+    diagnostics : bool
+        Whether to write the companion, too.
+    overwrite : bool
+        Whether a file of that name is replaced.
 
     Raises
     ------
     InputError
-        If the layout or the ending is unknown, or the folder does not exist.
+        If the layout or the ending is unknown, the folder does not exist, or the file exists and is not to be replaced.
     """
-    with CatalogOutput(path, layout, provenance_of_fit(fit, layout), diagnostics=False) as files_written:
+    checked_output(path, overwrite=overwrite)
+    with CatalogOutput(path, layout, provenance_of_fit(fit, layout), diagnostics=diagnostics) as files_written:
         files_written.append(star_rows(fit))
-        files_written.commit()
+        files_written.commit(attributes=fit.observations.counts)
 
 
-def _check_files(inputs: list[Path], output: Path) -> None:
+def _check_files(inputs: list[Path]) -> None:
     """Refuse before the first star what would fail after the last one."""
     for index, path in enumerate(inputs):
         if not path.exists():
             raise InputError("no such file", file=str(path))
         if path in inputs[:index]:
             raise InputError("given twice", file=str(path))
-        if output.exists() and path.samefile(output):
-            raise InputError("is both input and output", file=str(path))
 
 
-def _with_what_was_kept(error: InputError | DeviceFailed, files_written: CatalogOutput) -> InputError | DeviceFailed:
+def _with_what_was_kept(
+    error: InputError | DeviceFailed, files_written: CatalogOutput, counts: Counter[str]
+) -> InputError | DeviceFailed:
     """Keep the stars before a break under a name that says so; return the error that tells."""
     if files_written.rows == 0:
         return error
     name = files_written.path
     rows = files_written.rows
-    kept = files_written.commit(name.with_name(f"{name.stem}.incomplete{name.suffix}"))
+    kept = files_written.commit(name.with_name(f"{name.stem}.incomplete{name.suffix}"), counts)
     where = f"the {rows:,} rows before it are in {kept['catalog']}"
     if isinstance(error, DeviceFailed):
         return DeviceFailed(f"{error}; {where}")

@@ -205,6 +205,14 @@ DEFAULT = (
         "standard error of parallax as used",
         attrgetter("plx_error"),
     ),
+    Column(
+        "parallax_archive",
+        "float64",
+        "mas",
+        "pos.parallax.trig",
+        "parallax as the archive has it: parallax plus the zero point that was subtracted, if any",
+        _from_gaia("parallax"),
+    ),
     *(
         column
         for index, parameter in enumerate(PARAMETER_COLUMNS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import signal
 import sys
@@ -47,6 +48,13 @@ def build_parser() -> argparse.ArgumentParser:
     common.add_argument(
         "--debug", action="store_true", default=argparse.SUPPRESS, help="show a traceback when something goes wrong"
     )
+    common.add_argument(
+        "-v",
+        "--verbose",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="say on standard error what is read, used and written",
+    )
     parser = argparse.ArgumentParser(
         prog="xpkern",
         description=DESCRIPTION,
@@ -80,6 +88,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return WRONG_OPTIONS
     debug = getattr(options, "debug", False)
+    if getattr(options, "verbose", False):
+        logging.basicConfig(format="xpkern: %(message)s", force=True)
+        logging.getLogger("xpkern").setLevel(logging.INFO)
     previous = {number: signal.signal(number, _interrupt) for number in _stopping_signals()}
     try:
         code: int = options.run(options)

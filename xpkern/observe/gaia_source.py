@@ -23,7 +23,10 @@ GAIA_COLUMNS = (
     "phot_g_mean_mag",
     "phot_bp_mean_mag",
     "phot_rp_mean_mag",
+    "phot_bp_rp_excess_factor",
     "ruwe",
+    "fidelity_v2",
+    "norm_dg",
 )
 
 #: Columns that are text; all others but source_id are numbers.
@@ -54,7 +57,10 @@ class SourceTable:
 
     def __init__(self, columns: Mapping[str, NDArray], name: str) -> None:
         self.name = name
-        self._columns = columns
+        self._columns = dict(columns)
+        for column, values in columns.items():
+            if values.ndim == 2 and values.shape[1] == 2:  # unWISE's own files have W1 and W2 in one column
+                self._columns |= {f"{column}_w1": values[:, 0], f"{column}_w2": values[:, 1]}
         source_id = self._column("source_id")
         if np.ma.is_masked(source_id) or source_id.dtype.kind not in "iu":
             raise InputError(
