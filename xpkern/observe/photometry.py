@@ -68,7 +68,7 @@ class BandColumns:
     in_magnitudes: bool = True
 
 
-#: What is looked for in a table; for each band the first that is there wins.
+#: What is looked for in a table; for each band the first that is there with its error wins.
 COLUMNS = (
     BandColumns("J", "j_m", "j_msigcom"),
     BandColumns("H", "h_m", "h_msigcom"),
@@ -278,11 +278,12 @@ def cuts_made(table: SourceTable, cuts: PhotometryCuts) -> dict[str, object]:
 
 def _columns_in(table: SourceTable) -> list[BandColumns]:
     """Where the table has each band that it has, in the order of the bands."""
+    there = [column for column in COLUMNS if column.value in table]
+    with_error = [column for column in there if column.error in table]
     found: dict[str, BandColumns] = {}
-    for column in COLUMNS:
-        if column.value in table and (column.band not in found):
-            found[column.band] = column
-    return list(found.values())
+    for column in (*with_error, *there):
+        found.setdefault(column.band, column)
+    return sorted(found.values(), key=lambda column: BANDS.index(column.band))
 
 
 def _quality_letters(table: SourceTable, rows: np.ndarray) -> list[str]:
