@@ -25,8 +25,10 @@ from xpkern.status import Status
 from xpkern.version import __version__
 
 if TYPE_CHECKING:
+    from xpkern.catalog.published import read_zgr23_catalog
     from xpkern.catalog.run import make_catalog
     from xpkern.observe.calibration import Calibration
+    from xpkern.observe.photometry import PhotometryCuts
     from xpkern.observe.read import iter_xp, read_xp
     from xpkern.survey.planted import Planted
     from xpkern.survey.run import simulate_survey
@@ -46,6 +48,7 @@ __all__ = [
     "Noise",
     "NotSupported",
     "Observations",
+    "PhotometryCuts",
     "Planted",
     "Status",
     "TrainingDiverged",
@@ -60,6 +63,7 @@ __all__ = [
     "load_model",
     "make_catalog",
     "read_xp",
+    "read_zgr23_catalog",
     "save_model",
     "simulate_survey",
 ]
@@ -69,7 +73,9 @@ _LAZY = {
     "Calibration": "xpkern.observe.calibration",
     "read_xp": "xpkern.observe.read",
     "iter_xp": "xpkern.observe.read",
+    "PhotometryCuts": "xpkern.observe.photometry",
     "make_catalog": "xpkern.catalog.run",
+    "read_zgr23_catalog": "xpkern.catalog.published",
     "simulate_survey": "xpkern.survey.run",
     "Planted": "xpkern.survey.planted",
 }
