@@ -27,6 +27,7 @@ from xpkern.version import __version__
 if TYPE_CHECKING:
     from xpkern.catalog.published import read_zgr23_catalog
     from xpkern.catalog.run import make_catalog
+    from xpkern.catalog.spectra import write_spectra
     from xpkern.observe.calibration import Calibration
     from xpkern.observe.photometry import PhotometryCuts
     from xpkern.observe.read import iter_xp, read_xp
@@ -66,6 +67,7 @@ __all__ = [
     "read_zgr23_catalog",
     "save_model",
     "simulate_survey",
+    "write_spectra",
 ]
 
 #: Imported on first use: reading and writing catalogues needs libraries that computing does not.
@@ -77,6 +79,7 @@ _LAZY = {
     "make_catalog": "xpkern.catalog.run",
     "read_zgr23_catalog": "xpkern.catalog.published",
     "simulate_survey": "xpkern.survey.run",
+    "write_spectra": "xpkern.catalog.spectra",
     "Planted": "xpkern.survey.planted",
 }
 

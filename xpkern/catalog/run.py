@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xpkern.catalog import flags
-from xpkern.catalog.output import CatalogOutput, checked_output
+from xpkern.catalog.output import CATALOG_KINDS, CatalogOutput, TableOutput, checked_output
 from xpkern.catalog.provenance import provenance, provenance_of_fit
 from xpkern.catalog.rows import StarRows, star_rows
 from xpkern.catalog.schema import columns_of
@@ -36,24 +36,26 @@ if TYPE_CHECKING:
     from xpkern.observe.gaia_csv import XpBlock
     from xpkern.observe.observations import Observations
     from xpkern.observe.photometry import PhotometryCuts
+    from xpkern.observe.read import XpReader
 
 log = logging.getLogger(__name__)
 
-#: Stars that all threads together have in memory, and stars of a block at least. Each takes 25 kB.
-MOST_STARS, FEWEST_STARS_OF_A_BLOCK = 16384, 256
+#: Stars that all threads together have in memory, and stars of a block at least and at most. Each takes 25 kB.
+MOST_STARS, FEWEST_STARS_OF_A_BLOCK, MOST_STARS_OF_A_BLOCK = 16384, 256, 1024
 
 
 @dataclass
-class CatalogSummary:
-    """What is in a catalogue.
+class InputSummary:
+    """What was read, and what was wrong with it.
 
     Attributes
     ----------
     files : dict of str to Path
-        The files by kind: ``"catalog"``, ``"diagnostics"`` and, if rows could not be read, ``"reasons"``.
-    rows, fitted : int
-        Stars, and those with a solution.
-    status, quality_flags : Counter
+        The files written by kind: ``"catalog"`` and ``"diagnostics"``, or ``"spectra"``, and ``"reasons"`` if rows
+        could not be read.
+    rows : int
+        Stars.
+    status : Counter
         How many stars have each bit, by the bit.
     first_reason : str
         File, row, field and message of the first row that could not be read; empty where all could.
@@ -66,19 +68,41 @@ class CatalogSummary:
 
     files: dict[str, Path] = field(default_factory=dict)
     rows: int = 0
-    fitted: int = 0
     status: Counter[Status] = field(default_factory=Counter)
-    quality_flags: Counter[flags.QualityFlag] = field(default_factory=Counter)
     first_reason: str = ""
     counts: Counter[str] = field(default_factory=Counter)
     input_rules: dict[str, object] = field(default_factory=dict)
 
-    def count(self, rows: StarRows, fitted: NDArray[np.bool_]) -> None:
-        """Add a block of stars."""
-        self.rows += len(rows)
-        self.fitted += int(fitted.sum())
+    def count_input(self, observations: Observations, status: NDArray[np.uint32]) -> None:
+        """Add a block of stars, whose status may tell more than that of the observations."""
+        self.rows += len(observations)
         for bit in Status:
-            self.status[bit] += int(np.count_nonzero(rows.status & np.uint32(bit)))
+            self.status[bit] += int(np.count_nonzero(status & np.uint32(bit)))
+        self.counts.update(observations.counts)
+        if observations.reasons and not self.first_reason:
+            _, row, name, message = observations.reasons[0]
+            self.first_reason = str(InputError(message, row=row, field=name or None))
+
+
+@dataclass
+class CatalogSummary(InputSummary):
+    """What is in a catalogue.
+
+    Attributes
+    ----------
+    fitted : int
+        Stars with a solution.
+    quality_flags : Counter
+        How many stars have each bit, by the bit.
+    """
+
+    fitted: int = 0
+    quality_flags: Counter[flags.QualityFlag] = field(default_factory=Counter)
+
+    def count(self, rows: StarRows, fitted: NDArray[np.bool_], observations: Observations) -> None:
+        """Add a block of stars."""
+        self.count_input(observations, rows.status)
+        self.fitted += int(fitted.sum())
         for flag in flags.QualityFlag:
             self.quality_flags[flag] += int(np.count_nonzero(rows.quality_flags & np.uint8(flag)))
 
@@ -160,13 +184,12 @@ def make_catalog(
         If the GPU is lost; stars are kept in the same way.
     """
     from xpkern.observe.calibration import Calibration
-    from xpkern.observe.gaia_csv import BLOCK_ROWS
     from xpkern.observe.read import XpReader
 
     files = [Path(paths)] if isinstance(paths, (str, os.PathLike)) else [Path(path) for path in paths]
-    _check_files(files)
+    check_files(files)
     tables = [table for table in (gaia_source, photometry) if isinstance(table, (str, os.PathLike))]
-    checked_output(output, [*files, *tables], overwrite=overwrite)
+    checked_output(output, [*files, *tables], overwrite=overwrite, kinds=CATALOG_KINDS)
     columns_of(layout)
     if model is None or prior is None:
         default_model, default_prior = load_model()
@@ -189,11 +212,8 @@ def make_catalog(
         instruction_set=getattr(engine, "instruction_set", ""),
     )
     threads = number_of_threads(threads)
-    if rows is None:
-        rows = max(FEWEST_STARS_OF_A_BLOCK, min(BLOCK_ROWS, MOST_STARS // threads))
-    for name, about in (("gaia_source", reader.sources), ("photometry", reader.infrared)):
-        log.info("%s: %s", name, "none" if about is None else f"{len(about):,} rows of {about.name}")
-    log.info("engine %s, %d threads, blocks of %d stars", engine.name, threads, rows)
+    rows = rows_of_block(rows, threads)
+    log_reader(reader, threads, rows)
     grid = start_grid(model, prior) if optimizer == "newton" else None
 
     def rows_of(block: XpBlock | None) -> tuple[StarRows, NDArray[np.bool_], Observations]:
@@ -218,15 +238,11 @@ def make_catalog(
             for block, fitted, observations in blocks:
                 files_written.append(block)
                 files_written.append_reasons(observations.reasons)
-                summary.count(block, fitted)
-                summary.counts.update(observations.counts)
-                if observations.reasons and not summary.first_reason:
-                    _, row, name, message = observations.reasons[0]
-                    summary.first_reason = str(InputError(message, row=row, field=name or None))
+                summary.count(block, fitted, observations)
                 if on_progress is not None:
                     on_progress(len(block))
         except (InputError, DeviceFailed) as error:
-            raise _with_what_was_kept(error, files_written, summary.counts) from error
+            raise with_what_was_kept(error, files_written, summary.counts) from error
         summary.files = files_written.commit(attributes=summary.counts)
     log.info("written: %s", ", ".join(str(name) for name in summary.files.values()))
     return summary
@@ -258,13 +274,25 @@ def write_fit(
     InputError
         If the layout or the ending is unknown, the folder does not exist, or the file exists and is not to be replaced.
     """
-    checked_output(path, overwrite=overwrite)
+    checked_output(path, overwrite=overwrite, kinds=CATALOG_KINDS)
     with CatalogOutput(path, layout, provenance_of_fit(fit, layout), diagnostics=diagnostics) as files_written:
         files_written.append(star_rows(fit))
         files_written.commit(attributes=fit.observations.counts)
 
 
-def _check_files(inputs: list[Path]) -> None:
+def log_reader(reader: XpReader, threads: int, rows: int) -> None:
+    """Tell the log what is read and by what."""
+    for name, table in (("gaia_source", reader.sources), ("photometry", reader.infrared)):
+        log.info("%s: %s", name, "none" if table is None else f"{len(table):,} rows of {table.name}")
+    log.info("engine %s, %d threads, blocks of %d stars", reader.engine.name, threads, rows)
+
+
+def rows_of_block(rows: int | None, threads: int) -> int:
+    """Stars of a block, if the user does not say: fewer with many threads."""
+    return max(FEWEST_STARS_OF_A_BLOCK, min(MOST_STARS_OF_A_BLOCK, MOST_STARS // threads)) if rows is None else rows
+
+
+def check_files(inputs: list[Path]) -> None:
     """Refuse before the first star what would fail after the last one."""
     for index, path in enumerate(inputs):
         if not path.exists():
@@ -273,8 +301,8 @@ def _check_files(inputs: list[Path]) -> None:
             raise InputError("given twice", file=str(path))
 
 
-def _with_what_was_kept(
-    error: InputError | DeviceFailed, files_written: CatalogOutput, counts: Counter[str]
+def with_what_was_kept(
+    error: InputError | DeviceFailed, files_written: TableOutput, counts: Counter[str]
 ) -> InputError | DeviceFailed:
     """Keep the stars before a break under a name that says so; return the error that tells."""
     if files_written.rows == 0:
@@ -282,7 +310,8 @@ def _with_what_was_kept(
     name = files_written.path
     rows = files_written.rows
     kept = files_written.commit(name.with_name(f"{name.stem}.incomplete{name.suffix}"), counts)
-    where = f"the {rows:,} rows before it are in {kept['catalog']}"
+    *_, table = kept.values()
+    where = f"the {rows:,} rows before it are in {table}"
     if isinstance(error, DeviceFailed):
         return DeviceFailed(f"{error}; {where}")
     message = f"{error.message}; {where}"

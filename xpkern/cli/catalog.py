@@ -6,12 +6,13 @@ import argparse
 import glob
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from xpkern.catalog.run import CatalogSummary
+    from xpkern.catalog.run import CatalogSummary, InputSummary
+    from xpkern.model import FluxModel, TypePrior
 
 #: Names and usual values as :class:`xpkern.observe.photometry.PhotometryCuts` has them; a test holds the two together,
 #: as the help must not wait for libraries.
@@ -74,17 +75,11 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         help="the catalogue to write; its ending says the format: .h5, .fits, .ecsv or .parquet",
     )
     add_input_options(parser)
-    parser.add_argument("--model", metavar="FILE", help="model file; default: the one that comes with xpkern")
     parser.add_argument(
         "--layout",
         choices=("default", "zgr23"),
         default="default",
         help="columns: default (Gaia style, teff in K) or zgr23 (as published, teff in kK)",
-    )
-    parser.add_argument(
-        "--sigma",
-        choices=("archive", "zgr23"),
-        help="how the archive's coefficient errors are read; default: as the model file says (archive)",
     )
     parser.add_argument(
         "--starts",
@@ -134,6 +129,12 @@ def add_input_options(parser: argparse.ArgumentParser) -> None:
         help="what is subtracted from the parallaxes of sources whose gaia_source row has phot_g_mean_mag, "
         "nu_eff_used_in_astrometry, pseudocolour, ecl_lat and astrometric_params_solved; default: lindegren2021",
     )
+    parser.add_argument("--model", metavar="FILE", help="model file; default: the one that comes with xpkern")
+    parser.add_argument(
+        "--sigma",
+        choices=("archive", "zgr23"),
+        help="how the archive's coefficient errors are read; default: as the model file says (archive)",
+    )
 
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
@@ -165,16 +166,12 @@ def run(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from xpkern.catalog import make_catalog
-    from xpkern.catalog.output import checked_output
     from xpkern.engine.contract import FitOptions
-    from xpkern.model import load_model
     from xpkern.observe.photometry import PhotometryCuts
 
     started = time.perf_counter()
     cuts = PhotometryCuts.parse(options.photometry_cut)
-    if options.model is not None:
-        checked_output(options.output, [options.model])
-    model, prior = load_model(options.model)
+    model, prior = model_beside(options.model, options.output)
     # None: silent unless standard error is a terminal
     with tqdm(unit=" stars", unit_scale=True, desc="xpkern catalog", disable=None, leave=False) as progress:
         summary = make_catalog(
@@ -206,7 +203,17 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def unusable_input(summary: CatalogSummary) -> str:
+def model_beside(path: str | None, output: str) -> tuple[FluxModel, TypePrior]:
+    """The model file that was asked for, or the one that comes with xpkern; it must not be the output."""
+    from xpkern.catalog.output import checked_output
+    from xpkern.model import load_model
+
+    if path is not None:
+        checked_output(output, [path])
+    return load_model(path)
+
+
+def unusable_input(summary: InputSummary) -> str:
     """Say in one line which sources of the input were unusable in part or whole; empty if none was."""
     from xpkern.status import Status
 
@@ -229,23 +236,25 @@ def expand(patterns: Iterable[str]) -> Iterable[str]:
 def print_summary(summary: CatalogSummary, seconds: float) -> None:
     """Say what was written, and how many stars have each bit of status and quality_flags."""
     from xpkern.catalog.flags import MEANING as MEANING_OF_FLAG
-    from xpkern.status import MEANING
 
     share = 100.0 * summary.fitted / max(summary.rows, 1)
     files = ", ".join(str(name) for name in reversed(summary.files.values()))
     print(f"{summary.rows:,} stars, {summary.fitted:,} fitted ({share:.1f} %) in {seconds:.1f} s: {files}")
-    for bit, count in summary.status.items():
-        if count:
-            print(f"  {count:>10,}  status {int(bit)} {bit.name}: {MEANING[bit]}")
+    print_input(summary)
     for flag, count in summary.quality_flags.items():
         if count:
             print(f"  {count:>10,}  quality_flags {int(flag)} {flag.name}: {MEANING_OF_FLAG[flag]}")
-    print_input_rules(summary.input_rules, summary.counts)
 
 
-def print_input_rules(rules: Mapping[str, object], counts: Mapping[str, int]) -> None:
-    """Say how many measurements each cut of the photometry removed, or why it was not made, and what was corrected."""
-    for name, setting in rules.items():
+def print_input(summary: InputSummary) -> None:
+    """Say how many stars have each bit of status, what each cut of the photometry removed, and what was corrected."""
+    from xpkern.status import MEANING
+
+    for bit, count in summary.status.items():
+        if count:
+            print(f"  {count:>10,}  status {int(bit)} {bit.name}: {MEANING[bit]}")
+    counts = summary.counts
+    for name, setting in summary.input_rules.items():
         cut = name.removeprefix("photometry_cut_")
         if cut == name:
             print(f"  {counts.get('parallaxes_corrected', 0):>10,}  parallaxes corrected, zero point: {setting}")
