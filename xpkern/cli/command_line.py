@@ -7,7 +7,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType
 
 from xpkern.cli import catalog, demo, doctor, predict, simulate, spectra, train
@@ -89,13 +90,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return WRONG_OPTIONS
     debug = getattr(options, "debug", False)
-    if getattr(options, "verbose", False):
-        logging.basicConfig(format="xpkern: %(message)s", force=True)
-        logging.getLogger("xpkern").setLevel(logging.INFO)
     previous = {number: signal.signal(number, _interrupt) for number in _stopping_signals()}
     try:
-        code: int = options.run(options)
-        sys.stdout.flush()
+        with _logging(getattr(options, "verbose", False)):
+            code: int = options.run(options)
+        if sys.stdout is not None:  # a shell closed it: `>&-`
+            sys.stdout.flush()
         return code
     except BrokenPipeError:
         # the reader of our output went away, as `head` does; keep Python from complaining again when it exits
@@ -108,6 +108,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _logging(verbose: bool) -> Iterator[None]:
+    """What the library tells its log on standard error, if that is wanted."""
+    logger, handler = logging.getLogger("xpkern"), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("xpkern: %(message)s"))
+    level = logger.level
+    if verbose:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def _stopping_signals() -> list[int]:
