@@ -301,6 +301,16 @@ class TestFiles:
         assert contents[0] == contents[1] == contents[2]
         np.testing.assert_array_equal(read(tmp_path / "catalog-2.h5")["teff"], fitted.to_table()["teff"])
 
+    def test_a_file_that_exists_is_kept_unless_it_may_be_replaced(self, fitted, tmp_path):
+        fitted.write(tmp_path / "c.parquet", diagnostics=True)
+        before = (tmp_path / "c.parquet").read_bytes()
+        with pytest.raises(xk.InputError, match=r"c\.parquet: exists"):
+            fitted.write(tmp_path / "c.parquet")
+        fitted.write(tmp_path / "c.parquet", overwrite=True)
+        assert (tmp_path / "c.parquet").read_bytes() == before
+        # what stood beside it belonged to the catalogue that was replaced
+        assert [path.name for path in tmp_path.iterdir()] == ["c.parquet"]
+
     def test_no_stars_at_all(self, fitted, attributes, tmp_path):
         with CatalogOutput(tmp_path / "catalog.h5", "zgr23", attributes) as output:
             output.commit()

@@ -29,8 +29,9 @@ class EcsvWriter(TableWriter):
         self._schema = arrow_schema(columns, self)
         self._names = ",".join(column.name for column in columns)
         self._header_size = 0
-        self._header_size = len(self._header()) + SPARE
-        self._stream.write(self._header())
+        header = self._header()
+        self._header_size = len(header) + SPARE
+        self._stream.write(header.ljust(self._header_size))
 
     def _write_group(self, group: Group) -> None:
         import pyarrow

@@ -43,8 +43,9 @@ class FitsWriter(TableWriter):
         self._row = np.dtype([(column.name, FORMS[self.dtype_of(column)][1], column.shape) for column in columns])
         self._primary = _primary_header()
         self._header_size = 0
-        self._header_size = len(self._header()) + 2 * BLOCK  # room for the counts that come with close()
-        self._stream.write(self._header())
+        header = self._header()
+        self._header_size = len(header) + 2 * BLOCK  # room for the counts that come with close()
+        self._stream.write(header.ljust(self._header_size))
 
     def _write_group(self, group: Group) -> None:
         records = np.empty(len(group[self.columns[0].name]), self._row)

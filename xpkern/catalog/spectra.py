@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from xpkern.observe.gaia_csv import XpBlock
     from xpkern.observe.observations import Observations
     from xpkern.observe.photometry import PhotometryCuts
+
+log = logging.getLogger(__name__)
 
 #: Unit of the fluxes.
 UNIT = "1e-18 W m-2 nm-1"
@@ -196,4 +199,5 @@ def write_spectra(
         except (InputError, DeviceFailed) as error:
             raise with_what_was_kept(error, files_written, summary.counts) from error
         summary.files = files_written.commit(attributes=summary.counts)
+    log.info("written: %s", ", ".join(str(name) for name in summary.files.values()))
     return summary
