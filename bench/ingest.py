@@ -40,7 +40,7 @@ CHILD = """
 import re, sys
 import xpkern as xk
 spectra, gaia_source, catalog, engine = sys.argv[1:]
-xk.make_catalog([spectra], catalog, gaia_source=gaia_source, engine=engine, threads=1)
+xk.make_catalog([spectra], catalog, gaia_source=gaia_source, engine=engine, threads=1, overwrite=True)
 print(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
 """
 
@@ -60,6 +60,7 @@ def bench_ingest(n_rows: int, rounds: int, engine_name: str) -> Result:
             prior=prior,
             engine=engine_name,
             threads=1,
+            overwrite=True,
         )
 
     ours = Contestant("csv.gz to catalogue, end to end", make_catalog, n_rows)

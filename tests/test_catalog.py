@@ -280,7 +280,7 @@ class TestFiles:
 
     @pytest.mark.parametrize("chunk_rows", [4, 7, 20, 4096])
     def test_bytes_do_not_depend_on_the_blocks(self, fitted, attributes, tmp_path, monkeypatch, rng, chunk_rows):
-        monkeypatch.setattr(hdf5_writer, "CHUNK_ROWS", chunk_rows)
+        monkeypatch.setattr(hdf5_writer.Hdf5Writer, "group_rows", chunk_rows)
         rows = star_rows(fitted)
         contents = []
         for attempt in range(3):
@@ -300,6 +300,16 @@ class TestFiles:
             contents.append((path.read_bytes(), (tmp_path / f"catalog-{attempt}.diagnostics.h5").read_bytes()))
         assert contents[0] == contents[1] == contents[2]
         np.testing.assert_array_equal(read(tmp_path / "catalog-2.h5")["teff"], fitted.to_table()["teff"])
+
+    def test_a_file_that_exists_is_kept_unless_it_may_be_replaced(self, fitted, tmp_path):
+        fitted.write(tmp_path / "c.parquet", diagnostics=True)
+        before = (tmp_path / "c.parquet").read_bytes()
+        with pytest.raises(xk.InputError, match=r"c\.parquet: exists"):
+            fitted.write(tmp_path / "c.parquet")
+        fitted.write(tmp_path / "c.parquet", overwrite=True)
+        assert (tmp_path / "c.parquet").read_bytes() == before
+        # what stood beside it belonged to the catalogue that was replaced
+        assert [path.name for path in tmp_path.iterdir()] == ["c.parquet"]
 
     def test_no_stars_at_all(self, fitted, attributes, tmp_path):
         with CatalogOutput(tmp_path / "catalog.h5", "zgr23", attributes) as output:
@@ -358,7 +368,7 @@ class TestFiles:
             output.commit()
         assert sorted(path.name for path in tmp_path.iterdir()) == ["catalog.diagnostics.h5", "catalog.h5"]
 
-    @pytest.mark.parametrize("name", ["catalog.fits", "catalog", "absent/catalog.h5", ""])
+    @pytest.mark.parametrize("name", ["catalog.txt", "catalog", "absent/catalog.h5", ""])
     def test_names_that_cannot_be(self, fitted, tmp_path, name):
         with pytest.raises(xk.InputError, match=r"must end in .h5|folder does not exist"):
             fitted.write(tmp_path / name)

@@ -102,13 +102,13 @@ class TestCatalog:
 
 class TestInterruption:
     @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-    @pytest.mark.parametrize("threads", ["1", "3"])
-    def test_leaves_nothing_behind(self, bulk_files, bulk_lines, tmp_path, number, code, threads):
+    @pytest.mark.parametrize(("threads", "name"), [("1", "catalog.h5"), ("3", "catalog.parquet")])
+    def test_leaves_nothing_behind(self, bulk_files, bulk_lines, tmp_path, number, code, threads, name):
         spectra = tmp_path / "spectra.csv"
         os.mkfifo(spectra)  # a file that never ends: the run is certainly not over when the signal comes
         folder = tmp_path / "output"
         folder.mkdir()
-        arguments = [*catalog_arguments(spectra, bulk_files), "-o", str(folder / "catalog.h5"), "--threads", threads]
+        arguments = [*catalog_arguments(spectra, bulk_files), "-o", str(folder / name), "--threads", threads]
         with (
             subprocess.Popen(
                 [sys.executable, "-m", "xpkern", *arguments],
@@ -133,11 +133,11 @@ class TestInterruption:
         assert output == ""
         assert list(folder.iterdir()) == []
 
-    @pytest.mark.parametrize("kilobytes", [8, 100])
-    def test_a_full_disk_leaves_nothing_behind(self, bulk_files, tmp_path, kilobytes):
+    @pytest.mark.parametrize(("kilobytes", "name"), [(8, "catalog.h5"), (20, "catalog.parquet")])
+    def test_a_full_disk_leaves_nothing_behind(self, bulk_files, tmp_path, kilobytes, name):
         arguments = [sys.executable, "-m", "xpkern", *catalog_arguments(bulk_files.spectra, bulk_files)]
         result = subprocess.run(
-            [*arguments, "-o", str(tmp_path / "catalog.h5")],
+            [*arguments, "-o", str(tmp_path / name)],
             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (kilobytes * 1024, kilobytes * 1024)),
             capture_output=True,
             text=True,

@@ -159,7 +159,7 @@ class TestBadInput:
         [
             ({"spectra": "absent.csv.gz"}, "absent.csv.gz: no such file"),
             ({"source": "absent.csv"}, "absent.csv"),
-            ({"output": "catalog.fits"}, "catalog.fits: a catalogue is HDF5"),
+            ({"output": "catalog.txt"}, "catalog.txt: the name must end in .h5, .hdf5, .fits, .ecsv or .parquet"),
             ({"output": "absent/catalog.h5"}, "catalog.h5: its folder does not exist"),
         ],
     )

@@ -60,6 +60,9 @@ def tables(tmp_path):
     fits, votable = tmp_path / "table.fits", tmp_path / "table.vot"
     Table(COLUMNS).write(fits)
     Table(COLUMNS).write(votable, format="votable")
+    for number, delimiter in enumerate((",", " ")):
+        paths.append(tmp_path / f"of astropy {number}.ecsv")
+        Table(COLUMNS).write(paths[-1], delimiter=delimiter)
     return [
         COLUMNS, structured, Table(COLUMNS), quantities, masked, frame, nullable, pyarrow.table(COLUMNS), upper,
         *paths, str(paths[0]), compressed, fits, votable,

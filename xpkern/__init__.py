@@ -25,8 +25,11 @@ from xpkern.status import Status
 from xpkern.version import __version__
 
 if TYPE_CHECKING:
+    from xpkern.catalog.published import read_zgr23_catalog
     from xpkern.catalog.run import make_catalog
+    from xpkern.catalog.spectra import write_spectra
     from xpkern.observe.calibration import Calibration
+    from xpkern.observe.photometry import PhotometryCuts
     from xpkern.observe.read import iter_xp, read_xp
     from xpkern.survey.planted import Planted
     from xpkern.survey.run import simulate_survey
@@ -46,6 +49,7 @@ __all__ = [
     "Noise",
     "NotSupported",
     "Observations",
+    "PhotometryCuts",
     "Planted",
     "Status",
     "TrainingDiverged",
@@ -60,8 +64,10 @@ __all__ = [
     "load_model",
     "make_catalog",
     "read_xp",
+    "read_zgr23_catalog",
     "save_model",
     "simulate_survey",
+    "write_spectra",
 ]
 
 #: Imported on first use: reading and writing catalogues needs libraries that computing does not.
@@ -69,8 +75,11 @@ _LAZY = {
     "Calibration": "xpkern.observe.calibration",
     "read_xp": "xpkern.observe.read",
     "iter_xp": "xpkern.observe.read",
+    "PhotometryCuts": "xpkern.observe.photometry",
     "make_catalog": "xpkern.catalog.run",
+    "read_zgr23_catalog": "xpkern.catalog.published",
     "simulate_survey": "xpkern.survey.run",
+    "write_spectra": "xpkern.catalog.spectra",
     "Planted": "xpkern.survey.planted",
 }
 

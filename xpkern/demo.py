@@ -66,6 +66,7 @@ def run(
         model=model,
         prior=prior,
         threads=threads,
+        overwrite=True,
     )
     print(f"fitted     {summary.fitted:,} of {summary.rows:,} in {_since(clock)}, from the files to the catalogue")
 

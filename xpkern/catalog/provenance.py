@@ -68,17 +68,36 @@ def provenance(
         "ext_unit": model.ext_unit,
         "scale_theoretical": bool(model.scale_sigma > 0),
         "scale_sigma": model.scale_sigma,
-        "noise_kind": GIVEN if noise is None else noise.kind,
-        "noise_digest": GIVEN if noise is None else noise.digest,
-        "sigma_convention": GIVEN if noise is None else noise.sigma,
-        "calibration_release": GIVEN if calibration is None else calibration.release,
-        "instrument_model": GIVEN if calibration is None else calibration.instrument_model,
+        **_of_spectra(noise, calibration),
         "loss_terms": " ".join(["chi2", "constraints", *(name for name, used in optional_terms.items() if used)]),
         "optimizer": "newton" if isinstance(options, FitOptions) else "zgr23",
         **{f"fit_{name}": value for name, value in asdict(options).items()},
         "engine": engine,
         "instruction_set": instruction_set,
         "acknowledgement": ACKNOWLEDGEMENT,
+    }
+
+
+def provenance_of_spectra(
+    noise: Noise, calibration: Calibration, engine: str, instruction_set: str
+) -> dict[str, object]:
+    """Attributes of a file of calibrated spectra; parameters as in :func:`provenance`."""
+    return {
+        "xpkern_version": __version__,
+        **_of_spectra(noise, calibration),
+        "engine": engine,
+        "instruction_set": instruction_set,
+        "acknowledgement": ACKNOWLEDGEMENT,
+    }
+
+
+def _of_spectra(noise: Noise | None, calibration: Calibration | None) -> dict[str, object]:
+    return {
+        "noise_kind": GIVEN if noise is None else noise.kind,
+        "noise_digest": GIVEN if noise is None else noise.digest,
+        "sigma_convention": GIVEN if noise is None else noise.sigma,
+        "calibration_release": GIVEN if calibration is None else calibration.release,
+        "instrument_model": GIVEN if calibration is None else calibration.instrument_model,
     }
 
 

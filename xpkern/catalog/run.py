@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xpkern.catalog import flags
-from xpkern.catalog.output import CatalogOutput, checked_output
+from xpkern.catalog.output import CATALOG_KINDS, CatalogOutput, TableOutput, checked_output
 from xpkern.catalog.provenance import provenance, provenance_of_fit
 from xpkern.catalog.rows import StarRows, star_rows
 from xpkern.catalog.schema import columns_of
@@ -33,40 +34,75 @@ if TYPE_CHECKING:
     from xpkern.model import FluxModel, TypePrior
     from xpkern.observe.calibration import Calibration
     from xpkern.observe.gaia_csv import XpBlock
+    from xpkern.observe.observations import Observations
+    from xpkern.observe.photometry import PhotometryCuts
+    from xpkern.observe.read import XpReader
 
-#: Stars that all threads together have in memory, and stars of a block at least. Each takes 25 kB.
-MOST_STARS, FEWEST_STARS_OF_A_BLOCK = 16384, 256
+log = logging.getLogger(__name__)
+
+#: Stars that all threads together have in memory, and stars of a block at least and at most. Each takes 25 kB.
+MOST_STARS, FEWEST_STARS_OF_A_BLOCK, MOST_STARS_OF_A_BLOCK = 16384, 256, 1024
 
 
 @dataclass
-class CatalogSummary:
-    """What is in a catalogue.
+class InputSummary:
+    """What was read, and what was wrong with it.
 
     Attributes
     ----------
     files : dict of str to Path
-        The files by kind: ``"catalog"``, ``"diagnostics"`` and, if rows could not be read, ``"reasons"``.
-    rows, fitted : int
-        Stars, and those with a solution.
-    status, quality_flags : Counter
+        The files written by kind: ``"catalog"`` and ``"diagnostics"``, or ``"spectra"``, and ``"reasons"`` if rows
+        could not be read.
+    rows : int
+        Stars.
+    status : Counter
         How many stars have each bit, by the bit.
     first_reason : str
         File, row, field and message of the first row that could not be read; empty where all could.
+    counts : Counter of str
+        How many infrared measurements each cut removed, how many parallaxes were corrected
+        (:class:`xpkern.Observations`).
+    input_rules : dict of str to str or number
+        Setting of each cut and name of the zero point, or why there is none.
     """
 
     files: dict[str, Path] = field(default_factory=dict)
     rows: int = 0
-    fitted: int = 0
     status: Counter[Status] = field(default_factory=Counter)
-    quality_flags: Counter[flags.QualityFlag] = field(default_factory=Counter)
     first_reason: str = ""
+    counts: Counter[str] = field(default_factory=Counter)
+    input_rules: dict[str, object] = field(default_factory=dict)
 
-    def count(self, rows: StarRows, fitted: NDArray[np.bool_]) -> None:
-        """Add a block of stars."""
-        self.rows += len(rows)
-        self.fitted += int(fitted.sum())
+    def count_input(self, observations: Observations, status: NDArray[np.uint32]) -> None:
+        """Add a block of stars, whose status may tell more than that of the observations."""
+        self.rows += len(observations)
         for bit in Status:
-            self.status[bit] += int(np.count_nonzero(rows.status & np.uint32(bit)))
+            self.status[bit] += int(np.count_nonzero(status & np.uint32(bit)))
+        self.counts.update(observations.counts)
+        if observations.reasons and not self.first_reason:
+            _, row, name, message = observations.reasons[0]
+            self.first_reason = str(InputError(message, row=row, field=name or None))
+
+
+@dataclass
+class CatalogSummary(InputSummary):
+    """What is in a catalogue.
+
+    Attributes
+    ----------
+    fitted : int
+        Stars with a solution.
+    quality_flags : Counter
+        How many stars have each bit, by the bit.
+    """
+
+    fitted: int = 0
+    quality_flags: Counter[flags.QualityFlag] = field(default_factory=Counter)
+
+    def count(self, rows: StarRows, fitted: NDArray[np.bool_], observations: Observations) -> None:
+        """Add a block of stars."""
+        self.count_input(observations, rows.status)
+        self.fitted += int(fitted.sum())
         for flag in flags.QualityFlag:
             self.quality_flags[flag] += int(np.count_nonzero(rows.quality_flags & np.uint8(flag)))
 
@@ -87,6 +123,9 @@ def make_catalog(
     terms: LossTerms | None = None,
     optimizer: str | Zgr23Options = "newton",
     options: FitOptions | None = None,
+    photometry_cuts: PhotometryCuts | None = None,
+    parallax_zero_point: str = "lindegren2021",
+    overwrite: bool = False,
     rows: int | None = None,
     on_progress: Callable[[int], object] | None = None,
 ) -> CatalogSummary:
@@ -102,9 +141,9 @@ def make_catalog(
     paths : path-like or sequence of path-like
         XP continuous spectra, as :func:`xpkern.read_xp` takes them.
     output : path-like
-        Name of the catalogue (``.h5``). Beside it come ``<name>.diagnostics.h5`` and, if rows could not be read,
-        ``<name>.reasons.csv``. None of them exists under its name before all are complete; what stood there is
-        replaced.
+        Name of the catalogue; its ending says the format: ``.h5``, ``.fits``, ``.ecsv`` or ``.parquet``. Beside it
+        come ``<name>.diagnostics.h5`` (or another ending) and, if rows could not be read, ``<name>.reasons.csv``.
+        None of them exists under its name before all are complete.
     gaia_source, photometry : path-like, table or mapping, optional
         Parallaxes, positions, magnitudes by source_id, as :func:`xpkern.read_xp` takes them.
     model, prior : FluxModel, TypePrior, optional
@@ -122,6 +161,10 @@ def make_catalog(
         As :func:`xpkern.fit` takes it.
     options : FitOptions, optional
         Of "newton".
+    photometry_cuts, parallax_zero_point
+        As :func:`xpkern.read_xp` takes them. What each cut removes is counted, in the summary and in the files.
+    overwrite : bool
+        Whether a catalogue of that name is replaced.
     rows : int, optional
         Stars of a block; 1,024, fewer with many threads, when not given.
     on_progress : callable, optional
@@ -134,17 +177,19 @@ def make_catalog(
     Raises
     ------
     InputError
-        If an input cannot be read. When a file breaks off half-way, the stars before the break are kept as
-        ``<name>.incomplete.h5`` and the message says so; under the final name there is nothing.
+        If an input cannot be read, or the output exists and is not to be replaced. When a file breaks off half-way,
+        the stars before the break are kept as ``<name>.incomplete.h5`` and the message says so; under the final name
+        there is nothing.
     DeviceFailed
         If the GPU is lost; stars are kept in the same way.
     """
     from xpkern.observe.calibration import Calibration
-    from xpkern.observe.gaia_csv import BLOCK_ROWS
     from xpkern.observe.read import XpReader
 
     files = [Path(paths)] if isinstance(paths, (str, os.PathLike)) else [Path(path) for path in paths]
-    _check_files(files, checked_output(output))
+    check_files(files)
+    tables = [table for table in (gaia_source, photometry) if isinstance(table, (str, os.PathLike))]
+    checked_output(output, [*files, *tables], overwrite=overwrite, kinds=CATALOG_KINDS)
     columns_of(layout)
     if model is None or prior is None:
         default_model, default_prior = load_model()
@@ -154,7 +199,8 @@ def make_catalog(
     engine = get_engine(engine)
     terms = LossTerms() if terms is None else terms
     how = options_of(optimizer, options)
-    attributes = provenance(
+    reader = XpReader(files, gaia_source, photometry, calibration, noise, engine, photometry_cuts, parallax_zero_point)
+    attributes = reader.provenance | provenance(
         layout=layout,
         model=model,
         prior=prior,
@@ -166,12 +212,11 @@ def make_catalog(
         instruction_set=getattr(engine, "instruction_set", ""),
     )
     threads = number_of_threads(threads)
-    if rows is None:
-        rows = max(FEWEST_STARS_OF_A_BLOCK, min(BLOCK_ROWS, MOST_STARS // threads))
-    reader = XpReader(files, gaia_source, photometry, calibration, noise, engine)
+    rows = rows_of_block(rows, threads)
+    log_reader(reader, threads, rows)
     grid = start_grid(model, prior) if optimizer == "newton" else None
 
-    def rows_of(block: XpBlock | None) -> tuple[StarRows, NDArray[np.bool_], list[tuple[int, int, str, str]]]:
+    def rows_of(block: XpBlock | None) -> tuple[StarRows, NDArray[np.bool_], Observations]:
         observations = reader.observe(block)
         solution = fit(
             observations,
@@ -184,66 +229,89 @@ def make_catalog(
             options=options,
             start=grid,
         )
-        return star_rows(solution), solution.fitted, observations.reasons
+        return star_rows(solution), solution.fitted, observations
 
     blocks = in_order(reader.blocks(rows), rows_of, threads=min(threads, max(1, MOST_STARS // rows)))
-    summary = CatalogSummary()
+    summary = CatalogSummary(input_rules=reader.provenance)
     with CatalogOutput(output, layout, attributes) as files_written, contextlib.closing(blocks):
         try:
-            for block, fitted, reasons in blocks:
+            for block, fitted, observations in blocks:
                 files_written.append(block)
-                files_written.append_reasons(reasons)
-                summary.count(block, fitted)
-                if reasons and not summary.first_reason:
-                    _, row, name, message = reasons[0]
-                    summary.first_reason = str(InputError(message, row=row, field=name or None))
+                files_written.append_reasons(observations.reasons)
+                summary.count(block, fitted, observations)
                 if on_progress is not None:
                     on_progress(len(block))
         except (InputError, DeviceFailed) as error:
-            raise _with_what_was_kept(error, files_written) from error
-        summary.files = files_written.commit()
+            raise with_what_was_kept(error, files_written, summary.counts) from error
+        summary.files = files_written.commit(attributes=summary.counts)
+    log.info("written: %s", ", ".join(str(name) for name in summary.files.values()))
     return summary
 
 
-def write_fit(fit: Fit, path: str | os.PathLike[str], layout: str = "default") -> None:
-    """Write a fit as a catalogue in HDF5, which appears under its name only once it is complete.
+def write_fit(
+    fit: Fit,
+    path: str | os.PathLike[str],
+    layout: str = "default",
+    *,
+    diagnostics: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Write a fit as a catalogue, which appears under its name only once it is complete.
 
     Parameters
     ----------
     fit : Fit
     path : path-like
-        Ends in ``.h5``; what stands there is replaced.
+        Ends in ``.h5``, ``.fits``, ``.ecsv`` or ``.parquet``.
     layout : {"default", "zgr23"}
+    diagnostics : bool
+        Whether to write the companion, too.
+    overwrite : bool
+        Whether a file of that name is replaced.
 
     Raises
     ------
     InputError
-        If the layout or the ending is unknown, or the folder does not exist.
+        If the layout or the ending is unknown, the folder does not exist, or the file exists and is not to be replaced.
     """
-    with CatalogOutput(path, layout, provenance_of_fit(fit, layout), diagnostics=False) as files_written:
+    checked_output(path, overwrite=overwrite, kinds=CATALOG_KINDS)
+    with CatalogOutput(path, layout, provenance_of_fit(fit, layout), diagnostics=diagnostics) as files_written:
         files_written.append(star_rows(fit))
-        files_written.commit()
+        files_written.commit(attributes=fit.observations.counts)
 
 
-def _check_files(inputs: list[Path], output: Path) -> None:
+def log_reader(reader: XpReader, threads: int, rows: int) -> None:
+    """Tell the log what is read and by what."""
+    for name, table in (("gaia_source", reader.sources), ("photometry", reader.infrared)):
+        log.info("%s: %s", name, "none" if table is None else f"{len(table):,} rows of {table.name}")
+    log.info("engine %s, %d threads, blocks of %d stars", reader.engine.name, threads, rows)
+
+
+def rows_of_block(rows: int | None, threads: int) -> int:
+    """Stars of a block, if the user does not say: fewer with many threads."""
+    return max(FEWEST_STARS_OF_A_BLOCK, min(MOST_STARS_OF_A_BLOCK, MOST_STARS // threads)) if rows is None else rows
+
+
+def check_files(inputs: list[Path]) -> None:
     """Refuse before the first star what would fail after the last one."""
     for index, path in enumerate(inputs):
         if not path.exists():
             raise InputError("no such file", file=str(path))
         if path in inputs[:index]:
             raise InputError("given twice", file=str(path))
-        if output.exists() and path.samefile(output):
-            raise InputError("is both input and output", file=str(path))
 
 
-def _with_what_was_kept(error: InputError | DeviceFailed, files_written: CatalogOutput) -> InputError | DeviceFailed:
+def with_what_was_kept(
+    error: InputError | DeviceFailed, files_written: TableOutput, counts: Counter[str]
+) -> InputError | DeviceFailed:
     """Keep the stars before a break under a name that says so; return the error that tells."""
     if files_written.rows == 0:
         return error
     name = files_written.path
     rows = files_written.rows
-    kept = files_written.commit(name.with_name(f"{name.stem}.incomplete{name.suffix}"))
-    where = f"the {rows:,} rows before it are in {kept['catalog']}"
+    kept = files_written.commit(name.with_name(f"{name.stem}.incomplete{name.suffix}"), counts)
+    *_, table = kept.values()
+    where = f"the {rows:,} rows before it are in {table}"
     if isinstance(error, DeviceFailed):
         return DeviceFailed(f"{error}; {where}")
     message = f"{error.message}; {where}"

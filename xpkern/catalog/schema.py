@@ -19,9 +19,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import combinations
 from operator import attrgetter
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from xpkern.catalog import flags
 from xpkern.catalog.flags import LN_PRIOR_PUBLISHED_OFFSET, QualityFlag
@@ -73,7 +74,7 @@ class Column:
         Unified Content Descriptor (UCD1+).
     description : str
     values : callable
-        The column's values from :class:`StarRows`.
+        The column's values from the rows: of a catalogue :class:`StarRows`.
     shape : tuple of int
         Of one row's entry; () for a scalar.
     """
@@ -83,14 +84,14 @@ class Column:
     unit: str
     ucd: str
     description: str
-    values: Callable[[StarRows], NDArray[np.generic]]
+    values: Callable[[Any], NDArray[np.generic]]
     shape: tuple[int, ...] = ()
 
-    def compute(self, rows: StarRows) -> NDArray[np.generic]:
-        """The column's values with the file's data type, C-contiguous, (n, *shape)."""
+    def compute(self, rows: Any, dtype: DTypeLike | None = None) -> NDArray[np.generic]:
+        """The column's values, C-contiguous, (n, *shape), with its data type or another one that a format needs."""
         # what overflows the file's type is a star that is hardly constrained at all: infinity says so
         with np.errstate(over="ignore"):
-            return np.ascontiguousarray(self.values(rows), dtype=self.dtype)
+            return np.ascontiguousarray(np.asarray(self.values(rows), dtype=self.dtype), dtype=dtype)
 
 
 def _from_gaia(name: str) -> Callable[[StarRows], NDArray[np.generic]]:
@@ -203,6 +204,14 @@ DEFAULT = (
         "stat.error;pos.parallax.trig",
         "standard error of parallax as used",
         attrgetter("plx_error"),
+    ),
+    Column(
+        "parallax_archive",
+        "float64",
+        "mas",
+        "pos.parallax.trig",
+        "parallax as the archive has it: parallax plus the zero point that was subtracted, if any",
+        _from_gaia("parallax"),
     ),
     *(
         column

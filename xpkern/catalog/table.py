@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from xpkern.catalog.metadata import astropy_table
 from xpkern.catalog.provenance import provenance_of_fit
 from xpkern.catalog.rows import star_rows
 from xpkern.catalog.schema import DIAGNOSTICS, Column, columns_of
@@ -42,20 +43,6 @@ def to_diagnostics(fit: Fit) -> Table:
 
 
 def _table(columns: Sequence[Column], fit: Fit, layout: str) -> Table:
-    from astropy.table import Column as TableColumn
-    from astropy.table import Table
-
     rows = star_rows(fit)
-    return Table(
-        [
-            TableColumn(
-                column.compute(rows),
-                name=column.name,
-                unit=column.unit or None,
-                description=column.description,
-                meta={"ucd": column.ucd},
-            )
-            for column in columns
-        ],
-        meta=provenance_of_fit(fit, layout),
-    )
+    values = {column.name: column.compute(rows) for column in columns}
+    return astropy_table(columns, values, provenance_of_fit(fit, layout))

@@ -11,28 +11,44 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from xpkern.catalog.run import CatalogSummary
+    from xpkern.catalog.run import CatalogSummary, InputSummary
+    from xpkern.model import FluxModel, TypePrior
 
-EPILOG = """\
+#: Names and usual values as :class:`xpkern.observe.photometry.PhotometryCuts` has them; a test holds the two together,
+#: as the help must not wait for libraries.
+CUTS = """\
+  twomass_quality=A        letters of ph_qual that count           twomass_norm_dg=-5     norm_dg must be below
+  twomass_extended=false   whether matches with an ext_key count   unwise_norm_dg=-10     norm_dg must be below
+  unwise_separation=0.25   distance [arcsec] must be below         unwise_fracflux=0.8    must be above
+  unwise_error=0.2         fractional error must be below          unwise_qf=0.8          must be above"""
+
+EPILOG = f"""\
 examples
   one bulk file of the archive, with parallaxes and magnitudes from a gaia_source table:
     xpkern catalog XpContinuousMeanSpectrum_000000-003111.csv.gz --source gaia_source.csv -o catalog.h5
   many files in the layout of the published catalogue (Zhang, Green & Rix 2023):
     xpkern catalog XpContinuousMeanSpectrum_*.csv.gz --source gaia_source.csv --layout zgr23 -o catalog.h5
+  for TOPCAT or LSDB, with 2MASS and unWISE matches of their own, and more of unWISE than usual:
+    xpkern catalog XpContinuousMeanSpectrum_*.csv.gz --source gaia_source.csv --photometry infrared.parquet \\
+        --photometry-cut unwise_qf=0.5 --photometry-cut unwise_separation=off -o catalog.parquet
   read it:
-    python -c "import h5py; f = h5py.File('catalog.h5'); print(f['teff'][:5], f['teff'].attrs['unit'])"
+    python -c "from astropy.table import Table; print(Table.read('catalog.parquet')['source_id', 'teff', 'teff_error'])"
 
 what is written
-  catalog.h5               one row per source of the input, in its order; a source that could not be fitted has
-                           NaN and a status that says why
+  catalog.h5               (or .fits, .ecsv, .parquet) one row per source of the input, in its order; a source
+                           that could not be fitted has NaN and a status that says why
   catalog.diagnostics.h5   the same rows: normalised residuals, loss, gradient, iterations
   catalog.reasons.csv      only if rows could not be read: file, row, field and reason of each
 Nothing appears under these names before it is complete. If an input file breaks off, the rows before the break are
 kept as catalog.incomplete.h5 (and its companions) and the exit code is 1.
 
+cuts of the photometry (--photometry-cut NAME=VALUE, or NAME=off), and their usual values
+{CUTS}
+The summary says how many measurements each of them removed; the catalogue's attributes do, too.
+
 exit code
   0    every source of the input was read, and found in the gaia_source table if one was given
-  1    no catalogue, or none of its stars could be fitted
+  1    no catalogue (its name is taken, an input is unusable, ...), or none of its stars could be fitted
   3    the catalogue is complete, but some rows could not be read or have no gaia_source row: one line says how many
 """
 
@@ -45,33 +61,25 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     parser = commands.add_parser(
         "catalog",
         help="fit the stars of Gaia XP files and write a catalogue",
-        description="Fit the stars of Gaia XP continuous spectra files and write a catalogue in HDF5.",
+        description="Fit the stars of Gaia XP continuous spectra files and write a catalogue.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         parents=[common],
     )
     parser.add_argument("files", nargs="+", metavar="FILE", help="XP continuous spectra: csv or csv.gz")
-    parser.add_argument("-o", "--output", required=True, metavar="FILE.h5", help="the catalogue to write")
     parser.add_argument(
-        "--source",
-        metavar="TABLE",
-        help="gaia_source table (csv) with source_id, parallax, parallax_error, ra, dec, phot_g_mean_mag; "
-        "2MASS and WISE columns are used where it has them",
+        "-o",
+        "--output",
+        required=True,
+        metavar="FILE",
+        help="the catalogue to write; its ending says the format: .h5, .fits, .ecsv or .parquet",
     )
-    parser.add_argument(
-        "--photometry", metavar="TABLE", help="2MASS and WISE magnitudes by source_id, if in another table"
-    )
-    parser.add_argument("--model", metavar="FILE", help="model file; default: the one that comes with xpkern")
+    add_input_options(parser)
     parser.add_argument(
         "--layout",
         choices=("default", "zgr23"),
         default="default",
         help="columns: default (Gaia style, teff in K) or zgr23 (as published, teff in kK)",
-    )
-    parser.add_argument(
-        "--sigma",
-        choices=("archive", "zgr23"),
-        help="how the archive's coefficient errors are read; default: as the model file says (archive)",
     )
     parser.add_argument(
         "--starts",
@@ -90,6 +98,43 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     add_engine_options(parser)
     parser.set_defaults(run=run)
+
+
+def add_input_options(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of every command that reads spectra: tables beside them, and what is made of these."""
+    parser.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
+    parser.add_argument(
+        "--source",
+        metavar="TABLE",
+        help="gaia_source table (csv, or another format) with source_id, parallax, parallax_error, ra, dec, "
+        "phot_g_mean_mag; 2MASS and WISE columns are used where it has them",
+    )
+    parser.add_argument(
+        "--photometry",
+        metavar="TABLE",
+        help="2MASS and unWISE by source_id, if in another table, in the archives' names: j_m, j_msigcom, ..., "
+        "ph_qual, ext_key, norm_dg; flux_w1, dflux_w1, fracflux_w1, qf_w1, ..., separation",
+    )
+    parser.add_argument(
+        "--photometry-cut",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="change a cut on the photometry, or switch it off (NAME=off); may be repeated",
+    )
+    parser.add_argument(
+        "--parallax-zero-point",
+        choices=("lindegren2021", "none"),
+        default="lindegren2021",
+        help="what is subtracted from the parallaxes of sources whose gaia_source row has phot_g_mean_mag, "
+        "nu_eff_used_in_astrometry, pseudocolour, ecl_lat and astrometric_params_solved; default: lindegren2021",
+    )
+    parser.add_argument("--model", metavar="FILE", help="model file; default: the one that comes with xpkern")
+    parser.add_argument(
+        "--sigma",
+        choices=("archive", "zgr23"),
+        help="how the archive's coefficient errors are read; default: as the model file says (archive)",
+    )
 
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
@@ -122,10 +167,11 @@ def run(options: argparse.Namespace) -> int:
 
     from xpkern.catalog import make_catalog
     from xpkern.engine.contract import FitOptions
-    from xpkern.model import load_model
+    from xpkern.observe.photometry import PhotometryCuts
 
     started = time.perf_counter()
-    model, prior = load_model(options.model)
+    cuts = PhotometryCuts.parse(options.photometry_cut)
+    model, prior = model_beside(options.model, options.output)
     # None: silent unless standard error is a terminal
     with tqdm(unit=" stars", unit_scale=True, desc="xpkern catalog", disable=None, leave=False) as progress:
         summary = make_catalog(
@@ -141,6 +187,9 @@ def run(options: argparse.Namespace) -> int:
             sigma=options.sigma,
             engine=options.engine,
             threads=options.threads,
+            photometry_cuts=cuts,
+            parallax_zero_point=options.parallax_zero_point,
+            overwrite=options.overwrite,
             on_progress=progress.update,
         )
     print_summary(summary, time.perf_counter() - started)
@@ -154,7 +203,25 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def unusable_input(summary: CatalogSummary) -> str:
+def model_beside(path: str | None, output: str) -> tuple[FluxModel, TypePrior]:
+    """The model file that was asked for, or the one that comes with xpkern; it must not be the output."""
+    import numpy as np
+
+    from xpkern.catalog.output import checked_output
+    from xpkern.errors import ModelFileError
+    from xpkern.grid import WAVELENGTH
+    from xpkern.model import load_model
+
+    if path is None:
+        return load_model()
+    checked_output(output, [path])
+    model, prior = load_model(path)
+    if model.wavelength.shape != WAVELENGTH.shape or not np.allclose(model.wavelength, WAVELENGTH):
+        raise ModelFileError("other wavelengths than those of the spectra", file=path, field="flux/wavelength")
+    return model, prior
+
+
+def unusable_input(summary: InputSummary) -> str:
     """Say in one line which sources of the input were unusable in part or whole; empty if none was."""
     from xpkern.status import Status
 
@@ -177,14 +244,28 @@ def expand(patterns: Iterable[str]) -> Iterable[str]:
 def print_summary(summary: CatalogSummary, seconds: float) -> None:
     """Say what was written, and how many stars have each bit of status and quality_flags."""
     from xpkern.catalog.flags import MEANING as MEANING_OF_FLAG
-    from xpkern.status import MEANING
 
     share = 100.0 * summary.fitted / max(summary.rows, 1)
     files = ", ".join(str(name) for name in reversed(summary.files.values()))
     print(f"{summary.rows:,} stars, {summary.fitted:,} fitted ({share:.1f} %) in {seconds:.1f} s: {files}")
-    for bit, count in summary.status.items():
-        if count:
-            print(f"  {count:>10,}  status {int(bit)} {bit.name}: {MEANING[bit]}")
+    print_input(summary)
     for flag, count in summary.quality_flags.items():
         if count:
             print(f"  {count:>10,}  quality_flags {int(flag)} {flag.name}: {MEANING_OF_FLAG[flag]}")
+
+
+def print_input(summary: InputSummary) -> None:
+    """Say how many stars have each bit of status, what each cut of the photometry removed, and what was corrected."""
+    from xpkern.status import MEANING
+
+    for bit, count in summary.status.items():
+        if count:
+            print(f"  {count:>10,}  status {int(bit)} {bit.name}: {MEANING[bit]}")
+    counts = summary.counts
+    for name, setting in summary.input_rules.items():
+        cut = name.removeprefix("photometry_cut_")
+        if cut == name:
+            print(f"  {counts.get('parallaxes_corrected', 0):>10,}  parallaxes corrected, zero point: {setting}")
+        elif not str(setting).startswith("not applied: no such"):
+            removed = counts.get(f"photometry_removed_{cut}")
+            print(f"  {'' if removed is None else f'{removed:,}':>10}  measurements removed by {cut} = {setting}")

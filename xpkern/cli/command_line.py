@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType
 
-from xpkern.cli import catalog, demo, doctor, fetch, predict, run, simulate, train
+from xpkern.cli import catalog, demo, doctor, fetch, predict, run, simulate, spectra, train
 from xpkern.errors import XpkernError
 from xpkern.version import __version__
 
@@ -19,6 +21,7 @@ EPILOG = """\
 examples
   xpkern demo                        simulate a small survey, fit it, draw what came out; downloads nothing
   xpkern catalog XpContinuousMeanSpectrum_*.csv.gz --source gaia_source.csv -o catalog.h5
+  xpkern spectra XpContinuousMeanSpectrum_*.csv.gz --source gaia_source.csv -o spectra.fits
   xpkern predict --teff 5.77 --feh 0 --logg 4.44 --ext 0.1 --plx 10 --plot sun.png
   xpkern simulate --n 100000 --seed 1 -o survey/
   xpkern train labels.fits --spectra XpContinuousMeanSpectrum_*.csv.gz --source gaia_source.csv -o model.h5
@@ -47,6 +50,13 @@ def build_parser() -> argparse.ArgumentParser:
     common.add_argument(
         "--debug", action="store_true", default=argparse.SUPPRESS, help="show a traceback when something goes wrong"
     )
+    common.add_argument(
+        "-v",
+        "--verbose",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="say on standard error what is read, used and written",
+    )
     parser = argparse.ArgumentParser(
         prog="xpkern",
         description=DESCRIPTION,
@@ -56,7 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"xpkern {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for command in (catalog, fetch, run, predict, train, simulate, demo, doctor):
+    for command in (catalog, spectra, fetch, run, predict, train, simulate, demo, doctor):
         command.add_parser(commands, common)
     return parser
 
@@ -82,8 +92,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = getattr(options, "debug", False)
     previous = {number: signal.signal(number, _interrupt) for number in _stopping_signals()}
     try:
-        code: int = options.run(options)
-        sys.stdout.flush()
+        with _logging(getattr(options, "verbose", False)):
+            code: int = options.run(options)
+        if sys.stdout is not None:  # a shell closed it: `>&-`
+            sys.stdout.flush()
         return code
     except BrokenPipeError:
         # the reader of our output went away, as `head` does; keep Python from complaining again when it exits
@@ -96,6 +108,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _logging(verbose: bool) -> Iterator[None]:
+    """What the library tells its log on standard error, if that is wanted."""
+    logger, handler = logging.getLogger("xpkern"), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("xpkern: %(message)s"))
+    level = logger.level
+    if verbose:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def _stopping_signals() -> list[int]:

@@ -151,19 +151,31 @@ class Fit:
 
         return to_table(self, layout)
 
-    def write(self, path: str | os.PathLike[str], layout: str = "default") -> None:
-        """Write the catalogue to an HDF5 file (``.h5``), which appears under its name only once it is complete.
+    def write(
+        self,
+        path: str | os.PathLike[str],
+        layout: str = "default",
+        *,
+        diagnostics: bool = False,
+        overwrite: bool = False,
+    ) -> None:
+        """Write the catalogue to a file, which appears under its name only once it is complete.
 
         Parameters
         ----------
         path : path-like
+            Its ending says the format: ``.h5``, ``.fits``, ``.ecsv`` or ``.parquet``.
         layout : {"default", "zgr23"}
+        diagnostics : bool
+            Whether to write :attr:`diagnostics` beside it, as ``<name>.diagnostics.h5`` (or another ending).
+        overwrite : bool
+            Whether a file of that name is replaced.
 
         Raises
         ------
         InputError
-            If the layout or the file's ending is unknown.
+            If the layout or the file's ending is unknown, or the file exists and is not to be replaced.
         """
         from xpkern.catalog.run import write_fit
 
-        write_fit(self, path, layout)
+        write_fit(self, path, layout, diagnostics=diagnostics, overwrite=overwrite)

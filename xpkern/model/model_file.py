@@ -114,6 +114,8 @@ class _Reader:
 
     def __init__(self, file: h5py.File, name: str) -> None:
         self.file, self.name = file, name
+        if "format_version" not in file.attrs:
+            raise ModelFileError("missing: this is no model file of xpkern", file=name, field="format_version")
         version = self.attribute("/", "format_version")
         if version != FORMAT_VERSION:
             message = f"version {version!r} of the model format; this version of xpkern reads {FORMAT_VERSION}"

@@ -23,7 +23,10 @@ GAIA_COLUMNS = (
     "phot_g_mean_mag",
     "phot_bp_mean_mag",
     "phot_rp_mean_mag",
+    "phot_bp_rp_excess_factor",
     "ruwe",
+    "fidelity_v2",
+    "norm_dg",
 )
 
 #: Columns that are text; all others but source_id are numbers.
@@ -54,7 +57,10 @@ class SourceTable:
 
     def __init__(self, columns: Mapping[str, NDArray], name: str) -> None:
         self.name = name
-        self._columns = columns
+        self._columns = dict(columns)
+        for column, values in columns.items():
+            if values.ndim == 2 and values.shape[1] == 2:  # unWISE's own files have W1 and W2 in one column
+                self._columns |= {f"{column}_w1": values[:, 0], f"{column}_w2": values[:, 1]}
         source_id = self._column("source_id")
         if np.ma.is_masked(source_id) or source_id.dtype.kind not in "iu":
             raise InputError(
@@ -188,7 +194,7 @@ def read_csv_columns(path: Path, wanted: Collection[str]) -> dict[str, NDArray]:
     import pyarrow
     import pyarrow.csv
 
-    n_comments, names = _csv_header(path)
+    n_comments, names, delimiter = _csv_header(path)
     types = {name: pyarrow.string() if name in _TEXT_COLUMNS else pyarrow.float64() for name in wanted}
     types["source_id"] = pyarrow.int64()
     types = {name: types[name.lower()] for name in names if name.lower() in types}
@@ -196,6 +202,7 @@ def read_csv_columns(path: Path, wanted: Collection[str]) -> dict[str, NDArray]:
         table = pyarrow.csv.read_csv(
             path,
             read_options=pyarrow.csv.ReadOptions(skip_rows=n_comments + 1, column_names=names),
+            parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter),
             convert_options=pyarrow.csv.ConvertOptions(
                 include_columns=list(types), column_types=types, null_values=_NULL_WORDS, strings_can_be_null=True
             ),
@@ -212,14 +219,15 @@ def read_csv_columns(path: Path, wanted: Collection[str]) -> dict[str, NDArray]:
     return columns
 
 
-def _csv_header(path: Path) -> tuple[int, list[str]]:
-    """Number of lines before the header line, and the names in it."""
+def _csv_header(path: Path) -> tuple[int, list[str], str]:
+    """Number of lines before the header line, the names in it, and what separates them."""
     opened: Any = gzip.open if path.name.lower().endswith(".gz") else open
     try:
         with opened(path, "rt", encoding="utf-8-sig", errors="replace", newline="\n") as stream:
             for number, line in enumerate(stream):
                 if not line.startswith("#"):
-                    return number, [name.strip().strip('"') for name in line.split(",")]
+                    delimiter = "," if "," in line else " "  # as astropy writes ECSV
+                    return number, [name.strip().strip('"') for name in line.split(delimiter)], delimiter
     except (OSError, EOFError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"cannot be read ({reason})", file=str(path)) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -47,6 +48,9 @@ class Observations:
         Samples [nm].
     reasons : list of (source_id, row, field, message)
         Why rows of the input could not be used.
+    counts : Counter of str
+        How many infrared measurements each cut removed (``photometry_removed_*``), and how many parallaxes a zero
+        point was subtracted from (``parallaxes_corrected``).
     """
 
     source_id: NDArray[np.int64]
@@ -61,6 +65,7 @@ class Observations:
     noise: Noise | None = None
     wavelength: Float64 = field(default_factory=WAVELENGTH.copy)
     reasons: list[tuple[int, int, str, str]] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
 
     @classmethod
     def from_arrays(
@@ -157,7 +162,7 @@ class Observations:
         return f"Observations({len(self):,} stars, {self.flux.shape[1]} samples, {with_parallax:,} with a parallax)"
 
     def __getitem__(self, stars: slice) -> Observations:
-        """A range of the stars; arrays are views, ``reasons`` stays whole."""
+        """A range of the stars; arrays are views, ``reasons`` and ``counts`` stay whole."""
         if not isinstance(stars, slice):
             raise TypeError("observations are sliced by ranges: obs[a:b]")
         return Observations(
@@ -173,6 +178,7 @@ class Observations:
             noise=self.noise,
             wavelength=self.wavelength,
             reasons=self.reasons,
+            counts=self.counts,
         )
 
     @classmethod
@@ -216,6 +222,7 @@ class Observations:
             noise=first.noise,
             wavelength=first.wavelength,
             reasons=[reason for block in blocks for reason in block.reasons],
+            counts=_sum_of_counts(blocks),
         )
 
     def whitener_dense(self, star: int) -> Float64:
@@ -311,6 +318,13 @@ def _source_ids(values: ArrayLike | None, stars: int) -> NDArray[np.int64]:
     if ids.shape != (stars,) or (stars > 0 and ids.dtype.kind not in "iu"):
         raise InputError(f"shape {ids.shape} of {ids.dtype}, expected ({stars},) integers", field="source_id")
     return ids.astype(np.int64)
+
+
+def _sum_of_counts(blocks: list[Observations]) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for block in blocks:
+        counts.update(block.counts)  # a sum of Counters would leave out what is 0
+    return counts
 
 
 def _noise_digest(noise: Noise | None) -> str | None:

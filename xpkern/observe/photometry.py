@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, fields
+from difflib import get_close_matches
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from xpkern.engine.contract import Float64
 from xpkern.errors import InputError
@@ -32,10 +36,6 @@ NANOMAGGY_MAGNITUDE = 22.5
 TWOMASS_CROWDING = -5.0
 #: The same for unWISE, whose images are less sharp still.
 UNWISE_CROWDING = -10.0
-
-#: An unWISE detection counts if more than this part of the flux in its pixels is its own, and of its pixels is good,
-#: and if its fractional error is smaller than that.
-UNWISE_MIN_FRACFLUX, UNWISE_MIN_QF, UNWISE_MAX_ERROR = 0.8, 0.8, 0.2
 
 
 def flux_of_magnitude(band: str, magnitude: ArrayLike) -> Float64:
@@ -68,28 +68,136 @@ class BandColumns:
     in_magnitudes: bool = True
 
 
-#: What is looked for in a table; for each band the first that is there wins.
+#: What is looked for in a table; for each band the first that is there with its error wins.
 COLUMNS = (
     BandColumns("J", "j_m", "j_msigcom"),
     BandColumns("H", "h_m", "h_msigcom"),
-    BandColumns("Ks", "ks_m", "ks_msigcom"),
-    BandColumns("W1", "flux_w1", "dflux_w1", in_magnitudes=False),
-    BandColumns("W1", "w1mag", "w1mag_error"),
-    BandColumns("W2", "flux_w2", "dflux_w2", in_magnitudes=False),
-    BandColumns("W2", "w2mag", "w2mag_error"),
+    BandColumns("Ks", "ks_m", "ks_msigcom"),  # as the Gaia archive has it
+    BandColumns("Ks", "k_m", "k_msigcom"),  # as IRSA has it
+    *(
+        BandColumns(band, value.format(name), error.format(name), in_magnitudes)
+        for band, name in (("W1", "w1"), ("W2", "w2"))
+        for value, error, in_magnitudes in (
+            ("flux_{}", "dflux_{}", False),  # unWISE
+            ("{}_flux", "{}_dflux", False),
+            ("{}mag", "{}mag_error", True),
+            ("{}mpro", "{}sigmpro", True),  # AllWISE at IRSA
+            ("{}mpro", "{}mpro_error", True),  # and in the Gaia archive
+        )
+    ),
 )
 
 #: Bands of 2MASS in the order of the letters of ``ph_qual``; the others are unWISE's.
 TWOMASS_BANDS = ("J", "H", "Ks")
 
+
+@dataclass(frozen=True)
+class PhotometryCuts:
+    """Which measurements count; None switches a cut off.
+
+    A measurement must be positive, too, and have an error; a value that is missing passes no cut but ``norm_dg``.
+
+    Attributes
+    ----------
+    twomass_quality : str or None
+        Letters that a band's own letter in ``ph_qual`` may be.
+    twomass_extended : bool or None
+        Whether a match with an extended source (``ext_key`` is not empty) may count.
+    twomass_norm_dg, unwise_norm_dg : float or None
+        ``norm_dg`` [mag] from which on neighbours contaminate the measurement; missing means that there is none
+        within 30 arcsec.
+    unwise_separation : float or None
+        Distance of the match [arcsec] (``separation``), below which it counts.
+    unwise_fracflux, unwise_qf : float or None
+        What must be exceeded by the part of the flux in the source's pixels that is its own, and by the part of good
+        pixels.
+    unwise_error : float or None
+        Fractional error below which a flux counts.
+    """
+
+    twomass_quality: str | None = "A"
+    twomass_extended: bool | None = False
+    twomass_norm_dg: float | None = TWOMASS_CROWDING
+    unwise_norm_dg: float | None = UNWISE_CROWDING
+    unwise_separation: float | None = 0.25
+    unwise_fracflux: float | None = 0.8
+    unwise_qf: float | None = 0.8
+    unwise_error: float | None = 0.2
+
+    @classmethod
+    def parse(cls, settings: Iterable[str]) -> PhotometryCuts:
+        """Cuts from texts such as ``"unwise_qf=0.5"`` and ``"unwise_separation=off"``; the others are the usual ones.
+
+        Raises
+        ------
+        InputError
+            If there is no such cut, or it does not take such a value.
+        """
+        usual = {each.name: each.default for each in fields(cls)}
+        changed: dict[str, Any] = {}
+        for setting in settings:
+            name, equals, text = setting.partition("=")
+            if not equals or name not in usual:
+                near = get_close_matches(name, usual, 1)
+                hint = f"; did you mean {near[0]}?" if near else f": {', '.join(usual)}"
+                raise InputError(f"{setting!r} is not NAME=VALUE of a cut{hint}", field="photometry_cut")
+            changed[name] = None if text == "off" else _value_like(usual[name], name, text)
+        return cls(**changed)
+
+
+def _value_like(usual: object, name: str, text: str) -> object:
+    """A text as a value of the same type as the usual one."""
+    if isinstance(usual, str):
+        return text
+    try:
+        return {"true": True, "false": False}[text] if isinstance(usual, bool) else float(text)
+    except (KeyError, ValueError):
+        wanted = "true or false" if isinstance(usual, bool) else "a number"
+        raise InputError(f"{text!r} is neither off nor {wanted}", field=name) from None
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """How a cut is made: column that it looks at (of one band), and what passes, by values and the cut's setting."""
+
+    bands: tuple[str, ...]
+    columns: tuple[str, ...]
+    passes: Callable[[Any, Any], NDArray[np.bool_]]
+
+    def column(self, table: SourceTable, band: str) -> str | None:
+        """Which of its columns the table has, if any."""
+        names = (name.format(band.lower()) for name in self.columns)
+        return next((name for name in names if name in table), None)
+
+
+_UNWISE_BANDS = tuple(band for band in BANDS if band not in TWOMASS_BANDS)
+
+#: The cuts in the order in which they are made. ``unwise_error`` looks at no column of its own.
+_RULES = {
+    "twomass_extended": _Rule(TWOMASS_BANDS, ("ext_key",), lambda key, allowed: np.isnan(key) | allowed),
+    # a missing norm_dg compares as false: there is no neighbour within 30 arcsec
+    "twomass_norm_dg": _Rule(TWOMASS_BANDS, ("norm_dg",), lambda value, limit: ~(value >= limit)),
+    "unwise_norm_dg": _Rule(_UNWISE_BANDS, ("norm_dg",), lambda value, limit: ~(value >= limit)),
+    "unwise_separation": _Rule(_UNWISE_BANDS, ("unwise_separation", "separation"), lambda value, limit: value < limit),
+    "unwise_fracflux": _Rule(_UNWISE_BANDS, ("fracflux_{}", "{}_fracflux"), lambda value, limit: value > limit),
+    "unwise_qf": _Rule(_UNWISE_BANDS, ("qf_{}", "{}_qf"), lambda value, limit: value > limit),
+}
+
 #: Columns that say whether a measurement counts.
-QUALITY_COLUMNS = ("ph_qual", "ext_key", "norm_dg", "fracflux_w1", "fracflux_w2", "qf_w1", "qf_w2")
+QUALITY_COLUMNS = (
+    "ph_qual",
+    *dict.fromkeys(
+        name.format(band.lower()) for rule in _RULES.values() for name in rule.columns for band in rule.bands
+    ),
+)
 
 #: Every column that this module may look at.
 COLUMN_NAMES = (*(name for column in COLUMNS for name in (column.value, column.error)), *QUALITY_COLUMNS)
 
 
-def infrared_flux(table: SourceTable, rows: np.ndarray) -> tuple[Float64, Float64]:
+def infrared_flux(
+    table: SourceTable, rows: np.ndarray, cuts: PhotometryCuts | None = None, removed: Counter[str] | None = None
+) -> tuple[Float64, Float64]:
     """Infrared fluxes of some sources of a table.
 
     Parameters
@@ -98,6 +206,11 @@ def infrared_flux(table: SourceTable, rows: np.ndarray) -> tuple[Float64, Float6
         With any of :data:`COLUMN_NAMES`.
     rows : (n,) int
         Rows of the table; -1 for a source that it does not have.
+    cuts : PhotometryCuts, optional
+        The usual ones when not given. A cut whose column the table does not have is not made.
+    removed : Counter, optional
+        To this is added how many measurements each cut removes of those that the cuts before it let pass; under
+        "no_positive_flux", those that are no measurements.
 
     Returns
     -------
@@ -109,13 +222,11 @@ def infrared_flux(table: SourceTable, rows: np.ndarray) -> tuple[Float64, Float6
     InputError
         If a band has no column of errors, or 2MASS no ``ph_qual``.
     """
+    cuts = PhotometryCuts() if cuts is None else cuts
+    removed = Counter() if removed is None else removed
     flux, error = np.zeros((len(rows), len(BANDS))), np.full((len(rows), len(BANDS)), np.inf)
-    quality = table.texts("ph_qual", rows) if "ph_qual" in table else None
-    done: set[str] = set()
-    for column in COLUMNS:
-        if column.band in done or column.value not in table:
-            continue
-        done.add(column.band)
+    quality: list[str] | None = None
+    for column in _columns_in(table):
         value, deviation = table.numbers(column.value, rows), table.numbers(column.error, rows)
         if column.in_magnitudes:
             band_flux = flux_of_magnitude(column.band, value)
@@ -124,30 +235,58 @@ def infrared_flux(table: SourceTable, rows: np.ndarray) -> tuple[Float64, Float6
             unit = flux_of_magnitude(column.band, NANOMAGGY_MAGNITUDE)
             band_flux, band_error = unit * value, unit * deviation
         usable = np.isfinite(band_flux) & (band_flux > 0) & np.isfinite(band_error) & (band_error > 0)
-        usable &= _counts(table, column.band, rows, quality, band_error / np.where(usable, band_flux, 1.0))
+        removed["no_positive_flux"] += int(np.count_nonzero(np.isfinite(value) & ~usable))
+
+        def keep(cut: str, passes: NDArray[np.bool_], usable: NDArray[np.bool_] = usable) -> None:
+            removed[cut] += int(np.count_nonzero(usable & ~passes))
+            usable &= passes
+
+        if column.band in TWOMASS_BANDS and cuts.twomass_quality is not None:
+            if quality is None:
+                quality = _quality_letters(table, rows)
+            position = TWOMASS_BANDS.index(column.band)
+            letters = [letters[position : position + 1] for letters in quality]
+            keep("twomass_quality", np.array([bool(one) and one in cuts.twomass_quality for one in letters], bool))
+        for cut, rule in _RULES.items():
+            limit, name = getattr(cuts, cut), rule.column(table, column.band)
+            if column.band in rule.bands and limit is not None and name is not None:
+                keep(cut, rule.passes(table.numbers(name, rows), limit))
+        if column.band not in TWOMASS_BANDS and cuts.unwise_error is not None:
+            keep("unwise_error", band_error < cuts.unwise_error * band_flux)
         index = BANDS.index(column.band)
         flux[usable, index], error[usable, index] = band_flux[usable], band_error[usable]
     return flux, error
 
 
-def _counts(
-    table: SourceTable, band: str, rows: np.ndarray, quality: list[str] | None, fractional_error: np.ndarray
-) -> np.ndarray:
-    """Whether a measurement may be used, by those rules whose columns the table has; ``quality`` is ``ph_qual``."""
-    is_twomass = band in TWOMASS_BANDS
-    good = np.ones(len(rows), bool)
-    if "norm_dg" in table:
-        # a missing norm_dg compares as false: there is no neighbour within 30 arcsec
-        good &= ~(table.numbers("norm_dg", rows) >= (TWOMASS_CROWDING if is_twomass else UNWISE_CROWDING))
-    if is_twomass:
-        if quality is None:
-            raise InputError("2MASS magnitudes need this column of quality letters", file=table.name, field="ph_qual")
-        letter = TWOMASS_BANDS.index(band)
-        good &= [letters[letter : letter + 1] == "A" for letters in quality]
-        if "ext_key" in table:
-            good &= np.isnan(table.numbers("ext_key", rows))
-        return good
-    for column, least in ((f"fracflux_{band.lower()}", UNWISE_MIN_FRACFLUX), (f"qf_{band.lower()}", UNWISE_MIN_QF)):
-        if column in table:
-            good &= table.numbers(column, rows) > least
-    return good & (fractional_error < UNWISE_MAX_ERROR)
+def cuts_made(table: SourceTable, cuts: PhotometryCuts) -> dict[str, object]:
+    """Each cut's setting, "off", or why it cannot be made with the columns of a table."""
+    bands = [column.band for column in _columns_in(table)]
+    made: dict[str, object] = {}
+    for cut, setting in asdict(cuts).items():
+        survey = TWOMASS_BANDS if cut.startswith("twomass") else _UNWISE_BANDS
+        rule = _RULES.get(cut)
+        if not set(bands) & set(survey):
+            made[cut] = "not applied: no such magnitudes"
+        elif setting is None:
+            made[cut] = "off"
+        elif rule is not None and not any(rule.column(table, band) for band in bands if band in rule.bands):
+            made[cut] = f"not applied: no column {rule.columns[0].format(survey[0].lower())}"
+        else:
+            made[cut] = setting
+    return made
+
+
+def _columns_in(table: SourceTable) -> list[BandColumns]:
+    """Where the table has each band that it has, in the order of the bands."""
+    there = [column for column in COLUMNS if column.value in table]
+    with_error = [column for column in there if column.error in table]
+    found: dict[str, BandColumns] = {}
+    for column in (*with_error, *there):
+        found.setdefault(column.band, column)
+    return sorted(found.values(), key=lambda column: BANDS.index(column.band))
+
+
+def _quality_letters(table: SourceTable, rows: np.ndarray) -> list[str]:
+    if "ph_qual" not in table:
+        raise InputError("2MASS magnitudes need this column of quality letters", file=table.name, field="ph_qual")
+    return table.texts("ph_qual", rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from xpkern.observe.calibration import Calibration
 from xpkern.observe.gaia_csv import BLOCK_ROWS, XpBlock, read_blocks
 from xpkern.observe.gaia_source import GAIA_COLUMNS, SourceTable
 from xpkern.observe.observations import Observations
-from xpkern.observe.photometry import COLUMN_NAMES, infrared_flux
+from xpkern.observe.parallax_zero_point import INPUTS as ZERO_POINT_INPUTS
+from xpkern.observe.parallax_zero_point import ZERO_POINTS, parallax_zero_point
+from xpkern.observe.photometry import COLUMN_NAMES, PhotometryCuts, cuts_made, infrared_flux
 from xpkern.status import Status
 from xpkern.threads import in_order, number_of_threads
 
@@ -33,6 +36,9 @@ def read_xp(
     noise: Noise | None = None,
     engine: str | Engine = "auto",
     threads: int | None = None,
+    *,
+    photometry_cuts: PhotometryCuts | None = None,
+    parallax_zero_point: str = "lindegren2021",
 ) -> Observations:
     """Read XP continuous mean spectra into memory, calibrated and ready for :func:`xpkern.fit`.
 
@@ -55,6 +61,11 @@ def read_xp(
         Which engine turns coefficients into fluxes and whiteners.
     threads : int, optional
         Every core this process may use when not given.
+    photometry_cuts : PhotometryCuts, optional
+        Which infrared measurements count; those of ZGR23 when not given.
+    parallax_zero_point : {"lindegren2021", "none"}
+        What is subtracted from the parallaxes of sources for which ``gaia_source`` has its inputs
+        (:data:`xpkern.observe.parallax_zero_point.INPUTS`); ``columns["parallax"]`` stays as it was.
 
     Returns
     -------
@@ -67,7 +78,7 @@ def read_xp(
     InputError
         If a file or a table cannot be read, or a file breaks off (:func:`iter_xp` yields the rows before the break).
     """
-    reader = XpReader(paths, gaia_source, photometry, calibration, noise, engine)
+    reader = XpReader(paths, gaia_source, photometry, calibration, noise, engine, photometry_cuts, parallax_zero_point)
     return Observations.concatenate(in_order(reader.blocks(), reader.observe, threads=number_of_threads(threads)))
 
 
@@ -82,6 +93,8 @@ def iter_xp(
     *,
     rows: int = BLOCK_ROWS,
     prefetch: int = 0,
+    photometry_cuts: PhotometryCuts | None = None,
+    parallax_zero_point: str = "lindegren2021",
 ) -> Iterator[Observations]:
     """Read XP continuous mean spectra block by block: memory does not grow with the files.
 
@@ -94,6 +107,8 @@ def iter_xp(
     prefetch : int
         Blocks that a thread of its own reads ahead while the caller works on the one before. It is one of
         ``threads``: leave it out of those that are given to :func:`xpkern.fit`.
+    photometry_cuts, parallax_zero_point
+        As in :func:`read_xp`.
 
     Yields
     ------
@@ -107,7 +122,7 @@ def iter_xp(
     """
     if prefetch < 0:
         raise InputError(f"{prefetch} is not a number of blocks", field="prefetch")
-    reader = XpReader(paths, gaia_source, photometry, calibration, noise, engine)
+    reader = XpReader(paths, gaia_source, photometry, calibration, noise, engine, photometry_cuts, parallax_zero_point)
     blocks = reader.blocks(rows)
     if prefetch == 0:
         return (reader.observe(block, threads=threads) for block in blocks)
@@ -119,13 +134,13 @@ class XpReader:
 
     Parameters
     ----------
-    paths, gaia_source, photometry, calibration, noise, engine
+    paths, gaia_source, photometry, calibration, noise, engine, photometry_cuts, parallax_zero_point
         As in :func:`read_xp`.
 
     Raises
     ------
     InputError
-        If a table cannot be read, or the calibration has other samples than the model.
+        If a table cannot be read, the calibration has other samples than the model, or there is no such zero point.
     """
 
     def __init__(
@@ -136,18 +151,33 @@ class XpReader:
         calibration: Calibration | None = None,
         noise: Noise | None = None,
         engine: str | Engine = "auto",
+        photometry_cuts: PhotometryCuts | None = None,
+        parallax_zero_point: str = "lindegren2021",
     ) -> None:
+        if parallax_zero_point not in ZERO_POINTS:
+            raise InputError(
+                f"{parallax_zero_point!r} is none of {', '.join(ZERO_POINTS)}", field="parallax_zero_point"
+            )
+        self.photometry_cuts = PhotometryCuts() if photometry_cuts is None else photometry_cuts
         self.files = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
         self.calibration = Calibration.default() if calibration is None else calibration
         if not np.array_equal(self.calibration.wavelength, XP_WAVELENGTH):
             raise InputError("the calibration has other samples than 392, 402 ... 992 nm", field="wavelength")
         self.noise = load_model()[0].noise if noise is None else noise
-        wanted = (*GAIA_COLUMNS, *COLUMN_NAMES)
+        wanted = dict.fromkeys((*GAIA_COLUMNS, *ZERO_POINT_INPUTS, *COLUMN_NAMES))
         self.sources = None if gaia_source is None else SourceTable.of(gaia_source, "gaia_source", wanted)
         if self.sources is not None:
             self.sources.require(("parallax", "parallax_error"))
         self.infrared = self.sources if photometry is None else SourceTable.of(photometry, "photometry", COLUMN_NAMES)
         self.engine = get_engine(engine)
+        cuts = {} if self.infrared is None else cuts_made(self.infrared, self.photometry_cuts)
+        if self.sources is None or not all(name in self.sources for name in ZERO_POINT_INPUTS):
+            parallax_zero_point = "none"
+        self.parallax_zero_point = parallax_zero_point
+        self.provenance: dict[str, object] = {
+            **{f"photometry_cut_{name}": setting for name, setting in cuts.items()},
+            "parallax_zero_point": parallax_zero_point,
+        }
 
     def blocks(self, rows: int = BLOCK_ROWS) -> Generator[XpBlock | None, None, None]:
         """The rows of all files, block by block: what cannot be done in parallel. None, once, if there is no row.
@@ -205,14 +235,15 @@ class XpReader:
         mark(Status.NO_BP, ~has_bp & ~block.bad)
         mark(Status.NO_RP, ~has_rp & ~block.bad)
 
-        band_flux, band_error = self._infrared(block)
+        counts: Counter[str] = Counter()
+        band_flux, band_error = self._infrared(block, counts)
         n_bands = np.isfinite(band_error).sum(axis=1)
         mark(Status.NO_INFRARED, n_bands == 0)
         mark(Status.INCOMPLETE_INFRARED, (n_bands > 0) & (n_bands < len(BANDS)))
 
         columns, found = self._columns(block.source_id)
         mark(Status.NO_GAIA_SOURCE, ~found)
-        plx, plx_err = columns["parallax"], columns["parallax_error"]
+        plx, plx_err = self._corrected_parallax(block, columns["parallax"], counts), columns["parallax_error"]
         measured = np.isfinite(plx) & np.isfinite(plx_err) & (plx_err > 0)
         mark(Status.NO_PARALLAX, ~measured)
 
@@ -229,14 +260,27 @@ class XpReader:
             columns=columns,
             noise=self.noise,
             reasons=block.reasons,
+            counts=counts,
         )
 
-    def _infrared(self, block: XpBlock) -> tuple[Float64, Float64]:
+    def _corrected_parallax(self, block: XpBlock, archive: Float64, counts: Counter[str]) -> Float64:
+        """Parallaxes less their zero point, where it is known; how many that are is counted."""
+        if self.sources is None or self.parallax_zero_point == "none":
+            return archive
+        rows = self.sources.rows_of(block.source_id)
+        zero_point = parallax_zero_point(*(self.sources.numbers(name, rows) for name in ZERO_POINT_INPUTS))
+        known = np.isfinite(zero_point) & np.isfinite(archive)
+        counts["parallaxes_corrected"] += int(np.count_nonzero(known))
+        return np.where(known, archive - zero_point, archive)
+
+    def _infrared(self, block: XpBlock, counts: Counter[str]) -> tuple[Float64, Float64]:
         """Fluxes and errors (n, 5) of the infrared bands; a row that cannot be read has none."""
         if self.infrared is None:
             return np.zeros((len(block), len(BANDS))), np.full((len(block), len(BANDS)), np.inf)
-        flux, error = infrared_flux(self.infrared, self.infrared.rows_of(block.source_id))
-        flux[block.bad], error[block.bad] = 0.0, np.inf
+        removed: Counter[str] = Counter()
+        rows = np.where(block.bad, -1, self.infrared.rows_of(block.source_id))
+        flux, error = infrared_flux(self.infrared, rows, self.photometry_cuts, removed)
+        counts.update({f"photometry_removed_{cut}": number for cut, number in removed.items()})
         return flux, error
 
     def _columns(self, source_id: NDArray[np.int64]) -> tuple[dict[str, np.ndarray], NDArray[np.bool_]]:

@@ -9,7 +9,8 @@ from typing import BinaryIO, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from xpkern.catalog.hdf5_writer import CheckedFile, create_file
+from xpkern.catalog.checked_file import CheckedFile
+from xpkern.catalog.hdf5_writer import create_file
 from xpkern.observe.bulk_writer import COLUMNS, format_header, format_rows
 from xpkern.survey import FORMATS
 

@@ -1,0 +1,93 @@
+"""Columns of stars into a Parquet file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from xpkern.catalog.metadata import empty_table, json_text, table_yaml, votable_document
+from xpkern.catalog.schema import Column
+from xpkern.catalog.table_writer import Group, TableWriter
+
+if TYPE_CHECKING:
+    import pyarrow
+
+
+class ParquetWriter(TableWriter):
+    """One column each; arrays are lists of one length.
+
+    Unit, UCD and description are metadata of the columns' fields. Those of the file are: a VOTable document that
+    describes the columns (``IVOA.VOTable-Parquet.content``, which TOPCAT and astropy's ``parquet.votable`` read), the
+    lines in which astropy describes a table (``table_meta_yaml``, without attributes that come with :meth:`close`),
+    and what made the file (``XPKERN``, in JSON).
+    """
+
+    group_rows = 65536
+
+    def __init__(self, path: Path, columns: Sequence[Column], attributes: Mapping[str, object]) -> None:
+        super().__init__(path, columns, attributes)
+        from pyarrow import parquet
+
+        about = "\n".join(table_yaml(empty_table(columns, attributes)))
+        self._schema = arrow_schema(columns, self).with_metadata({"table_meta_yaml": about})
+        # few values, often the same, are in a dictionary; the mantissas of floats are noise
+        few_values = [column.name for column in columns if self.dtype_of(column).kind in "iu" and column.unit == ""]
+        self._writer = parquet.ParquetWriter(
+            self._stream,
+            self._schema,
+            compression="zstd",
+            compression_level=1,
+            use_dictionary=[name for name in few_values if name not in ("source_id", "gdr3_source_id")],
+            write_statistics=True,
+        )
+        self._is_open = True
+
+    def abandon(self) -> None:
+        """Close the file as it is; without effect on a closed one."""
+        if self._is_open:
+            self._is_open = False
+            self._writer.close()
+        super().abandon()
+
+    def _write_group(self, group: Group) -> None:
+        batch = arrow_batch(self.columns, group, self._schema)
+        self._writer.write_batch(batch, row_group_size=self._group_rows)
+
+    def _finish(self) -> None:
+        self._writer.add_key_value_metadata(
+            {
+                "IVOA.VOTable-Parquet.version": "1.0",
+                "IVOA.VOTable-Parquet.content": votable_document(self.columns, self._attributes),
+                "XPKERN": json_text(self._attributes),
+            }
+        )
+
+
+def arrow_schema(columns: Sequence[Column], writer: TableWriter) -> pyarrow.Schema:
+    """The columns as Arrow sees them."""
+    import pyarrow
+
+    def field(column: Column) -> pyarrow.Field:
+        kind = pyarrow.from_numpy_dtype(writer.dtype_of(column))
+        for size in reversed(column.shape):
+            kind = pyarrow.list_(kind, size)
+        about = {name: getattr(column, name) for name in ("unit", "ucd", "description")}
+        return pyarrow.field(column.name, kind, nullable=False, metadata=about)
+
+    return pyarrow.schema([field(column) for column in columns])
+
+
+def arrow_batch(columns: Sequence[Column], group: Group, schema: pyarrow.Schema) -> pyarrow.RecordBatch:
+    """Rows as Arrow holds them, without copies of the values."""
+    import pyarrow
+
+    def array(column: Column) -> pyarrow.Array:
+        values = pyarrow.array(np.ascontiguousarray(group[column.name]).reshape(-1))
+        for size in reversed(column.shape):
+            values = pyarrow.FixedSizeListArray.from_arrays(values, size)
+        return values
+
+    return pyarrow.record_batch([array(column) for column in columns], schema=schema)

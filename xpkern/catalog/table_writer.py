@@ -1,0 +1,118 @@
+"""What the writers of all formats share: rows come in blocks of any size and go out in groups of one size."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xpkern.catalog.checked_file import CheckedFile
+from xpkern.catalog.schema import Column
+
+#: Most bytes of a group, whatever its rows: memory stays flat where a row is long (a whitener has 9 kB).
+GROUP_BYTES = 1 << 25
+
+#: Values of the columns of some rows, by name.
+Group = dict[str, NDArray[np.generic]]
+
+
+class TableWriter(ABC):
+    """Columns of stars into a file, block by block; equal rows give equal bytes, whatever the blocks.
+
+    Nothing that is written carries a time, and memory does not grow with the rows.
+
+    Parameters
+    ----------
+    path : Path
+        File to create.
+    columns : sequence of Column
+        In the order of the file.
+    attributes : mapping of str to str, number, bool or array
+        Of the file as a whole: what made it.
+
+    Attributes
+    ----------
+    rows : int
+        Rows appended so far.
+    """
+
+    #: Rows that are written together, unless they are long.
+    group_rows = 8192
+
+    #: Whether the format has floats of 16 bits; where not, such columns have 32.
+    has_half = False
+
+    def __init__(self, path: Path, columns: Sequence[Column], attributes: Mapping[str, object]) -> None:
+        self.columns = columns
+        self.rows = 0
+        self._attributes = dict(attributes)
+        self._waiting: list[Group] = []
+        self._waiting_rows = 0
+        self._group_rows = max(1, min(self.group_rows, GROUP_BYTES // bytes_of_row(columns)))
+        self._stream = CheckedFile(path)
+
+    def append(self, rows: Any) -> None:
+        """Add stars at the end: anything with a length of which the columns can be computed."""
+        self._waiting.append({column.name: column.compute(rows, self.dtype_of(column)) for column in self.columns})
+        self.rows += len(rows)
+        self._waiting_rows += len(rows)
+        if self._waiting_rows >= self._group_rows:
+            self._write_waiting(self._waiting_rows - self._waiting_rows % self._group_rows)
+
+    def close(self, attributes: Mapping[str, object] | None = None) -> None:
+        """Write what is left and close the file.
+
+        Parameters
+        ----------
+        attributes : mapping, optional
+            More attributes, which are known only when all rows are: counts. They take a few hundred bytes at most.
+
+        Raises
+        ------
+        OSError
+            If something could not be written, now or before.
+        """
+        self._attributes |= attributes or {}
+        if self._waiting_rows:
+            self._write_waiting(self._waiting_rows)
+        self._finish()
+        self.abandon()
+        self._stream.check()
+
+    def abandon(self) -> None:
+        """Close the file as it is; without effect on a closed one."""
+        self._stream.close()
+
+    def dtype_of(self, column: Column) -> np.dtype:
+        """Data type of a column in this format."""
+        dtype = np.dtype(column.dtype)
+        return np.dtype(np.float32) if dtype == np.float16 and not self.has_half else dtype
+
+    @abstractmethod
+    def _write_group(self, group: Group) -> None:
+        """Write so many rows as belong together; only the last group has fewer."""
+
+    @abstractmethod
+    def _finish(self) -> None:
+        """Complete the file after its last row."""
+
+    def _write_waiting(self, count: int) -> None:
+        """Write the first ``count`` waiting rows, group by group, and keep the others."""
+        waiting = {
+            column.name: np.concatenate([block[column.name] for block in self._waiting]) for column in self.columns
+        }
+        for start in range(0, count, self._group_rows):
+            stop = min(start + self._group_rows, count)
+            self._write_group({name: values[start:stop] for name, values in waiting.items()})
+            self._stream.check()
+        self._waiting = [{name: values[count:] for name, values in waiting.items()}]
+        self._waiting_rows -= count
+
+
+def bytes_of_row(columns: Sequence[Column]) -> int:
+    """Bytes that the values of one row take."""
+    return sum(np.dtype(column.dtype).itemsize * int(np.prod(column.shape, dtype=int)) for column in columns)
