@@ -1,4 +1,4 @@
-"""``xpkern run``, ``status`` and ``rerun``: a survey's files into shards of a catalogue."""
+"""``xpkern run``, ``status``, ``rerun`` and ``collect``: a survey's files into shards, and these into a catalogue."""
 
 from __future__ import annotations
 
@@ -72,6 +72,21 @@ examples
     xpkern rerun survey.toml --changed --dry-run
 """
 
+EPILOG_COLLECT = """\
+examples
+  one file, with its diagnostics beside it; the ending says the format:
+    xpkern collect survey.toml -o catalog.h5
+    xpkern collect survey.toml -o catalog.fits
+    xpkern collect survey.toml -o catalog.parquet
+  a folder in the HATS layout, Parquet by HEALPix pixel, which LSDB opens:
+    xpkern collect survey.toml -o catalog/
+    python -c "import lsdb; print(lsdb.open_catalog('catalog').head())"
+
+exit code
+  0    all files of the survey are in it
+  3    some have no shard yet; the others are in it
+"""
+
 
 def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     """Declare the commands."""
@@ -102,6 +117,13 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         commands, common, "status", "how far a survey run is: done, failed and why, left, rows/s", SETTINGS
     )
     status.set_defaults(run=status_command)
+    collected = _parser(
+        commands, common, "collect", "the shards of a run as one catalogue, by source_id", EPILOG_COLLECT
+    )
+    collected.add_argument(
+        "-o", "--output", required=True, metavar="NAME", help="file to write, or folder for the HATS layout"
+    )
+    collected.set_defaults(run=collect_command)
 
 
 def _parser(commands: Any, common: argparse.ArgumentParser, name: str, text: str, epilog: str) -> Any:
@@ -291,3 +313,36 @@ def _print_bits(settings: RunSettings, ledger: Ledger) -> None:
     for flag, meaning in MEANING_OF_FLAG.items():
         if flags[str(flag.name)]:
             print(f"  {flags[str(flag.name)]:>12,}  quality_flags {int(flag)} {flag.name}: {meaning}")
+    for name, count in ledger.totals("counts").items():
+        print(f"  {count:>12,}  {name}")
+
+
+def collect_command(options: argparse.Namespace) -> int:
+    """Write one catalogue; return the exit code."""
+    from tqdm import tqdm
+
+    from xpkern.catalog.writers import WRITERS
+    from xpkern.shards.collect import collect
+    from xpkern.shards.hats import collect_hats
+    from xpkern.shards.settings import load_settings
+
+    settings = load_settings(options.settings)
+    write = collect if Path(options.output).suffix in WRITERS else collect_hats
+    with tqdm(unit=" stars", unit_scale=True, desc="xpkern collect", disable=None, leave=False) as progress:
+        summary = write(settings, options.output, on_rows=progress.update)
+    print(
+        f"{summary.shards:,} shards, {summary.rows:,} stars: {', '.join(str(path) for path in reversed(summary.files))}"
+    )
+    if summary.duplicates:
+        print(
+            f"xpkern: {len(summary.duplicates):,} sources are in it more than once, as in the files of spectra; the "
+            f"first: {summary.duplicates[0]}",
+            file=sys.stderr,
+        )
+    if summary.missing:
+        print(
+            f"xpkern: {len(summary.missing):,} files of spectra have no shard; the first: {summary.missing[0]}",
+            file=sys.stderr,
+        )
+        return PARTIAL
+    return 0

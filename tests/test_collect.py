@@ -1,0 +1,162 @@
+"""Shards into one catalogue: sorted, whole, in every format, and in the layout that LSDB opens."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from astropy.table import Table
+from command_lines import ENGINE, first_row, read
+
+from xpkern.cli import main
+from xpkern.errors import InputError
+from xpkern.shards import collect as collect_module
+from xpkern.shards import load_settings, run_survey
+from xpkern.shards.collect import collect
+from xpkern.shards.hats import collect_hats, healpix_index
+from xpkern.survey.run import simulate_survey
+
+FILES, STARS_OF_A_FILE = 3, 20
+
+
+@pytest.fixture(scope="module")
+def shuffled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A survey whose files are in no order, and have a source in common: the settings of its run, which is done."""
+    folder = tmp_path_factory.mktemp("shuffled")
+    simulate_survey(folder / "sim", FILES * STARS_OF_A_FILE, seed=8, truth="model", stars_per_file=STARS_OF_A_FILE)
+    paths = sorted((folder / "sim").glob("Xp*.csv.gz"))
+    contents = [gzip.decompress(path.read_bytes()).splitlines(keepends=True) for path in paths]
+    start = first_row(contents[0])
+    rows = [line for content in contents for line in content[start:]]
+    order = np.random.default_rng(1).permutation(len(rows))
+    for number, path in enumerate(paths):
+        chosen = [rows[index] for index in order[number::FILES]]
+        if number == 1:
+            chosen.append(rows[order[0]])
+        path.write_bytes(gzip.compress(b"".join([*contents[0][:start], *chosen])))
+    settings = folder / "survey.toml"
+    settings.write_text(
+        f'spectra = "sim/Xp*.csv.gz"\ngaia_source = "sim/gaia_source.fits"\noutput = "shards"\nengine = "{ENGINE}"\n'
+    )
+    run_survey(load_settings(settings))
+    return settings
+
+
+def all_rows(settings: Path, ending: str) -> dict[str, np.ndarray]:
+    """What all shards hold, by source_id."""
+    parts = [read(path) for path in sorted((settings.parent / "shards").glob(f"*[0-9]{ending}"))]
+    assert len(parts) == FILES
+    whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    order = np.argsort(whole["source_id"], kind="stable")
+    return {name: values[order] for name, values in whole.items()}
+
+
+@pytest.mark.parametrize("sorted_rows", [7, 1 << 18])
+def test_one_file_by_source_id(shuffled, tmp_path, monkeypatch, sorted_rows):
+    monkeypatch.setattr(collect_module, "SORTED_ROWS", sorted_rows)
+    summary = collect(load_settings(shuffled), tmp_path / "catalog.h5")
+    assert (summary.rows, summary.shards, summary.missing) == (FILES * STARS_OF_A_FILE + 1, FILES, [])
+    expected = all_rows(shuffled, ".h5")
+    assert len(summary.duplicates) == 1
+    assert np.count_nonzero(expected["source_id"] == summary.duplicates[0]) == 2
+    found = read(tmp_path / "catalog.h5")
+    assert list(found) == list(expected)
+    for name, values in expected.items():
+        np.testing.assert_array_equal(found[name], values, err_msg=name)
+    expected = all_rows(shuffled, ".diagnostics.h5")
+    for name, values in read(tmp_path / "catalog.diagnostics.h5").items():
+        np.testing.assert_array_equal(values, expected[name], err_msg=name)
+    one_shard = min((shuffled.parent / "shards").glob("*[0-9].h5"))
+    with h5py.File(tmp_path / "catalog.h5") as file, h5py.File(one_shard) as shard:
+        records = [json.loads(path.read_text()) for path in (shuffled.parent / "shards").glob("*.done.json")]
+        counts = {name: sum(record["counts"][name] for record in records) for name in records[0]["counts"]}
+        assert counts["photometry_removed_twomass_quality"] > 0
+        expected = {name: value for name, value in shard.attrs.items() if name != "rows"} | counts
+        assert {name: value for name, value in file.attrs.items() if name != "rows"} == expected
+        for name in file:
+            assert dict(file[name].attrs) == dict(shard[name].attrs)
+
+
+def test_the_published_layout_keeps_its_own_ln_prior(shuffled, tmp_path):
+    shutil.copytree(shuffled.parent / "sim", tmp_path / "sim")
+    settings = tmp_path / "survey.toml"
+    settings.write_text(shuffled.read_text() + 'layout = "zgr23"\n')
+    run_survey(load_settings(settings))
+    collect(load_settings(settings), tmp_path / "catalog.h5")
+    catalog, diagnostics = read(tmp_path / "catalog.h5"), read(tmp_path / "catalog.diagnostics.h5")
+    assert (np.diff(catalog["gdr3_source_id"]) >= 0).all()
+    np.testing.assert_array_equal(catalog["gdr3_source_id"], diagnostics["source_id"])
+    fitted = np.isfinite(diagnostics["ln_prior"])
+    offset = catalog["ln_prior"][fitted] - diagnostics["ln_prior"][fitted]
+    np.testing.assert_allclose(offset, 1.5 * np.log(2 * np.pi), rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:'dex' did not parse")  # as the archive has it, though FITS does not
+def test_command_in_other_formats(shuffled, tmp_path, capsys):
+    for ending in ("fits", "parquet"):
+        assert main(["collect", str(shuffled), "-o", str(tmp_path / f"catalog.{ending}")]) == 0
+        printed = capsys.readouterr()
+        assert f"{FILES} shards, {FILES * STARS_OF_A_FILE + 1} stars" in printed.out
+        assert "1 sources are in it more than once" in printed.err
+        table = Table.read(tmp_path / f"catalog.{ending}")
+        np.testing.assert_array_equal(table["source_id"], all_rows(shuffled, ".h5")["source_id"])
+        assert str(table["teff"].unit) == "K"
+
+
+def test_what_is_missing_or_mixed_is_told(shuffled, tmp_path, capsys):
+    shutil.copytree(shuffled.parent / "sim", tmp_path / "sim")
+    settings = tmp_path / "survey.toml"
+    settings.write_text(shuffled.read_text())
+    assert main(["collect", str(settings), "-o", str(tmp_path / "catalog.h5")]) == 1
+    assert "no shard is done" in capsys.readouterr().err
+    run_survey(load_settings(settings), part=1, parts=2)
+    assert main(["collect", str(settings), "-o", str(tmp_path / "catalog.h5")]) == 3
+    assert "1 files of spectra have no shard" in capsys.readouterr().err
+    settings.write_text(shuffled.read_text() + "starts = 1\n")
+    with pytest.raises(InputError, match="2 shards were made by other settings"):
+        collect(load_settings(settings), tmp_path / "catalog.h5")
+
+
+class TestHats:
+    def test_every_row_lies_in_its_pixel(self, shuffled, tmp_path):
+        pytest.importorskip("cdshealpix", reason="the extra 'survey' is not installed")
+        summary = collect_hats(load_settings(shuffled), tmp_path / "catalog", partition_rows=5)
+        assert summary.rows == FILES * STARS_OF_A_FILE + 1
+        found = []
+        for path in (tmp_path / "catalog" / "dataset").rglob("Npix=*.parquet"):
+            order, pixel = int(path.parts[-3].split("=")[1]), int(path.stem.split("=")[1])
+            table = Table.read(path)
+            assert len(table) <= 5
+            assert set(table["_healpix_29"] >> 2 * (29 - order)) == {pixel}
+            assert (np.diff(table["_healpix_29"]) >= 0).all()
+            found.append(np.asarray(table["source_id"]))
+        np.testing.assert_array_equal(np.sort(np.concatenate(found)), all_rows(shuffled, ".h5")["source_id"])
+        assert len(found) > 3
+        with pytest.raises(InputError, match="exists already"):
+            collect_hats(load_settings(shuffled), tmp_path / "catalog")
+
+    def test_a_row_without_position_lies_where_its_source_id_says(self):
+        pytest.importorskip("cdshealpix", reason="the extra 'survey' is not installed")
+        source_id = np.array([4295806720, 5405570973190252288])
+        index = healpix_index(np.full(2, np.nan), np.full(2, np.nan), source_id)
+        np.testing.assert_array_equal(index >> 2 * (29 - 12), source_id >> 35)
+        # the archive's own example, at ra 44.996, dec 0.0056
+        with_position = healpix_index(np.array([44.99615]), np.array([0.005615]), source_id[:1])
+        assert with_position[0] >> 2 * (29 - 8) == index[0] >> 2 * (29 - 8)
+
+    @pytest.mark.filterwarnings("ignore")  # what lsdb's own libraries warn each other of
+    def test_lsdb_opens_it(self, shuffled, tmp_path):
+        lsdb = pytest.importorskip("lsdb", reason="lsdb is not installed")
+        collect_hats(load_settings(shuffled), tmp_path / "catalog", partition_rows=30)
+        expected = all_rows(shuffled, ".h5")
+        catalog = lsdb.open_catalog(tmp_path / "catalog")
+        rows = catalog.compute()
+        assert sorted(rows["source_id"]) == expected["source_id"].tolist()
+        star = int(np.flatnonzero(np.isfinite(expected["ra"]))[0])
+        near = catalog.cone_search(expected["ra"][star], expected["dec"][star], 1.0).compute()
+        assert expected["source_id"][star] in near["source_id"].tolist()
