@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -16,6 +16,7 @@ from xpkern.shards.ledger import Ledger, State, state_of
 from xpkern.shards.settings import RunSettings
 from xpkern.shards.work import Unit, prepare_folder, record_failure
 from xpkern.shards.workers import Outcome, attempts_in_turn, attempts_side_by_side, process_number
+from xpkern.threads import number_of_threads
 
 #: How long [s] to wait before a unit is tried again after its first failure; twice as long after each further one.
 FIRST_PAUSE = 1.0
@@ -69,7 +70,7 @@ def run_survey(
     part, parts : int
         Only every ``parts``-th file, from the ``part``-th on, counted from 1, in the order of their names.
     processes : int
-        How many files are worked on side by side.
+        How many files are worked on side by side; they share the threads, unless ``settings.threads`` says otherwise.
     again : tuple of State
         ``State.FAILED``: also try again what has failed. ``State.CHANGED``: also make anew what was made by other
         settings, another model or version, or of another input.
@@ -95,6 +96,8 @@ def run_survey(
         If the settings are wrong, a file of spectra or the model is not there, or there are shards of other settings
         and ``again`` does not have ``State.CHANGED``: old and new ones are never mixed silently.
     """
+    if settings.threads is None and processes > 1:
+        settings = replace(settings, threads=max(1, number_of_threads() // processes))
     folder = prepare_folder(settings)
     ledger = Ledger.of(settings, part=part, parts=parts)
     changed = ledger.of_state(State.CHANGED)
