@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from importlib import metadata
 from types import SimpleNamespace
 
 import numpy as np
@@ -76,11 +78,23 @@ class TestDoctor:
         code = main(["doctor"])
         printed = capsys.readouterr().out
         assert printed.startswith(f"xpkern     {xk.__version__}, Python 3.")
-        for line in ("cpu ", "reference ", "reader ", "model ", "gpu ", "libraries "):
+        for line in ("machine ", "cpu ", "reference ", "reader ", "writers ", "model ", "fit ", "gpu ", "libraries "):
             assert f"\n{line}" in printed
         if ENGINE == "cpu":
             assert code == 0
             assert "threads" in printed
+
+    def test_libraries_are_those_that_are_required(self):
+        requirements = [text for text in metadata.requires("xpkern") if "extra ==" not in text]
+        required = {re.match(r"[\w-]+", text)[0] for text in requirements}
+        assert required - {"tomli"} == set(doctor.LIBRARIES) - {"tomli"}
+
+    def test_a_missing_library_counts(self, monkeypatch, capsys):
+        for name in ("machine", "cpu_engine", "reference_engine", "reader", "writers", "model", "self_test"):
+            monkeypatch.setattr(doctor, name, lambda: "ready")
+        monkeypatch.setattr(doctor, "LIBRARIES", ("numpy", "no-such-library"))
+        assert main(["doctor"]) == 1
+        assert capsys.readouterr().out.endswith("no-such-library MISSING\n")
 
     def test_something_broken_is_said_and_counts(self, monkeypatch, capsys):
         def broken() -> str:
