@@ -216,7 +216,9 @@ class TestErrors:
         assert main([]) == 2
         assert "xpkern demo" in capsys.readouterr().out
 
-    @pytest.mark.parametrize("command", ["catalog", "spectra", "predict", "train", "simulate", "demo", "doctor"])
+    @pytest.mark.parametrize(
+        "command", ["catalog", "spectra", "compare", "predict", "train", "simulate", "demo", "doctor"]
+    )
     def test_help_teaches_by_example(self, command, capsys):
         with pytest.raises(SystemExit, match="0"):
             main([command, "--help"])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from astropy.table import Table
 from command_lines import ENGINE
+from test_writers import read
 
 import xpkern as xk
 from xpkern.observe.parallax_zero_point import INPUTS, parallax_zero_point
@@ -111,7 +112,7 @@ class TestReading:
 
     def test_in_the_catalogue(self, bulk_files, sources, tmp_path):
         summary = xk.make_catalog(bulk_files.spectra, tmp_path / "c.fits", gaia_source=sources, engine=ENGINE)
-        catalog = Table.read(tmp_path / "c.fits", unit_parse_strict="silent")
+        catalog = read(tmp_path / "c.fits")
         expected = parallax_zero_point(*(np.asarray(sources[name], float) for name in INPUTS))
         np.testing.assert_array_equal(catalog["parallax_archive"], sources["parallax"])
         np.testing.assert_allclose(
