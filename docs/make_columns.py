@@ -13,7 +13,7 @@ TARGET = Path(__file__).parent / "columns.md"
 INTRODUCTION = """\
 # Columns, flags and status bits
 
-Made by `docs/make_columns.py` from `xpkern/catalog/schema.py`, `xpkern/catalog/spectra.py`, `xpkern/catalog/flags.py` and
+Made by `docs/make_columns.py` from `schema.py`, `spectra.py` and `flags.py` in `xpkern/catalog/`, and
 `xpkern/status.py`. In every format a missing number is NaN; integers are never missing.
 """
 
@@ -22,8 +22,8 @@ SECTIONS = (
     ("Layout `zgr23`", "The published catalogue of Zhang, Green & Rix (2023), its Table 2.", schema.ZGR23),
     (
         "Diagnostics companion",
-        "In `NAME.diagnostics.h5` (or the catalogue's other format): the same stars in the same order. 16-bit floats have "
-        "32 bits in formats other than HDF5.",
+        "In `NAME.diagnostics.h5`, or the catalogue's other format: the same stars in the same order. Floats of "
+        "16 bits have 32 where it is not HDF5.",
         schema.DIAGNOSTICS,
     ),
     ("Spectra", "Of `xpkern spectra`.", (*spectra.SPECTRA, spectra.WHITENER)),
