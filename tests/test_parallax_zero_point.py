@@ -9,6 +9,7 @@ from command_lines import ENGINE
 from test_writers import read
 
 import xpkern as xk
+from xpkern.cli import main
 from xpkern.observe.parallax_zero_point import INPUTS, parallax_zero_point
 
 #: G, nu_eff, pseudocolour, ecl_lat, solution, and what the authors' own code (zpt of 2020-07-20) gives [mas].
@@ -104,7 +105,19 @@ class TestReading:
         name = "none" if without is None else "lindegren2021"
         obs = xk.read_xp(bulk_files.spectra, gaia_source=sources, engine=ENGINE, parallax_zero_point=name)
         np.testing.assert_array_equal(obs.plx, obs.columns["parallax"])
-        assert obs.counts["parallaxes_corrected"] == 0
+        assert "parallaxes_corrected" not in obs.counts
+
+    @pytest.mark.parametrize("without", [None, "ecl_lat"])
+    def test_what_is_said_of_it(self, bulk_files, sources, without, tmp_path, capsys):
+        if without is not None:
+            sources.remove_column(without)
+        sources.write(tmp_path / "source.csv")
+        words = ["spectra", str(bulk_files.spectra), "--source", str(tmp_path / "source.csv"), "--engine", ENGINE]
+        assert main([*words, "-o", str(tmp_path / "s.h5")]) == 0
+        setting = "lindegren2021" if without is None else "not applied: no column ecl_lat"
+        count = "" if without else f"{len(sources) - 1}"
+        assert f"  {count:>10}  parallaxes corrected, zero point: {setting}\n" in capsys.readouterr().out
+        assert read(tmp_path / "s.h5").meta["parallax_zero_point"] == setting
 
     def test_unknown_zero_point(self, bulk_files):
         with pytest.raises(xk.InputError, match="'zinn' is none of lindegren2021, none"):

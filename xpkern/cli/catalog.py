@@ -264,8 +264,9 @@ def print_input(summary: InputSummary) -> None:
     counts = summary.counts
     for name, setting in summary.input_rules.items():
         cut = name.removeprefix("photometry_cut_")
-        if cut == name:
-            print(f"  {counts.get('parallaxes_corrected', 0):>10,}  parallaxes corrected, zero point: {setting}")
+        if name == "parallax_zero_point":
+            corrected = counts.get("parallaxes_corrected")
+            print(f"  {'' if corrected is None else f'{corrected:,}':>10}  parallaxes corrected, zero point: {setting}")
         elif not str(setting).startswith("not applied: no such"):
             removed = counts.get(f"photometry_removed_{cut}")
             print(f"  {'' if removed is None else f'{removed:,}':>10}  measurements removed by {cut} = {setting}")
