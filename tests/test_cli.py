@@ -68,6 +68,16 @@ class TestPredict:
         assert message in one_line(capsys)
         assert list(tmp_path.iterdir()) == []
 
+    @pytest.mark.parametrize("option", ["-o", "--plot"])
+    def test_a_file_that_exists_stays(self, tmp_path, capsys, option):
+        path = tmp_path / ("sun.ecsv" if option == "-o" else "sun.png")
+        path.write_bytes(b"precious")
+        assert main(["predict", *SUN, option, str(path)]) == 1
+        assert f"{path}: exists; --overwrite" in one_line(capsys)
+        assert path.read_bytes() == b"precious"
+        assert main(["predict", *SUN, option, str(path), "--overwrite"]) == 0
+        assert path.stat().st_size > 1000
+
     def test_a_type_the_model_does_not_know(self, capsys):
         assert main(["predict", *SUN, "--logg", "12"]) == 0
         assert "outside the region the model was trained on" in one_line(capsys)
