@@ -207,14 +207,14 @@ def model_beside(path: str | None, output: str) -> tuple[FluxModel, TypePrior]:
     """The model file that was asked for, or the one that comes with xpkern; it must not be the output."""
     import numpy as np
 
-    from xpkern.catalog.output import checked_output
+    from xpkern.catalog.output import CATALOG_KINDS, checked_output
     from xpkern.errors import ModelFileError
     from xpkern.grid import WAVELENGTH
     from xpkern.model import load_model
 
     if path is None:
         return load_model()
-    checked_output(output, [path])
+    checked_output(output, [path], kinds=CATALOG_KINDS)
     model, prior = load_model(path)
     if model.wavelength.shape != WAVELENGTH.shape or not np.allclose(model.wavelength, WAVELENGTH):
         raise ModelFileError("other wavelengths than those of the spectra", file=path, field="flux/wavelength")
