@@ -149,7 +149,7 @@ def read_catalog(*paths: str | os.PathLike[str], source_id: NDArray[np.int64] | 
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UnitsWarning)  # FITS has no dex
-                table = Table.read(path)
+                table = _read_parquet(path) if path.suffix == ".parquet" else Table.read(path)
         except Exception as error:  # each of astropy's readers fails in its own way
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise InputError(f"cannot be read as a table ({reason})", file=str(path)) from error
@@ -158,6 +158,15 @@ def read_catalog(*paths: str | os.PathLike[str], source_id: NDArray[np.int64] | 
     if missing:
         raise InputError("missing: this is no catalogue in the default layout", file=str(path), field=missing[0])
     return table
+
+
+def _read_parquet(path: Path) -> Table:
+    """The columns of numbers of a Parquet file, without pandas, which astropy needs for it."""
+    from astropy.table import Table
+    from pyarrow import parquet
+
+    table = parquet.read_table(path)
+    return Table({name: table.column(name).to_numpy() for name in table.column_names})
 
 
 def _has(path: Path, dataset: str) -> bool:
