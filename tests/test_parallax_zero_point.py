@@ -124,6 +124,7 @@ class TestReading:
             xk.read_xp(bulk_files.spectra, parallax_zero_point="zinn")
 
     def test_in_the_catalogue(self, bulk_files, sources, tmp_path):
+        sources["norm_dg"] = np.linspace(-20.0, -11.0, len(sources))
         summary = xk.make_catalog(bulk_files.spectra, tmp_path / "c.fits", gaia_source=sources, engine=ENGINE)
         catalog = read(tmp_path / "c.fits")
         expected = parallax_zero_point(*(np.asarray(sources[name], float) for name in INPUTS))
@@ -131,5 +132,7 @@ class TestReading:
         np.testing.assert_allclose(
             catalog["parallax"], catalog["parallax_archive"] - np.nan_to_num(expected), rtol=0, atol=1e-12
         )
+        companion = read(tmp_path / "c.diagnostics.fits")
+        np.testing.assert_allclose(companion["norm_dg"], sources["norm_dg"], rtol=1e-6)
         assert summary.counts["parallaxes_corrected"] == catalog.meta["parallaxes_corrected"] == len(catalog) - 1
         assert summary.input_rules["parallax_zero_point"] == catalog.meta["parallax_zero_point"] == "lindegren2021"
