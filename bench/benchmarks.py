@@ -13,6 +13,7 @@ from bench.result import Result
 from bench.scaling import bench_threads
 from bench.simulation import bench_simulate
 from bench.training import bench_train
+from bench.writing import bench_write
 
 #: Benchmarks by name: (function of number of stars, rounds and engine; default number of stars).
 BENCHMARKS: dict[str, tuple[Callable[[int, int, str], Result], int]] = {
@@ -22,6 +23,7 @@ BENCHMARKS: dict[str, tuple[Callable[[int, int, str], Result], int]] = {
     "calibrate": (bench_calibrate, 4096),
     "finish": (bench_finish, 4096),
     "ingest": (bench_ingest, 4096),
+    "write": (bench_write, 32768),
     "threads": (bench_threads, 8192),
     "simulate": (bench_simulate, 16384),
     "train": (bench_train, 100_000),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from xpkern.catalog import flags, schema
+from xpkern.catalog import flags, schema, spectra
 from xpkern.status import MEANING
 
 TARGET = Path(__file__).parent / "columns.md"
@@ -13,25 +13,32 @@ TARGET = Path(__file__).parent / "columns.md"
 INTRODUCTION = """\
 # Columns, flags and status bits
 
-Made by `docs/make_columns.py` from `xpkern/catalog/schema.py`, `xpkern/catalog/flags.py` and `xpkern/status.py`.
+Made by `docs/make_columns.py` from `schema.py`, `spectra.py` and `flags.py` in `xpkern/catalog/`, and
+`xpkern/status.py`. In every format a missing number is NaN; integers are never missing.
 """
 
 SECTIONS = (
     ("Layout `default`", "One scalar per column, in the style of the Gaia archive.", schema.DEFAULT),
     ("Layout `zgr23`", "The published catalogue of Zhang, Green & Rix (2023), its Table 2.", schema.ZGR23),
-    ("Diagnostics companion", "In `NAME.diagnostics.h5`: the same stars in the same order.", schema.DIAGNOSTICS),
+    (
+        "Diagnostics companion",
+        "In `NAME.diagnostics.h5`, or the catalogue's other format: the same stars in the same order. Floats of "
+        "16 bits have 32 where it is not HDF5.",
+        schema.DIAGNOSTICS,
+    ),
+    ("Spectra", "Of `xpkern spectra`.", (*spectra.SPECTRA, spectra.WHITENER)),
 )
 
 
 def column_table(columns: Iterable[schema.Column]) -> str:
     """Return a layout as a Markdown table."""
-    rows = ["| column | type | unit | meaning |", "|---|---|---|---|"]
+    rows = ["| column | type | unit | UCD | meaning |", "|---|---|---|---|---|"]
     for column in columns:
         shape = "" if column.shape == () else f" × {' × '.join(str(size) for size in column.shape)}"
         text = column.description
         if column.name in ("status", "quality_flags"):
             text = f"{text.partition(', as bits')[0]}: bits, see below"
-        rows.append(f"| `{column.name}` | {column.dtype}{shape} | {column.unit} | {text} |")
+        rows.append(f"| `{column.name}` | {column.dtype}{shape} | {column.unit} | {column.ucd} | {text} |")
     return "\n".join(rows)
 
 

@@ -204,6 +204,7 @@ FIGURES = {
     "calibrate": ["batched Cholesky alone"],
     "finish": ["batched Cholesky alone", "calibration alone", "start + fit alone"],
     "ingest": ["gunzip alone", "parse alone", "write alone", "sum of the parts, share", "peak memory"],
+    "write": [".fits: bytes a row", ".parquet: share of a plain write"],
     "threads": ["start + fit + Fisher, 2 threads: speed-up", "multiply-adds on registers, 2 threads", "same bytes"],
     "simulate": ["true sources alone, CPU", "coefficients alone, CPU", "survey in files, hdf5", "peak memory, csv"],
     "train": ["epoch, model: share of the binding", "epoch, model and stars: time", "all phases [h]"],

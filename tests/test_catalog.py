@@ -6,7 +6,7 @@ import csv
 import os
 import struct
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import h5py
@@ -292,7 +292,7 @@ class TestFiles:
                         name: {key: column[block] for key, column in value.items()}
                         if name == "observed"
                         else value[block]
-                        for name, value in vars(rows).items()
+                        for name, value in ((each.name, getattr(rows, each.name)) for each in fields(rows))
                     }
                     output.append(replace(rows, **part))
                 assert output.rows == STARS

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from importlib import metadata
 from types import SimpleNamespace
 
 import numpy as np
@@ -66,6 +68,16 @@ class TestPredict:
         assert message in one_line(capsys)
         assert list(tmp_path.iterdir()) == []
 
+    @pytest.mark.parametrize("option", ["-o", "--plot"])
+    def test_a_file_that_exists_stays(self, tmp_path, capsys, option):
+        path = tmp_path / ("sun.ecsv" if option == "-o" else "sun.png")
+        path.write_bytes(b"precious")
+        assert main(["predict", *SUN, option, str(path)]) == 1
+        assert f"{path}: exists; --overwrite" in one_line(capsys)
+        assert path.read_bytes() == b"precious"
+        assert main(["predict", *SUN, option, str(path), "--overwrite"]) == 0
+        assert path.stat().st_size > 1000
+
     def test_a_type_the_model_does_not_know(self, capsys):
         assert main(["predict", *SUN, "--logg", "12"]) == 0
         assert "outside the region the model was trained on" in one_line(capsys)
@@ -76,11 +88,23 @@ class TestDoctor:
         code = main(["doctor"])
         printed = capsys.readouterr().out
         assert printed.startswith(f"xpkern     {xk.__version__}, Python 3.")
-        for line in ("cpu ", "reference ", "reader ", "model ", "gpu ", "libraries "):
+        for line in ("machine ", "cpu ", "reference ", "reader ", "writers ", "model ", "fit ", "gpu ", "libraries "):
             assert f"\n{line}" in printed
         if ENGINE == "cpu":
             assert code == 0
             assert "threads" in printed
+
+    def test_libraries_are_those_that_are_required(self):
+        requirements = [text for text in metadata.requires("xpkern") if "extra ==" not in text]
+        required = {re.match(r"[\w-]+", text)[0] for text in requirements}
+        assert required - {"tomli"} == set(doctor.LIBRARIES) - {"tomli"}
+
+    def test_a_missing_library_counts(self, monkeypatch, capsys):
+        for name in ("machine", "cpu_engine", "reference_engine", "reader", "writers", "model", "self_test"):
+            monkeypatch.setattr(doctor, name, lambda: "ready")
+        monkeypatch.setattr(doctor, "LIBRARIES", ("numpy", "no-such-library"))
+        assert main(["doctor"]) == 1
+        assert capsys.readouterr().out.endswith("no-such-library MISSING\n")
 
     def test_something_broken_is_said_and_counts(self, monkeypatch, capsys):
         def broken() -> str:

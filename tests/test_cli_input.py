@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import subprocess
 import sys
 
@@ -215,11 +216,14 @@ class TestErrors:
         assert main([]) == 2
         assert "xpkern demo" in capsys.readouterr().out
 
-    @pytest.mark.parametrize("command", ["catalog", "predict", "demo"])
+    @pytest.mark.parametrize(
+        "command", ["catalog", "spectra", "compare", "predict", "train", "simulate", "demo", "doctor"]
+    )
     def test_help_teaches_by_example(self, command, capsys):
         with pytest.raises(SystemExit, match="0"):
             main([command, "--help"])
-        assert f"xpkern {command} -" in capsys.readouterr().out.replace("XpContinuous", "-XpContinuous")
+        _, _, examples = capsys.readouterr().out.partition("\nexample")
+        assert re.search(rf"^ .*xpkern {command}", examples, re.MULTILINE)
 
     def test_version(self, capsys):
         with pytest.raises(SystemExit, match="0"):

@@ -29,7 +29,7 @@ CSV = """source_id,ra,ph_qual,parallax,phot_g_mean_mag,unwanted
 
 def tables(tmp_path):
     import pandas
-    import pyarrow
+    import pyarrow.parquet
     from astropy import units
     from astropy.table import MaskedColumn, QTable, Table
     from astropy.utils.masked import Masked
@@ -60,6 +60,8 @@ def tables(tmp_path):
     fits, votable = tmp_path / "table.fits", tmp_path / "table.vot"
     Table(COLUMNS).write(fits)
     Table(COLUMNS).write(votable, format="votable")
+    paths.append(tmp_path / "table.parquet")
+    pyarrow.parquet.write_table(pyarrow.table(COLUMNS), paths[-1])
     for number, delimiter in enumerate((",", " ")):
         paths.append(tmp_path / f"of astropy {number}.ecsv")
         Table(COLUMNS).write(paths[-1], delimiter=delimiter)
@@ -165,3 +167,24 @@ def test_what_is_no_table():
         SourceTable.of(COLUMNS, "table", ()).numbers("ph_qual", np.array([0]))
     with pytest.raises(InputError, match="no column a, b"):
         SourceTable.of(COLUMNS, "table", ()).require(("a", "parallax", "b"))
+
+
+def test_parquet_with_nulls(tmp_path):
+    import pyarrow.parquet
+
+    columns = {"source_id": [7, 5], "parallax": [None, 2.0], "ph_qual": [None, "AAA"], "ext_key": [None, 3]}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "t.parquet")
+    table = SourceTable.of(tmp_path / "t.parquet", "table", columns)
+    rows = table.rows_of(np.array([5, 7, 8]))
+    assert table.texts("ph_qual", rows) == ["AAA", "", ""]
+    for name, value in (("parallax", 2.0), ("ext_key", 3.0)):
+        assert np.array_equal(table.numbers(name, rows), [value, np.nan, np.nan], equal_nan=True)
+    pyarrow.parquet.write_table(pyarrow.table({"source_id": [1, None]}), tmp_path / "t.parquet")
+    with pytest.raises(InputError, match=r"t\.parquet, field source_id: must be 64-bit integers"):
+        SourceTable.of(tmp_path / "t.parquet", "table", columns)
+
+
+def test_parquet_that_is_none(tmp_path):
+    (tmp_path / "t.parquet").write_text("no Parquet")
+    with pytest.raises(InputError, match=r"t\.parquet: cannot be read as Parquet"):
+        SourceTable.of(tmp_path / "t.parquet", "table", ())

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from astropy.table import Table
 from command_lines import ENGINE
+from test_writers import read
 
 import xpkern as xk
+from xpkern.cli import main
 from xpkern.observe.parallax_zero_point import INPUTS, parallax_zero_point
 
 #: G, nu_eff, pseudocolour, ecl_lat, solution, and what the authors' own code (zpt of 2020-07-20) gives [mas].
@@ -103,19 +105,34 @@ class TestReading:
         name = "none" if without is None else "lindegren2021"
         obs = xk.read_xp(bulk_files.spectra, gaia_source=sources, engine=ENGINE, parallax_zero_point=name)
         np.testing.assert_array_equal(obs.plx, obs.columns["parallax"])
-        assert obs.counts["parallaxes_corrected"] == 0
+        assert "parallaxes_corrected" not in obs.counts
+
+    @pytest.mark.parametrize("without", [None, "ecl_lat"])
+    def test_what_is_said_of_it(self, bulk_files, sources, without, tmp_path, capsys):
+        if without is not None:
+            sources.remove_column(without)
+        sources.write(tmp_path / "source.csv")
+        words = ["spectra", str(bulk_files.spectra), "--source", str(tmp_path / "source.csv"), "--engine", ENGINE]
+        assert main([*words, "-o", str(tmp_path / "s.h5")]) == 0
+        setting = "lindegren2021" if without is None else "not applied: no column ecl_lat"
+        count = "" if without else f"{len(sources) - 1}"
+        assert f"  {count:>10}  parallaxes corrected, zero point: {setting}\n" in capsys.readouterr().out
+        assert read(tmp_path / "s.h5").meta["parallax_zero_point"] == setting
 
     def test_unknown_zero_point(self, bulk_files):
         with pytest.raises(xk.InputError, match="'zinn' is none of lindegren2021, none"):
             xk.read_xp(bulk_files.spectra, parallax_zero_point="zinn")
 
     def test_in_the_catalogue(self, bulk_files, sources, tmp_path):
+        sources["norm_dg"] = np.linspace(-20.0, -11.0, len(sources))
         summary = xk.make_catalog(bulk_files.spectra, tmp_path / "c.fits", gaia_source=sources, engine=ENGINE)
-        catalog = Table.read(tmp_path / "c.fits", unit_parse_strict="silent")
+        catalog = read(tmp_path / "c.fits")
         expected = parallax_zero_point(*(np.asarray(sources[name], float) for name in INPUTS))
         np.testing.assert_array_equal(catalog["parallax_archive"], sources["parallax"])
         np.testing.assert_allclose(
             catalog["parallax"], catalog["parallax_archive"] - np.nan_to_num(expected), rtol=0, atol=1e-12
         )
+        companion = read(tmp_path / "c.diagnostics.fits")
+        np.testing.assert_allclose(companion["norm_dg"], sources["norm_dg"], rtol=1e-6)
         assert summary.counts["parallaxes_corrected"] == catalog.meta["parallaxes_corrected"] == len(catalog) - 1
         assert summary.input_rules["parallax_zero_point"] == catalog.meta["parallax_zero_point"] == "lindegren2021"

@@ -9,7 +9,7 @@ import subprocess
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import h5py
@@ -83,7 +83,7 @@ def random_rows(rng: np.random.Generator, n: int) -> StarRows:
 def part_of(rows: StarRows, block: slice) -> StarRows:
     part = {
         name: {key: column[block] for key, column in value.items()} if name == "observed" else value[block]
-        for name, value in vars(rows).items()
+        for name, value in ((each.name, getattr(rows, each.name)) for each in fields(rows))
     }
     return replace(rows, **part)
 

@@ -25,6 +25,7 @@ from xpkern.status import Status
 from xpkern.version import __version__
 
 if TYPE_CHECKING:
+    from xpkern.catalog.compare import compare_catalogs, read_catalog
     from xpkern.catalog.published import read_zgr23_catalog
     from xpkern.catalog.run import make_catalog
     from xpkern.catalog.spectra import write_spectra
@@ -58,11 +59,13 @@ __all__ = [
     "Zgr23Options",
     "__version__",
     "available_engines",
+    "compare_catalogs",
     "fit",
     "get_engine",
     "iter_xp",
     "load_model",
     "make_catalog",
+    "read_catalog",
     "read_xp",
     "read_zgr23_catalog",
     "save_model",
@@ -77,6 +80,8 @@ _LAZY = {
     "iter_xp": "xpkern.observe.read",
     "PhotometryCuts": "xpkern.observe.photometry",
     "make_catalog": "xpkern.catalog.run",
+    "compare_catalogs": "xpkern.catalog.compare",
+    "read_catalog": "xpkern.catalog.compare",
     "read_zgr23_catalog": "xpkern.catalog.published",
     "simulate_survey": "xpkern.survey.run",
     "write_spectra": "xpkern.catalog.spectra",

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
 from xpkern.catalog.metadata import empty_table, json_text, table_yaml, unit_text
 from xpkern.catalog.schema import Column
 from xpkern.catalog.table_writer import Group, TableWriter
-
-if TYPE_CHECKING:
-    from astropy.io import fits
 
 #: FITS files are made of blocks of this size [B], and headers of cards of that one.
 BLOCK, CARD = 2880, 80
@@ -42,6 +39,7 @@ class FitsWriter(TableWriter):
         super().__init__(path, columns, attributes)
         self._row = np.dtype([(column.name, FORMS[self.dtype_of(column)][1], column.shape) for column in columns])
         self._primary = _primary_header()
+        self._column_cards = _text([c for n, column in enumerate(columns, 1) for c in self._cards_of(n, column)])
         self._header_size = 0
         header = self._header()
         self._header_size = len(header) + 2 * BLOCK  # room for the counts that come with close()
@@ -61,43 +59,45 @@ class FitsWriter(TableWriter):
 
     def _header(self) -> bytes:
         """The primary header and that of the table, blank cards before its end if it has more room than it needs."""
-        cards = self._cards().tostring(endcard=False, padding=False)
+        table = [
+            ("XTENSION", "BINTABLE", "binary table"),
+            ("BITPIX", 8),
+            ("NAXIS", 2),
+            ("NAXIS1", self._row.itemsize, "bytes of a row"),
+            ("NAXIS2", self.rows, "rows"),
+            ("PCOUNT", 0),
+            ("GCOUNT", 1),
+            ("TFIELDS", len(self.columns), "columns"),
+            ("EXTNAME", "XPKERN"),
+        ]
+        about = table_yaml(empty_table(self.columns, {**self._attributes, "__serialized_columns__": {}}))
+        comments = [("COMMENT", text) for text in _astropy_comments(about)]
+        cards = _text(table) + self._column_cards + _text([("XPKERN", json_text(self._attributes)), *comments])
         size = len(self._primary) + len(cards) + CARD
         size = max(self._header_size, size + -size % BLOCK)
         return self._primary + (cards.ljust(size - len(self._primary) - CARD) + "END".ljust(CARD)).encode("ascii")
 
-    def _cards(self) -> fits.Header:
-        from astropy.io import fits
+    def _cards_of(self, number: int, column: Column) -> Iterator[tuple[str, object]]:
+        """What the header says of the column of that number."""
+        letter, _, offset = FORMS[self.dtype_of(column)]
+        size = int(np.prod(column.shape, dtype=int))
+        yield f"TTYPE{number}", column.name
+        yield f"TFORM{number}", letter if size == 1 else f"{size}{letter}"
+        if offset:
+            yield f"TSCAL{number}", 1
+            yield f"TZERO{number}", offset
+        if column.unit:
+            yield f"TUNIT{number}", unit_text(column.unit, "fits")
+        yield f"TUCD{number}", column.ucd
+        yield f"TCOMM{number}", column.description
 
-        header = fits.Header(
-            [
-                ("XTENSION", "BINTABLE", "binary table"),
-                ("BITPIX", 8),
-                ("NAXIS", 2),
-                ("NAXIS1", self._row.itemsize, "bytes of a row"),
-                ("NAXIS2", self.rows, "rows"),
-                ("PCOUNT", 0),
-                ("GCOUNT", 1),
-                ("TFIELDS", len(self.columns), "columns"),
-                ("EXTNAME", "XPKERN"),
-            ]
-        )
-        for number, column in enumerate(self.columns, 1):
-            letter, _, offset = FORMS[self.dtype_of(column)]
-            size = int(np.prod(column.shape, dtype=int))
-            header[f"TTYPE{number}"] = column.name
-            header[f"TFORM{number}"] = letter if size == 1 else f"{size}{letter}"
-            if offset:
-                header[f"TSCAL{number}"], header[f"TZERO{number}"] = 1, offset
-            if column.unit:
-                header[f"TUNIT{number}"] = unit_text(column.unit, "fits")
-            header[f"TUCD{number}"] = column.ucd
-            header[f"TCOMM{number}"] = column.description
-        header["XPKERN"] = json_text(self._attributes)
-        about = empty_table(self.columns, {**self._attributes, "__serialized_columns__": {}})
-        for text in _astropy_comments(table_yaml(about)):
-            header["COMMENT"] = text
-        return header
+
+def _text(cards: Sequence[tuple[Any, ...]]) -> str:
+    """Cards (keyword, value, comment) as FITS writes them; long ones go on in the next."""
+    from astropy.io import fits
+
+    text: str = fits.Header([fits.Card(*card) for card in cards]).tostring(endcard=False, padding=False)
+    return text
 
 
 def _astropy_comments(lines: Sequence[str]) -> Iterator[str]:

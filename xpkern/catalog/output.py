@@ -10,11 +10,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO, TypeVar
 
-from xpkern.catalog.pending import PendingFile, commit_together
+from xpkern.catalog.pending import PendingFile, commit_together, refuse_taken
 from xpkern.catalog.schema import DIAGNOSTICS, Column, columns_of
 from xpkern.catalog.table_writer import TableWriter
 from xpkern.catalog.writers import writer_for
-from xpkern.errors import InputError
 from xpkern.grid import WAVELENGTH
 
 _Output = TypeVar("_Output", bound="TableOutput")
@@ -195,12 +194,6 @@ def checked_output(
     path = Path(path)
     writer_for(path)
     final = PendingFile(path).final
-    for name in (file_names(final)[kind] for kind in reversed(kinds)):
-        if not name.exists():
-            continue
-        for given in inputs:
-            if Path(given).exists() and name.samefile(given):
-                raise InputError("is both input and output", file=str(given))
-        if not overwrite:
-            raise InputError("exists; --overwrite (overwrite=True) replaces it", file=str(name))
+    for kind in reversed(kinds):
+        refuse_taken(file_names(final)[kind], inputs, overwrite=overwrite)
     return final

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,13 +44,12 @@ class ParquetWriter(TableWriter):
             use_dictionary=[name for name in few_values if name not in ("source_id", "gdr3_source_id")],
             write_statistics=True,
         )
-        self._is_open = True
 
     def abandon(self) -> None:
         """Close the file as it is; without effect on a closed one."""
-        if self._is_open:
-            self._is_open = False
-            self._writer.close()
+        if self._writer.is_open:
+            with contextlib.suppress(Exception):  # what cannot be closed is thrown away
+                self._writer.close()
         super().abandon()
 
     def _write_group(self, group: Group) -> None:
@@ -64,6 +64,7 @@ class ParquetWriter(TableWriter):
                 "XPKERN": json_text(self._attributes),
             }
         )
+        self._writer.close()
 
 
 def arrow_schema(columns: Sequence[Column], writer: TableWriter) -> pyarrow.Schema:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from xpkern.errors import InputError
@@ -79,3 +79,14 @@ def commit_together(files: Sequence[tuple[PendingFile, Path]]) -> None:
         for name in named:
             name.unlink(missing_ok=True)
         raise
+
+
+def refuse_taken(name: Path, inputs: Iterable[str | os.PathLike[str]] = (), *, overwrite: bool) -> None:
+    """Raise an InputError if a file of that name must stay: an input always, another one unless it may be replaced."""
+    if not name.exists():
+        return
+    for given in inputs:
+        if Path(given).exists() and name.samefile(given):
+            raise InputError("is both input and output", file=str(given))
+    if not overwrite:
+        raise InputError("exists; --overwrite (overwrite=True) replaces it", file=str(name))

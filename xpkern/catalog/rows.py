@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -85,7 +86,7 @@ class StarRows:
     def __len__(self) -> int:
         return len(self.source_id)
 
-    @property
+    @cached_property
     def error(self) -> Float64:
         """Standard errors of the linear parameters, (n, 5)."""
         return np.sqrt(np.einsum("nii->ni", self.covariance))

@@ -207,14 +207,14 @@ def model_beside(path: str | None, output: str) -> tuple[FluxModel, TypePrior]:
     """The model file that was asked for, or the one that comes with xpkern; it must not be the output."""
     import numpy as np
 
-    from xpkern.catalog.output import checked_output
+    from xpkern.catalog.output import CATALOG_KINDS, checked_output
     from xpkern.errors import ModelFileError
     from xpkern.grid import WAVELENGTH
     from xpkern.model import load_model
 
     if path is None:
         return load_model()
-    checked_output(output, [path])
+    checked_output(output, [path], kinds=CATALOG_KINDS)
     model, prior = load_model(path)
     if model.wavelength.shape != WAVELENGTH.shape or not np.allclose(model.wavelength, WAVELENGTH):
         raise ModelFileError("other wavelengths than those of the spectra", file=path, field="flux/wavelength")
@@ -264,8 +264,9 @@ def print_input(summary: InputSummary) -> None:
     counts = summary.counts
     for name, setting in summary.input_rules.items():
         cut = name.removeprefix("photometry_cut_")
-        if cut == name:
-            print(f"  {counts.get('parallaxes_corrected', 0):>10,}  parallaxes corrected, zero point: {setting}")
+        if name == "parallax_zero_point":
+            corrected = counts.get("parallaxes_corrected")
+            print(f"  {'' if corrected is None else f'{corrected:,}':>10}  parallaxes corrected, zero point: {setting}")
         elif not str(setting).startswith("not applied: no such"):
             removed = counts.get(f"photometry_removed_{cut}")
             print(f"  {'' if removed is None else f'{removed:,}':>10}  measurements removed by {cut} = {setting}")

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
-from xpkern.cli import catalog, demo, doctor, fetch, predict, run, simulate, spectra, train
+from xpkern.cli import catalog, compare, demo, doctor, fetch, predict, run, simulate, spectra, train
 from xpkern.errors import XpkernError
 from xpkern.version import __version__
 
@@ -22,6 +22,7 @@ examples
   xpkern demo                        simulate a small survey, fit it, draw what came out; downloads nothing
   xpkern catalog XpContinuousMeanSpectrum_*.csv.gz --source gaia_source.csv -o catalog.h5
   xpkern spectra XpContinuousMeanSpectrum_*.csv.gz --source gaia_source.csv -o spectra.fits
+  xpkern compare catalog.h5 stellar_params_catalog_*.h5
   xpkern predict --teff 5.77 --feh 0 --logg 4.44 --ext 0.1 --plx 10 --plot sun.png
   xpkern simulate --n 100000 --seed 1 -o survey/
   xpkern train labels.fits --spectra XpContinuousMeanSpectrum_*.csv.gz --source gaia_source.csv -o model.h5
@@ -66,7 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"xpkern {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for command in (catalog, spectra, fetch, run, predict, train, simulate, demo, doctor):
+    for command in (catalog, spectra, compare, fetch, run, train, predict, simulate, demo, doctor):
         command.add_parser(commands, common)
     return parser
 

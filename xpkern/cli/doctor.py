@@ -5,14 +5,36 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.metadata
+import os
 import platform
+import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from xpkern.version import __version__
 
-LIBRARIES = ("numpy", "scipy", "scikit-learn", "h5py", "astropy", "isal", "pyarrow", "tqdm", "matplotlib")
+#: What pyproject.toml requires; a test holds the two together.
+LIBRARIES = (
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "h5py",
+    "astropy",
+    "isal",
+    "pyarrow",
+    "tqdm",
+    "matplotlib",
+    "threadpoolctl",
+    *(() if sys.version_info >= (3, 11) else ("tomli",)),
+)
 
 EPILOG = """\
+examples
+  xpkern doctor
+  XPKERN_ISA=avx2 XPKERN_NUM_THREADS=4 xpkern doctor
+  xpkern doctor || echo "not usable, it says why"
+
 The exit code is 1 if something is missing that xpkern needs; a GPU is not.
 The environment variable XPKERN_ISA chooses an instruction set, XPKERN_NUM_THREADS the number of threads,
 CUDA_VISIBLE_DEVICES the GPU, XPKERN_CUDA_DOOR (cupy, extension) what stands between; CuPy keeps compiled kernels in
@@ -37,7 +59,15 @@ def run(options: argparse.Namespace) -> int:
     """Print the findings; return 1 if something is missing that xpkern needs."""
     print(f"xpkern     {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}")
     healthy = True
-    for name, check in (("cpu", cpu_engine), ("reference", reference_engine), ("reader", reader), ("model", model)):
+    for name, check in (
+        ("machine", machine),
+        ("cpu", cpu_engine),
+        ("reference", reference_engine),
+        ("reader", reader),
+        ("writers", writers),
+        ("model", model),
+        ("fit", self_test),
+    ):
         try:
             finding = check()
         except Exception as error:
@@ -46,8 +76,18 @@ def run(options: argparse.Namespace) -> int:
             healthy = False
         print(f"{name:<10} {finding}")
     print(f"{'gpu':<10} {gpu()}")
-    print(f"{'libraries':<10} {', '.join(versions())}")
-    return 0 if healthy else 1
+    found = versions()
+    print(f"{'libraries':<10} {', '.join(found)}")
+    return 0 if healthy and not any(library.endswith("MISSING") for library in found) else 1
+
+
+def machine() -> str:
+    """Return what this process may use of the machine."""
+    from xpkern.threads import number_of_threads
+
+    page = os.sysconf("SC_PAGE_SIZE")
+    memory, free = (os.sysconf(name) * page / 1e9 for name in ("SC_PHYS_PAGES", "SC_AVPHYS_PAGES"))
+    return f"{number_of_threads()} threads, {free:.1f} of {memory:.1f} GB of memory unused; a catalogue takes 0.3 GB"
 
 
 def cpu_engine() -> str:
@@ -75,6 +115,17 @@ def reader() -> str:
     return "ready: compiled csv parser, isa-l gunzip"
 
 
+def writers() -> str:
+    """Return which formats can be written: a table without rows is, in each of them."""
+    from xpkern.catalog.schema import DEFAULT
+    from xpkern.catalog.writers import WRITERS
+
+    with tempfile.TemporaryDirectory() as folder:
+        for suffix, writer in WRITERS.items():
+            writer(Path(folder) / f"catalog{suffix}", DEFAULT, {}).close()
+    return f"ready: {', '.join(WRITERS)}"
+
+
 def model() -> str:
     """Return which model comes with the package."""
     from xpkern.model import load_model
@@ -82,6 +133,29 @@ def model() -> str:
     flux_model, _ = load_model()
     scale = "theoretical" if flux_model.scale_sigma > 0 else "calibrated by parallaxes"
     return f"default model {flux_model.digest[:12]}, {flux_model.n_samples} samples, flux scale {scale}"
+
+
+def self_test() -> str:
+    """Return whether the Sun's parameters are found in the spectrum that the model predicts for them."""
+    import numpy as np
+
+    from xpkern.fit.fit import fit
+    from xpkern.grid import PARAMETERS
+    from xpkern.model import load_model
+    from xpkern.observe.observations import Observations
+
+    flux_model, prior = load_model()
+    sun = np.array([5.77, 0.0, 4.44, 0.1, 10.0])
+    flux = flux_model.predict(**dict(zip(PARAMETERS, sun, strict=True)))
+    errors = np.where(flux > 0, 0.01 * flux, np.inf)
+    observations = Observations.from_arrays(
+        flux=flux, whitener=np.einsum("ni,ij->nij", 1.0 / errors, np.eye(flux.shape[1])), plx=sun[-1:], plx_err=[0.01]
+    )
+    found = fit(observations, flux_model, prior).params[0]
+    # the prior and the logarithms move it by less than its error, some tens of K
+    if not abs(found - sun)[:3].max() < 0.1:
+        raise ArithmeticError(f"the Sun's spectrum gives teff, feh, logg = {found[:3].round(3).tolist()}")
+    return f"works: the model's spectrum of the Sun gives {1000.0 * found[0]:.0f} K, log g {found[2]:.2f}"
 
 
 def gpu() -> str:

@@ -47,16 +47,20 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="FILE", help="model file; default: the one that comes with xpkern")
     parser.add_argument("-o", "--output", metavar="FILE", help=f"write the table to a file: {', '.join(FORMATS)}")
     parser.add_argument("--plot", metavar="FILE.png", help="draw the spectrum")
+    parser.add_argument("--overwrite", action="store_true", help="replace these files if they exist")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Predict, then print, write and draw what was asked for; return the exit code."""
-    from xpkern.catalog.pending import PendingFile
+    from xpkern.catalog.pending import PendingFile, refuse_taken
     from xpkern.model import load_model
 
     if options.output is not None and Path(options.output).suffix not in FORMATS:
         raise InputError(f"the name must end in one of {', '.join(FORMATS)}", file=options.output)
+    for name in (options.output, options.plot):
+        if name is not None:
+            refuse_taken(Path(name), [] if options.model is None else [options.model], overwrite=options.overwrite)
     model, prior = load_model(options.model)
     star = {name: getattr(options, name) for name in PARAMETERS}
     table = spectrum_table(model, star)

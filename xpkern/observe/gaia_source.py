@@ -6,13 +6,16 @@ import gzip
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from xpkern.engine.contract import Float64
 from xpkern.errors import InputError
+
+if TYPE_CHECKING:
+    import pyarrow
 
 #: Columns of gaia_source that travel with the stars into the catalogue, NaN where absent.
 GAIA_COLUMNS = (
@@ -85,11 +88,12 @@ class SourceTable:
         Parameters
         ----------
         table : SourceTable, path, astropy or pyarrow table, pandas DataFrame, structured array, or mapping
-            A path is read as csv (plain or gzipped, with an ECSV header or without), anything else by astropy.
+            A path is read as csv (plain or gzipped, with an ECSV header or without) or Parquet, anything else by
+            astropy.
         name : str
             What to call it in messages, if it is not a file.
         wanted : collection of str
-            Columns to read from a csv file; any others in it are skipped.
+            Columns to read from a csv or Parquet file; any others in it are skipped.
 
         Raises
         ------
@@ -100,10 +104,7 @@ class SourceTable:
             return table
         if isinstance(table, (str, os.PathLike)):
             path = Path(table)
-            columns = (
-                read_csv_columns(path, wanted) if path.name.lower().endswith(_CSV_ENDINGS) else _read_with_astropy(path)
-            )
-            return cls(columns, str(path))
+            return cls(_read_columns(path, wanted), str(path))
         if isinstance(table, np.ndarray) and table.dtype.names is not None:
             names: Collection[Any] = table.dtype.names
         elif isinstance(table, Mapping):
@@ -187,6 +188,40 @@ def as_array(column: Any) -> NDArray:
             return np.ma.masked_invalid(column.to_numpy(dtype=np.float64, na_value=np.nan))
         return np.ma.array(column.to_numpy(), mask=absent) if absent.any() else column.to_numpy()
     return np.asarray(column)
+
+
+def _read_columns(path: Path, wanted: Collection[str]) -> dict[str, NDArray]:
+    name = path.name.lower()
+    if name.endswith(_CSV_ENDINGS):
+        return read_csv_columns(path, wanted)
+    return _read_parquet(path, wanted) if name.endswith(".parquet") else _read_with_astropy(path)
+
+
+def _read_parquet(path: Path, wanted: Collection[str]) -> dict[str, NDArray]:
+    """Some columns of a Parquet file, and source_id, without pandas, which astropy needs for it."""
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        names = {name.lower(): name for name in parquet.read_schema(path).names}
+        found = [names[name] for name in dict.fromkeys(("source_id", *wanted)) if name in names]
+        table = parquet.read_table(path, columns=found)
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise InputError(f"cannot be read as Parquet ({reason})", file=str(path)) from error
+    return {name.lower(): _without_nulls(table.column(name)) for name in found}
+
+
+def _without_nulls(column: pyarrow.ChunkedArray) -> NDArray:
+    """A column of Arrow as an array, masked where it has no value: integers stay integers."""
+    import pyarrow
+
+    if not column.null_count:
+        return np.asarray(column.to_numpy())
+    absent = column.is_null().to_numpy()
+    if pyarrow.types.is_integer(column.type):
+        return np.ma.array(column.fill_null(0).to_numpy(), mask=absent)
+    return np.ma.array(column.to_numpy(), mask=absent)
 
 
 def read_csv_columns(path: Path, wanted: Collection[str]) -> dict[str, NDArray]:

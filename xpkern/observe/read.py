@@ -171,9 +171,10 @@ class XpReader:
         self.infrared = self.sources if photometry is None else SourceTable.of(photometry, "photometry", COLUMN_NAMES)
         self.engine = get_engine(engine)
         cuts = {} if self.infrared is None else cuts_made(self.infrared, self.photometry_cuts)
-        if self.sources is None or not all(name in self.sources for name in ZERO_POINT_INPUTS):
-            parallax_zero_point = "none"
-        self.parallax_zero_point = parallax_zero_point
+        absent = [name for name in ZERO_POINT_INPUTS if self.sources is None or name not in self.sources]
+        self.correct_parallaxes = parallax_zero_point != "none" and not absent
+        if absent and parallax_zero_point != "none":
+            parallax_zero_point = f"not applied: no column {absent[0]}"
         self.provenance: dict[str, object] = {
             **{f"photometry_cut_{name}": setting for name, setting in cuts.items()},
             "parallax_zero_point": parallax_zero_point,
@@ -265,7 +266,7 @@ class XpReader:
 
     def _corrected_parallax(self, block: XpBlock, archive: Float64, counts: Counter[str]) -> Float64:
         """Parallaxes less their zero point, where it is known; how many that are is counted."""
-        if self.sources is None or self.parallax_zero_point == "none":
+        if self.sources is None or not self.correct_parallaxes:
             return archive
         rows = self.sources.rows_of(block.source_id)
         zero_point = parallax_zero_point(*(self.sources.numbers(name, rows) for name in ZERO_POINT_INPUTS))

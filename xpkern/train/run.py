@@ -20,6 +20,7 @@ from xpkern.model.arrays import digest
 from xpkern.model.model_file import save_model
 from xpkern.model.noise import Noise
 from xpkern.observe.gaia_source import GAIA_COLUMNS, SourceTable
+from xpkern.observe.parallax_zero_point import INPUTS as ZERO_POINT_INPUTS
 from xpkern.observe.photometry import COLUMN_NAMES
 from xpkern.observe.read import XpReader
 from xpkern.threads import in_order, number_of_threads
@@ -212,7 +213,8 @@ def _training_set(
         return load_set(rest, whiteners)
     try:
         label_table = labels if isinstance(labels, Labels) else read_labels(labels, reddening)
-        sources = SourceTable.of(gaia_source, "gaia_source", (*GAIA_COLUMNS, *COLUMN_NAMES, *SOURCE_COLUMNS))
+        wanted = (*GAIA_COLUMNS, *ZERO_POINT_INPUTS, *COLUMN_NAMES, *SOURCE_COLUMNS)
+        sources = SourceTable.of(gaia_source, "gaia_source", wanted)
         sources.require(("parallax", "parallax_error"))
         chosen = candidates(label_table, sources, recipe)
         foresee(len(chosen), files.work)
