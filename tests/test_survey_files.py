@@ -18,7 +18,7 @@ from xpkern.cli import main
 from xpkern.errors import InputError, XpkernError
 from xpkern.observe.bulk_writer import format_rows
 from xpkern.observe.calibration import Calibration
-from xpkern.observe.gaia_csv import read_blocks
+from xpkern.observe.spectra import read_blocks
 from xpkern.survey import run, simulator
 from xpkern.survey.fits_writer import FitsTableWriter
 from xpkern.survey.planted import BAD_ROWS, NONE, Planted

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from xpkern.fit.zgr23 import Zgr23Options
     from xpkern.model import FluxModel, TypePrior
     from xpkern.observe.calibration import Calibration
-    from xpkern.observe.gaia_csv import XpBlock
+    from xpkern.observe.xp_block import XpBlock
 
 #: Stars that all threads together have in memory, and stars of a block at least. Each takes 25 kB.
 MOST_STARS, FEWEST_STARS_OF_A_BLOCK = 16384, 256
@@ -140,8 +140,8 @@ def make_catalog(
         If the GPU is lost; stars are kept in the same way.
     """
     from xpkern.observe.calibration import Calibration
-    from xpkern.observe.gaia_csv import BLOCK_ROWS
     from xpkern.observe.read import XpReader
+    from xpkern.observe.xp_block import BLOCK_ROWS
 
     files = [Path(paths)] if isinstance(paths, (str, os.PathLike)) else [Path(path) for path in paths]
     _check_files(files, checked_output(output))
