@@ -22,10 +22,10 @@ namespace xpkern::csv {
 enum class Field { read, empty, wrong };
 
 // The beginning of [p, end) up to the next delimiter, fit for an error message: short, on one line, printable.
-inline std::string excerpt(const char* p, const char* end) {
+inline std::string excerpt(const char* p, const char* end, char separator = ',') {
     constexpr std::ptrdiff_t longest = 24;
     std::string text;
-    for (; p < end && std::strchr(",()[]\"", *p) == nullptr; ++p) {
+    for (; p < end && *p != separator && std::strchr(",()[]\"", *p) == nullptr; ++p) {
         if (text.size() == longest) return "'" + text + "...'";
         text += *p >= ' ' && *p <= '~' ? *p : '?';
     }
@@ -67,7 +67,7 @@ inline Field read_integer(const char*& p, const char* end, char separator, std::
     if (read_empty(p, end, separator)) return Field::empty;
     const auto [behind, status] = std::from_chars(p, end, value);
     if (status != std::errc()) {
-        error = excerpt(p, end) + " is not a 64-bit integer";
+        error = excerpt(p, end, separator) + " is not a 64-bit integer";
         return Field::wrong;
     }
     p = behind;
@@ -78,7 +78,7 @@ inline Field read_scalar(const char*& p, const char* end, char separator, double
     if (read_empty(p, end, separator)) return Field::empty;
     const char* const behind = read_number(p, value);
     if (behind == nullptr || !std::isfinite(value)) {
-        error = excerpt(p, end) + " is not a finite number";
+        error = excerpt(p, end, separator) + " is not a finite number";
         return Field::wrong;
     }
     p = behind;

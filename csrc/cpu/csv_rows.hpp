@@ -160,7 +160,7 @@ class RowParser {
             std::string error;
             Field result = read_field(p, end, rows, state, error);
             if (result != Field::wrong && p != end && *p != separator_) {
-                error = "unexpected " + excerpt(p, end) + " in the field";
+                error = "unexpected " + excerpt(p, end, separator_) + " in the field";
                 result = Field::wrong;
             }
             if (result == Field::wrong) {
@@ -201,7 +201,7 @@ class RowParser {
                 const char* const field = p;
                 result = read_scalar(p, end, separator_, number, error);
                 if (result == Field::read && number != static_cast<double>(expected))
-                    state.fail(excerpt(field, end) + ", but the calibration is for " + std::to_string(expected), true);
+                    state.fail(excerpt(field, end, separator_) + ", but the calibration is for " + std::to_string(expected), true);
                 return result;
             }
             case Role::standard_deviation:

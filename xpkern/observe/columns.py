@@ -100,9 +100,12 @@ def column_of(values: Any) -> Column:
         from xpkern.observe.spectra_parquet import column_of_arrow
 
         return column_of_arrow(values.combine_chunks())
+    if isinstance(values, (list, tuple)):
+        return column_of_items(values)
     array = as_array(values)
     if array.dtype.kind == "O":
-        masked = np.asarray(np.ma.getmaskarray(array).reshape(len(array), -1).all(axis=1))
+        mask = np.ma.getmaskarray(array)
+        masked = np.asarray(mask.all(axis=tuple(range(1, mask.ndim))))
         return column_of_items(list(np.ma.getdata(array)), masked)
     if array.dtype.kind not in "iufbSU" or array.ndim == 0:
         raise TypeError(f"not a column of numbers, arrays or text, but of {array.dtype}")

@@ -57,6 +57,8 @@ def read_columns(
     if first is None:
         return
     chunks = chain([first], chunks)
+    if not first["source_id"].is_text:
+        _require_integers(first["source_id"], file)
     if any(first[name].is_text for band in table.bands for name in band.arrays if name in first):
         yield from read_text(
             _as_text(wanted, chunks), file, calibration, rows=rows, need_standard_deviation=need_standard_deviation
@@ -112,7 +114,7 @@ def _wanted_columns(
             ]
     missing = [name for name in needed if name not in columns]
     if missing:
-        raise missing_columns(missing, columns, file)
+        raise missing_columns(missing, columns, table, file)
     for name, sizes in needed.items():
         width = columns[name]
         if width not in (None, 0, *sizes):
@@ -121,6 +123,15 @@ def _wanted_columns(
                 f"{found}, but the calibration ({table.calibration.release}) is for {min(sizes)}", file=file, field=name
             )
     return list(dict.fromkeys([*needed, *(name for name in optional if name in columns)]))
+
+
+def _require_integers(source_id: Column, file: str) -> None:
+    if source_id.is_array or source_id.values.dtype.kind not in "iu":
+        raise InputError(
+            f"must be 64-bit integers, not {source_id.values.dtype}; other types lose digits",
+            file=file,
+            field="source_id",
+        )
 
 
 class _Rows:
@@ -147,12 +158,7 @@ class _Rows:
 
     def _read_source_id(self) -> None:
         column = self._chunk["source_id"]
-        if column.is_array or column.values.dtype.kind not in "iu":
-            raise InputError(
-                f"must be 64-bit integers, not {column.values.dtype}; other types lose digits",
-                file=self._file,
-                field="source_id",
-            )
+        _require_integers(column, self._file)
         # as a signed number, an unsigned one that is too large for it is negative
         as_signed = column.values.astype(np.int64)
         too_large = ~column.absent & (column.values.dtype.kind == "u") & (as_signed < 0)

@@ -59,7 +59,7 @@ def read_text(
             rp_basis_function_id=calibration.rp_basis_function_id,
         )
     if missing := parser.missing_columns():
-        raise missing_columns(missing, header, file)
+        raise missing_columns(missing, header, table, file)
 
     rows_before, more_text = 0, True
     broken: InputError | None = None

@@ -76,7 +76,7 @@ class FitsTable:
         for name, column in zip(names, hdu.columns, strict=True):
             width = hdu.columns.dtype[column.name].itemsize
             self._columns[name] = _FitsColumn(column, place, self._name)
-            self.widths[name] = self._columns[name].width
+            self.widths[name] = self._columns[name].width if self._n_rows else None
             place += width
         if place != self._row_size:
             raise InputError(f"its columns take {place} bytes of rows of {self._row_size}", file=self._name)

@@ -62,7 +62,7 @@ class Hdf5Table:
                 continue
             width = int(np.prod(shape[1:], dtype=object))
             is_ragged = dtype.kind in "OSU"
-            self.widths[name] = None if is_ragged else width
+            self.widths[name] = None if is_ragged or shape[0] == 0 else width
             whole = data if isinstance(data, h5py.Dataset) else place
             claimed = shape[0] * width * dtype.base.itemsize
             if claimed > MOST_INFLATION * (size + 4096):

@@ -45,7 +45,7 @@ class MemoryTable:
                 raise InputError(f"{len(column)} rows, but {n_rows} in the columns before", file=name, field=key)
             n_rows = len(column)
             self._columns[key] = column
-            if column.starts is None and not column.is_text and not column.absent.all():
+            if n_rows and column.starts is None and not column.is_text and not column.absent.all():
                 self.widths[key] = column.values.shape[1] if column.is_array else 1
         self._n_rows = n_rows or 0
 

@@ -31,7 +31,9 @@ class ParquetTable:
         except (pa.ArrowException, OSError, ValueError) as error:
             raise InputError(f"not a readable Parquet file ({error})", file=file) from error
         self._names = {field.name.lower(): field.name for field in schema}
-        self.widths: dict[str, int | None] = {field.name.lower(): _width(field.type) for field in schema}
+        self.widths: dict[str, int | None] = {
+            field.name.lower(): _width(field.type) if self._metadata.num_rows else None for field in schema
+        }
 
     def chunks(self, columns: Sequence[str], rows: int) -> Iterator[Chunk]:
         """See :class:`ColumnTable`."""

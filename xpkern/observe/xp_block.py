@@ -149,6 +149,15 @@ class SpectrumTable:
         bp = band("bp", calibration.n_bp, calibration.bp_basis_function_id)
         return cls(calibration, (bp, band("rp", calibration.n_rp, calibration.rp_basis_function_id)), False)
 
+    @property
+    def known_columns(self) -> frozenset[str]:
+        """Every column that has a meaning."""
+        scalars = ("n_parameters", "basis_function_id", "standard_deviation")
+        of_bands = [name for band in self.bands for name in band.arrays]
+        return frozenset(
+            ["source_id", *of_bands, *(f"{band.prefix}_{name}" for band in self.bands for name in scalars)]
+        )
+
     def empty_arrays(self, rows: int) -> Coefficients:
         """Arrays for that many rows as they stand in the table, not initialised.
 
@@ -238,9 +247,10 @@ def first_rows(coefficients: Coefficients, count: int) -> Coefficients:
     )
 
 
-def missing_columns(missing: Sequence[str], columns: Collection[str], file: str) -> InputError:
+def missing_columns(missing: Sequence[str], columns: Collection[str], table: SpectrumTable, file: str) -> InputError:
     """Return the error that names columns which a table lacks, and what it may have in place of the first."""
-    near = difflib.get_close_matches(missing[0], sorted(set(columns) - {""}), n=1, cutoff=0.75)
+    strangers = set(columns) - table.known_columns - {""}
+    near = difflib.get_close_matches(missing[0], sorted(strangers), n=1, cutoff=0.75)
     suggestion = f"; is {near[0]} that of {missing[0]}?" if near else ""
     return InputError(f"there is no column {', '.join(missing)}{suggestion}", file=file, field=missing[0])
 
