@@ -219,8 +219,8 @@ def arrow_table(columns: Columns, kind_of_list: str = "list") -> pa.Table:
         kind = pa.from_numpy_dtype(type_of(name))
         if is_array(name):
             size = next((len(v) for v in values if v is not None), 1)
-            makers = {"list": pa.list_, "large_list": pa.large_list, "fixed_size_list": lambda k: pa.list_(k, size)}
-            kind = makers[kind_of_list](kind)
+            lists = {"list": pa.list_(kind), "large_list": pa.large_list(kind), "fixed_size_list": pa.list_(kind, size)}
+            kind = lists[kind_of_list]
         made[name] = pa.array([v if v is None or not np.ndim(v) else np.asarray(v).tolist() for v in values], kind)
     return pa.table(made)
 

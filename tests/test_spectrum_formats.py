@@ -106,7 +106,7 @@ def test_the_real_files_read_identically_in_each_format(shared_data):
             for name, values in numbers.items():
                 assert np.array_equal(values, first[name]), (path, source_id, name)
     assert kinds == {".csv", ".ecsv", ".fits", ".xml", ".avro"}
-    assert len(seen) == 3 + 3 + 2 - 0 * len(kinds)
+    assert len(seen) == 3 + 3 + 2
 
 
 def test_errors_and_correlations_of_a_covariance(tmp_path, rng):
@@ -123,7 +123,7 @@ def test_errors_and_correlations_of_a_covariance(tmp_path, rng):
         if band == "bp":
             table["bp_covariance_matrix"] = covariance
         else:
-            table["rp_coefficient_covariances"] = covariance[:, *np.tril_indices(n)]
+            table["rp_coefficient_covariances"] = np.stack([square[np.tril_indices(n)] for square in covariance])
     block = read_all(table)
     for name, values in vars(expected.coefficients).items():
         np.testing.assert_allclose(getattr(block.coefficients, name), values, rtol=3e-7, atol=1e-7)
@@ -291,7 +291,7 @@ def test_a_needed_standard_deviation(form, tmp_path, rng):
 def test_columns_of_mixed_lengths(rng, tmp_path):
     table = make("dict", some_columns(rng, 3), tmp_path)
     table["rp_coefficients"] = table["rp_coefficients"][:2]
-    with pytest.raises(InputError, match="2 rows, but 3 in the columns before, field rp_coeff|rp_coefficients: 2 rows"):
+    with pytest.raises(InputError, match="field rp_coefficients: 2 rows, but 3 in the columns before"):
         read_all(table)
     with h5py.File(tmp_path / "mixed.h5", "w") as file:
         for name, values in table.items():

@@ -19,6 +19,8 @@ examples
     xpkern catalog XpContinuousMeanSpectrum_000000-003111.csv.gz --source gaia_source.csv -o catalog.h5
   many files in the layout of the published catalogue (Zhang, Green & Rix 2023):
     xpkern catalog XpContinuousMeanSpectrum_*.csv.gz --source gaia_source.csv --layout zgr23 -o catalog.h5
+  spectra of another release, with its design matrices:
+    xpkern catalog spectra.parquet --calibration dr4.npz --source gaia_source.parquet -o catalog.h5
   read it:
     python -c "import h5py; f = h5py.File('catalog.h5'); print(f['teff'][:5], f['teff'].attrs['unit'])"
 
@@ -50,7 +52,13 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         parents=[common],
     )
-    parser.add_argument("files", nargs="+", metavar="FILE", help="XP continuous spectra: csv or csv.gz")
+    parser.add_argument(
+        "files",
+        nargs="+",
+        metavar="FILE",
+        help="XP spectra, continuous (or sampled, which are marked so): csv, ECSV, FITS, VOTable, HDF5, Parquet, AVRO, "
+        "any of them gzipped; told apart by their content",
+    )
     parser.add_argument("-o", "--output", required=True, metavar="FILE.h5", help="the catalogue to write")
     parser.add_argument(
         "--source",
@@ -62,6 +70,12 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         "--photometry", metavar="TABLE", help="2MASS and WISE magnitudes by source_id, if in another table"
     )
     parser.add_argument("--model", metavar="FILE", help="model file; default: the one that comes with xpkern")
+    parser.add_argument(
+        "--calibration",
+        metavar="FILE.npz",
+        help="design matrices of the release that the spectra are of, as xpkern.Calibration.save writes them; "
+        "default: Gaia DR3",
+    )
     parser.add_argument(
         "--layout",
         choices=("default", "zgr23"),
@@ -123,9 +137,11 @@ def run(options: argparse.Namespace) -> int:
     from xpkern.catalog import make_catalog
     from xpkern.engine.contract import FitOptions
     from xpkern.model import load_model
+    from xpkern.observe.calibration import Calibration
 
     started = time.perf_counter()
     model, prior = load_model(options.model)
+    calibration = None if options.calibration is None else Calibration.load(options.calibration)
     # None: silent unless standard error is a terminal
     with tqdm(unit=" stars", unit_scale=True, desc="xpkern catalog", disable=None, leave=False) as progress:
         summary = make_catalog(
@@ -135,6 +151,7 @@ def run(options: argparse.Namespace) -> int:
             photometry=options.photometry,
             model=model,
             prior=prior,
+            calibration=calibration,
             layout=options.layout,
             optimizer=options.optimizer,
             options=None if options.starts is None else FitOptions(starts=options.starts),

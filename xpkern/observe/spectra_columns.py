@@ -212,7 +212,10 @@ class _Rows:
                 fields.append((band.correlations, np.float32, (band.n_pairs, n * n)))
         lengths = np.stack([self._lengths(name) for name, _, _ in fields])
         matrices = [self._matrix(*field, length, n) for field, length in zip(fields, lengths, strict=True)]
-        lengths[:, _filled_up(matrices)] = 0
+        have_room = np.all(
+            [np.isin(length, sizes) for length, (_, _, sizes) in zip(lengths, fields, strict=True)], axis=0
+        )
+        lengths[:, have_room & _filled_up(matrices)] = 0
         self._check_calibration(band, np.asarray((lengths > 0).any(axis=0)))
         self._check_lengths(fields, lengths)
         with np.errstate(invalid="ignore"):

@@ -153,10 +153,8 @@ class SpectrumTable:
     def known_columns(self) -> frozenset[str]:
         """Every column that has a meaning."""
         scalars = ("n_parameters", "basis_function_id", "standard_deviation")
-        of_bands = [name for band in self.bands for name in band.arrays]
-        return frozenset(
-            ["source_id", *of_bands, *(f"{band.prefix}_{name}" for band in self.bands for name in scalars)]
-        )
+        of_bands = [[*band.arrays, *(f"{band.prefix}_{name}" for name in scalars)] for band in self.bands]
+        return frozenset(["source_id", *of_bands[0], *of_bands[1]])
 
     def empty_arrays(self, rows: int) -> Coefficients:
         """Arrays for that many rows as they stand in the table, not initialised.
