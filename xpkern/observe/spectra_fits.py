@@ -6,6 +6,7 @@ of a column whose arrays vary in length.
 
 from __future__ import annotations
 
+import io
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -33,20 +34,21 @@ class FitsTable:
         self._name = file
         self.widths: dict[str, int | None] = {}
         self._columns: dict[str, _FitsColumn] = {}
+        self._bytes: NDArray[np.uint8]
+        if isinstance(content, str):
+            self._bytes = np.memmap(content, np.uint8, "r")
+        else:
+            self._bytes = np.frombuffer(content.read(), np.uint8)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # what they say is checked below
-                with fits.open(content, memmap=True, lazy_load_hdus=False) as hdus:
+                header_of = content if isinstance(content, str) else io.BytesIO(self._bytes.data)
+                with fits.open(header_of, memmap=True, lazy_load_hdus=False) as hdus:
                     self._choose(hdus)
         except InputError:
             raise
         except Exception as error:  # a damaged file fails in any way at any place
             raise InputError(f"not a readable FITS file ({reason_of(error)})", file=file) from error
-        if isinstance(content, str):
-            self._bytes: NDArray[np.uint8] = np.memmap(content, np.uint8, "r")
-        else:
-            content.seek(0)
-            self._bytes = np.frombuffer(content.read(), np.uint8)
         if self._bytes.size < self._heap_end:
             raise InputError(
                 f"the file ends too early: it has {self._bytes.size} bytes of at least {self._heap_end}", file=file

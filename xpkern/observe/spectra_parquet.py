@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from xpkern.errors import InputError
-from xpkern.observe.columns import Column
+from xpkern.observe.columns import Column, reason_of
 from xpkern.observe.spectra_columns import Chunk
 
 #: Numbers that a row may have in a column, on average over a row group: a correlation matrix of 512 coefficients.
@@ -28,9 +28,9 @@ class ParquetTable:
         try:
             self._file = pq.ParquetFile(content, memory_map=isinstance(content, str), pre_buffer=False)
             schema, self._metadata = self._file.schema_arrow, self._file.metadata
+            self._names = {field.name.lower(): field.name for field in schema}
         except (pa.ArrowException, OSError, ValueError) as error:
-            raise InputError(f"not a readable Parquet file ({error})", file=file) from error
-        self._names = {field.name.lower(): field.name for field in schema}
+            raise InputError(f"not a readable Parquet file ({reason_of(error)})", file=file) from error
         self.widths: dict[str, int | None] = {
             field.name.lower(): _width(field.type) if self._metadata.num_rows else None for field in schema
         }
@@ -52,7 +52,9 @@ class ParquetTable:
             if waiting is not None and waiting.num_rows:
                 yield self._chunk(waiting, columns)
         except (pa.ArrowException, OSError, ValueError) as error:
-            raise InputError(f"the Parquet data are corrupt ({error})", file=self._name, row=read + 1) from error
+            raise InputError(
+                f"the Parquet data are corrupt ({reason_of(error)})", file=self._name, row=read + 1
+            ) from error
 
     def _chunk(self, table: pa.Table, columns: Sequence[str]) -> Chunk:
         chunk = {}
