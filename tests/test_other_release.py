@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from command_lines import catalog_arguments, one_line, read
-from spectrum_formats import Columns, columns_of, make
 
 import xpkern as xk
+from bench.spectrum_formats import Columns, columns_of, make
 from xpkern.cli import main
 from xpkern.observe.calibration import Calibration
 from xpkern.observe.spectra import read_blocks

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from command_lines import ENGINE, read
-from spectrum_formats import ALL, Columns, make
 
 import xpkern as xk
+from bench.spectrum_formats import ALL, Columns, make
 from xpkern.errors import InputError
 from xpkern.grid import N_XP, XP_WAVELENGTH
 from xpkern.model.noise import Noise

@@ -19,9 +19,9 @@ from astropy.io import fits
 from command_lines import ENGINE, STARS, catalog_arguments, one_line, read
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from spectrum_formats import FEW, FILES, columns_of, make, some_columns
 
 import xpkern as xk
+from bench.spectrum_formats import FEW, FILES, columns_of, make, some_columns
 from xpkern.cli import main
 from xpkern.errors import InputError
 from xpkern.observe.calibration import Calibration

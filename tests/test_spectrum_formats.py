@@ -8,10 +8,10 @@ from dataclasses import replace
 import h5py
 import numpy as np
 import pytest
-import spectrum_formats
 from gaia_rows import assert_same
-from spectrum_formats import ALL, FEW, FILES, FIXED, Columns, make, some_columns
 
+from bench import spectrum_formats
+from bench.spectrum_formats import ALL, FEW, FILES, FIXED, Columns, make, some_columns
 from xpkern.errors import InputError
 from xpkern.observe.calibration import Calibration
 from xpkern.observe.spectra import read_blocks

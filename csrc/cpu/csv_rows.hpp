@@ -201,13 +201,16 @@ class RowParser {
                 const char* const field = p;
                 result = read_scalar(p, end, separator_, number, error);
                 if (result == Field::read && number != static_cast<double>(expected))
-                    state.fail(excerpt(field, end, separator_) + ", but the calibration is for " + std::to_string(expected), true);
+                    state.fail(
+                        excerpt(field, end, separator_) + ", but the calibration is for " + std::to_string(expected),
+                        true);
                 return result;
             }
             case Role::standard_deviation:
                 result = read_scalar(p, end, separator_, number, error);
                 if (result != Field::read) return result;
-                if (number > 0 && number <= static_cast<double>(std::numeric_limits<float>::max()))
+                // in float32, where what is too small is 0 and what is too large infinite
+                if (static_cast<float>(number) > 0 && number <= static_cast<double>(std::numeric_limits<float>::max()))
                     band.standard_deviation[row] = static_cast<float>(number);
                 else
                     state.fail("the standard deviation is not positive");

@@ -218,8 +218,9 @@ class _Rows:
         lengths[:, have_room & _filled_up(matrices)] = 0
         self._check_calibration(band, np.asarray((lengths > 0).any(axis=0)))
         self._check_lengths(fields, lengths)
-        with np.errstate(invalid="ignore"):
-            wrong = ~np.isnan(deviation) & ~((deviation > 0) & (deviation <= np.finfo(np.float32).max))
+        with np.errstate(over="ignore", invalid="ignore"):
+            in_float32 = deviation.astype(np.float32)
+        wrong = ~np.isnan(deviation) & ~((in_float32 > 0) & np.isfinite(in_float32))
         self._fail(wrong, f"{band.prefix}_standard_deviation", "the standard deviation is not positive")
         names = [name for name, _, _ in fields]
         if covariance:
@@ -233,7 +234,8 @@ class _Rows:
         coefficients, errors, correlations = matrices
         for row, array, message in _csv.check_rows(coefficients, errors, correlations, present, self._gaps):
             self._fail(np.arange(rows) == row, names[array], message)
-        return _Band(coefficients, errors, correlations, np.where(wrong, np.nan, deviation).astype(np.float32), present)
+        in_float32[wrong] = np.nan
+        return _Band(coefficients, errors, correlations, in_float32, present)
 
     def _lengths(self, name: str) -> NDArray[np.int64]:
         column = self._chunk[name]

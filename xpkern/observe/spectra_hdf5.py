@@ -46,7 +46,9 @@ class Hdf5Table:
                 names = place.dtype.names or ()
                 columns = {name.lower(): (place.fields(name), place.dtype[name], place.shape) for name in names}
             else:
-                datasets = {name.lower(): item for name, item in place.items() if isinstance(item, h5py.Dataset)}
+                # a name that is no text is none of ours
+                items = {name.lower(): item for name, item in place.items() if isinstance(name, str)}
+                datasets = {name: item for name, item in items.items() if isinstance(item, h5py.Dataset)}
                 columns = {name: (data, data.dtype, data.shape) for name, data in datasets.items()}
             self.widths |= dict.fromkeys(columns)
             if "source_id" in columns:

@@ -37,11 +37,11 @@ class ParquetTable:
 
     def chunks(self, columns: Sequence[str], rows: int) -> Iterator[Chunk]:
         """See :class:`ColumnTable`."""
-        self._refuse_absurd(columns)
         names = [self._names[name] for name in columns]
         waiting: pa.Table | None = None
         read = 0
         try:
+            self._refuse_absurd(columns)
             for batch in self._file.iter_batches(batch_size=rows, columns=names, use_threads=False):
                 table = pa.Table.from_batches([batch])
                 waiting = table if waiting is None else pa.concat_tables([waiting, table])

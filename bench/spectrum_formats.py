@@ -1,4 +1,4 @@
-"""A table of spectra in every format that is read, for the tests of the readers."""
+"""A table of spectra in every format that is read: files and tables for the benchmarks and the tests of the readers."""
 
 from __future__ import annotations
 
@@ -86,14 +86,17 @@ def columns_of(source_id: np.ndarray, c: Coefficients) -> Columns:
 
 
 def n_rows(columns: Columns) -> int:
+    """Rows of a table."""
     return len(next(iter(columns.values())))
 
 
 def type_of(name: str) -> type:
+    """NumPy type of the numbers in a column."""
     return next(kind for ending, kind in TYPES.items() if name.lower().endswith(ending))
 
 
 def is_array(name: str) -> bool:
+    """Whether a column holds arrays."""
     return name.lower().endswith(("coefficients", "coeffs", "_errors", "_correlations", "flux", "flux_error"))
 
 
@@ -108,6 +111,7 @@ def _text(value: Any, brackets: str = "[]", between: str = ",") -> str:
 def csv_text(
     columns: Columns, *, brackets: str = "[]", between: str = ",", separator: str = ",", before: str = ""
 ) -> str:
+    """The text of a table, with brackets, commas and separators of any kind."""
     rows = zip(*columns.values(), strict=True)
     lines = [separator.join(_text(v, brackets, between) or '""' for v in row) for row in rows]
     return before + "\n".join([separator.join(columns), *lines, ""])
@@ -214,20 +218,35 @@ def _votable(encoding: str) -> Callable[[Path, Columns], None]:
 
 
 def arrow_table(columns: Columns, kind_of_list: str = "list") -> pa.Table:
+    """A pyarrow table with lists of one of three kinds."""
     made = {}
     for name, values in columns.items():
         kind = pa.from_numpy_dtype(type_of(name))
-        if is_array(name):
-            size = next((len(v) for v in values if v is not None), 1)
-            lists = {"list": pa.list_(kind), "large_list": pa.large_list(kind), "fixed_size_list": pa.list_(kind, size)}
-            kind = lists[kind_of_list]
-        made[name] = pa.array([v if v is None or not np.ndim(v) else np.asarray(v).tolist() for v in values], kind)
+        if not is_array(name):
+            made[name] = pa.array([v if v is None else type_of(name)(v) for v in values], kind)
+            continue
+        absent = pa.array([v is None for v in values])
+        size = next((len(v) for v in values if v is not None), 1)
+        if kind_of_list == "fixed_size_list":
+            rows = [np.zeros(size) if v is None else v for v in values]
+            numbers = pa.array(np.concatenate([*rows, []]).astype(type_of(name)))
+            made[name] = pa.FixedSizeListArray.from_arrays(numbers, size, mask=absent)
+            continue
+        rows = [np.empty(0) if v is None else v for v in values]
+        offsets = np.cumsum([0, *(len(v) for v in rows)])
+        numbers = pa.array(np.concatenate([*rows, []]).astype(type_of(name)))
+        is_large = kind_of_list == "large_list"
+        maker = pa.LargeListArray if is_large else pa.ListArray
+        made[name] = maker.from_arrays(pa.array(offsets, pa.int64() if is_large else pa.int32()), numbers, mask=absent)
     return pa.table(made)
 
 
 def _parquet(kind_of_list: str) -> Callable[[Path, Columns], None]:
     def write(path: Path, columns: Columns) -> None:
-        pq.write_table(arrow_table(columns, kind_of_list), path, row_group_size=2)
+        # several row groups, as long files have
+        pq.write_table(
+            arrow_table(columns, kind_of_list), path, row_group_size=max(2, min(16384, n_rows(columns) // 3))
+        )
 
     return write
 
@@ -247,7 +266,12 @@ def _avro(path: Path, columns: Columns) -> None:
         for row in zip(*columns.values(), strict=True)
     ]
     with open(path, "wb") as stream:
-        fastavro.writer(stream, {"type": "record", "name": "spectrum", "fields": fields}, rows, sync_interval=64)
+        fastavro.writer(
+            stream,
+            {"type": "record", "name": "spectrum", "fields": fields},
+            rows,
+            sync_interval=16000 if n_rows(columns) > 100 else 64,
+        )
 
 
 #: Writers of files, by name; the ending of the name says nothing to the readers.
@@ -274,6 +298,7 @@ FIXED = ("h5", "compound.h5", "fixed.fits", "fixed.parquet", "dict", "structured
 
 
 def pandas_frame(columns: Columns) -> Any:
+    """A pandas DataFrame, arrays as objects."""
     import pandas
 
     return pandas.DataFrame(
