@@ -29,6 +29,9 @@ from xpkern.observe.spectra import read_blocks
 #: Rows that formats are given whose peers (or which themselves) take a millisecond for each.
 FEW_ROWS = 256
 
+#: Lengths of the files whose memory is compared, in multiples of the benchmark's own.
+LENGTHS = (1, 4)
+
 #: Formats of which a catalogue is made.
 TO_CATALOGUE = {"h5": "HDF5 mirror", "parquet": "Parquet"}
 
@@ -66,7 +69,7 @@ def bench_formats(n_rows: int, rounds: int, engine_name: str) -> Result:
             path = folder / f"spectra.{form}"
             reading = 1e6 / measure_once(Contestant(name, lambda path=path: _read(path), n_rows), 3)
             ours = _catalogue(name, path, files.gaia_source, n_rows, engine_name)
-            whole = sorted(1e6 / measure_once(ours, 1) for _ in range(max(3, rounds)))
+            whole = sorted(1e6 / measure_once(ours, 1) for _ in range(rounds))
             total = reading + sum(parts.values())
             extra |= {
                 f"{name}: reading alone [us a row]": reading,
@@ -74,7 +77,7 @@ def bench_formats(n_rows: int, rounds: int, engine_name: str) -> Result:
                 f"{name} to catalogue, best [rows/s]": 1e6 / whole[0],
                 f"{name}: sum of the parts alone, share of the best": total / whole[0],
             }
-            for times in (1, 4):
+            for times in LENGTHS:
                 longer = folder / f"longer.{form}"
                 FILES[form](longer, {key: values * times for key, values in columns.items()})
                 memory = peak_memory(longer, files.gaia_source, engine_name)
@@ -153,11 +156,12 @@ def _peers() -> dict[str, tuple[str, Reader, bool]]:
         return [np.stack(table[name].to_numpy()) for name in _arrays(table.columns)]
 
     def gaiaxpy(path: Path) -> object:
+        import gaiaxpy
         from gaiaxpy.input_reader.input_reader import InputReader
 
         with silenced(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return InputReader(path, _no_correction, None).read()
+            return InputReader(path, gaiaxpy.calibrate, False).read()
 
     def fastavro(path: Path) -> object:
         import fastavro
@@ -180,10 +184,6 @@ def _peers() -> dict[str, tuple[str, Reader, bool]]:
         "parquet": ("pandas reads Parquet, arrays stacked", pandas, False),
         "pandas": ("NumPy stacks the arrays of a DataFrame", frame, True),
     }
-
-
-def _no_correction() -> None:
-    """Stand where GaiaXPy expects a function."""
 
 
 def _arrays(names: Any) -> list[str]:

@@ -74,6 +74,8 @@ def columns_of(source_id: np.ndarray, c: Coefficients) -> Columns:
     """A table of coefficients that have been read."""
     columns: Columns = {"source_id": source_id.tolist()}
     for band, present in (("bp", c.has_bp), ("rp", c.has_rp)):
+        n = getattr(c, band).shape[1]
+        columns[f"{band}_n_parameters"] = [n if there else None for there in present]
         for name, ending in (
             ("coefficients", ""),
             ("coefficient_errors", "_error"),
@@ -130,7 +132,12 @@ def _datalink(path: Path, columns: Columns) -> None:
 
 
 def _ecsv(path: Path, columns: Columns) -> None:
-    path.write_text(csv_text(columns, separator=" ", before="# %ECSV 1.0\n# ---\n# datatype: []\n"))
+    lines = ["%ECSV 1.0", "---", "datatype:"]
+    for name in columns:
+        kind = np.dtype(type_of(name)).name
+        of_array = f"string, subtype: '{kind}[null]'" if is_array(name) else kind
+        lines.append(f"- {{name: {name}, datatype: {of_array}}}")
+    path.write_text(csv_text(columns, separator=" ", before="".join(f"# {line}\n" for line in lines)))
 
 
 def filled(columns: Columns, name: str) -> np.ndarray:
