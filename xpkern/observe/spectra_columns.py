@@ -212,10 +212,8 @@ class _Rows:
                 fields.append((band.correlations, np.float32, (band.n_pairs, n * n)))
         lengths = np.stack([self._lengths(name) for name, _, _ in fields])
         matrices = [self._matrix(*field, length, n) for field, length in zip(fields, lengths, strict=True)]
-        have_room = np.all(
-            [np.isin(length, sizes) for length, (_, _, sizes) in zip(lengths, fields, strict=True)], axis=0
-        )
-        lengths[:, have_room & _filled_up(matrices)] = 0
+        fitting = [_is_any(length, sizes) for length, (_, _, sizes) in zip(lengths, fields, strict=True)]
+        lengths[:, np.all(fitting, axis=0) & _filled_up(matrices)] = 0
         self._check_calibration(band, np.asarray((lengths > 0).any(axis=0)))
         self._check_lengths(fields, lengths)
         with np.errstate(over="ignore", invalid="ignore"):
@@ -277,7 +275,7 @@ class _Rows:
         some = (lengths > 0).any(axis=0)
         for (name, _, sizes), length in zip(fields, lengths, strict=True):
             self._fail(some & (length == 0), name, "empty, although the other arrays of the band are there")
-            wrong = (length > 0) & ~np.isin(length, sizes)
+            wrong = (length > 0) & ~_is_any(length, sizes)
             for found in np.unique(length[wrong]):
                 self._fail(wrong & (length == found), name, f"expected {sizes[0]} numbers, found {found}")
 
@@ -300,6 +298,10 @@ class _Band:
     correlations: NDArray[np.float32]
     deviation: NDArray[np.float32]
     present: NDArray[np.bool_]
+
+
+def _is_any(lengths: NDArray[np.int64], sizes: Sequence[int]) -> NDArray[np.bool_]:
+    return np.asarray(np.any([lengths == size for size in sizes], axis=0))
 
 
 def _filled_up(matrices: Sequence[NDArray]) -> NDArray[np.bool_]:

@@ -7,9 +7,10 @@ of a column whose arrays vary in length.
 from __future__ import annotations
 
 import io
+import os
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -34,25 +35,21 @@ class FitsTable:
         self._name = file
         self.widths: dict[str, int | None] = {}
         self._columns: dict[str, _FitsColumn] = {}
-        self._bytes: NDArray[np.uint8]
-        if isinstance(content, str):
-            self._bytes = np.memmap(content, np.uint8, "r")
-        else:
-            self._bytes = np.frombuffer(content.read(), np.uint8)
+        self._content: str | NDArray[np.uint8]
+        self._content = content if isinstance(content, str) else np.frombuffer(content.read(), np.uint8)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # what they say is checked below
-                header_of = content if isinstance(content, str) else io.BytesIO(self._bytes.data)
-                with fits.open(header_of, memmap=True, lazy_load_hdus=False) as hdus:
+                opened = self._content if isinstance(self._content, str) else io.BytesIO(self._content.data)
+                with fits.open(opened, memmap=True, lazy_load_hdus=False) as hdus:
                     self._choose(hdus)
         except InputError:
             raise
         except Exception as error:  # a damaged file fails in any way at any place
             raise InputError(f"not a readable FITS file ({reason_of(error)})", file=file) from error
-        if self._bytes.size < self._heap_end:
-            raise InputError(
-                f"the file ends too early: it has {self._bytes.size} bytes of at least {self._heap_end}", file=file
-            )
+        size = os.path.getsize(self._content) if isinstance(self._content, str) else self._content.size
+        if size < self._heap_end:
+            raise InputError(f"the file ends too early: it has {size} bytes of at least {self._heap_end}", file=file)
 
     def _choose(self, hdus: Any) -> None:
         seen = []
@@ -88,12 +85,27 @@ class FitsTable:
         for first in range(0, self._n_rows, rows):
             count = min(rows, self._n_rows - first)
             begin = self._start + first * self._row_size
-            table = self._bytes[begin : begin + count * self._row_size].reshape(count, self._row_size)
-            heap = self._bytes[self._heap : self._heap_end]
-            yield {name: self._columns[name].read(table, heap, first) for name in columns}
+            table = self._bytes(begin, begin + count * self._row_size).reshape(count, self._row_size)
+            yield {name: self._columns[name].read(table, self._of_heap, first) for name in columns}
+
+    def _bytes(self, begin: int, end: int) -> NDArray[np.uint8]:
+        """A part of the file; mapped only as long as it is used, or the memory would seem to grow with the file."""
+        if not isinstance(self._content, str):
+            return self._content[begin:end]
+        if end <= begin:
+            return np.empty(0, np.uint8)
+        return np.asarray(np.memmap(self._content, np.uint8, "r", begin, (end - begin,)))
+
+    def _of_heap(self, begin: int, end: int) -> NDArray[np.uint8] | None:
+        """A part of the arrays of variable length; None if it lies outside."""
+        inside = 0 <= begin <= end <= self._heap_end - self._heap
+        return self._bytes(self._heap + begin, self._heap + end) if inside else None
 
     def close(self) -> None:
         """See :class:`ColumnTable`."""
+
+
+_Heap = Callable[[int, int], "NDArray[np.uint8] | None"]
 
 
 class _FitsColumn:
@@ -118,7 +130,7 @@ class _FitsColumn:
         self._scale, self._zero = column.bscale or 1, column.bzero or 0
         self.width = None if self._is_ragged or self._type is None else self._count
 
-    def read(self, table: NDArray[np.uint8], heap: NDArray[np.uint8], first: int) -> Column:
+    def read(self, table: NDArray[np.uint8], heap: _Heap, first: int) -> Column:
         """Read the column's part of some rows; ``first`` is the number of the first of them."""
         if self._type is None:
             raise InputError("not a column of numbers", file=self._file, field=self._field)
@@ -139,29 +151,32 @@ class _FitsColumn:
         cut = np.ascontiguousarray(table[:, self._place : self._place + width])
         return cut.view(kind).reshape(len(table), count)
 
-    def _arrays(self, descriptors: NDArray, heap: NDArray[np.uint8], first: int) -> Column:
+    def _arrays(self, descriptors: NDArray, heap: _Heap, first: int) -> Column:
         assert self._type is not None
-        lengths, places = descriptors.astype(np.int64).T
         size = self._type.itemsize
-        inside = (lengths >= 0) & (places >= 0) & (lengths <= heap.size // size) & (places <= heap.size)
-        inside &= places + np.where(inside, lengths, 0) * size <= heap.size
-        if not inside.all():
-            row = int(np.flatnonzero(~inside)[0])
+        lengths, places = descriptors.astype(np.int64).T
+        # in Python's integers, as a product of what the file says may be larger than 64 bits
+        spans = [
+            (place, place + length * size) for place, length in zip(places.tolist(), lengths.tolist(), strict=True)
+        ]
+        used = [span for span in spans if span[1] > span[0]]
+        begin, end = min((span[0] for span in used), default=0), max((span[1] for span in used), default=0)
+        data = heap(begin, end) if (lengths >= 0).all() else None
+        if data is None:
+            row = next(row for row, span in enumerate(spans) if span[1] < span[0] or heap(*span) is None)
             raise InputError(
                 f"its array of {lengths[row]} numbers lies outside the file's data",
                 file=self._file,
                 row=first + row + 1,
                 field=self._field,
             )
-        if int(lengths.sum()) > heap.size // size:
-            raise InputError("its arrays are larger than the file's data", file=self._file, field=self._field)
+        if sum(b - a for a, b in used) > end - begin:
+            raise InputError("its arrays overlap", file=self._file, row=first + 1, field=self._field)
         starts = np.cumsum(lengths) - lengths
         values = np.empty(int(lengths.sum()), self._type)
         into = values.view(np.uint8)
-        for start, length, place in zip(
-            (starts * size).tolist(), (lengths * size).tolist(), places.tolist(), strict=True
-        ):
-            into[start : start + length] = heap[place : place + length]
+        for start, (a, b) in zip((starts * size).tolist(), spans, strict=True):
+            into[start : start + b - a] = data[a - begin : b - begin]
         return Column(self._scaled(values), np.zeros(len(lengths), bool), starts, lengths)
 
     def _scaled(self, values: NDArray) -> NDArray:

@@ -23,7 +23,7 @@ class Hdf5Table:
     """See :class:`xpkern.observe.spectra_columns.ColumnTable`. Columns are sought in the root, then in its groups."""
 
     def __init__(self, content: str | BinaryIO, file: str) -> None:
-        self._name = file
+        self._name, self._content = file, content
         try:
             self._file = h5py.File(content, "r")
         except (OSError, RuntimeError, ValueError, KeyError) as error:
@@ -85,11 +85,21 @@ class Hdf5Table:
             chunk = {}
             for name in columns:
                 try:
-                    values = self._columns[name][0][first : first + rows]
+                    values = self._rows(self._columns[name][0], first, min(first + rows, self._n_rows))
                     chunk[name] = _native(values) if values.dtype.kind in "iufb" else column_of(values)
                 except (OSError, RuntimeError, ValueError, TypeError) as error:
                     raise InputError(f"cannot be read ({error})", file=self._name, row=first + 1, field=name) from error
             yield chunk
+
+    def _rows(self, data: Any, begin: int, end: int) -> np.ndarray:
+        """Some rows of a dataset; those that lie in the file as they are in memory are mapped, not copied."""
+        if isinstance(data, h5py.Dataset) and isinstance(self._content, str) and data.dtype.isnative:
+            offset = data.id.get_offset() if data.dtype.kind in "iuf" and not self._file.userblock_size else None
+            size = int(np.prod(data.shape[1:], dtype=object)) * data.dtype.itemsize
+            if offset is not None and offset % data.dtype.itemsize == 0 and size > 0:
+                shape = (end - begin, *data.shape[1:])
+                return np.asarray(np.memmap(self._content, data.dtype, "r", offset + begin * size, shape))
+        return np.asarray(data[begin:end])
 
     def close(self) -> None:
         """See :class:`ColumnTable`."""
