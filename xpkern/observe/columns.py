@@ -153,10 +153,12 @@ def _is_nothing(item: Any) -> bool:
     return item is None or item is np.ma.masked or type(item).__name__ == "NAType"
 
 
-def _numbers_of(item: Any) -> NDArray[np.float64]:
+def _numbers_of(item: Any) -> NDArray[np.floating[Any]]:
     """The numbers of one array, NaN where masked or None."""
     if isinstance(item, np.ma.MaskedArray):
         return np.ma.filled(item.astype(np.float64), np.nan).ravel()
+    if isinstance(item, np.ndarray) and item.dtype.kind == "f":
+        return item.ravel()
     return np.array(item, np.float64).ravel()
 
 

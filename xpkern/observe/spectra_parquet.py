@@ -16,6 +16,9 @@ from xpkern.observe.spectra_columns import Chunk
 #: Numbers that a row may have in a column, on average over a row group: a correlation matrix of 512 coefficients.
 MOST_NUMBERS = 1 << 18
 
+#: Bytes that are read of a column at a time: without it, those of a whole row group are.
+BUFFER = 1 << 16
+
 #: Bytes of a column in a row group, decompressed.
 MOST_BYTES = 1 << 34
 
@@ -26,7 +29,7 @@ class ParquetTable:
     def __init__(self, content: str | BinaryIO, file: str) -> None:
         self._name = file
         try:
-            self._file = pq.ParquetFile(content, memory_map=isinstance(content, str), pre_buffer=False)
+            self._file = pq.ParquetFile(content, buffer_size=BUFFER, pre_buffer=False)
             schema, self._metadata = self._file.schema_arrow, self._file.metadata
             self._names = {field.name.lower(): field.name for field in schema}
         except (pa.ArrowException, OSError, ValueError) as error:
