@@ -8,6 +8,8 @@ from bench.accuracy import bench_optimum, bench_precision, bench_pulls
 from bench.closure import bench_atmospheres, bench_closure, bench_recipes, bench_resume
 from bench.coefficients import bench_calibrate, bench_finish
 from bench.fitting import bench_fit, bench_isa, bench_peak
+from bench.formats import bench_formats
+from bench.fuzz import bench_fuzz
 from bench.ingest import bench_ingest
 from bench.result import Result
 from bench.scaling import bench_threads
@@ -24,6 +26,8 @@ BENCHMARKS: dict[str, tuple[Callable[[int, int, str], Result], int]] = {
     "finish": (bench_finish, 4096),
     "ingest": (bench_ingest, 4096),
     "write": (bench_write, 32768),
+    "formats": (bench_formats, 4096),
+    "fuzz": (bench_fuzz, 10_000_000),
     "threads": (bench_threads, 8192),
     "simulate": (bench_simulate, 16384),
     "train": (bench_train, 100_000),

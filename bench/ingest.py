@@ -23,7 +23,7 @@ from xpkern.catalog.provenance import provenance_of_fit
 from xpkern.catalog.rows import star_rows
 from xpkern.fit.covariance import invert_fisher
 from xpkern.observe.calibration import Calibration
-from xpkern.observe.gaia_csv import read_blocks
+from xpkern.observe.spectra import read_blocks
 
 #: Rows that GaiaXPy is given: it takes a millisecond for each.
 ROWS_OF_GAIAXPY = 256

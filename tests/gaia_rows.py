@@ -8,7 +8,7 @@ import numpy as np
 
 from xpkern.grid import XP_WAVELENGTH
 from xpkern.observe.calibration import Calibration
-from xpkern.observe.gaia_csv import read_blocks
+from xpkern.observe.spectra import read_blocks
 
 #: Three BP and two RP coefficients: rows that fit on a line.
 SMALL = Calibration(

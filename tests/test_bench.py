@@ -11,7 +11,7 @@ import pytest
 from labelled_stars import SMALL, SMALL_ZGR23, recipe_from
 
 import xpkern as xk
-from bench import closure, ingest, oracle, simulation
+from bench import closure, formats, fuzz, ingest, oracle, simulation
 from bench.__main__ import parse
 from bench.benchmarks import BENCHMARKS
 from bench.evaluation import multiply_adds_of_evaluation, seconds_per_evaluation
@@ -205,6 +205,8 @@ FIGURES = {
     "finish": ["batched Cholesky alone", "calibration alone", "start + fit alone"],
     "ingest": ["gunzip alone", "parse alone", "write alone", "sum of the parts, share", "peak memory"],
     "write": [".fits: bytes a row", ".parquet: share of a plain write"],
+    "formats": ["HDF5 mirror to catalogue, best", "Parquet: sum of the parts alone", "write alone"],
+    "fuzz": ["csv parser, findings", "avro, refused"],
     "threads": ["start + fit + Fisher, 2 threads: speed-up", "multiply-adds on registers, 2 threads", "same bytes"],
     "simulate": ["true sources alone, CPU", "coefficients alone, CPU", "survey in files, hdf5", "peak memory, csv"],
     "train": ["epoch, model: share of the binding", "epoch, model and stars: time", "all phases [h]"],
@@ -224,6 +226,10 @@ def small_benchmarks(monkeypatch, tmp_path):
     monkeypatch.setattr(oracle, "CACHE", tmp_path)
     monkeypatch.setattr(oracle, "N_STARTS", 6)
     monkeypatch.setattr(ingest, "LENGTHS", (1, 2))
+    monkeypatch.setattr(formats, "LENGTHS", ())  # memory is measured in the same way in ingest
+    monkeypatch.setattr(formats, "FEW_ROWS", 2)
+    monkeypatch.setattr(fuzz, "FLAGS", ["-O0" if flag == "-O1" else flag for flag in fuzz.FLAGS])
+    monkeypatch.setattr(fuzz, "CHECKS", [])  # .ci/run has a stage that builds it with them
     monkeypatch.setattr(simulation, "TRUTH", "model")  # needs no download
     monkeypatch.setattr(simulation, "LENGTHS", (1,))
     monkeypatch.setattr(simulation, "CSV_SHARE", 16)

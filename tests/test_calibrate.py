@@ -14,7 +14,7 @@ from xpkern.engine.reference import ReferenceEngine
 from xpkern.grid import N_BANDS, N_FLUX, N_XP, XP_WAVELENGTH
 from xpkern.model.noise import Noise
 from xpkern.observe.calibration import FLUX_UNIT, Calibration
-from xpkern.observe.gaia_csv import read_blocks
+from xpkern.observe.spectra import read_blocks
 from xpkern.status import Status
 
 cpu = pytest.importorskip("xpkern.engine.cpu", reason="the extension is not built")

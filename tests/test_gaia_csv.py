@@ -12,9 +12,9 @@ from gaia_rows import COLUMNS, ROW, SMALL, assert_same, file_of, read, real_file
 from isal import isal_zlib
 
 from xpkern.errors import InputError
-from xpkern.observe import gaia_csv
+from xpkern.observe import spectra_csv
 from xpkern.observe.calibration import Calibration
-from xpkern.observe.gaia_csv import read_blocks
+from xpkern.observe.spectra import read_blocks
 
 
 def test_every_number_of_the_real_files_is_exact(shared_data):
@@ -149,7 +149,7 @@ def test_blocks_of_any_size_hold_the_same(shared_data, rows):
 def test_pieces_of_any_size_hold_the_same(tmp_path, monkeypatch, name, piece):
     path = file_of(tmp_path, [row_text(source_id=str(i)) for i in range(20)], before="# comment\n", name=name)
     expected = read(path)
-    monkeypatch.setattr(gaia_csv, "PIECE", piece)
+    monkeypatch.setattr(spectra_csv, "PIECE", piece)
     assert_same(read(path), expected)
 
 

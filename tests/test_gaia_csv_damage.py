@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from xpkern.errors import InputError
 from xpkern.observe import _csv
-from xpkern.observe.gaia_csv import read_blocks
+from xpkern.observe.spectra import read_blocks
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ from xpkern.observe.gaia_csv import read_blocks
         ("spectra.csv", b"", "no header"),
         ("spectra.csv.gz", gzip.compress(b""), "no header"),
         ("spectra.csv", b"# only\n# comments\n", "no header"),
-        ("spectra.csv", b"SIMPLE  =                    T", "no column source_id"),
+        ("spectra.csv", b"SIMPLE  =                    T", "not a readable FITS file"),
         ("spectra.csv", bytes(range(256)) * 10, "no column source_id"),
         ("spectra.csv", b"x" * (5 << 20), "no line end"),
     ],
@@ -71,7 +71,21 @@ BAD_ROWS = {
     "no bracket": (row_text(rp_coefficients='"1"'), "rp_coefficients", "in brackets"),
     "open quote": (row_text(rp_coefficient_correlations='"[1]'), "rp_coefficient_correlations", "quote"),
     "text behind array": (row_text(rp_coefficients='"[1,2]"x'), "rp_coefficients", "unexpected 'x'"),
-    "negative error": (row_text(rp_coefficient_errors='"[1,-2]"'), "rp_coefficient_errors", "negative"),
+    "negative error": (
+        row_text(rp_coefficient_errors='"[1,-2]"'),
+        "rp_coefficient_errors",
+        "element 2, -2, is not a positive error",
+    ),
+    "zero error": (
+        row_text(rp_coefficient_errors='"[0,2]"'),
+        "rp_coefficient_errors",
+        "element 1, 0, is not a positive",
+    ),
+    "correlation above 1": (
+        row_text(rp_coefficient_correlations='"[1.5]"'),
+        "rp_coefficient_correlations",
+        "1.5, is no",
+    ),
     "errors alone missing": (row_text(rp_coefficient_errors="null"), "rp_coefficient_errors", "empty, although"),
     "coefficients alone missing": (row_text(bp_coefficients=""), "bp_coefficients", "empty, although"),
     "zero deviation": (row_text(bp_standard_deviation="0"), "bp_standard_deviation", "not positive"),

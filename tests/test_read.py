@@ -14,9 +14,9 @@ from xpkern.errors import InputError
 from xpkern.grid import N_FLUX, XP_WAVELENGTH
 from xpkern.model.noise import Noise
 from xpkern.observe.calibration import FLUX_UNIT, Calibration
-from xpkern.observe.gaia_csv import read_blocks
 from xpkern.observe.photometry import flux_of_magnitude
 from xpkern.observe.read import iter_xp, read_xp
+from xpkern.observe.spectra import read_blocks
 from xpkern.status import Status
 
 NOISE = Noise.eq2()

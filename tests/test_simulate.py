@@ -15,10 +15,10 @@ from xpkern.grid import BANDS, N_XP
 from xpkern.observe.bulk_writer import header, write_bulk_file
 from xpkern.observe.calibration import Calibration
 from xpkern.observe.error_model import ErrorModel, fit_error_model, photometer_fluxes
-from xpkern.observe.gaia_csv import read_blocks
 from xpkern.observe.photometry import magnitude_of_flux
 from xpkern.observe.population import DISTANCE_RANGE, G_RANGE, draw_population, synthetic_magnitude
 from xpkern.observe.simulate import parallax_error, simulate
+from xpkern.observe.spectra import read_blocks
 from xpkern.observe.synthesis import BRIGHTNESS_NODES, SpectrumSynthesis
 
 REAL_30 = "real/XpContinuousMeanSpectrum_real-30.csv.gz"

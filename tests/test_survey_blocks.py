@@ -14,9 +14,9 @@ from xpkern.engine.contract import Coefficients
 from xpkern.grid import N_XP
 from xpkern.observe.calibration import Calibration
 from xpkern.observe.error_model import ErrorModel, photometer_fluxes
-from xpkern.observe.gaia_csv import read_blocks
 from xpkern.observe.gaia_source import SourceTable
 from xpkern.observe.photometry import COLUMN_NAMES, infrared_flux
+from xpkern.observe.spectra import read_blocks
 from xpkern.observe.synthesis import BRIGHTNESS_NODES, SpectrumSynthesis
 from xpkern.survey.planted import MISSING, NONE, Planted
 from xpkern.survey.simulator import BLOCK_ROWS, SurveySimulator, cut

@@ -26,6 +26,8 @@ class Status(IntFlag):
     EXTRAPOLATED = 1 << 8
     COVARIANCE_FLOORED = 1 << 9
     MISSING_SAMPLES = 1 << 10
+    SAMPLED_SPECTRUM = 1 << 11
+    REPEATED_SOURCE = 1 << 12
     # set by the kernels
     NO_DATA = 1 << 16
     EIGENVALUE_FLOORED = 1 << 17
@@ -49,6 +51,8 @@ MEANING: dict[Status, str] = {
     Status.EXTRAPOLATED: "stellar type outside the region the model was trained on",
     Status.COVARIANCE_FLOORED: "the parameter covariance was floored to make it positive definite",
     Status.MISSING_SAMPLES: "flux samples that were not finite numbers were left out",
+    Status.SAMPLED_SPECTRUM: "from a sampled spectrum, whose errors are taken as independent",
+    Status.REPEATED_SOURCE: "an earlier row of the same file has this source_id",
     Status.NO_DATA: "no flux sample with a weight: not fitted",
     Status.EIGENVALUE_FLOORED: "eigenvalues of the flux covariance were floored",
     Status.SINGULAR_COVARIANCE: "the flux covariance has no usable factor: not fitted",

@@ -1,7 +1,8 @@
 // One field of a csv line: an integer, a number, or an array of numbers.
 //
 // Every reader starts at the first byte of its field and moves `p` behind the last byte that it understood; whether the
-// field ends there is for the caller to see. A line end follows the line, so `*p` may be looked at wherever p is.
+// field ends there is for the caller to see. A line end follows the line, so `*p` may be looked at wherever p is. What
+// stands between two fields, the separator, is a comma, a tab or a space.
 #pragma once
 
 #include <charconv>
@@ -21,10 +22,10 @@ namespace xpkern::csv {
 enum class Field { read, empty, wrong };
 
 // The beginning of [p, end) up to the next delimiter, fit for an error message: short, on one line, printable.
-inline std::string excerpt(const char* p, const char* end) {
+inline std::string excerpt(const char* p, const char* end, char separator = ',') {
     constexpr std::ptrdiff_t longest = 24;
     std::string text;
-    for (; p < end && std::strchr(",()[]\"", *p) == nullptr; ++p) {
+    for (; p < end && *p != separator && std::strchr(",()[]\"", *p) == nullptr; ++p) {
         if (text.size() == longest) return "'" + text + "...'";
         text += *p >= ' ' && *p <= '~' ? *p : '?';
     }
@@ -36,19 +37,19 @@ inline const char* skip_spaces(const char* p) {
     return p;
 }
 
-// End of the field that starts at `p`: the next comma outside quotes or brackets, or the end of the line.
-inline const char* end_of_field(const char* p, const char* end) {
+// End of the field that starts at `p`: the next separator outside quotes or brackets, or the end of the line.
+inline const char* end_of_field(const char* p, const char* end, char separator) {
     const char closing = *p == '"' ? '"' : *p == '[' ? ']' : *p == '(' ? ')' : '\0';
     if (p < end && closing != '\0') {
         const void* const found = std::memchr(p + 1, closing, end - (p + 1));
         if (found != nullptr) p = static_cast<const char*>(found) + 1;
     }
-    const void* const comma = std::memchr(p, ',', end - p);
-    return comma == nullptr ? end : static_cast<const char*>(comma);
+    const void* const found = std::memchr(p, separator, end - p);
+    return found == nullptr ? end : static_cast<const char*>(found);
 }
 
 // Nothing, `null` or `nan`, with or without quotes: there is no value. Moves `p` behind it.
-inline bool read_empty(const char*& p, const char* end) {
+inline bool read_empty(const char*& p, const char* end, char separator) {
     const bool is_quoted = *p == '"';
     const char* q = p + is_quoted;
     if (detail::starts_with_word(q, "null")) {
@@ -57,44 +58,53 @@ inline bool read_empty(const char*& p, const char* end) {
         q += 3;
     }
     if (is_quoted && *q++ != '"') return false;
-    if (q != end && *q != ',') return false;
+    if (q != end && *q != separator) return false;
     p = q;
     return true;
 }
 
-inline Field read_integer(const char*& p, const char* end, std::int64_t& value, std::string& error) {
-    if (read_empty(p, end)) return Field::empty;
+inline Field read_integer(const char*& p, const char* end, char separator, std::int64_t& value, std::string& error) {
+    if (read_empty(p, end, separator)) return Field::empty;
     const auto [behind, status] = std::from_chars(p, end, value);
     if (status != std::errc()) {
-        error = excerpt(p, end) + " is not a 64-bit integer";
+        error = excerpt(p, end, separator) + " is not a 64-bit integer";
         return Field::wrong;
     }
     p = behind;
     return Field::read;
 }
 
-inline Field read_scalar(const char*& p, const char* end, double& value, std::string& error) {
-    if (read_empty(p, end)) return Field::empty;
+inline Field read_scalar(const char*& p, const char* end, char separator, double& value, std::string& error) {
+    if (read_empty(p, end, separator)) return Field::empty;
     const char* const behind = read_number(p, value);
     if (behind == nullptr || !std::isfinite(value)) {
-        error = excerpt(p, end) + " is not a finite number";
+        error = excerpt(p, end, separator) + " is not a finite number";
         return Field::wrong;
     }
     p = behind;
     return Field::read;
+}
+
+// A word for a number that is not there, in an array that may have gaps; returns its end, or nullptr.
+inline const char* read_gap(const char* p, double& value) {
+    value = std::numeric_limits<double>::quiet_NaN();
+    if (detail::starts_with_word(p, "nan")) return p + 3;
+    return detail::starts_with_word(p, "null") ? p + 4 : nullptr;
 }
 
 // Reads finite numbers up to `closing` and moves `p` behind it; the first n of them go to `out`, `found` counts all.
-// What read_numbers does for any spelling, and it says what is wrong.
+// What read_numbers does for any spelling, and it says what is wrong. `gaps`: a number may be missing, which is NaN.
 template <class Out>
-bool read_unusual_numbers(const char*& p, const char* end, char closing, Out* out, std::int64_t n, std::int64_t& found,
-                          std::string& error) {
+bool read_unusual_numbers(const char*& p, const char* end, char closing, bool gaps, Out* out, std::int64_t n,
+                          std::int64_t& found, std::string& error) {
     p = skip_spaces(p);
     for (found = 0; *p != closing;) {
         double value = 0.0;
-        const char* const behind = read_number(p, value);
+        const char* const gap = gaps ? read_gap(p, value) : nullptr;
+        const char* const behind = gap == nullptr ? read_number(p, value) : gap;
         // The negated comparison also catches NaN.
-        if (behind == nullptr || !(std::fabs(value) <= static_cast<double>(std::numeric_limits<Out>::max()))) {
+        if (behind == nullptr ||
+            (gap == nullptr && !(std::fabs(value) <= static_cast<double>(std::numeric_limits<Out>::max())))) {
             error = "element " + std::to_string(found + 1) + ", " + excerpt(p, end) + ", is not a finite number";
             return false;
         }
@@ -116,8 +126,9 @@ bool read_unusual_numbers(const char*& p, const char* end, char closing, Out* ou
 // Reads an array "[a,b,...]" or "(a, b, ...)" of exactly `n` finite numbers, each rounded to float64 first and then to
 // `Out`. No field, `null` and empty brackets are Field::empty.
 template <class Out>
-Field read_array(const char*& p, const char* end, Out* out, std::int64_t n, std::string& error) {
-    if (read_empty(p, end)) return Field::empty;
+Field read_array(const char*& p, const char* end, char separator, bool gaps, Out* out, std::int64_t n,
+                 std::string& error) {
+    if (read_empty(p, end, separator)) return Field::empty;
     const bool is_quoted = *p == '"';
     p += is_quoted;
     if (*p != '[' && *p != '(') {
@@ -127,7 +138,7 @@ Field read_array(const char*& p, const char* end, Out* out, std::int64_t n, std:
     const char closing = *p == '[' ? ']' : ')';
     ++p;
     std::int64_t found = n;
-    if (!read_numbers(p, end, closing, out, n) && !read_unusual_numbers(p, end, closing, out, n, found, error))
+    if (!read_numbers(p, end, closing, out, n) && !read_unusual_numbers(p, end, closing, gaps, out, n, found, error))
         return Field::wrong;
     if (is_quoted && *p++ != '"') {
         error = "the quote is not closed behind the array";

@@ -69,6 +69,36 @@ std::tuple<std::int64_t, std::int64_t, std::vector<ProblemTuple>> parse(
     return {stop - first, filled, std::move(tuples)};
 }
 
+// (row, array: 0 coefficients, 1 errors, 2 correlations; what is wrong)
+std::vector<std::tuple<std::int64_t, int, std::string>> check_rows(const Array<double>& coefficients,
+                                                                   const Array<float>& errors,
+                                                                   const Array<float>& correlations,
+                                                                   const Array<bool>& present, bool gaps) {
+    const bool fits = coefficients.ndim() == 2 && errors.ndim() == 2 && correlations.ndim() == 2 && present.ndim() == 1;
+    const std::int64_t rows = fits ? present.shape(0) : -1, n = fits ? coefficients.shape(1) : 0;
+    if (!fits || coefficients.shape(0) != rows || errors.shape(0) != rows || correlations.shape(0) != rows ||
+        errors.shape(1) != n)
+        throw py::value_error("arrays of different shapes");
+    const std::int64_t n_pairs = correlations.shape(1);
+    const double* const x = coefficients.data();
+    const float *const e = errors.data(), *const c = correlations.data();
+    const bool* const is_present = present.data();
+    std::vector<std::tuple<std::int64_t, int, std::string>> problems;
+    const py::gil_scoped_release release;
+    for (std::int64_t row = 0; row < rows; ++row) {
+        if (!is_present[row]) continue;
+        std::string wrong[] = {xpkern::csv::wrong_numbers(x + row * n, n, gaps),
+                               xpkern::csv::wrong_errors(e + row * n, n, gaps),
+                               xpkern::csv::wrong_correlations(c + row * n_pairs, n_pairs)};
+        for (int i = 0; i < 3; ++i) {
+            if (wrong[i].empty()) continue;
+            problems.emplace_back(row, i, std::move(wrong[i]));
+            break;
+        }
+    }
+    return problems;
+}
+
 std::vector<double> read_numbers(const std::vector<std::string>& texts) {
     std::vector<double> values;
     for (const std::string& text : texts) {
@@ -88,13 +118,23 @@ PYBIND11_MODULE(_csv, m) {
     m.attr("SLACK") = xpkern::csv::slack;
     m.def("read_numbers", &read_numbers, py::arg("texts"), "Number in each text, to the last bit float() of it.");
 
+    m.def("check_rows", &check_rows, py::arg("coefficients").noconvert(), py::arg("errors").noconvert(),
+          py::arg("correlations").noconvert(), py::arg("present").noconvert(), py::arg("gaps"));
+
     py::class_<RowParser>(m, "RowParser")
-        .def(py::init([](const std::vector<std::string>& header, std::int64_t n_bp, std::int64_t n_rp,
+        .def(py::init([](const std::vector<std::string>& header, char separator, std::int64_t n_bp, std::int64_t n_rp,
                          std::int64_t bp_basis_function_id, std::int64_t rp_basis_function_id) {
-                 return RowParser(header, {"bp", n_bp, bp_basis_function_id}, {"rp", n_rp, rp_basis_function_id});
+                 return RowParser(header, separator, {"bp", n_bp, bp_basis_function_id},
+                                  {"rp", n_rp, rp_basis_function_id});
              }),
-             py::arg("header"), py::kw_only(), py::arg("n_bp"), py::arg("n_rp"), py::arg("bp_basis_function_id"),
-             py::arg("rp_basis_function_id"))
+             py::arg("header"), py::kw_only(), py::arg("separator") = ',', py::arg("n_bp"), py::arg("n_rp"),
+             py::arg("bp_basis_function_id"), py::arg("rp_basis_function_id"))
+        .def_static(
+            "of_sampled",
+            [](const std::vector<std::string>& header, char separator, std::int64_t n_samples) {
+                return RowParser(header, separator, {"", n_samples, 0, true}, {"", 0, 0});
+            },
+            py::arg("header"), py::kw_only(), py::arg("separator") = ',', py::arg("n_samples"))
         .def("missing_columns", &RowParser::missing_columns)
         .def("parse", &parse, py::arg("text").noconvert(), py::arg("begin"), py::arg("end"), py::arg("filled"),
              py::arg("source_id").noconvert(), py::arg("bad").noconvert(), py::arg("bp").noconvert(),

@@ -14,16 +14,26 @@
 #include <vector>
 
 #include "cpu/csv_field.hpp"
+#include "cpu/spectrum_checks.hpp"
 
 namespace xpkern::csv {
 
-// What the calibration at hand expects of one band, which is also the shape of its arrays.
+// What is expected of one band, which is also the shape of its arrays. A band without coefficients has no columns.
 struct BandFormat {
     std::string prefix;  // of the column names: "bp", "rp"
     std::int64_t n_coefficients;
     std::int64_t basis_function_id;
+    // A sampled spectrum in place of coefficients: columns "flux" and "flux_error", whose numbers may be missing, and
+    // no correlations.
+    bool is_sampled = false;
 
-    std::int64_t n_pairs() const { return n_coefficients * (n_coefficients - 1) / 2; }
+    std::int64_t n_pairs() const { return is_sampled ? 0 : n_coefficients * (n_coefficients - 1) / 2; }
+    int n_arrays() const { return n_coefficients == 0 ? 0 : is_sampled ? 2 : 3; }
+    // Names of those columns: coefficients, errors, correlations.
+    std::string array_name(int i) const {
+        static constexpr const char* suffix[] = {"_coefficients", "_coefficient_errors", "_coefficient_correlations"};
+        return is_sampled ? (i == 0 ? "flux" : "flux_error") : prefix + suffix[i];
+    }
 };
 
 // Where the numbers of one band go; row-major. Zeros where the band is absent or the row bad.
@@ -51,8 +61,8 @@ struct Problem {
 
 class RowParser {
   public:
-    RowParser(const std::vector<std::string>& header, BandFormat bp, BandFormat rp)
-        : format_{std::move(bp), std::move(rp)} {
+    RowParser(const std::vector<std::string>& header, char separator, BandFormat bp, BandFormat rp)
+        : separator_(separator), format_{std::move(bp), std::move(rp)} {
         for (const std::string& name : header) columns_.push_back(column_of(name));
     }
 
@@ -67,7 +77,8 @@ class RowParser {
         };
         require(Role::source_id, 0, "source_id");
         for (int band = 0; band < 2; ++band)
-            for (const auto& [role, suffix] : array_columns) require(role, band, format_[band].prefix + suffix);
+            for (int i = 0; i < format_[band].n_arrays(); ++i)
+                require(array_roles[i], band, format_[band].array_name(i));
         return missing;
     }
 
@@ -103,9 +114,7 @@ class RowParser {
         int band;
     };
 
-    static constexpr std::pair<Role, const char*> array_columns[] = {{Role::coefficients, "_coefficients"},
-                                                                     {Role::errors, "_coefficient_errors"},
-                                                                     {Role::correlations, "_coefficient_correlations"}};
+    static constexpr Role array_roles[] = {Role::coefficients, Role::errors, Role::correlations};
     static constexpr std::pair<Role, const char*> scalar_columns[] = {
         {Role::basis_function_id, "_basis_function_id"},
         {Role::n_parameters, "_n_parameters"},
@@ -117,7 +126,7 @@ class RowParser {
         int column = -1;
         bool bad = false;
         Problem problem{};
-        int arrays_read[2] = {0, 0};    // of three, in each band
+        int arrays_read[2] = {0, 0};    // in each band
         int empty_array[2] = {-1, -1};  // column of an array that was empty
 
         // The first problem of a row is reported, unless a later one says that the row is of another calibration.
@@ -131,8 +140,8 @@ class RowParser {
     Column column_of(const std::string& name) const {
         if (name == "source_id") return {Role::source_id, 0};
         for (int band = 0; band < 2; ++band) {
-            for (const auto& [role, suffix] : array_columns)
-                if (name == format_[band].prefix + suffix) return {role, band};
+            for (int i = 0; i < format_[band].n_arrays(); ++i)
+                if (name == format_[band].array_name(i)) return {array_roles[i], band};
             for (const auto& [role, suffix] : scalar_columns)
                 if (name == format_[band].prefix + suffix) return {role, band};
         }
@@ -150,16 +159,16 @@ class RowParser {
             const char* const field = p;
             std::string error;
             Field result = read_field(p, end, rows, state, error);
-            if (result != Field::wrong && p != end && *p != ',') {
-                error = "unexpected " + excerpt(p, end) + " in the field";
+            if (result != Field::wrong && p != end && *p != separator_) {
+                error = "unexpected " + excerpt(p, end, separator_) + " in the field";
                 result = Field::wrong;
             }
             if (result == Field::wrong) {
                 state.fail(std::move(error));
-                p = end_of_field(field, end);  // the next fields, source_id perhaps, may still be sound
+                p = end_of_field(field, end, separator_);  // the next fields, source_id perhaps, may still be sound
             }
             if (p == end) break;
-            ++p;  // the comma
+            ++p;  // the separator
         }
         const int n_fields = state.column + (p == end);
         state.column = -1;
@@ -177,45 +186,48 @@ class RowParser {
         const std::int64_t row = state.row, n = format.n_coefficients, n_pairs = format.n_pairs();
         Field result = Field::wrong;
         double number = 0.0;
+        std::string wrong;
         switch (role) {
             case Role::skip:
-                p = end_of_field(p, end);
+                p = end_of_field(p, end, separator_);
                 return Field::read;
             case Role::source_id:
-                result = read_integer(p, end, rows.source_id[row], error);
+                result = read_integer(p, end, separator_, rows.source_id[row], error);
                 if (result == Field::empty) state.fail("empty");
                 return result;
             case Role::basis_function_id:
             case Role::n_parameters: {
                 const std::int64_t expected = role == Role::n_parameters ? n : format.basis_function_id;
                 const char* const field = p;
-                result = read_scalar(p, end, number, error);
+                result = read_scalar(p, end, separator_, number, error);
                 if (result == Field::read && number != static_cast<double>(expected))
-                    state.fail(excerpt(field, end) + ", but the calibration is for " + std::to_string(expected), true);
+                    state.fail(
+                        excerpt(field, end, separator_) + ", but the calibration is for " + std::to_string(expected),
+                        true);
                 return result;
             }
             case Role::standard_deviation:
-                result = read_scalar(p, end, number, error);
+                result = read_scalar(p, end, separator_, number, error);
                 if (result != Field::read) return result;
-                if (number > 0 && number <= static_cast<double>(std::numeric_limits<float>::max()))
+                // in float32, where what is too small is 0 and what is too large infinite
+                if (static_cast<float>(number) > 0 && number <= static_cast<double>(std::numeric_limits<float>::max()))
                     band.standard_deviation[row] = static_cast<float>(number);
                 else
                     state.fail("the standard deviation is not positive");
                 return result;
             case Role::coefficients:
-                result = read_array(p, end, band.coefficients + row * n, n, error);
+                result = read_array(p, end, separator_, format.is_sampled, band.coefficients + row * n, n, error);
                 break;
-            case Role::errors: {
-                float* const errors = band.errors + row * n;
-                result = read_array(p, end, errors, n, error);
-                if (result == Field::read && std::any_of(errors, errors + n, [](float e) { return e < 0; }))
-                    state.fail("an error is negative");
+            case Role::errors:
+                result = read_array(p, end, separator_, format.is_sampled, band.errors + row * n, n, error);
+                if (result == Field::read) wrong = wrong_errors(band.errors + row * n, n, format.is_sampled);
                 break;
-            }
             case Role::correlations:
-                result = read_array(p, end, band.correlations + row * n_pairs, n_pairs, error);
+                result = read_array(p, end, separator_, false, band.correlations + row * n_pairs, n_pairs, error);
+                if (result == Field::read) wrong = wrong_correlations(band.correlations + row * n_pairs, n_pairs);
                 break;
         }
+        if (!wrong.empty()) state.fail(std::move(wrong));
         if (result == Field::read) ++state.arrays_read[b];
         if (result == Field::empty) state.empty_array[b] = state.column;
         return result;
@@ -232,7 +244,8 @@ class RowParser {
         rows.bad[row] = state.bad;
         for (int b = 0; b < 2; ++b) {
             const BandRows& band = rows.band[b];
-            band.present[row] = !state.bad && state.arrays_read[b] == 3;
+            const int n_arrays = format_[b].n_arrays();
+            band.present[row] = !state.bad && n_arrays > 0 && state.arrays_read[b] == n_arrays;
             if (band.present[row]) continue;
             const std::int64_t n = format_[b].n_coefficients, n_pairs = format_[b].n_pairs();
             std::fill_n(band.coefficients + row * n, n, 0.0);
@@ -241,6 +254,7 @@ class RowParser {
         }
     }
 
+    char separator_;
     BandFormat format_[2];
     std::vector<Column> columns_;
 };

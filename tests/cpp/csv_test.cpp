@@ -170,7 +170,7 @@ static const std::string row =
     "\"(1, -2)\",\"[0.5,0.5]\",\"[0.125]\"";
 
 static void test_rows() {
-    const RowParser parser(header, {"bp", 3, 56}, {"rp", 2, 57});
+    const RowParser parser(header, ',', {"bp", 3, 56}, {"rp", 2, 57});
     CHECK(parser.missing_columns().empty());
     Random random(12);
     Storage storage;
@@ -189,7 +189,7 @@ static void test_rows() {
 }
 
 static void test_damaged_rows() {
-    const RowParser parser(header, {"bp", 3, 56}, {"rp", 2, 57});
+    const RowParser parser(header, ',', {"bp", 3, 56}, {"rp", 2, 57});
     Random random(13);
     Storage storage;
     const std::string characters = "\",[]() -+9eE.nN\r\t\x80\xff";

@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     from xpkern.fit.zgr23 import Zgr23Options
     from xpkern.model import FluxModel, TypePrior
     from xpkern.observe.calibration import Calibration
-    from xpkern.observe.gaia_csv import XpBlock
     from xpkern.observe.observations import Observations
     from xpkern.observe.photometry import PhotometryCuts
     from xpkern.observe.read import XpReader
+    from xpkern.observe.xp_block import XpBlock
 
 log = logging.getLogger(__name__)
 

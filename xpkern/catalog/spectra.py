@@ -35,9 +35,9 @@ from xpkern.threads import in_order, number_of_threads
 if TYPE_CHECKING:
     from xpkern.model import FluxModel
     from xpkern.observe.calibration import Calibration
-    from xpkern.observe.gaia_csv import XpBlock
     from xpkern.observe.observations import Observations
     from xpkern.observe.photometry import PhotometryCuts
+    from xpkern.observe.xp_block import XpBlock
 
 log = logging.getLogger(__name__)
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from xpkern.catalog.run import CatalogSummary, InputSummary
     from xpkern.model import FluxModel, TypePrior
+    from xpkern.observe.calibration import Calibration
 
 #: Names and usual values as :class:`xpkern.observe.photometry.PhotometryCuts` has them; a test holds the two together,
 #: as the help must not wait for libraries.
@@ -31,6 +32,8 @@ examples
   for TOPCAT or LSDB, with 2MASS and unWISE matches of their own, and more of unWISE than usual:
     xpkern catalog XpContinuousMeanSpectrum_*.csv.gz --source gaia_source.csv --photometry infrared.parquet \\
         --photometry-cut unwise_qf=0.5 --photometry-cut unwise_separation=off -o catalog.parquet
+  spectra of another release, with its design matrices:
+    xpkern catalog spectra.parquet --calibration dr4.npz --source gaia_source.parquet -o catalog.h5
   read it:
     python -c "from astropy.table import Table; print(Table.read('catalog.parquet')['source_id', 'teff', 'teff_error'])"
 
@@ -66,7 +69,6 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         parents=[common],
     )
-    parser.add_argument("files", nargs="+", metavar="FILE", help="XP continuous spectra: csv or csv.gz")
     parser.add_argument(
         "-o",
         "--output",
@@ -101,7 +103,14 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
 
 
 def add_input_options(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of every command that reads spectra: tables beside them, and what is made of these."""
+    """Declare the options of every command that reads spectra: these, tables beside them, what is made of both."""
+    parser.add_argument(
+        "files",
+        nargs="+",
+        metavar="FILE",
+        help="XP spectra, continuous (or sampled, which are marked so): csv, ECSV, FITS, VOTable, HDF5, Parquet, AVRO, "
+        "any of them gzipped; told apart by their content",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
     parser.add_argument(
         "--source",
@@ -129,6 +138,12 @@ def add_input_options(parser: argparse.ArgumentParser) -> None:
         help="what is subtracted from the parallaxes of sources whose gaia_source row has phot_g_mean_mag, "
         "nu_eff_used_in_astrometry, pseudocolour, ecl_lat and astrometric_params_solved; default: lindegren2021",
     )
+    parser.add_argument(
+        "--calibration",
+        metavar="FILE.npz",
+        help="design matrices of the release that the spectra are of, as xpkern.Calibration.save writes them; "
+        "default: Gaia DR3",
+    )
     parser.add_argument("--model", metavar="FILE", help="model file; default: the one that comes with xpkern")
     parser.add_argument(
         "--sigma",
@@ -151,6 +166,13 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="default: XPKERN_NUM_THREADS, OMP_NUM_THREADS, or every core this process may use",
     )
+
+
+def calibration_of(options: argparse.Namespace) -> Calibration | None:
+    """The design matrices that were asked for; None for Gaia DR3's."""
+    from xpkern.observe.calibration import Calibration
+
+    return None if options.calibration is None else Calibration.load(options.calibration)
 
 
 def positive_integer(text: str) -> int:
@@ -181,6 +203,7 @@ def run(options: argparse.Namespace) -> int:
             photometry=options.photometry,
             model=model,
             prior=prior,
+            calibration=calibration_of(options),
             layout=options.layout,
             optimizer=options.optimizer,
             options=None if options.starts is None else FitOptions(starts=options.starts),

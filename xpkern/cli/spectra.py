@@ -11,6 +11,7 @@ from xpkern.cli.catalog import (
     WITH_UNUSABLE_INPUT,
     add_engine_options,
     add_input_options,
+    calibration_of,
     expand,
     print_input,
     unusable_input,
@@ -42,7 +43,6 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         parents=[common],
     )
-    parser.add_argument("files", nargs="+", metavar="FILE", help="XP continuous spectra: csv or csv.gz")
     parser.add_argument(
         "-o",
         "--output",
@@ -74,6 +74,7 @@ def run(options: argparse.Namespace) -> int:
             options.output,
             gaia_source=options.source,
             photometry=options.photometry,
+            calibration=calibration_of(options),
             model=model,
             sigma=options.sigma,
             engine=options.engine,

@@ -15,6 +15,19 @@ def read_numbers(texts: Sequence[str]) -> list[float]:
     Raises ValueError if a text is not a number from end to end.
     """
 
+def check_rows(
+    coefficients: NDArray[np.float64],
+    errors: NDArray[np.float32],
+    correlations: NDArray[np.float32],
+    present: NDArray[np.bool_],
+    gaps: bool,
+) -> list[tuple[int, int, str]]:
+    """Return for each bad row (row, 0 coefficients, 1 errors or 2 correlations, what is wrong with which element).
+
+    Arrays are (n, k), (n, k), (n, any) and (n,); rows that are not present are not looked at. With ``gaps``, NaN is no
+    error but a number that is missing. The interpreter is not locked meanwhile.
+    """
+
 class RowParser:
     """Reads lines of a csv file with the given header."""
 
@@ -22,11 +35,16 @@ class RowParser:
         self,
         header: Sequence[str],
         *,
+        separator: str = ",",
         n_bp: int,
         n_rp: int,
         bp_basis_function_id: int,
         rp_basis_function_id: int,
     ) -> None: ...
+    @staticmethod
+    def of_sampled(header: Sequence[str], *, separator: str = ",", n_samples: int) -> RowParser:
+        """Return a parser of sampled spectra: columns flux and flux_error, which fill the arrays of BP."""
+
     def missing_columns(self) -> list[str]:
         """Return the names of necessary columns that the header lacks."""
 

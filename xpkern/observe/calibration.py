@@ -132,41 +132,67 @@ class Calibration:
             )
 
     @classmethod
-    def from_gaiaxpy(cls, wavelength: NDArray[np.float64] = XP_WAVELENGTH) -> Calibration:
+    def from_gaiaxpy(
+        cls,
+        wavelength: NDArray[np.float64] = XP_WAVELENGTH,
+        *,
+        release: str = "Gaia DR3",
+        instrument_model: str = "BP v375wi, RP v142r",
+        n_bp: int = 55,
+        n_rp: int = 55,
+        bp_basis_function_id: int = 56,
+        rp_basis_function_id: int = 57,
+    ) -> Calibration:
         """Ask the installed GaiaXPy: its calibration is linear, so unit vectors give the columns.
 
         Parameters
         ----------
         wavelength : (n_xp,) float64
             Wavelengths [nm].
+        release, instrument_model : str
+            What the installed GaiaXPy calibrates, in words.
+        n_bp, n_rp : int
+            Coefficients of each band in that release.
+        bp_basis_function_id, rp_basis_function_id : int
+            Its sets of basis functions.
+
+        Raises
+        ------
+        InputError
+            If GaiaXPy cannot calibrate that many coefficients: it is a version for another release.
 
         Notes
         -----
-        GaiaXPy (2.1) knows the coefficients of Gaia DR3 only: 55 in each band, basis functions 56 (BP) and 57 (RP).
+        GaiaXPy 2.1 knows the coefficients of Gaia DR3 only, which are the defaults.
         """
         import gaiaxpy
         import pandas
 
-        n_coefficients, bp_id, rp_id = 55, 56, 57
-        spectra = pandas.DataFrame(list(_unit_spectra(n_coefficients)))
-        flux, _ = gaiaxpy.calibrate(spectra, sampling=np.asarray(wavelength, dtype=np.float64), save_file=False)
+        spectra = pandas.DataFrame(list(_unit_spectra(n_bp, n_rp)))
+        try:
+            flux, _ = gaiaxpy.calibrate(spectra, sampling=np.asarray(wavelength, dtype=np.float64), save_file=False)
+        except (ValueError, IndexError) as error:
+            raise InputError(
+                f"GaiaXPy {gaiaxpy.__version__} cannot calibrate {n_bp} + {n_rp} coefficients ({error})", field="n_bp"
+            ) from error
         design = np.stack(flux["flux"].to_numpy()).T / FLUX_UNIT
         return cls(
-            release="Gaia DR3",
-            instrument_model=f"GaiaXPy {gaiaxpy.__version__} (BP v375wi, RP v142r)",
-            bp_design=design[:, :n_coefficients],
-            rp_design=design[:, n_coefficients:],
+            release=release,
+            instrument_model=f"GaiaXPy {gaiaxpy.__version__} ({instrument_model})",
+            bp_design=design[:, :n_bp],
+            rp_design=design[:, n_bp:],
             wavelength=np.asarray(wavelength, dtype=np.float64),
-            bp_basis_function_id=bp_id,
-            rp_basis_function_id=rp_id,
+            bp_basis_function_id=bp_basis_function_id,
+            rp_basis_function_id=rp_basis_function_id,
         )
 
 
-def _unit_spectra(n_coefficients: int) -> Iterable[dict[str, object]]:
+def _unit_spectra(n_bp: int, n_rp: int) -> Iterable[dict[str, object]]:
     """Yield one GaiaXPy input row for each coefficient, first BP's then RP's; the error columns do not matter."""
-    for unit in np.eye(2 * n_coefficients):
+    for unit in np.eye(n_bp + n_rp):
         row: dict[str, object] = {"source_id": 1}
-        for band, coefficients in zip(("bp", "rp"), np.split(unit, 2), strict=True):
+        for band, coefficients in zip(("bp", "rp"), np.split(unit, [n_bp]), strict=True):
+            n_coefficients = len(coefficients)
             row |= {
                 f"{band}_n_parameters": n_coefficients,
                 f"{band}_n_relevant_bases": n_coefficients,

@@ -241,7 +241,7 @@ def fit_error_model(
 def main(arguments: Sequence[str] | None = None) -> int:
     """``python -m xpkern.observe.error_model CORRELATED.csv.gz UNCORRELATED.npz OUTPUT.npz``."""
     from xpkern.observe.calibration import Calibration
-    from xpkern.observe.gaia_csv import read_blocks
+    from xpkern.observe.spectra import read_blocks
 
     parser = argparse.ArgumentParser(prog="python -m xpkern.observe.error_model", description=__doc__)
     parser.add_argument("correlated", help="bulk file with correlations")

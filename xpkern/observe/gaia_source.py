@@ -105,19 +105,7 @@ class SourceTable:
         if isinstance(table, (str, os.PathLike)):
             path = Path(table)
             return cls(_read_columns(path, wanted), str(path))
-        if isinstance(table, np.ndarray) and table.dtype.names is not None:
-            names: Collection[Any] = table.dtype.names
-        elif isinstance(table, Mapping):
-            names = table.keys()
-        elif hasattr(table, "colnames"):  # astropy
-            names = table.colnames
-        elif hasattr(table, "column_names"):  # pyarrow
-            names = table.column_names
-        elif hasattr(table, "columns"):  # pandas
-            names = list(table.columns)
-        else:
-            raise InputError(f"a {type(table).__name__} is no table: give a path, table, array or dict", field=name)
-        return cls({str(key).lower(): as_array(table[key]) for key in names}, name)
+        return cls({key: as_array(column) for key, column in columns_of_table(table, name).items()}, name)
 
     def __len__(self) -> int:
         return len(self._sorted_id)
@@ -174,6 +162,29 @@ def _text(value: object) -> str:
     return value if isinstance(value, str) else ""
 
 
+def columns_of_table(table: Any, name: str) -> dict[str, Any]:
+    """The columns of a table in memory by lower-case name, as it has them.
+
+    Raises
+    ------
+    InputError
+        If it is none; ``name`` is what to call it.
+    """
+    if isinstance(table, np.ndarray) and table.dtype.names is not None:
+        names: Collection[Any] = table.dtype.names
+    elif isinstance(table, Mapping):
+        names = table.keys()
+    elif hasattr(table, "colnames"):  # astropy
+        names = table.colnames
+    elif hasattr(table, "column_names"):  # pyarrow
+        names = table.column_names
+    elif hasattr(table, "columns"):  # pandas
+        names = list(table.columns)
+    else:
+        raise InputError(f"a {type(table).__name__} is no table: give a path, table, array or dict", field=name)
+    return {str(key).lower(): table[key] for key in names}
+
+
 def as_array(column: Any) -> NDArray:
     """A column of any kind of table as an array, masked where it has no value."""
     if isinstance(column, np.ma.MaskedArray):
@@ -184,7 +195,9 @@ def as_array(column: Any) -> NDArray:
         return np.ma.array(column.unmasked, mask=column.mask)
     if hasattr(column, "to_numpy") and hasattr(column, "isna"):  # pandas, whose own integers may be missing
         absent = column.isna().to_numpy()
-        if absent.any() and column.dtype.kind in "iufb":
+        if absent.any() and column.dtype.kind in "iu":
+            return np.ma.array(column.to_numpy(dtype=column.dtype.numpy_dtype, na_value=0), mask=absent)
+        if absent.any() and column.dtype.kind in "fb":
             return np.ma.masked_invalid(column.to_numpy(dtype=np.float64, na_value=np.nan))
         return np.ma.array(column.to_numpy(), mask=absent) if absent.any() else column.to_numpy()
     return np.asarray(column)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,22 +13,25 @@ from numpy.typing import NDArray
 
 from xpkern.engine import Engine, get_engine
 from xpkern.engine.contract import Float64
+from xpkern.engine.packed import present_samples
 from xpkern.errors import InputError
 from xpkern.grid import BANDS, N_FLUX, N_PACKED, XP_WAVELENGTH
 from xpkern.model import Noise, load_model
 from xpkern.observe.calibration import Calibration
-from xpkern.observe.gaia_csv import BLOCK_ROWS, XpBlock, read_blocks
 from xpkern.observe.gaia_source import GAIA_COLUMNS, SourceTable
 from xpkern.observe.observations import Observations
 from xpkern.observe.parallax_zero_point import INPUTS as ZERO_POINT_INPUTS
 from xpkern.observe.parallax_zero_point import ZERO_POINTS, parallax_zero_point
 from xpkern.observe.photometry import COLUMN_NAMES, PhotometryCuts, cuts_made, infrared_flux
+from xpkern.observe.spectra import is_table, read_blocks
+from xpkern.observe.whiteners import drop_samples
+from xpkern.observe.xp_block import BLOCK_ROWS, SeenSources, XpBlock
 from xpkern.status import Status
 from xpkern.threads import in_order, number_of_threads
 
 
 def read_xp(
-    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    paths: Any,
     gaia_source: Any = None,
     photometry: Any = None,
     calibration: Calibration | None = None,
@@ -46,8 +48,9 @@ def read_xp(
 
     Parameters
     ----------
-    paths : path or sequence of paths
-        Files of Gaia's table ``xp_continuous_mean_spectrum``: csv, plain or gzipped, ECSV header or none.
+    paths : path or table, or sequence of these
+        Gaia's table ``xp_continuous_mean_spectrum`` or ``xp_sampled_mean_spectrum``, in files of any format or in
+        memory; see :func:`xpkern.observe.spectra.read_blocks`. Sampled ones get ``Status.SAMPLED_SPECTRUM``.
     gaia_source : path or table, optional
         With ``source_id``, ``parallax``, ``parallax_error`` [mas], and what else is known of the sources; see
         :meth:`xpkern.observe.gaia_source.SourceTable.of` for what counts as a table.
@@ -83,7 +86,7 @@ def read_xp(
 
 
 def iter_xp(
-    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    paths: Any,
     gaia_source: Any = None,
     photometry: Any = None,
     calibration: Calibration | None = None,
@@ -145,7 +148,7 @@ class XpReader:
 
     def __init__(
         self,
-        paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        paths: Any,
         gaia_source: Any = None,
         photometry: Any = None,
         calibration: Calibration | None = None,
@@ -159,7 +162,7 @@ class XpReader:
                 f"{parallax_zero_point!r} is none of {', '.join(ZERO_POINTS)}", field="parallax_zero_point"
             )
         self.photometry_cuts = PhotometryCuts() if photometry_cuts is None else photometry_cuts
-        self.files = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+        self.files = [paths] if isinstance(paths, (str, os.PathLike)) or is_table(paths) else list(paths)
         self.calibration = Calibration.default() if calibration is None else calibration
         if not np.array_equal(self.calibration.wavelength, XP_WAVELENGTH):
             raise InputError("the calibration has other samples than 392, 402 ... 992 nm", field="wavelength")
@@ -191,7 +194,7 @@ class XpReader:
         Raises
         ------
         InputError
-            If ``rows`` is not positive. While it is iterated over: as :func:`xpkern.observe.gaia_csv.read_blocks`.
+            If ``rows`` is not positive. While it is iterated over: as :func:`xpkern.observe.spectra.read_blocks`.
         """
         if rows < 1:
             raise InputError(f"{rows} is not a number of rows", field="rows")
@@ -202,14 +205,16 @@ class XpReader:
         for file in self.files:
             with contextlib.closing(
                 read_blocks(
-                    Path(file),
+                    file,
                     self.calibration,
                     rows=rows,
                     need_standard_deviation=self.noise.sigma == "zgr23",
                 )
             ) as blocks:
+                seen = SeenSources()
                 for block in blocks:
                     is_empty = False
+                    block.repeated = seen.add(block.source_id, ~block.bad)
                     yield block
         if is_empty:
             yield None
@@ -235,6 +240,8 @@ class XpReader:
         mark(Status.BAD_ROW, block.bad)
         mark(Status.NO_BP, ~has_bp & ~block.bad)
         mark(Status.NO_RP, ~has_rp & ~block.bad)
+        mark(Status.SAMPLED_SPECTRUM, np.full(len(block), block.is_sampled))
+        mark(Status.REPEATED_SOURCE, block.repeated)
 
         counts: Counter[str] = Counter()
         band_flux, band_error = self._infrared(block, counts)
@@ -249,12 +256,20 @@ class XpReader:
         mark(Status.NO_PARALLAX, ~measured)
 
         calibrated = self.engine.calibrate(
-            self.calibration, block.coefficients, self.noise, band_flux, band_error, threads=threads
+            block.calibration, block.coefficients, self.noise, band_flux, band_error, threads=threads
         )
+        flux, whitener = calibrated.flux, calibrated.whitener
+        if block.missing is not None:
+            # beyond what an absent band leaves out
+            lost = np.zeros(flux.shape, bool)
+            lost[:, : block.missing.shape[1]] = block.missing
+            lost &= present_samples(whitener)
+            mark(Status.MISSING_SAMPLES, np.asarray(lost.any(axis=1)))
+            flux, whitener = np.where(lost, np.float32(0), flux), drop_samples(whitener, lost)
         return Observations(
             source_id=block.source_id,
-            flux=calibrated.flux,
-            whitener=calibrated.whitener,
+            flux=flux,
+            whitener=whitener,
             plx=np.where(measured, plx, 0.0),
             plx_err=np.where(measured, plx_err, np.inf),
             status=status | calibrated.status,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from xpkern.engine.contract import FitOptions
 from xpkern.errors import InputError
+from xpkern.observe.parallax_zero_point import ZERO_POINTS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,6 +52,11 @@ class RunSettings:
         cells in whose name takes the place of ``{range}``.
     model : str, optional
         Model file; the default model when not given.
+    calibration : str, optional
+        Design matrices of the spectra's release (:meth:`xpkern.Calibration.save`); Gaia DR3's when not given.
+    photometry_cuts : tuple of str
+        Cuts on the photometry that differ from the usual ones, as ``"unwise_qf=0.5"``.
+    parallax_zero_point : {"lindegren2021", "none"}
     layout : {"default", "zgr23"}
     sigma : {"archive", "zgr23"}, optional
         How the archive's errors are read.
@@ -70,6 +76,9 @@ class RunSettings:
     gaia_source: str | None = None
     photometry: str | None = None
     model: str | None = None
+    calibration: str | None = None
+    photometry_cuts: tuple[str, ...] = ()
+    parallax_zero_point: str = "lindegren2021"
     layout: str = "default"
     sigma: str | None = None
     optimizer: str = "newton"
@@ -79,7 +88,12 @@ class RunSettings:
     attempts: int = 3
 
     def __post_init__(self) -> None:
-        choices = {"layout": ("default", "zgr23"), "sigma": (None, "archive", "zgr23"), "optimizer": _OPTIMIZERS}
+        choices = {
+            "layout": ("default", "zgr23"),
+            "sigma": (None, "archive", "zgr23"),
+            "optimizer": ("newton", "zgr23"),
+            "parallax_zero_point": ZERO_POINTS,
+        }
         for name, allowed in choices.items():
             value = getattr(self, name)
             if value not in allowed:
@@ -108,6 +122,11 @@ class RunSettings:
     def model_file(self) -> Path | None:
         """The model's file; None for the default model."""
         return None if self.model is None else self.folder / self.model
+
+    @property
+    def calibration_file(self) -> Path | None:
+        """The design matrices' file; None for Gaia DR3's."""
+        return None if self.calibration is None else self.folder / self.calibration
 
     def fit_options(self) -> FitOptions | None:
         """Options of the fit; None where they are the optimizer's own."""
@@ -166,9 +185,6 @@ class RunSettings:
         return InputError(message, file=self.file, field=field)
 
 
-_OPTIMIZERS = ("newton", "zgr23")
-
-
 def load_settings(path: str | os.PathLike[str]) -> RunSettings:
     """Read the settings of a survey run.
 
@@ -209,7 +225,7 @@ def shard_name(spectra: Path) -> str:
 
 
 def _value(value: Any, key: str, file: str) -> Any:
-    if key == "spectra":
+    if key in ("spectra", "photometry_cuts"):
         names: Sequence[Any] = [value] if isinstance(value, str) else value
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise InputError(f"{value!r} is neither text nor a list of texts", file=file, field=key)

@@ -20,6 +20,8 @@ from xpkern.catalog.output import file_names
 from xpkern.catalog.pending import PendingFile
 from xpkern.errors import InputError
 from xpkern.model import FluxModel, TypePrior, load_model
+from xpkern.observe.calibration import Calibration
+from xpkern.observe.photometry import PhotometryCuts
 from xpkern.shards.settings import RunSettings, shard_name
 from xpkern.version import __version__
 
@@ -28,7 +30,10 @@ from xpkern.version import __version__
 _FINGERPRINT_BYTES = 65536
 
 #: Settings that do not change what is in a shard, or do so by the files they name.
-_WITHOUT_EFFECT = ("file", "spectra", "output", "gaia_source", "photometry", "model", "engine", "threads", "attempts")
+_WITHOUT_EFFECT = (
+    *("file", "spectra", "output", "gaia_source", "photometry", "model", "calibration"),
+    *("engine", "threads", "attempts"),
+)
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,8 @@ def digest_of(settings: RunSettings) -> str:
     relevant = {
         each.name: getattr(settings, each.name) for each in fields(settings) if each.name not in _WITHOUT_EFFECT
     }
+    calibration = settings.calibration_file
+    relevant |= {"calibration": "" if calibration is None else fingerprint(calibration)}
     relevant |= {"model": model.digest, "prior": prior.digest, "noise": model.noise.digest, "xpkern": __version__}
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
 
@@ -145,6 +152,9 @@ def make_shard(unit: Unit, settings_digest: str, on_progress: Callable[[int], ob
         unit.catalog,
         gaia_source=tables.get("gaia_source"),
         photometry=tables.get("photometry"),
+        photometry_cuts=PhotometryCuts.parse(settings.photometry_cuts),
+        parallax_zero_point=settings.parallax_zero_point,
+        calibration=None if settings.calibration_file is None else Calibration.load(settings.calibration_file),
         model=model,
         prior=prior,
         layout=settings.layout,
@@ -153,6 +163,7 @@ def make_shard(unit: Unit, settings_digest: str, on_progress: Callable[[int], ob
         options=settings.fit_options(),
         engine=settings.engine,
         threads=settings.threads,
+        overwrite=True,
         on_progress=on_progress,
     )
     if unit.made_of(settings_digest) != made_of:

@@ -1,0 +1,74 @@
+// What the numbers of a spectrum must fulfil, whatever file they come from.
+//
+// Nearly every row is sound, so each array is first run over without a branch; only a bad one is searched for the
+// element to name.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <string>
+
+namespace xpkern::csv {
+
+// Correlations are float32 numbers computed from others: they may exceed 1 by their rounding, not by more.
+inline constexpr float max_correlation = 1.0f + 1e-5f;
+
+namespace detail {
+
+inline std::uint32_t bits_of(float x) {
+    std::uint32_t bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
+// "element 3, -1.5, <problem>" for the first element that fails.
+template <class T, class IsGood>
+std::string first_problem(const T* x, std::int64_t n, const char* problem, IsGood is_good) {
+    for (std::int64_t i = 0; i < n; ++i) {
+        if (is_good(x[i])) continue;
+        char number[32];
+        std::snprintf(number, sizeof number, "%.6g", static_cast<double>(x[i]));
+        return "element " + std::to_string(i + 1) + ", " + number + ", " + problem;
+    }
+    return {};
+}
+
+}  // namespace detail
+
+// What is wrong with n coefficients or fluxes; empty if nothing. `gaps`: NaN says that there is no value.
+inline std::string wrong_numbers(const double* x, std::int64_t n, bool gaps) {
+    bool good = true;
+    for (std::int64_t i = 0; i < n; ++i) good &= x[i] - x[i] == 0.0;
+    if (good) return {};
+    return detail::first_problem(x, n, "is not a finite number",
+                                 [gaps](double v) { return std::isfinite(v) || (gaps && std::isnan(v)); });
+}
+
+// The same for n standard errors, which are positive.
+inline std::string wrong_errors(const float* x, std::int64_t n, bool gaps) {
+    std::uint32_t bad = 0;
+    // as integers, the positive finite numbers are 1 ... 0x7f7fffff
+    for (std::int64_t i = 0; i < n; ++i) bad |= detail::bits_of(x[i]) - 1 >= 0x7f7fffffu ? 1u : 0u;
+    if (bad == 0) return {};
+    const auto is_number = [gaps](float v) { return std::isfinite(v) || (gaps && std::isnan(v)); };
+    const std::string problem = detail::first_problem(x, n, "is not a finite number", is_number);
+    return problem.empty() ? detail::first_problem(x, n, "is not a positive error", [](float v) { return !(v <= 0); })
+                           : problem;
+}
+
+// The same for n correlations.
+inline std::string wrong_correlations(const float* x, std::int64_t n) {
+    const std::uint32_t largest = detail::bits_of(max_correlation);
+    std::uint32_t bad = 0;
+    for (std::int64_t i = 0; i < n; ++i) bad |= (detail::bits_of(x[i]) & 0x7fffffffu) > largest ? 1u : 0u;
+    if (bad == 0) return {};
+    const std::string problem =
+        detail::first_problem(x, n, "is not a finite number", [](float v) { return std::isfinite(v); });
+    if (!problem.empty()) return problem;
+    return detail::first_problem(x, n, "is no correlation: outside -1 ... 1",
+                                 [](float v) { return std::fabs(v) <= max_correlation; });
+}
+
+}  // namespace xpkern::csv

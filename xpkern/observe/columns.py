@@ -1,0 +1,167 @@
+"""Some rows of a column of any table: numbers, arrays of numbers, or text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from xpkern.observe.gaia_source import as_array
+
+
+@dataclass(frozen=True)
+class Column:
+    """Some rows of a column.
+
+    Attributes
+    ----------
+    values : array
+        Numbers or text (n,); arrays of one length (n, k); or, with ``starts``, the numbers of all arrays (any,).
+    absent : (n,) bool
+        Rows without a value.
+    starts, lengths : (n,) int64, optional
+        Where in ``values`` the array of each row begins, and how long it is.
+    """
+
+    values: NDArray
+    absent: NDArray[np.bool_]
+    starts: NDArray[np.int64] | None = None
+    lengths: NDArray[np.int64] | None = None
+
+    def __len__(self) -> int:
+        return len(self.absent)
+
+    def __getitem__(self, rows: slice) -> Column:
+        if self.starts is None or self.lengths is None:
+            return Column(self.values[rows], self.absent[rows])
+        return Column(self.values, self.absent[rows], self.starts[rows], self.lengths[rows])
+
+    @property
+    def is_text(self) -> bool:
+        """Whether its values are text."""
+        return self.values.dtype.kind in "OSU"
+
+    @property
+    def is_array(self) -> bool:
+        """Whether its values are arrays of numbers."""
+        return self.starts is not None or self.values.ndim == 2
+
+    def array_lengths(self) -> NDArray[np.int64]:
+        """Numbers in each row, (n,); 0 where there is no array, or an empty one."""
+        if self.lengths is not None:
+            return np.where(self.absent, 0, self.lengths)
+        return np.where(self.absent, 0, self.values.shape[1])
+
+    def dense(self, size: int, dtype: DTypeLike) -> NDArray:
+        """The arrays of ``size`` numbers as a matrix (n, size), contiguous; 0 in rows with other arrays or none."""
+        fits = self.array_lengths() == size
+        with np.errstate(over="ignore"):  # what is too large for the type becomes infinite, and is refused for it
+            if self.starts is None:
+                if fits.all():
+                    return np.ascontiguousarray(self.values, dtype)
+                matrix = np.zeros((len(self), size), dtype)
+                if fits.any():
+                    matrix[fits] = self.values[fits]
+                return matrix
+            if fits.all() and len(self) and (np.diff(self.starts) == size).all():
+                first = self.starts[0]
+                return np.ascontiguousarray(self.values[first : first + len(self) * size].reshape(-1, size), dtype)
+            matrix = np.zeros((len(self), size), dtype)
+            for row in np.flatnonzero(fits).tolist():
+                start = self.starts[row]
+                matrix[row] = self.values[start : start + size]
+            return matrix
+
+    def numbers(self) -> NDArray[np.float64]:
+        """Single numbers as float64 (n,), NaN where absent.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If they are none.
+        """
+        if self.is_array:
+            raise TypeError("arrays")
+        return np.where(self.absent, np.nan, np.where(self.absent, 0, self.values).astype(np.float64))
+
+
+def column_of(values: Any) -> Column:
+    """A column of any kind of table in memory.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it holds neither numbers nor arrays of numbers nor text.
+    """
+    if hasattr(values, "combine_chunks"):  # pyarrow's
+        from xpkern.observe.spectra_parquet import column_of_arrow
+
+        return column_of_arrow(values.combine_chunks())
+    if isinstance(values, (list, tuple)):
+        return column_of_items(values)
+    array = as_array(values)
+    if array.dtype.kind == "O":
+        mask = np.ma.getmaskarray(array)
+        masked = np.asarray(mask.all(axis=tuple(range(1, mask.ndim))))
+        return column_of_items(list(np.ma.getdata(array)), masked)
+    if array.dtype.kind not in "iufbSU" or array.ndim == 0:
+        raise TypeError(f"not a column of numbers, arrays or text, but of {array.dtype}")
+    if array.ndim > 2:
+        array = array.reshape(len(array), -1)
+    data, mask = np.ma.getdata(array), np.ma.getmaskarray(array)
+    if data.ndim == 1:
+        return Column(data, mask)
+    absent = np.asarray(mask.all(axis=1)) if data.shape[1] else np.ones(len(data), bool)
+    if (mask.any(axis=1) & ~absent).any():
+        data = np.where(mask, np.nan, data)
+    return Column(data, absent)
+
+
+def column_of_items(items: Sequence[Any], absent: NDArray[np.bool_] | None = None) -> Column:
+    """A column of Python objects: arrays, lists, integers of any size, text, None.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an item is none of these.
+    """
+    masked = np.zeros(len(items), bool) if absent is None else absent
+    found = [None if gone or _is_nothing(item) else item for item, gone in zip(items, masked, strict=True)]
+    absent = np.array([item is None for item in found], bool)
+    present = [item for item in found if item is not None]
+    if any(isinstance(item, (str, bytes)) for item in present):
+        return Column(np.array(["" if item is None else item for item in found], object), absent)
+    if present and all(isinstance(item, (int, np.integer)) for item in present):
+        # what does not fit into 64 bits keeps its place as an absent value
+        fits = np.array([item is not None and -(1 << 63) <= item < 1 << 63 for item in found], bool)
+        numbers = [int(item) if good else 0 for item, good in zip(found, fits, strict=True)]  # type: ignore[arg-type]
+        return Column(np.array(numbers, np.int64), ~fits)
+    if present and all(isinstance(item, (int, float, np.number)) for item in present):
+        return Column(np.array([np.nan if item is None else item for item in found], np.float64), absent)
+    arrays = [np.empty(0) if item is None else _numbers_of(item) for item in found]
+    lengths = np.array([array.size for array in arrays], np.int64)
+    values = np.concatenate(arrays) if arrays else np.empty(0)
+    return Column(values, absent, np.cumsum(lengths) - lengths, lengths)
+
+
+def _is_nothing(item: Any) -> bool:
+    if isinstance(item, (float, np.floating)):
+        return bool(item != item)
+    return item is None or item is np.ma.masked or type(item).__name__ == "NAType"
+
+
+def _numbers_of(item: Any) -> NDArray[np.floating[Any]]:
+    """The numbers of one array, NaN where masked or None."""
+    if isinstance(item, np.ma.MaskedArray):
+        return np.ma.filled(item.astype(np.float64), np.nan).ravel()
+    if isinstance(item, np.ndarray) and item.dtype.kind == "f":
+        return item.ravel()
+    return np.array(item, np.float64).ravel()
+
+
+def reason_of(error: Exception) -> str:
+    """The first line of what another library says of a file."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,58 @@
+"""Spectra in tables that are in memory already."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from xpkern.errors import InputError
+from xpkern.observe.columns import Column, column_of
+from xpkern.observe.gaia_source import columns_of_table
+from xpkern.observe.spectra_columns import COVARIANCES, Chunk
+
+#: Endings of the names of columns that are looked at.
+_ENDINGS = (
+    "source_id",
+    "flux",
+    "flux_error",
+    "_coefficients",
+    "_coefficient_errors",
+    "_coefficient_correlations",
+    "_n_parameters",
+    "_basis_function_id",
+    "_standard_deviation",
+    *COVARIANCES,
+)
+
+
+class MemoryTable:
+    """An astropy or pyarrow table, pandas DataFrame, structured array or mapping; see :class:`ColumnTable`."""
+
+    def __init__(self, table: Any, name: str = "table") -> None:
+        self._columns: dict[str, Column] = {}
+        columns: Mapping[str, Any] = columns_of_table(table, name)
+        self.widths: dict[str, int | None] = {}
+        n_rows = None
+        for key, values in columns.items():
+            self.widths[key] = None
+            if not key.endswith(_ENDINGS):
+                continue
+            try:
+                column = column_of(values)
+            except (TypeError, ValueError, OverflowError) as error:
+                raise InputError(f"cannot be read as a column ({error})", file=name, field=key) from error
+            if n_rows not in (None, len(column)):
+                raise InputError(f"{len(column)} rows, but {n_rows} in the columns before", file=name, field=key)
+            n_rows = len(column)
+            self._columns[key] = column
+            if n_rows and column.starts is None and not column.is_text and not column.absent.all():
+                self.widths[key] = column.values.shape[1] if column.is_array else 1
+        self._n_rows = n_rows or 0
+
+    def chunks(self, columns: Sequence[str], rows: int) -> Iterator[Chunk]:
+        """See :class:`ColumnTable`."""
+        for first in range(0, self._n_rows, rows):
+            yield {name: self._columns[name][first : first + rows] for name in columns}
+
+    def close(self) -> None:
+        """See :class:`ColumnTable`."""
