@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from types import FrameType
 
-from xpkern.cli import catalog, demo, doctor, predict, simulate, train
+from xpkern.cli import catalog, demo, doctor, labels, predict, simulate, train
 from xpkern.errors import XpkernError
 from xpkern.version import __version__
 
@@ -21,6 +21,7 @@ examples
   xpkern catalog XpContinuousMeanSpectrum_*.csv.gz --source gaia_source.csv -o catalog.h5
   xpkern predict --teff 5.77 --feh 0 --logg 4.44 --ext 0.1 --plx 10 --plot sun.png
   xpkern simulate --n 100000 --seed 1 -o survey/
+  xpkern labels lamost=dr8_v2.0_LRS_stellar.fits hot_payne=hot_payne.fits.gz --source gaia_source.csv -o labels.fits
   xpkern train labels.fits --spectra XpContinuousMeanSpectrum_*.csv.gz --source gaia_source.csv -o model.h5
   xpkern doctor                      what this installation can do on this machine
 
@@ -56,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"xpkern {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for command in (catalog, predict, train, simulate, demo, doctor):
+    for command in (catalog, predict, labels, train, simulate, demo, doctor):
         command.add_parser(commands, common)
     return parser
 

@@ -115,6 +115,11 @@ class SourceTable:
     def __len__(self) -> int:
         return len(self._sorted_id)
 
+    @property
+    def source_id(self) -> NDArray[np.int64]:
+        """Identifiers in the order of the rows, (n,)."""
+        return self._column("source_id").astype(np.int64)
+
     def __contains__(self, column: str) -> bool:
         return column in self._columns
 

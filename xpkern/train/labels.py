@@ -99,10 +99,10 @@ def read_labels(table: Any, reddening: Any = None) -> Labels:
     for k, label in enumerate(labels):
         mean[:, k] = source_table.numbers(label, rows)
         error[:, k] = source_table.numbers(f"{label}_err", rows)
-    per_kilokelvin = _kilokelvin(mean[:, 0], units.get("teff"), name, "teff")
+    per_kilokelvin = kilokelvin_of(mean[:, 0], units.get("teff"), name, "teff")
     mean[:, 0] *= per_kilokelvin
     if units.get("teff_err"):
-        per_kilokelvin = _kilokelvin(error[:, 0], units["teff_err"], name, "teff_err")
+        per_kilokelvin = kilokelvin_of(error[:, 0], units["teff_err"], name, "teff_err")
     error[:, 0] *= per_kilokelvin
     has_ext = OPTIONAL_LABEL in labels
     if reddening is not None:
@@ -127,7 +127,7 @@ def _reddening(table: Any, source_id: NDArray[np.int64]) -> tuple[Float64, Float
     return of_map.numbers(OPTIONAL_LABEL, rows), of_map.numbers(f"{OPTIONAL_LABEL}_err", rows)
 
 
-def _kilokelvin(values: Float64, unit: str | None, file: str, field: str) -> float:
+def kilokelvin_of(values: Float64, unit: str | None, file: str, field: str) -> float:
     """What turns a column of temperatures into kK."""
     if not unit:
         finite = values[np.isfinite(values)]
