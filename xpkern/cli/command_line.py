@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from types import FrameType
 
-from xpkern.cli import catalog, demo, doctor, import_model, labels, predict, simulate, train
+from xpkern.cli import catalog, demo, doctor, import_model, labels, predict, reddening, simulate, train
 from xpkern.errors import XpkernError
 from xpkern.version import __version__
 
@@ -57,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"xpkern {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for command in (catalog, predict, labels, train, import_model, simulate, demo, doctor):
+    for command in (catalog, predict, labels, reddening, train, import_model, simulate, demo, doctor):
         command.add_parser(commands, common)
     return parser
 
