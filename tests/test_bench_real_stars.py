@@ -55,7 +55,7 @@ def test_ours_is_the_fit_in_the_units_of_the_library(stars):
 def test_peers_learn(stars, method, monkeypatch):
     if method == "networks":
         jax_mlp = pytest.importorskip("bench.peers.jax_mlp")
-        monkeypatch.setattr(jax_mlp, "HIDDEN", (32, 32))
+        monkeypatch.setattr(jax_mlp, "HIDDEN", (16,))
         monkeypatch.setattr(jax_mlp, "BATCH", 50)
     learner = {"boosted trees": boosted_trees(15), "neighbours": neighbours, "networks": networks(1, True, 30)}[method]
     training, judges = stars.select(np.arange(200)), stars.select(np.arange(200, N))
