@@ -54,8 +54,11 @@ MAGNITUDES = (0.0, 12.0, 13.0, 14.0, 99.0)
 #: Resampled sets of stars behind an interval.
 RESAMPLED = 1000
 
-#: Share of the training stars by which a setting of a peer is chosen.
+#: One training star in so many tells which setting of a peer is best.
 _INNER = 7
+
+#: Passes of the networks over the training stars.
+EPOCHS = 100
 
 
 @dataclass
@@ -270,8 +273,6 @@ def lines(result: dict) -> list[str]:
 
 def main(arguments: list[str]) -> int:
     """Run and write ``real_stars.json``."""
-    from bench.peers.jax_mlp import EPOCHS
-
     parser = argparse.ArgumentParser(prog="python -m bench real_stars", description=__doc__.splitlines()[0])
     parser.add_argument("--part", choices=PARTS, default="validation", help="stars to judge by; default: %(default)s")
     parser.add_argument(

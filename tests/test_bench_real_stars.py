@@ -116,7 +116,6 @@ def test_the_command_judges_by_the_part_that_is_asked_for(stars, monkeypatch, tm
 
     monkeypatch.setattr(real_stars, "read_stars", lambda cache: stars)
     monkeypatch.setattr(real_stars, "compare_methods", judged)
-    pytest.importorskip("jax")
     for name, arguments in (("default", []), ("test", ["--part", "test"])):
         assert main(["real_stars", "--output", str(tmp_path), *arguments]) == 0
         written = json.loads((tmp_path / "real_stars.json").read_text())

@@ -17,7 +17,7 @@ import numpy as np
 Layers = list[tuple[jax.Array, jax.Array]]
 
 #: Settings; chosen on a seventh of the training stars (NOTES.md).
-HIDDEN, EPOCHS, BATCH, RATE, DECAY, HUBER, NOISE = (256, 256, 256), 100, 256, 2e-3, 0.05, 0.5, 0.3
+HIDDEN, BATCH, RATE, DECAY, HUBER, NOISE = (256, 256, 256), 256, 2e-3, 0.05, 0.5, 0.3
 
 #: Moments of Adam, and what keeps its denominator from 0.
 _FIRST, _SECOND, _SMALLEST = 0.9, 0.999, 1e-8
@@ -33,7 +33,7 @@ class JaxMlp:
     seed : int
     """
 
-    def __init__(self, nets: int = 3, epochs: int = EPOCHS, seed: int = 0) -> None:
+    def __init__(self, nets: int, epochs: int, seed: int = 0) -> None:
         self.nets, self.epochs, self.seed = nets, epochs, seed
         self.trained: list[Layers] = []
 
