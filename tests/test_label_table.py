@@ -149,15 +149,16 @@ def test_hot_payne_counts_from_7000_kelvin_on(tmp_path):
     assert len(alone) == len(hot) - 1
 
 
-def test_a_star_in_several_surveys_is_taken_from_the_first_and_their_difference_told(tmp_path):
+@pytest.mark.parametrize("ending", ["fits", "csv"])
+def test_a_star_in_several_surveys_is_taken_from_the_first_and_their_difference_told(tmp_path, ending):
     few = {name: values[: N // 2] for name, values in apogee().items()}
     paths = {"apogee": write_fits(tmp_path / "a.fits", few), "galah": write_fits(tmp_path / "g.fits", galah(3))}
     Table(
         {"source_id": SOURCE_ID[-1:], "teff": [5.0], "feh": [0.0], "logg": [4.0], "survey": ["mine"]}
         | {f"{name}_err": [0.03] for name in ("teff", "feh", "logg")}
         | {"ext": [0.1], "ext_err": [0.05]}
-    ).write(tmp_path / "t.fits")
-    table = make_label_table([("table", tmp_path / "t.fits"), *paths.items()])
+    ).write(tmp_path / f"t.{ending}")
+    table = make_label_table([("table", tmp_path / f"t.{ending}"), *paths.items()])
     assert table.columns["survey"].tolist() == ["apogee"] * (N // 2) + ["galah"] * (N // 2 - 1) + ["mine"]
     assert removed(table, "3. galah", "named before") == N // 2 + 1
     assert [(overlap.kept, overlap.other, overlap.stars) for overlap in table.overlaps] == [

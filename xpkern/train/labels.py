@@ -1,8 +1,8 @@
 """Labels of stars that other surveys have measured: stellar type and, where known, extinction.
 
 A table with ``source_id``, ``teff``, ``feh``, ``logg`` and their errors ``teff_err``, ``feh_err``, ``logg_err``, and
-perhaps ``ext``, ``ext_err`` (which may be in a table of their own, as they come from another source) and the columns of
-:mod:`xpkern.train.cuts`. A temperature is in the unit of its column;
+perhaps ``ext``, ``ext_err`` (which may be in a table of their own, as they come from another source), ``survey`` and the columns
+of :mod:`xpkern.train.cuts`. A temperature is in the unit of its column;
 without one, numbers whose median is above 100 are kelvin, others kilokelvin. Its error without a unit is in that of the
 temperature.
 """
@@ -33,7 +33,11 @@ _HDF5_ENDINGS = (".h5", ".hdf5")
 _CSV_ENDINGS = (".csv", ".csv.gz")
 
 #: Columns that are read from a csv file.
-_KNOWN = (*(name for label in (*TYPE_LABELS, OPTIONAL_LABEL) for name in (label, f"{label}_err")), *CUT_COLUMNS)
+_KNOWN = (
+    *(name for label in (*TYPE_LABELS, OPTIONAL_LABEL) for name in (label, f"{label}_err")),
+    "survey",
+    *CUT_COLUMNS,
+)
 
 
 @dataclass
