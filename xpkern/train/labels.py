@@ -1,10 +1,10 @@
 """Labels of stars that other surveys have measured: stellar type and, where known, extinction.
 
 A table with ``source_id``, ``teff``, ``feh``, ``logg`` and their errors ``teff_err``, ``feh_err``, ``logg_err``, and
-perhaps ``ext``, ``ext_err`` (which may be in a table of their own, as they come from another source), ``survey`` and the columns
-of :mod:`xpkern.train.cuts`. A temperature is in the unit of its column;
-without one, numbers whose median is above 100 are kelvin, others kilokelvin. Its error without a unit is in that of the
-temperature.
+perhaps ``ext``, ``ext_err`` (which may be in a table of their own, as they come from another source), ``survey``, and
+the columns of :mod:`xpkern.train.cuts`. A temperature is in the unit of its column; without one, numbers whose median
+is above 100 are kelvin, others kilokelvin. Its error without a unit is in that of the temperature.
+:mod:`xpkern.train.label_table` makes such tables from the catalogues of surveys.
 """
 
 from __future__ import annotations
