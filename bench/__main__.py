@@ -34,6 +34,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
                 *(f"  {name:10s} {function.__doc__}" for name, (function, _) in BENCHMARKS.items()),
                 "",
                 "A GPU has a suite of its own: python -m bench gpu --help.",
+                "Accuracy on real stars beside other methods: python -m bench real_stars --help.",
                 "The stars come from xpkern's own simulator; only simulate downloads (53 MB, once).",
             ]
         ),
@@ -53,7 +54,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def main(arguments: list[str]) -> int:
-    """Run the benchmarks asked for; those of a GPU have a command of their own."""
+    """Run the benchmarks asked for; those of a GPU and those on real stars have commands of their own."""
+    if arguments[:1] == ["real_stars"]:
+        from bench.real_stars import main as real_stars
+
+        return real_stars(arguments[1:])
     if arguments[:1] == ["gpu"]:
         from bench.gpu.suite import main as gpu
 

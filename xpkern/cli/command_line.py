@@ -11,7 +11,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
-from xpkern.cli import catalog, compare, demo, doctor, fetch, predict, run, simulate, spectra, train
+from xpkern.cli import (
+    catalog,
+    compare,
+    demo,
+    doctor,
+    fetch,
+    import_model,
+    labels,
+    predict,
+    reddening,
+    run,
+    simulate,
+    spectra,
+    train,
+)
 from xpkern.errors import XpkernError
 from xpkern.version import __version__
 
@@ -23,13 +37,24 @@ examples
   xpkern catalog XpContinuousMeanSpectrum_*.csv.gz --source gaia_source.csv -o catalog.h5
   xpkern spectra XpContinuousMeanSpectrum_*.csv.gz --source gaia_source.csv -o spectra.fits
   xpkern compare catalog.h5 stellar_params_catalog_*.h5
+  xpkern fetch --region 'CIRCLE 180 30 1' -o region/
+  xpkern run survey.toml             a shard for every file of a survey; status, rerun, collect go with it
   xpkern predict --teff 5.77 --feh 0 --logg 4.44 --ext 0.1 --plx 10 --plot sun.png
   xpkern simulate --n 100000 --seed 1 -o survey/
+  xpkern labels lamost=dr8_v2.0_LRS_stellar.fits hot_payne=hot_payne.fits.gz --source gaia_source.csv -o labels.fits
   xpkern train labels.fits --spectra XpContinuousMeanSpectrum_*.csv.gz --source gaia_source.csv -o model.h5
   xpkern doctor                      what this installation can do on this machine
 
 `xpkern COMMAND --help` explains a command.
 """
+
+#: In the order of the help: stars, surveys of them, models, and the rest.
+COMMANDS = (
+    *(catalog, spectra, compare),
+    *(fetch, run),
+    *(labels, reddening, train, import_model, predict),
+    *(simulate, demo, doctor),
+)
 
 #: Exit codes: 1 for anything wrong with input or output, 2 for wrong options (argparse), 128 + the signal's number
 #: when interrupted, as a shell reports it.
@@ -67,7 +92,21 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"xpkern {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for command in (catalog, spectra, compare, fetch, run, train, predict, simulate, demo, doctor):
+    for command in COMMANDS:
+        catalog,
+        spectra,
+        compare,
+        fetch,
+        run,
+        labels,
+        reddening,
+        train,
+        import_model,
+        predict,
+        simulate,
+        demo,
+        doctor,
+    ):
         command.add_parser(commands, common)
     return parser
 

@@ -33,7 +33,7 @@ GAIA_COLUMNS = (
 )
 
 #: Columns that are text; all others but source_id are numbers.
-_TEXT_COLUMNS = ("ph_qual",)
+_TEXT_COLUMNS = ("ph_qual", "survey")
 
 #: How the archive and others write that there is no value.
 _NULL_WORDS = ["", "null", "NULL", "nan", "NaN"]
@@ -110,6 +110,11 @@ class SourceTable:
     def __len__(self) -> int:
         return len(self._sorted_id)
 
+    @property
+    def source_id(self) -> NDArray[np.int64]:
+        """Identifiers in the order of the rows, (n,)."""
+        return self._column("source_id").astype(np.int64)
+
     def __contains__(self, column: str) -> bool:
         return column in self._columns
 
@@ -154,6 +159,18 @@ class SourceTable:
     def _column(self, name: str) -> NDArray:
         self.require([name])
         return self._columns[name]
+
+
+def share_of(source_id: NDArray[np.int64], seed: int) -> Float64:
+    """A number from 0 to 1 for each source, (n,), that nothing but its identifier and the seed decides."""
+    # the finaliser of splitmix64: every bit of the number decides
+    with np.errstate(over="ignore"):
+        mixed = source_id.astype(np.uint64) + np.uint64(seed) * np.uint64(0x9E3779B97F4A7C15)
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        mixed ^= mixed >> np.uint64(31)
+    share: Float64 = mixed.astype(np.float64) / 2.0**64
+    return share
 
 
 def _text(value: object) -> str:

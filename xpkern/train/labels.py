@@ -1,10 +1,10 @@
 """Labels of stars that other surveys have measured: stellar type and, where known, extinction.
 
 A table with ``source_id``, ``teff``, ``feh``, ``logg`` and their errors ``teff_err``, ``feh_err``, ``logg_err``, and
-perhaps ``ext``, ``ext_err`` (which may be in a table of their own, as they come from another source) and the columns of
-:mod:`xpkern.train.cuts`. A temperature is in the unit of its column;
-without one, numbers whose median is above 100 are kelvin, others kilokelvin. Its error without a unit is in that of the
-temperature.
+perhaps ``ext``, ``ext_err`` (which may be in a table of their own, as they come from another source), ``survey``, and
+the columns of :mod:`xpkern.train.cuts`. A temperature is in the unit of its column; without one, numbers whose median
+is above 100 are kelvin, others kilokelvin. Its error without a unit is in that of the temperature.
+:mod:`xpkern.train.label_table` makes such tables from the catalogues of surveys.
 """
 
 from __future__ import annotations
@@ -33,7 +33,11 @@ _HDF5_ENDINGS = (".h5", ".hdf5")
 _CSV_ENDINGS = (".csv", ".csv.gz")
 
 #: Columns that are read from a csv file.
-_KNOWN = (*(name for label in (*TYPE_LABELS, OPTIONAL_LABEL) for name in (label, f"{label}_err")), *CUT_COLUMNS)
+_KNOWN = (
+    *(name for label in (*TYPE_LABELS, OPTIONAL_LABEL) for name in (label, f"{label}_err")),
+    "survey",
+    *CUT_COLUMNS,
+)
 
 
 @dataclass
@@ -99,10 +103,10 @@ def read_labels(table: Any, reddening: Any = None) -> Labels:
     for k, label in enumerate(labels):
         mean[:, k] = source_table.numbers(label, rows)
         error[:, k] = source_table.numbers(f"{label}_err", rows)
-    per_kilokelvin = _kilokelvin(mean[:, 0], units.get("teff"), name, "teff")
+    per_kilokelvin = kilokelvin_of(mean[:, 0], units.get("teff"), name, "teff")
     mean[:, 0] *= per_kilokelvin
     if units.get("teff_err"):
-        per_kilokelvin = _kilokelvin(error[:, 0], units["teff_err"], name, "teff_err")
+        per_kilokelvin = kilokelvin_of(error[:, 0], units["teff_err"], name, "teff_err")
     error[:, 0] *= per_kilokelvin
     has_ext = OPTIONAL_LABEL in labels
     if reddening is not None:
@@ -127,7 +131,7 @@ def _reddening(table: Any, source_id: NDArray[np.int64]) -> tuple[Float64, Float
     return of_map.numbers(OPTIONAL_LABEL, rows), of_map.numbers(f"{OPTIONAL_LABEL}_err", rows)
 
 
-def _kilokelvin(values: Float64, unit: str | None, file: str, field: str) -> float:
+def kilokelvin_of(values: Float64, unit: str | None, file: str, field: str) -> float:
     """What turns a column of temperatures into kK."""
     if not unit:
         finite = values[np.isfinite(values)]

@@ -23,7 +23,7 @@ from xpkern.engine.contract import Float32, Float64, StarData
 from xpkern.engine.packed import packed_size, present_samples
 from xpkern.errors import InputError
 from xpkern.grid import N_FLUX, N_PARAMETERS, PARAMETERS
-from xpkern.observe.gaia_source import SourceTable
+from xpkern.observe.gaia_source import SourceTable, share_of
 from xpkern.observe.observations import Observations
 from xpkern.status import UNFITTED
 from xpkern.train.cuts import CUT_COLUMNS, CutCount, Sieve
@@ -156,14 +156,7 @@ def _some_left(sieve: Sieve, labels: Labels, message: str, field: str | None = N
 
 def is_held_out(source_id: NDArray[np.int64], recipe: Recipe) -> NDArray[np.bool_]:
     """Which stars only judge: decided by the source_id and the seed alone, whatever the other stars are."""
-    # the finaliser of splitmix64: every bit of the number decides
-    with np.errstate(over="ignore"):
-        mixed = source_id.astype(np.uint64) + np.uint64(recipe.split.seed) * np.uint64(0x9E3779B97F4A7C15)
-        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        mixed ^= mixed >> np.uint64(31)
-    share: Float64 = mixed.astype(np.float64) / 2.0**64
-    return share < recipe.split.held_out
+    return share_of(source_id, recipe.split.seed) < recipe.split.held_out
 
 
 def free_memory() -> int:
