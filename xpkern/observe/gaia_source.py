@@ -27,7 +27,7 @@ GAIA_COLUMNS = (
 )
 
 #: Columns that are text; all others but source_id are numbers.
-_TEXT_COLUMNS = ("ph_qual",)
+_TEXT_COLUMNS = ("ph_qual", "survey")
 
 #: How the archive and others write that there is no value.
 _NULL_WORDS = ["", "null", "NULL", "nan", "NaN"]
