@@ -34,7 +34,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
                 *(f"  {name:10s} {function.__doc__}" for name, (function, _) in BENCHMARKS.items()),
                 "",
                 "A GPU has a suite of its own: python -m bench gpu --help.",
-                "The stars come from xpkern's own simulator; only simulate downloads (53 MB, once).",
+                "The stars come from xpkern's own simulator, but for real and curve (160 MB, once); simulate,",
+                "atmospheres and confusion download 53 MB of these.",
             ]
         ),
     )

@@ -60,12 +60,14 @@ class Outcome:
     kept: str
 
 
-def outcome_of(run: Run) -> Outcome:
+def outcome_of(run: Run, *, unit_of_law: bool = False) -> Outcome:
     """Judge the model of a finished run by all held-out stars, fit the prior and put everything together.
 
-    Where no label has an extinction, the run's E and R, known up to a factor, are brought into the law's unit first.
+    Where no label has an extinction, or these are not to tell the unit, the run's E and R, known up to a factor, are
+    brought into the law's unit first.
     """
-    if not _has_labelled_ext(run):
+    unit_of_law = unit_of_law or not _has_labelled_ext(run)
+    if unit_of_law:
         _fix_ext_unit(run)
     recipe, data, state = run.recipe, run.set, run.state
     learned_from = np.flatnonzero(_learned_from(run))
@@ -103,7 +105,7 @@ def outcome_of(run: Run) -> Outcome:
         noise=noise,
         theoretical=unseen,
         scale_sigma=0.0 if has_scale else SCALE_SIGMA,
-        ext_unit=_ext_unit(run),
+        ext_unit=EXT_UNIT if unit_of_law else "that of the extinctions among the labels",
         provenance=_provenance(run, outcome, note),
         licence="that of the data it was trained on",
     )
@@ -160,10 +162,6 @@ def _fix_ext_unit(run: Run) -> None:
 def _has_labelled_ext(run: Run) -> bool:
     rows = run.training[~run.set.is_anchor[run.training]]
     return bool(np.isfinite(run.set.stars.sigma[rows, PARAMETERS.index("ext")]).any())
-
-
-def _ext_unit(run: Run) -> str:
-    return "that of the extinctions among the labels" if _has_labelled_ext(run) else EXT_UNIT
 
 
 def _provenance(run: Run, outcome: Outcome, note: str) -> dict[str, str]:

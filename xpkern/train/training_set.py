@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
@@ -288,6 +288,7 @@ def gather(
     whitener_file: Path | None = None,
     *,
     atmospheres: Atmospheres | None = None,
+    judges: Callable[[NDArray[np.int64]], NDArray[np.bool_]] | None = None,
 ) -> TrainingSet:
     """Put the candidates' spectra together, in the order in which they come, and the recipe's anchors behind them.
 
@@ -301,6 +302,8 @@ def gather(
         Where the whiteners go; they stay in memory when not given.
     atmospheres : Atmospheres, optional
         What the anchors are made of; needed if the recipe has any.
+    judges : callable, optional
+        Says of source_ids which stars only judge; the recipe's split when not given.
 
     Raises
     ------
@@ -345,7 +348,7 @@ def gather(
     mean, sigma = _constraints(chosen, position, plx, recipe)
     source_id, high_quality = chosen.source_id[position], chosen.high_quality[position]
     with_spectrum = CutCount("high-quality, with a spectrum", 0, int(high_quality.sum()))
-    held_out = is_held_out(source_id, recipe)
+    held_out = is_held_out(source_id, recipe) if judges is None else judges(source_id)
     surveys, survey = _surveys(chosen, position, recipe)
     if recipe.anchors.stars:
         if atmospheres is None:
