@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xpkern.engine import Engine, get_engine
-from xpkern.engine.contract import Float64
+from xpkern.engine.contract import Float32, Float64
 from xpkern.grid import BAND_WAVELENGTH, BANDS, N_XP, WAVELENGTH, XP_WAVELENGTH, in_scale_window
 from xpkern.model.flux_model import FluxModel
 from xpkern.model.model_file import save_model
@@ -131,6 +131,31 @@ def train_on_library(
     run = Run(recipe, data, get_engine(engine), threads=1, on_progress=told)
     run.finish()
     return run, outcome_of(run, unit_of_law=True)
+
+
+def train_on(run: Run, whitener: Float32, *, phases: Collection[str] = ("joint", "polish", "final")) -> Run:
+    """Train on from where a run has ended, under another noise of its stars: generalised least squares.
+
+    Parameters
+    ----------
+    run : Run
+        A finished one.
+    whitener : (n, p) float32
+        Of the stars of its set; those of anchors do not count.
+    phases : names
+        The recipe's phases that are done again.
+    """
+    recipe = replace(run.recipe, phase={name: phase for name, phase in run.recipe.phase.items() if name in phases})
+    again = Run(
+        recipe,
+        run.set.with_whiteners(whitener),
+        run.engine,
+        threads=run.threads,
+        begin=run.state,
+        on_progress=run.on_progress,
+    )
+    again.finish()
+    return again
 
 
 def library_set(library: Library, noise: Noise, recipe: Recipe, atmospheres: Atmospheres | None) -> TrainingSet:

@@ -75,6 +75,9 @@ class Run:
         Where the state is kept, and from where it is taken up.
     checkpoint_seconds : float
         Time between two checkpoints at least; a phase ends with one in any case.
+    begin : State, optional
+        Where an earlier run has ended, of other phases or with other whiteners of the same stars: its model, its stars'
+        parameters, what self-cleaning left and the surveys' offsets are what this one starts from.
     on_progress : callable, optional
         Called with a :class:`Progress` after each unit of work.
 
@@ -93,6 +96,7 @@ class Run:
         threads: int | None = None,
         checkpoint: Checkpoint | None = None,
         checkpoint_seconds: float = 60.0,
+        begin: State | None = None,
         on_progress: Callable[[Progress], object] | None = None,
     ) -> None:
         self.recipe, self.set, self.engine, self.threads = recipe, training_set, engine, threads
@@ -114,7 +118,7 @@ class Run:
         self.stars = training_set.stars
         resumed = None if checkpoint is None else checkpoint.load()
         self.resumed = resumed is not None
-        self.state = self._start() if resumed is None else resumed
+        self.state = self._start(begin) if resumed is None else resumed
         self._take_offsets()
 
     @property
@@ -403,13 +407,16 @@ class Run:
 
     # ---- beginning, selections, what is told ------------------------------------------------------------------
 
-    def _start(self) -> State:
-        """Stars as their labels say, and the model that the recipe starts from."""
-        with threadpool_limits(1):  # sums are then taken in one order
-            model = start_model(self.stars, self.set.start, self.training, self.recipe)
+    def _start(self, begin: State | None) -> State:
+        """Stars as their labels say, and the model that the recipe starts from; or all as a run before has left it."""
+        if begin is None:
+            with threadpool_limits(1):  # sums are then taken in one order
+                model = start_model(self.stars, self.set.start, self.training, self.recipe)
+            params, clean, offsets = self.set.start, ~self.set.held_out, np.zeros((len(self.set.surveys), 3))
+        else:
+            model, params, clean, offsets = begin.model, begin.params, begin.clean, begin.offsets
         first = Snapshot("start", model.ext_curve, np.zeros((len(PARAMETERS), 3)))
-        offsets = np.zeros((len(self.set.surveys), 3))
-        return State(0, 0, model, self.set.start.copy(), ~self.set.held_out, offsets, snapshots=(first,))
+        return State(0, 0, model, params.copy(), clean, offsets, snapshots=(first,))
 
     def _rows(self, selection: str, phase: str) -> NDArray[np.intp]:
         chosen = {

@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +83,12 @@ class TrainingSet:
 
     def __len__(self) -> int:
         return len(self.source_id)
+
+    def with_whiteners(self, whitener: Float32) -> TrainingSet:
+        """The same stars with a covariance of another noise, (n, p); anchors keep theirs."""
+        whitener = np.where(self.is_anchor[:, None], self.stars.whitener, whitener).astype(np.float32)
+        new = hashlib.sha256(self.digest.encode() + whitener.tobytes()).hexdigest()
+        return replace(self, stars=replace(self.stars, whitener=whitener), digest=new)
 
     @property
     def is_anchor(self) -> NDArray[np.bool_]:
