@@ -19,10 +19,11 @@ from xpkern.grid import BAND_WAVELENGTH, BANDS
 from xpkern.observe.gaia_source import SourceTable
 from xpkern.observe.observations import Observations
 from xpkern.observe.photometry import COLUMN_NAMES, infrared_flux
+from xpkern.observe.source_position import galactic_latitude, pixel_of
 from xpkern.survey.planted import Planted
 from xpkern.survey.simulator import SurveySimulator
 from xpkern.survey.truth import AtmosphereTruth
-from xpkern.train.apogee_library import LIBRARY_WAVELENGTH, VALIDATION, Library, read_library
+from xpkern.train.apogee_library import LIBRARY_WAVELENGTH, POLAR_LATITUDE, VALIDATION, Library, read_library
 from xpkern.train.atmospheres import load_atmospheres, read_g_passband
 from xpkern.train.default_model import train_on_library
 from xpkern.train.extinction_comparison import curve_shape, published_curves
@@ -37,12 +38,6 @@ LOSSES = {
     "without Jacobian terms": LossTerms(jacobian_ext=False, jacobian_plx=False),
 }
 
-#: A source_id over this is the star's HEALPix pixel of level 12, nested.
-_IDS_OF_A_PIXEL, _NSIDE = 34359738368, 1 << 12
-
-#: Galactic latitude beyond which dust is next to nothing [deg].
-_POLAR = 50.0
-
 #: Edges of teff [kK], feh and log g between which E is compared near the poles; bins with fewer stars are left out.
 _EDGES = {
     "teff": (3.0, 4.0, 4.5, 5.0, 5.5, 7.0),
@@ -51,8 +46,8 @@ _EDGES = {
 }
 _LEAST_STARS = 30
 
-#: Patches of the sky over which E and A_K are averaged: HEALPix nside, and stars they have at least.
-_PATCH_NSIDE, _PATCH_STARS = 16, 5
+#: Patches of the sky over which E and A_K are averaged: HEALPix level, and stars they have at least.
+_PATCH_LEVEL, _PATCH_STARS = 4, 5
 
 #: Draws of the bootstrap.
 _DRAWS = 1000
@@ -170,14 +165,7 @@ def _types(found: Residuals) -> dict[str, float]:
 
 def _extinctions(found: Residuals, library: Library) -> dict[str, float]:
     """E near the galactic poles, how it depends there on the stellar type, and its slope against A_K over the sky."""
-    from astropy import units
-    from astropy.coordinates import SkyCoord
-    from astropy_healpix import HEALPix
-
-    pixel = found.source_id // _IDS_OF_A_PIXEL
-    lon, lat = HEALPix(_NSIDE, order="nested").healpix_to_lonlat(pixel)
-    sky = SkyCoord(lon, lat).galactic
-    polar = np.abs(sky.b.deg) > _POLAR
+    polar = np.abs(galactic_latitude(found.source_id)) > POLAR_LATITUDE
     extra = {
         "E at |b| > 50 deg: stars": float(polar.sum()),
         "E at |b| > 50 deg: median": float(np.median(found.ext[polar])),
@@ -193,7 +181,7 @@ def _extinctions(found: Residuals, library: Library) -> dict[str, float]:
     rows = np.searchsorted(library.source_id, found.source_id)
     by_ak = library.ak[rows] / extinction(BAND_WAVELENGTH[BANDS.index("Ks")])
     known = np.isfinite(by_ak)
-    patch = HEALPix(_PATCH_NSIDE, order="nested").lonlat_to_healpix(lon.to(units.rad), lat.to(units.rad))
+    patch = pixel_of(found.source_id, _PATCH_LEVEL)
     ours, theirs = [], []
     for one in np.unique(patch[known]):
         members = known & (patch == one)

@@ -22,7 +22,9 @@ from scipy.integrate import trapezoid
 from xpkern.errors import InputError, XpkernError
 from xpkern.grid import N_XP, WAVELENGTH
 from xpkern.model.noise import Noise
+from xpkern.observe.source_position import galactic_latitude
 from xpkern.train import (
+    apogee_library,
     atmospheres,
     card,
     extinction_comparison,
@@ -178,6 +180,21 @@ def test_blends_are_taken_out(tmp_path, rng):
     g[6] -= 0.2
     wheel = library_wheel(tmp_path / "x.whl", rng, gaiaedr3_phot_g_mean_mag=g, medflux=np.full(10, 1e-15))
     assert 106 not in read_library(wheel, FLAT_PASSBAND)[0].source_id
+
+
+def test_what_is_known_of_extinctions(rng):
+    source_id = rng.integers(0, (12 << 24) << 35, 400, dtype=np.int64)
+    ak = np.where(rng.random(400) < 0.5, 0.1, np.nan)
+    mean, error = Library(source_id, *(np.zeros((400, 1)) for _ in range(4)), ak, np.zeros(400)).ext
+    polar = np.abs(galactic_latitude(source_id)) > 50.0
+    assert 20 < polar.sum() < 200
+    assert (mean[polar] == apogee_library.POLAR_EXT).all()
+    assert (error[polar] == apogee_library.POLAR_EXT_ERROR).all()
+    assert np.isnan(mean[~polar & np.isnan(ak)]).all()
+    assert np.isnan(error[~polar & np.isnan(ak)]).all()
+    by_ak = ~polar & np.isfinite(ak)
+    np.testing.assert_allclose(mean[by_ak], 0.1 / extinction_law.extinction([2159.0])[0])
+    assert (error[by_ak] == apogee_library.EXT_ERROR).all()
 
 
 def test_split_by_source_id():
@@ -346,7 +363,8 @@ def test_the_default_model_is_learned_without_the_test_stars(rng, tmp_path):
     difference -= flux_scale.ln_flux_at_1kpc(grid_of_black_bodies(), library.theta)
     assert np.abs(np.median(difference[:, :N_OBSERVED], axis=0)).max() < 0.15
     shape = difference[:, :N_OBSERVED] - difference[:, N_XP:N_OBSERVED].mean(axis=1, keepdims=True)
-    assert held_out.robust_scatter(shape).max() < 0.12
+    assert held_out.robust_scatter(shape).max() < 0.25  # blue, where a spectrum tells dust from temperature least
+    assert np.median(held_out.robust_scatter(shape)) < 0.08
     fitted = run.state.params[: len(observed), 3]
     training = ~run.set.held_out[: len(observed)]
     assert np.abs(np.median((fitted - ext[observed])[training])) < 0.05

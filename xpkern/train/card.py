@@ -10,7 +10,15 @@ from xpkern.engine.contract import Float64
 from xpkern.grid import BAND_WAVELENGTH, N_XP, WAVELENGTH
 from xpkern.model.flux_model import FluxModel
 from xpkern.model.type_prior import TypePrior
-from xpkern.train.apogee_library import BLEND_LIMIT, EXT_ERROR, MAGNITUDE_ERROR, N_OBSERVED
+from xpkern.train.apogee_library import (
+    BLEND_LIMIT,
+    EXT_ERROR,
+    MAGNITUDE_ERROR,
+    N_OBSERVED,
+    POLAR_EXT,
+    POLAR_EXT_ERROR,
+    POLAR_LATITUDE,
+)
 from xpkern.train.extinction_comparison import COMPARED, curve_shape, published_curves
 from xpkern.train.extinction_law import LAW, PIVOT, STANDARD_RV
 from xpkern.train.flux_scale import SCALE_SIGMA, THEORETICAL_ERROR
@@ -156,8 +164,10 @@ def _training(report: Report) -> str:
     mean, median = report.validation
     return f"""\
 By the recipe `{recipe.name}` (xpkern/train/recipes): the loss is that of Eqs. 12-14 of Zhang, Green & Rix (2023)
-without their Jacobian terms, each star at its own optimum (type within its label, extinction within {EXT_ERROR} mag of
-what APOGEE's A_K means by {LAW}, or free, parallax free); steps of Adam in coordinates in which that loss curves alike.
+without their Jacobian terms, each star at its own optimum: its type within its label, its parallax free, its E within
+{EXT_ERROR} mag and a tenth of what APOGEE's A_K means by {LAW} (free where A_K is unknown), at galactic latitudes
+beyond {POLAR_LATITUDE:.0f}° within {POLAR_EXT_ERROR} mag of {POLAR_EXT}. Steps of Adam, in coordinates in which that
+loss curves alike.
 The stars' noise is the sampled spectra's errors and Eq. 2. Errors of the labels are APOGEE's, with
 {1000 * floors.teff:.0f} K, {floors.feh} and {floors.logg} dex added in quadrature. Self-cleaning left {report.clean:,}
 stars; {report.anchors:,} stars made of theory are trained on besides (below). Every choice was made by the validation

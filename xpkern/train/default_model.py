@@ -11,13 +11,12 @@ from numpy.typing import NDArray
 
 from xpkern.engine import Engine, get_engine
 from xpkern.engine.contract import Float32, Float64
-from xpkern.grid import BAND_WAVELENGTH, BANDS, N_XP, WAVELENGTH, XP_WAVELENGTH, in_scale_window
+from xpkern.grid import N_XP, WAVELENGTH, XP_WAVELENGTH, in_scale_window
 from xpkern.model.flux_model import FluxModel
 from xpkern.model.model_file import save_model
 from xpkern.model.noise import Noise
 from xpkern.observe.gaia_source import SourceTable
 from xpkern.train.apogee_library import (
-    EXT_ERROR,
     LIBRARY_WAVELENGTH,
     TEST,
     TRAINING,
@@ -27,7 +26,6 @@ from xpkern.train.apogee_library import (
 )
 from xpkern.train.atmospheres import Atmospheres, load_atmospheres, read_g_passband
 from xpkern.train.card import Report, write_card
-from xpkern.train.extinction_law import extinction
 from xpkern.train.flux_scale import ln_flux_at_1kpc
 from xpkern.train.held_out import is_giant, observations, residuals
 from xpkern.train.labels import TYPE_LABELS, read_labels
@@ -55,9 +53,6 @@ _CLEARLY_REDDENED = 0.1
 
 #: Distance modulus at a parallax of 1 mas.
 _MODULUS_AT_1_MAS = 10.0
-
-#: Wavelength of the band A_K is measured in [nm].
-_KS = BAND_WAVELENGTH[BANDS.index("Ks")]
 
 
 def make_default_model(
@@ -161,13 +156,13 @@ def train_on(run: Run, whitener: Float32, *, phases: Collection[str] = ("joint",
 def library_set(library: Library, noise: Noise, recipe: Recipe, atmospheres: Atmospheres | None) -> TrainingSet:
     """The library's training and validation stars, the latter held out, with whiteners of a noise; and anchors.
 
-    The stars have no parallax; E is what APOGEE's A_K means by the standard law, where it is known.
+    The stars have no parallax; what is known of E is :attr:`xpkern.train.apogee_library.Library.ext`.
     """
     library = library.part((*TRAINING, *VALIDATION))
     columns: dict[str, NDArray] = {"source_id": library.source_id}
     for k, name in enumerate(TYPE_LABELS):
         columns |= {name: library.theta[:, k], f"{name}_err": library.theta_error[:, k]}
-    columns |= {"ext": library.ak / extinction(_KS), "ext_err": np.full(len(library), EXT_ERROR)}
+    columns["ext"], columns["ext_err"] = library.ext
     sources = SourceTable({"source_id": library.source_id}, "library")
     return gather(
         candidates(read_labels(columns), sources, recipe),
