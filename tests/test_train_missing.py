@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import h5py
 import numpy as np
 import pytest
-from labelled_stars import SMALL, LabelledSurvey, recipe_from, run_of
+from labelled_stars import ENGINE, SMALL, LabelledSurvey, recipe_from, run_of
 from mock_atmospheres import black_bodies
 
 import xpkern as xk
@@ -14,9 +15,11 @@ from xpkern.engine.packed import present_samples
 from xpkern.errors import InputError
 from xpkern.grid import BANDS, N_XP, PARAMETERS, WAVELENGTH, in_scale_window
 from xpkern.observe.whiteners import drop_samples
+from xpkern.train import run as train_run
 from xpkern.train.anchors import COOLEST_KNOWN, anchor_stars
 from xpkern.train.flux_scale import SCALE_SIGMA, THEORETICAL_ERROR, ln_flux_at_1kpc
 from xpkern.train.outcome import outcome_of
+from xpkern.train.packages import default_cache
 from xpkern.train.recipe_file import load_recipe
 from xpkern.train.start import start_params
 from xpkern.train.state import Checkpoint
@@ -181,6 +184,31 @@ def test_anchors_without_atmospheres(stars, medium):
     recipe = replace(medium, anchors=replace(medium.anchors, stars=5))
     with pytest.raises(InputError, match="need model atmospheres"):
         gather(candidates(stars.labels, stars.sources, recipe), [stars.observations(recipe)], recipe)
+
+
+def test_files_without_parallaxes_become_a_model(labelled, tmp_path, monkeypatch):
+    """Two surveys, too, whose offsets are printed."""
+    written = labelled.survey.write(tmp_path)
+    columns = dict(labelled.columns) | {"survey": np.where(np.arange(len(labelled.survey)) % 3 == 0, "few", "many")}
+    sources = {"source_id": labelled.survey.source_id} | labelled.survey.gaia_source
+    sources = {name: values for name, values in sources.items() if "parallax" not in name}
+    small = SMALL.replace('base = "default"', 'base = "no_parallax"')
+    recipe = recipe_from(tmp_path, small + "[anchors]\nstars = 30\n")
+    asked = []
+    monkeypatch.setattr(train_run, "load_atmospheres", lambda cache: asked.append(cache) or black_bodies())
+    said = []
+    outcome = train_run.train(
+        columns, written.spectra, tmp_path / "model.h5", gaia_source=sources, recipe=recipe, engine=ENGINE,
+        figures=False, log=said.append,
+    )  # fmt: skip
+    assert asked == [default_cache()]
+    model, _ = xk.load_model(tmp_path / "model.h5")
+    assert model.scale_sigma == SCALE_SIGMA
+    assert "30 stars made of theory" in model.card
+    assert outcome.stars["training"] + outcome.stars["held_out"] == len(labelled.survey)
+    assert any("| many |" in text and "| few |" in text for text in said)
+    with h5py.File(tmp_path / "model.stars.h5") as file:
+        assert set(file["stars/source_id"][:]) <= set(labelled.survey.source_id)
 
 
 OFFSET = np.array([0.15, -0.3, 0.25])

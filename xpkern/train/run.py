@@ -217,6 +217,8 @@ def _training_set(
     try:
         label_table = labels if isinstance(labels, Labels) else read_labels(labels, reddening)
         sources = SourceTable.of(gaia_source, "gaia_source", (*GAIA_COLUMNS, *COLUMN_NAMES, *SOURCE_COLUMNS))
+        if recipe.anchors.stars:
+            sources = sources.completed(("parallax", "parallax_error"))
         chosen = candidates(label_table, sources, recipe)
         foresee(len(chosen) + recipe.anchors.stars, files.work)
         atmospheres = load_atmospheres(default_cache()) if recipe.anchors.stars else None
