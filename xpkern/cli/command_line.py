@@ -93,20 +93,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"xpkern {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     for command in COMMANDS:
-        catalog,
-        spectra,
-        compare,
-        fetch,
-        run,
-        labels,
-        reddening,
-        train,
-        import_model,
-        predict,
-        simulate,
-        demo,
-        doctor,
-    ):
         command.add_parser(commands, common)
     return parser
 

@@ -23,7 +23,8 @@ labels
   A table (FITS, ECSV, CSV, VOTable, Parquet, HDF5) with source_id, teff, teff_err (by the unit of the column; without
   one, numbers above 100 are K, else kK), feh, feh_err, logg, logg_err, and perhaps ext, ext_err and the columns of the
   recipe's cuts: snr_g, snr_r, snr_i, fidelity_v2, bp_rp_flux_excess, ruwe. The gaia_source table may have these, too.
-  A cut whose column is in neither is reported as not applied.
+  A cut whose column is in neither is reported as not applied. Of several surveys (a column with their names, survey)
+  the offsets in teff, feh, logg are solved for. Without any parallaxes: --recipe no_parallax.
 
 a recipe of one's own
   base = "default"          # or "zgr23": what is not said here is as there
@@ -58,8 +59,8 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         "--source",
         required=True,
         metavar="TABLE",
-        help="gaia_source table with source_id, parallax, parallax_error; 2MASS and WISE columns and those of "
-        "the cuts are used where it has them",
+        help="gaia_source table with source_id and, where known, parallax, parallax_error; 2MASS and WISE columns and "
+        "those of the cuts are used where it has them",
     )
     parser.add_argument(
         "--photometry", metavar="TABLE", help="2MASS and WISE magnitudes by source_id, if in another table"
@@ -68,7 +69,10 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         "--reddening", metavar="TABLE", help="ext, ext_err by source_id, if the labels have none: from a dust map, say"
     )
     parser.add_argument(
-        "--recipe", default="default", metavar="NAME", help="default, zgr23 or a TOML file; default: default"
+        "--recipe",
+        default="default",
+        metavar="NAME",
+        help="default, zgr23, no_parallax or a TOML file; default: default",
     )
     parser.add_argument("-o", "--output", required=True, metavar="FILE.h5", help="the model to write")
     parser.add_argument("--restart", action="store_true", help="throw away what an earlier run has left in model.work")

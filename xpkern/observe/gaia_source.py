@@ -128,6 +128,11 @@ class SourceTable:
         if missing:
             raise InputError(f"the table has no column {', '.join(missing)}", file=self.name, field=missing[0])
 
+    def completed(self, columns: Collection[str]) -> SourceTable:
+        """The same table, with columns of no value in place of those that are missing."""
+        lacking = {column: np.full(len(self), np.nan) for column in columns if column not in self}
+        return SourceTable({**self._columns, **lacking}, self.name) if lacking else self
+
     def rows_of(self, source_id: NDArray[np.int64]) -> NDArray[np.intp]:
         """Row of each source, (n,); -1 where the table does not have it."""
         if len(self) == 0:

@@ -54,7 +54,7 @@ _PASSBANDS = {
 }
 
 #: Rotation from ICRS to Galactic Cartesian coordinates (Hipparcos catalogue, vol. 1, section 1.5.3).
-_ICRS_TO_GALACTIC = np.array(
+ICRS_TO_GALACTIC = np.array(
     [
         [-0.0548755604, -0.8734370902, -0.4838350155],
         [+0.4941094279, -0.4448296300, +0.7469822445],
@@ -178,5 +178,5 @@ def to_equatorial(longitude: Float64, sin_latitude: Float64) -> tuple[Float64, F
     """ICRS position [deg] of Galactic longitude [rad] and sine of the latitude."""
     cos_latitude = np.sqrt(1.0 - sin_latitude**2)
     galactic = np.stack([cos_latitude * np.cos(longitude), cos_latitude * np.sin(longitude), sin_latitude], axis=1)
-    x, y, z = (galactic @ _ICRS_TO_GALACTIC).T
+    x, y, z = (galactic @ ICRS_TO_GALACTIC).T
     return np.degrees(np.arctan2(y, x)) % 360.0, np.degrees(np.arcsin(np.clip(z, -1.0, 1.0)))

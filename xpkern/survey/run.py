@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from xpkern.errors import InputError
+from xpkern.errors import InputError, XpkernError
 from xpkern.model import load_model
 from xpkern.survey import MAGNITUDES, STARS_PER_FILE, TRUTHS
 from xpkern.survey.fits_writer import FitsTableWriter
@@ -22,8 +22,9 @@ from xpkern.survey.planted import NONE, Planted
 from xpkern.survey.simulator import BLOCK_ROWS, SurveySimulator, cut
 from xpkern.survey.spectrum_files import CLASS_OF_FORMAT, BulkFile, Hdf5File
 from xpkern.survey.tables import TABLES
-from xpkern.survey.truth import AtmosphereTruth, ModelTruth, Truth, load_atmospheres
+from xpkern.survey.truth import AtmosphereTruth, ModelTruth, Truth
 from xpkern.threads import in_order, number_of_threads
+from xpkern.train.atmospheres import load_atmospheres
 from xpkern.train.packages import default_cache
 
 
@@ -148,7 +149,10 @@ def load_truth(truth: str | Truth, cache: Path) -> Truth:
     if not isinstance(truth, str):
         return truth
     if truth == "kurucz":
-        return AtmosphereTruth(load_atmospheres(cache))
+        try:
+            return AtmosphereTruth(load_atmospheres(cache))
+        except XpkernError as error:
+            raise XpkernError(f"{error}; or use the truth 'model', which needs nothing") from error
     if truth == "model":
         return ModelTruth(*load_model())
     raise InputError(f"{truth!r} is none of {', '.join(TRUTHS)}", field="truth")

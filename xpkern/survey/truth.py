@@ -5,9 +5,6 @@ Both give the flux at 1 kpc without dust of stars of known type and mass, and ho
 
 from __future__ import annotations
 
-import hashlib
-import os
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -15,14 +12,13 @@ from numpy.typing import NDArray
 from scipy.interpolate import RegularGridInterpolator
 
 from xpkern.engine.contract import Float64
-from xpkern.errors import XpkernError
 from xpkern.grid import N_XP, WAVELENGTH, XP_WAVELENGTH
 from xpkern.model.flux_model import FluxModel
 from xpkern.model.noise import Noise
 from xpkern.model.type_prior import TypePrior
 from xpkern.observe.calibration import FLUX_UNIT
 from xpkern.observe.population import synthetic_magnitude
-from xpkern.train.atmospheres import COOLEST_ATLAS9, HOTTEST_COMPLETE, Atmospheres, read_atmospheres
+from xpkern.train.atmospheres import COOLEST_ATLAS9, Atmospheres
 from xpkern.train.extinction_law import STANDARD_RV, optical_depth
 from xpkern.train.flux_scale import ln_dilution, ln_flux_at_1kpc
 from xpkern.train.packages import ATMOSPHERES
@@ -35,9 +31,6 @@ _MODEL_NODES = (np.arange(2.5, 12.1, 0.1), np.arange(-3.0, 1.1, 0.5), np.arange(
 
 #: R(V) at which curves are tabulated: linear interpolation between them is good to 1e-4.
 _RV_NODES = np.linspace(2.0, 6.0, 81)
-
-#: Part of the name of a converted grid: raise it when the conversion changes.
-_CONVERSION = "1"
 
 
 class Truth(Protocol):
@@ -177,41 +170,3 @@ class _ExtinctionCurves:
         share = (place - node)[:, None]
         curves[other] = (1.0 - share) * self._at_nodes[node] + share * self._at_nodes[node + 1]
         return curves
-
-
-def load_atmospheres(cache: Path) -> Atmospheres:
-    """The grid up to 20,000 K at our samples: converted once, then kept in ``cache`` (1 MB).
-
-    Raises
-    ------
-    XpkernError
-        If it is not there and cannot be fetched; the message says what to do.
-    """
-    key = hashlib.sha256(f"{ATMOSPHERES.sha256} {_CONVERSION} {HOTTEST_COMPLETE}".encode() + WAVELENGTH.tobytes())
-    path = cache / f"atmospheres-{key.hexdigest()[:16]}.npz"
-    if path.exists():
-        return _read_converted(path)
-    try:
-        sdist = ATMOSPHERES.fetch(cache)
-    except (XpkernError, OSError) as error:
-        raise XpkernError(
-            f"the model atmospheres are not in {cache} and cannot be fetched ({error}); connect to PyPI once, or copy "
-            f"{ATMOSPHERES.filename} (pip download --no-deps --no-binary :all: {ATMOSPHERES.requirement}) to that "
-            "folder, or use the truth 'model', which needs nothing"
-        ) from error
-    grid = read_atmospheres(sdist, HOTTEST_COMPLETE)
-    unfinished = path.with_name(f"{path.stem}.{os.getpid()}.npz")
-    try:
-        np.savez(unfinished, teff=grid.teff, feh=grid.feh, logg=grid.logg, ln_flux=grid.ln_flux.astype(np.float32))
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return _read_converted(path)
-
-
-def _read_converted(path: Path) -> Atmospheres:
-    try:
-        with np.load(path) as stored:
-            return Atmospheres(*(stored[name].astype(np.float64) for name in ("teff", "feh", "logg", "ln_flux")))
-    except (OSError, EOFError, KeyError, ValueError) as error:
-        raise XpkernError(f"{path}: not a readable grid ({error}); remove it, and it is made again") from None

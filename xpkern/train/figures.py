@@ -202,7 +202,7 @@ def _draw_drift(figure: Figure, run: Run, outcome: Outcome) -> None:
     over_phases.margins(y=0.14)
 
     rows = run.training
-    stars, params = run.set.stars, run.state.params
+    stars, params = run.stars, run.state.params
     edges = np.linspace(-6.0, 6.0, 61)
     centres = 0.5 * (edges[1:] + edges[:-1])
     for k, name in enumerate(PARAMETERS):
@@ -231,7 +231,7 @@ def _draw_prior(figure: Figure, run: Run, outcome: Outcome) -> None:
     """The prior over the labels, as contours around shares of its mass (Fig. 5)."""
     rng = np.random.default_rng(0)
     drawn = outcome.prior.sample(_DRAWS, rng)
-    labels = run.set.stars.mean[run.training, :3]
+    labels = run.stars.mean[run.training, :3]
     if len(labels) > _MOST_LABELS:
         labels = labels[rng.choice(len(labels), _MOST_LABELS, replace=False)]
     names = ((r"$T_\mathrm{eff}$  [kK]", True), ("[Fe/H]  [dex]", False), (r"$\log\,g$  [dex]", True))

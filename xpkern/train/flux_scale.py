@@ -13,7 +13,6 @@ from __future__ import annotations
 import numpy as np
 
 from xpkern.engine.contract import Float64
-from xpkern.grid import BANDS, N_FLUX, N_XP
 from xpkern.observe.calibration import FLUX_UNIT
 from xpkern.train.atmospheres import Atmospheres
 
@@ -41,16 +40,6 @@ _GIANT_MASS = (0.85, 1.0, 1.2)
 
 #: log g where dwarfs give way to giants, and how softly [dex].
 _TURN_OFF, _TURN_OFF_WIDTH = 3.9, 0.12
-
-#: What the anchors of a network's output are: the mean of J, H, Ks; W1 over Ks; W2 over Ks.
-ANCHORS = np.zeros((N_FLUX, 3))
-ANCHORS[[N_XP + BANDS.index(band) for band in ("J", "H", "Ks")], 0] = 1.0 / 3.0
-for _column, _band in enumerate(("W1", "W2"), start=1):
-    ANCHORS[N_XP + BANDS.index(_band), _column] = 1.0
-    ANCHORS[N_XP + BANDS.index("Ks"), _column] = -1.0
-
-#: Samples whose model is not learned from data.
-THEORETICAL = np.isin(np.arange(N_FLUX), [N_XP + BANDS.index(band) for band in ("W1", "W2")])
 
 
 def mass(theta: Float64) -> Float64:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from xpkern.engine.contract import Float64
+from xpkern.engine.contract import Float64, LossTerms
 from xpkern.engine.packed import pack_factor
 from xpkern.fit.fit import fit
-from xpkern.grid import N_FLUX, N_XP, XP_WAVELENGTH
+from xpkern.grid import N_FLUX, N_XP, PARAMETERS, XP_WAVELENGTH
 from xpkern.model.flux_model import FluxModel
 from xpkern.model.noise import Noise
 from xpkern.model.type_prior import TypePrior
@@ -27,8 +27,8 @@ _BLOCK = 512
 #: Where the log g of giants ends and that of dwarfs begins.
 GIANT_LOGG = 3.8
 
-#: Median absolute deviation in standard deviations of a normal distribution.
-_MAD_TO_SIGMA = 1.4826
+#: Percentiles of a normal distribution at -1 and +1 standard deviation.
+_CENTRAL = (15.8655, 84.1345)
 
 
 @dataclass(frozen=True)
@@ -37,21 +37,34 @@ class Residuals:
 
     Attributes
     ----------
+    source_id : (n,) int64
     theta : (n, 3) float64
         APOGEE's teff [kK], feh, logg.
     difference : (n, 3) float64
     sigma : (n, 3) float64
-        Errors the fit gives.
+        Errors of the differences: the fit's and the label's, in quadrature.
+    ext : (n,) float64
+        Fitted E.
+    g : (n,) float64
+        Gaia's G [mag].
     chi2 : (n,) float64
     unfitted : int
         Stars left out because they could not be fitted.
     """
 
+    source_id: NDArray[np.int64]
     theta: Float64
     difference: Float64
     sigma: Float64
+    ext: Float64
+    g: Float64
     chi2: Float64
     unfitted: int
+
+    @property
+    def pull(self) -> Float64:
+        """Differences over their errors, (n, 3)."""
+        return self.difference / self.sigma
 
 
 def observations(library: Library, noise: Noise) -> Observations:
@@ -80,23 +93,36 @@ def observations(library: Library, noise: Noise) -> Observations:
     return Observations.from_arrays(flux=flux, packed_factor=np.concatenate(packed), source_id=library.source_id)
 
 
-def residuals(library: Library, model: FluxModel, prior: TypePrior, engine: str = "auto") -> Residuals:
-    """Fit the stars, without a parallax, and compare."""
-    fitted = fit(observations(library, model.noise), model, prior, engine=engine)
+def residuals(
+    library: Library,
+    model: FluxModel,
+    prior: TypePrior,
+    engine: str = "auto",
+    *,
+    terms: LossTerms | None = None,
+    threads: int | None = None,
+) -> Residuals:
+    """Fit the stars, without a parallax, and compare; ``terms`` and ``threads`` as for :func:`xpkern.fit.fit.fit`."""
+    fitted = fit(observations(library, model.noise), model, prior, engine=engine, terms=terms, threads=threads)
     done = (fitted.status & np.uint32(UNFITTED)) == 0
     theta = library.theta[done]
+    sigma = np.sqrt(np.einsum("njj->nj", fitted.cov[done])[:, :3])
     return Residuals(
+        source_id=library.source_id[done],
         theta=theta,
         difference=fitted.params[done, :3] - theta,
-        sigma=np.sqrt(np.einsum("njj->nj", fitted.cov[done])[:, :3]),
+        sigma=np.hypot(sigma, library.theta_error[done]),
+        ext=fitted.params[done, PARAMETERS.index("ext")],
+        g=library.g[done],
         chi2=fitted.chi2[done],
         unfitted=int((~done).sum()),
     )
 
 
 def robust_scatter(values: Float64) -> Float64:
-    """1.4826 times the median absolute deviation from the median, of each column."""
-    return _MAD_TO_SIGMA * np.median(np.abs(values - np.median(values, axis=0)), axis=0)
+    """Half the range from the 16th to the 84th percentile, of each column; of a normal distribution that is sigma."""
+    low, high = np.percentile(values, _CENTRAL, axis=0)
+    return 0.5 * (high - low)
 
 
 def is_giant(theta: Float64) -> NDArray[np.bool_]:
@@ -104,13 +130,16 @@ def is_giant(theta: Float64) -> NDArray[np.bool_]:
     return np.less(theta[:, 2], GIANT_LOGG)
 
 
-def subsets(theta: Float64) -> dict[str, NDArray[np.bool_]]:
-    """Kinds of star the residuals are told for, as masks (n,)."""
+def subsets(theta: Float64, g: Float64) -> dict[str, NDArray[np.bool_]]:
+    """Kinds of star the residuals are told for, as masks (n,), by their types (n, 3) and G (n,)."""
     teff, feh, _ = theta.T
     return {
         "all": np.ones(len(theta), bool),
         f"giants (log g < {GIANT_LOGG})": is_giant(theta),
         f"dwarfs (log g ≥ {GIANT_LOGG})": ~is_giant(theta),
+        "G < 12": g < 12.0,
+        "12 ≤ G < 14": (g >= 12.0) & (g < 14.0),
+        "G ≥ 14": g >= 14.0,
         "[Fe/H] < −1": feh < -1.0,
         "−1 ≤ [Fe/H] < −0.3": (feh >= -1.0) & (feh < -0.3),
         "[Fe/H] ≥ −0.3": feh >= -0.3,

@@ -1,10 +1,10 @@
 """Labels of stars that other surveys have measured: stellar type and, where known, extinction.
 
 A table with ``source_id``, ``teff``, ``feh``, ``logg`` and their errors ``teff_err``, ``feh_err``, ``logg_err``, and
-perhaps ``ext``, ``ext_err`` (which may be in a table of their own, as they come from another source), ``survey``, and
-the columns of :mod:`xpkern.train.cuts`. A temperature is in the unit of its column; without one, numbers whose median
-is above 100 are kelvin, others kilokelvin. Its error without a unit is in that of the temperature.
-:mod:`xpkern.train.label_table` makes such tables from the catalogues of surveys.
+perhaps ``ext``, ``ext_err`` (which may be in a table of their own, as they come from another source), ``survey``, the
+name of the survey that measured a star, and the columns of :mod:`xpkern.train.cuts`. A temperature is in the unit of
+its column; without one, numbers whose median is above 100 are kelvin, others kilokelvin. Its error without a unit is in
+that of the temperature. :mod:`xpkern.train.label_table` makes such tables from the catalogues of surveys.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ from xpkern.train.cuts import CUT_COLUMNS
 TYPE_LABELS = ("teff", "feh", "logg")
 OPTIONAL_LABEL = "ext"
 
+#: Column with the name of each star's survey, where there are several.
+SURVEY = "survey"
+
 #: No star is hotter than this [kK]: a median above it is in kelvin.
 _HOTTEST = 100.0
 
@@ -33,11 +36,7 @@ _HDF5_ENDINGS = (".h5", ".hdf5")
 _CSV_ENDINGS = (".csv", ".csv.gz")
 
 #: Columns that are read from a csv file.
-_KNOWN = (
-    *(name for label in (*TYPE_LABELS, OPTIONAL_LABEL) for name in (label, f"{label}_err")),
-    "survey",
-    *CUT_COLUMNS,
-)
+_KNOWN = (*(name for label in (*TYPE_LABELS, OPTIONAL_LABEL) for name in (label, f"{label}_err")), SURVEY, *CUT_COLUMNS)
 
 
 @dataclass
@@ -54,6 +53,8 @@ class Labels:
         The table itself.
     has_ext : bool
         Whether extinctions are told.
+    survey : (n,) str
+        Which survey the labels of the stellar type are from; "" everywhere if the table does not tell.
     """
 
     source_id: NDArray[np.int64]
@@ -61,6 +62,7 @@ class Labels:
     error: Float64
     table: SourceTable
     has_ext: bool
+    survey: NDArray[np.str_]
 
     def __len__(self) -> int:
         return len(self.source_id)
@@ -116,7 +118,23 @@ def read_labels(table: Any, reddening: Any = None) -> Labels:
         has_ext = True
     mean[~np.isfinite(mean)] = np.nan
     error[~np.isfinite(error)] = np.nan
-    return Labels(source_id, mean, error, source_table, has_ext)
+    return Labels(source_id, mean, error, source_table, has_ext, _surveys(source_table, rows))
+
+
+def _surveys(table: SourceTable, rows: NDArray[np.intp]) -> NDArray[np.str_]:
+    """Name of each star's survey, (n,).
+
+    Raises
+    ------
+    InputError
+        If the table has the column, but no name for one of the stars.
+    """
+    if SURVEY not in table:
+        return np.full(len(rows), "")
+    names = np.array([name.strip() for name in table.texts(SURVEY, rows)], dtype=np.str_)
+    for row in np.flatnonzero(names == "")[:1].tolist():
+        raise InputError("no name of a survey", file=table.name, row=row + 1, field=SURVEY)
+    return names
 
 
 def _reddening(table: Any, source_id: NDArray[np.int64]) -> tuple[Float64, Float64]:

@@ -18,6 +18,7 @@ from xpkern.model.noise import Noise
 from xpkern.model.type_prior import TypePrior
 from xpkern.train.cuts import CutCount
 from xpkern.train.extinction_law import EXT_UNIT, factor_to_law
+from xpkern.train.flux_scale import SCALE_SIGMA, THEORETICAL_ERROR
 from xpkern.train.phases import Run
 from xpkern.train.recipe import Epochs, Rounds
 from xpkern.train.state import EpochRecord
@@ -59,24 +60,29 @@ class Outcome:
     kept: str
 
 
-def outcome_of(run: Run) -> Outcome:
+def outcome_of(run: Run, *, unit_of_law: bool = False) -> Outcome:
     """Judge the model of a finished run by all held-out stars, fit the prior and put everything together.
 
-    Where no label has an extinction, the run's E and R, known up to a factor, are brought into the law's unit first.
+    Where no label has an extinction, or these are not to tell the unit, the run's E and R, known up to a factor, are
+    brought into the law's unit first.
     """
-    if not _has_labelled_ext(run):
+    unit_of_law = unit_of_law or not _has_labelled_ext(run)
+    if unit_of_law:
         _fix_ext_unit(run)
     recipe, data, state = run.recipe, run.set, run.state
     learned_from = np.flatnonzero(_learned_from(run))
     losses = run.validation_losses(np.flatnonzero(data.held_out))
     losses = losses[np.isfinite(losses)]
-    prior, note = fit_prior_of_kind(data.stars.mean[learned_from, :3], recipe.prior, recipe.split.seed)
+    prior, note = fit_prior_of_kind(run.stars.mean[learned_from, :3], recipe.prior, recipe.split.seed)
+    observed = run.training[~data.is_anchor[run.training]]
     unseen = seen_share(data.stars, learned_from) < LEAST_SEEN
+    has_anchors = bool(data.is_anchor.any())
+    has_scale = data.has_parallax[observed].mean() >= LEAST_SEEN
     names = tuple(_sample_name(sample) for sample in np.flatnonzero(unseen).tolist())
     stars = {
-        "training": len(run.training),
-        "high_quality": int(data.high_quality[run.training].sum()),
-        "clean": int(state.clean[run.training].sum()),
+        "training": len(observed),
+        "high_quality": int(data.high_quality[observed].sum()),
+        "clean": int(state.clean[observed].sum()),
         "held_out": int(data.held_out.sum()),
     }
     outcome = Outcome(
@@ -92,13 +98,14 @@ def outcome_of(run: Run) -> Outcome:
         sigma=recipe.noise.sigma,
         photometry_floor=recipe.noise.photometry,
         theoretical=unseen,
-        theoretical_error=UNSEEN_ERROR,
+        theoretical_error=THEORETICAL_ERROR if has_anchors else UNSEEN_ERROR,
     )
     model = replace(
         state.model,
         noise=noise,
         theoretical=unseen,
-        ext_unit=_ext_unit(run),
+        scale_sigma=0.0 if has_scale else SCALE_SIGMA,
+        ext_unit=EXT_UNIT if unit_of_law else "that of the extinctions among the labels",
         provenance=_provenance(run, outcome, note),
         licence="that of the data it was trained on",
     )
@@ -107,13 +114,14 @@ def outcome_of(run: Run) -> Outcome:
 
 def _learned_from(run: Run) -> NDArray[np.bool_]:
     """Stars whose spectra the last phase that moved the model, as it was kept, has used."""
-    used = ~run.set.held_out
+    observed = ~run.set.held_out & ~run.set.is_anchor
+    used = observed
     kept = kept_epoch(run)
     for _, phase in run.phases[: None if kept is None else kept.phase + 1]:
         if isinstance(phase, Rounds) or (isinstance(phase, Epochs) and phase.model_rate > 0):
-            used = ~run.set.held_out
+            used = observed
             if phase.stars != "all":
-                used &= run.set.high_quality if phase.stars == "high_quality" else run.state.clean
+                used = used & (run.set.high_quality if phase.stars == "high_quality" else run.state.clean)
     return used
 
 
@@ -152,11 +160,8 @@ def _fix_ext_unit(run: Run) -> None:
 
 
 def _has_labelled_ext(run: Run) -> bool:
-    return bool(np.isfinite(run.set.stars.sigma[run.training, PARAMETERS.index("ext")]).any())
-
-
-def _ext_unit(run: Run) -> str:
-    return "that of the extinctions among the labels" if _has_labelled_ext(run) else EXT_UNIT
+    rows = run.training[~run.set.is_anchor[run.training]]
+    return bool(np.isfinite(run.set.stars.sigma[rows, PARAMETERS.index("ext")]).any())
 
 
 def _provenance(run: Run, outcome: Outcome, note: str) -> dict[str, str]:
@@ -178,8 +183,25 @@ def _provenance(run: Run, outcome: Outcome, note: str) -> dict[str, str]:
         "validation_median": repr(outcome.validation_median),
         "kept_model": outcome.kept,
         "prior_fit": note,
+        "survey_offsets": json.dumps(_offsets(run)) if len(run.set.surveys) > 1 else "",
         "not_learned": " ".join(outcome.unseen),
     }
+
+
+def _offsets(run: Run) -> dict[str, list[float]]:
+    """What each survey's teff [kK], feh, logg [dex] are above those of the reference, which comes first."""
+    return {name: offset.tolist() for name, offset in zip(run.set.surveys, run.state.offsets, strict=True)}
+
+
+def offset_table(run: Run) -> str:
+    """The surveys, their training stars and offsets, as a table in Markdown."""
+    training = run.set.survey[run.training[~run.set.is_anchor[run.training]]]
+    rows = [
+        f"| {name} | {np.count_nonzero(training == number):,} | {1000.0 * teff:+.0f} | {feh:+.3f} | {logg:+.3f} |"
+        for number, (name, (teff, feh, logg)) in enumerate(_offsets(run).items())
+    ]
+    head = ["| survey | training stars | Teff [K] | [Fe/H] | log g |", "|---|---:|---:|---:|---:|"]
+    return "\n".join([*head, *rows])
 
 
 def _card(run: Run, outcome: Outcome, note: str) -> str:
@@ -190,6 +212,19 @@ def _card(run: Run, outcome: Outcome, note: str) -> str:
 
     stars = ", ".join(f"{count:,} {name.replace('_', '-')}" for name, count in outcome.stars.items())
     unseen = ", ".join(outcome.unseen) or "none"
+    surveys = ""
+    if len(run.set.surveys) > 1:
+        surveys = f"""
+## Label surveys
+
+What each survey's labels are above those of {run.set.surveys[0]}, which are taken to be right.
+
+{offset_table(run)}
+"""
+    anchors = int(run.set.is_anchor.sum())
+    scale = "measured parallaxes" if not outcome.model.scale_sigma else "not calibrated: parallaxes are too few"
+    if anchors:
+        scale += f"; {anchors:,} stars made of theory (J, H, Ks good to {run.recipe.anchors.scale:.0%})"
     return f"""\
 # Model card: trained with the recipe `{run.recipe.name}`
 
@@ -199,8 +234,10 @@ Of the run's models, {outcome.kept}.
 
 Samples that less than {LEAST_SEEN:.0%} of the stars have, and that were not learned: {unseen}.
 Unit of extinction: {outcome.model.ext_unit}.
+Absolute scale: {scale}; `scale_sigma` = {outcome.model.scale_sigma:g}.
 Prior: {run.recipe.prior.kind}, {note}; 0.1 % of its mass lies below ln p = {outcome.prior.ln_prior_threshold:.2f}.
 
+{surveys}
 ## Stars left after each cut
 
 {listed(run.set.counts)}
@@ -232,18 +269,19 @@ def write_stars(path: Path, run: Run, outcome: Outcome) -> None:
     outcome : Outcome
     """
     state, data = run.state, run.set
+    observed = ~data.is_anchor
     columns: dict[str, NDArray] = {"source_id": data.source_id}
     units = {"teff": "kK", "ext": "mag", "plx": "mas", "feh": "dex", "logg": "dex"}
     for k, name in enumerate(PARAMETERS):
         columns[name] = state.params[:, k]
-        columns[f"{name}_label"] = np.where(np.isfinite(data.stars.sigma[:, k]), data.stars.mean[:, k], np.nan)
+        columns[f"{name}_label"] = np.where(np.isfinite(data.stars.sigma[:, k]), run.stars.mean[:, k], np.nan)
         columns[f"{name}_label_err"] = data.stars.sigma[:, k]
     columns["used"] = (
         USED["high_quality"] * data.high_quality + USED["clean"] * state.clean + USED["held_out"] * data.held_out
     ).astype(np.uint8)
     with PendingFile(path) as partial, h5py.File(partial, "w") as file:
         for name, values in columns.items():
-            dataset = file.create_dataset(f"stars/{name}", data=values, track_times=False)
+            dataset = file.create_dataset(f"stars/{name}", data=values[observed], track_times=False)
             unit = units.get(name.removesuffix("_err").removesuffix("_label"))
             if unit:
                 dataset.attrs["unit"] = unit

@@ -25,6 +25,7 @@ from xpkern.train.cuts import Sieve
 from xpkern.train.recipe import Clean, DescendStars, Epochs, NewtonStars, Phase, Recipe, Rounds
 from xpkern.train.start import start_model
 from xpkern.train.state import Best, Checkpoint, EpochRecord, Snapshot, State
+from xpkern.train.surveys import survey_offset
 from xpkern.train.training_set import TrainingSet
 
 #: Held-out stars judge by Eqs. 13-14 whatever the recipe trains with, so that recipes can be compared.
@@ -74,6 +75,9 @@ class Run:
         Where the state is kept, and from where it is taken up.
     checkpoint_seconds : float
         Time between two checkpoints at least; a phase ends with one in any case.
+    begin : State, optional
+        Where an earlier run has ended, of other phases or with other whiteners of the same stars: its model, its stars'
+        parameters, what self-cleaning left and the surveys' offsets are what this one starts from.
     on_progress : callable, optional
         Called with a :class:`Progress` after each unit of work.
 
@@ -92,6 +96,7 @@ class Run:
         threads: int | None = None,
         checkpoint: Checkpoint | None = None,
         checkpoint_seconds: float = 60.0,
+        begin: State | None = None,
         on_progress: Callable[[Progress], object] | None = None,
     ) -> None:
         self.recipe, self.set, self.engine, self.threads = recipe, training_set, engine, threads
@@ -110,9 +115,11 @@ class Run:
         )
         # engines want one, though no loss of the training has it
         self._unused_prior = TypePrior.from_arrays([1.0], types.mean(axis=0)[None], 100.0 * np.eye(3)[None])
+        self.stars = training_set.stars
         resumed = None if checkpoint is None else checkpoint.load()
         self.resumed = resumed is not None
-        self.state = self._start() if resumed is None else resumed
+        self.state = self._start(begin) if resumed is None else resumed
+        self._take_offsets()
 
     @property
     def phases(self) -> list[tuple[str, Phase]]:
@@ -165,7 +172,7 @@ class Run:
     def validation_losses(self, rows: NDArray[np.intp]) -> Float64:
         """Eqs. 13-14 of some stars, each at its optimum under the present model, (n,), searched from its labels."""
         losses = [
-            self._optima(self.state.model, self.set.stars[chunk], self.set.start[chunk], JUDGING_TERMS).loss
+            self._optima(self.state.model, self.stars[chunk], self.set.start[chunk], JUDGING_TERMS).loss
             for chunk in _chunks(rows)
         ]
         return np.concatenate([np.empty(0), *losses])
@@ -228,7 +235,7 @@ class Run:
         of_stars = Steps("sgd", phase.star_rate * decay, clip=phase.star_clip)
         return self.engine.train_epoch(
             self.state.model,
-            self.set.stars,
+            self.stars,
             self.state.params,
             batches,
             self.terms,
@@ -241,12 +248,14 @@ class Run:
 
     def _round(self, phase: Rounds, number: int, rows: NDArray[np.intp]) -> None:
         """Steps of Adam down the profile loss of batches of stars, in coordinates that are even where they begin."""
+        if len(self.set.surveys) > 1 and self.recipe.surveys.offsets:
+            self._solve_offsets(rows)
         rng = np.random.default_rng([self.recipe.split.seed, self.state.phase, number])
         sample = np.sort(rng.permutation(rows)[: phase.metric_stars])
         self._newton(sample)
         begin, params, losses = self.state.model, self.state.params.copy(), []
         with threadpool_limits(1):  # sums are then taken in one order
-            even = EvenCoordinates.of(begin, self.set.stars[sample], params[sample], self.terms, phase.damping)
+            even = EvenCoordinates.of(begin, self.stars[sample], params[sample], self.terms, phase.damping)
             adam = Adam.resumed(self.state.moments, even.size)
             coordinates, model = np.zeros(even.size), begin
             for step, batch in enumerate(_batches(rows, phase.batch, phase.steps, rng)):
@@ -264,13 +273,43 @@ class Run:
         self.state = replace(self.state, model=model, params=params, moments=adam.moments(model))
         self._record(number, float(np.mean(losses)), np.nan)
 
+    def _solve_offsets(self, rows: NDArray[np.intp]) -> None:
+        """Move the surveys' offsets, all at once, to where the profile loss of some stars is lowest.
+
+        The reference survey has one, too, for the model was learned from all of them; then types, the model's zero
+        point among them, are counted from where the reference is right. That changes no loss.
+        """
+        rows = rows[~self.set.is_anchor[rows]]
+        self._newton(rows)
+        change = np.zeros_like(self.state.offsets)
+        for survey in range(len(change)):
+            chosen = rows[self.set.survey[rows] == survey]
+            if len(chosen):
+                solution = self._optima(self.state.model, self.stars[chosen], self.state.params[chosen])
+                change[survey] = survey_offset(self.stars[chosen], solution)
+        params = self.state.params.copy()
+        observed = ~self.set.is_anchor
+        params[observed, :3] += change[0]
+        model = replace(self.state.model, input_zp=self.state.model.input_zp + change[0])
+        offsets = self.state.offsets + change - change[0]
+        self.state = replace(self.state, model=model, params=params, offsets=offsets)
+        self._take_offsets()
+
+    def _take_offsets(self) -> None:
+        """Labels as the reference survey would have them."""
+        if len(self.set.surveys) > 1:
+            stars = self.set.stars
+            mean = stars.mean.copy()
+            mean[:, :3] -= self.state.offsets[self.set.survey]
+            self.stars = replace(stars, mean=mean)
+
     def _profile_loss(self, model: FluxModel, rows: NDArray[np.intp], params: Float64) -> tuple[float, ModelArrays]:
         """Mean loss of some stars, each at its optimum under ``model``, with Eq. 12's penalty; and its gradient.
 
         At an optimum the loss does not change with the star's parameters, so that the gradient is that of Eq. 12
         alone. Each search begins where the star's last one ended: ``params``, of all stars, follow.
         """
-        stars = self.set.stars[rows]
+        stars = self.stars[rows]
         solution = self._optima(model, stars, params[rows])
         found = np.isfinite(solution.params).all(axis=1) & np.isfinite(solution.loss)
         params[rows[found]] = solution.params[found]
@@ -283,7 +322,7 @@ class Run:
     def _without_finite_loss(self, model: FluxModel, rows: NDArray[np.intp], params: Float64, number: int) -> str:
         """Message that names the stars to blame."""
         at = self.engine.evaluate(
-            model, self._unused_prior, self.set.stars[rows], params[rows], self.terms, threads=self.threads
+            model, self._unused_prior, self.stars[rows], params[rows], self.terms, threads=self.threads
         )
         return self._what_failed(f"round {number + 1}: the model's loss", rows[~np.isfinite(at.chi2)])
 
@@ -295,7 +334,7 @@ class Run:
         record = EpochRecord(self.state.phase, epoch, model_loss, star_loss, mean, _median(validation))
         best = self.state.best
         if np.isfinite(mean) and (best is None or mean < best.record.validation_loss):
-            best = Best(record, self.state.model)
+            best = Best(record, self.state.model, self.state.offsets)
         self.state = replace(self.state, history=(*self.state.history, record), best=best)
 
     def _keep_best(self, name: str, phase: Phase) -> None:
@@ -304,13 +343,14 @@ class Run:
         if not self.recipe.split.keep_best or best is None or not isinstance(phase, (Epochs, Rounds)):
             return
         if best.model.digest != self.state.model.digest:
-            self.state = replace(self.state, model=best.model)
+            self.state = replace(self.state, model=best.model, offsets=best.offsets)
+            self._take_offsets()
             self._newton(self._rows(phase.stars, name))
 
     def _newton(self, rows: NDArray[np.intp]) -> None:
         params = self.state.params.copy()
         for chunk in _chunks(rows):
-            solution = self._optima(self.state.model, self.set.stars[chunk], params[chunk])
+            solution = self._optima(self.state.model, self.stars[chunk], params[chunk])
             found = np.isfinite(solution.params).all(axis=1) & np.isfinite(solution.loss)
             params[chunk[found]] = solution.params[found]
         self.state = replace(self.state, params=params)
@@ -329,7 +369,7 @@ class Run:
             params[chunk] = self.engine.descend(
                 self.state.model,
                 self._unused_prior,
-                self.set.stars[chunk],
+                self.stars[chunk],
                 params[chunk],
                 self.terms,
                 self.box,
@@ -339,9 +379,9 @@ class Run:
         self.state = replace(self.state, params=params)
 
     def _clean(self, phase: Clean) -> None:
-        """Keep the training stars that agree with their labels, their parallax and their spectrum."""
-        rows = self.training
-        pull = np.abs(self.state.params[rows] - self.set.stars.mean[rows]) / self.set.stars.sigma[rows]
+        """Keep the training stars that agree with their labels, their parallax and their spectrum, and the anchors."""
+        rows = self.training[~self.set.is_anchor[self.training]]
+        pull = np.abs(self.state.params[rows] - self.stars.mean[rows]) / self.stars.sigma[rows]
         residual = np.concatenate([self._largest_residual(chunk) for chunk in _chunks(rows)])
         sieve = Sieve(len(rows), "training stars before self-cleaning")
         sieve.require(
@@ -349,13 +389,13 @@ class Run:
         )
         sieve.require(f"within {phase.plx:g} sigma of the parallax", pull[:, -1] <= phase.plx)
         sieve.require(f"every flux within {phase.flux:g} sigma", np.less_equal(residual, phase.flux))
-        clean = np.zeros(len(self.set), bool)
+        clean = self.set.is_anchor.copy()
         clean[rows] = sieve.kept
         self.state = replace(self.state, clean=clean, clean_counts=tuple(sieve.counts))
 
     def _largest_residual(self, rows: NDArray[np.intp]) -> Float64:
         """Largest |predicted - observed| / sigma of each star's flux samples, (n,)."""
-        stars = self.set.stars[rows]
+        stars = self.stars[rows]
         flux = self.engine.predict(self.state.model, self.state.params[rows], threads=self.threads)
         largest = np.empty(len(rows))
         for first in range(0, len(rows), 512):  # dense triangles are large
@@ -367,12 +407,16 @@ class Run:
 
     # ---- beginning, selections, what is told ------------------------------------------------------------------
 
-    def _start(self) -> State:
-        """Stars as their labels say, and the model that the recipe starts from."""
-        with threadpool_limits(1):  # sums are then taken in one order
-            model = start_model(self.set.stars, self.set.start, self.training, self.recipe)
+    def _start(self, begin: State | None) -> State:
+        """Stars as their labels say, and the model that the recipe starts from; or all as a run before has left it."""
+        if begin is None:
+            with threadpool_limits(1):  # sums are then taken in one order
+                model = start_model(self.stars, self.set.start, self.training, self.recipe)
+            params, clean, offsets = self.set.start, ~self.set.held_out, np.zeros((len(self.set.surveys), 3))
+        else:
+            model, params, clean, offsets = begin.model, begin.params, begin.clean, begin.offsets
         first = Snapshot("start", model.ext_curve, np.zeros((len(PARAMETERS), 3)))
-        return State(0, 0, model, self.set.start.copy(), ~self.set.held_out, snapshots=(first,))
+        return State(0, 0, model, params.copy(), clean, offsets, snapshots=(first,))
 
     def _rows(self, selection: str, phase: str) -> NDArray[np.intp]:
         chosen = {
@@ -390,10 +434,9 @@ class Run:
         return rows
 
     def _snapshot(self, name: str) -> Snapshot:
-        pull = (self.state.params[self.training] - self.set.stars.mean[self.training]) / self.set.stars.sigma[
-            self.training
-        ]
-        labelled = np.isfinite(self.set.stars.sigma[self.training])
+        rows = self.training[~self.set.is_anchor[self.training]]
+        pull = (self.state.params[rows] - self.stars.mean[rows]) / self.stars.sigma[rows]
+        labelled = np.isfinite(self.stars.sigma[rows])
         drift = np.full((len(PARAMETERS), 3), np.nan)
         for k in range(len(PARAMETERS)):
             if labelled[:, k].any():

@@ -69,6 +69,50 @@ class LabelFloors:
 
 
 @dataclass(frozen=True)
+class SurveySettings:
+    """What is done where the labels come from several surveys.
+
+    Attributes
+    ----------
+    offsets : bool
+        Whether each survey's offset in (teff, feh, logg) is solved for, before every round.
+    reference : str
+        The survey whose labels are right as they are; the one with most stars when empty.
+    """
+
+    offsets: bool
+    reference: str
+
+
+@dataclass(frozen=True)
+class AnchorSettings:
+    """Stars made of theory among the training stars; see :mod:`xpkern.train.anchors`.
+
+    Attributes
+    ----------
+    stars : int
+        How many; 0 for none.
+    scale : float
+        Fractional error of each of J, H, Ks.
+    infrared, infrared_cool : float
+        Fractional error of W1 and W2 over Ks, above and below the temperature down to which atmospheres know them.
+    optical : float
+        Fractional error of each XP sample.
+    """
+
+    stars: int
+    scale: float
+    infrared: float
+    infrared_cool: float
+    optical: float
+
+    def __post_init__(self) -> None:
+        _require(self.stars >= 0, "stars", self.stars, "a number >= 0")
+        for name in ("scale", "infrared", "infrared_cool", "optical"):
+            _require(getattr(self, name) > 0, name, getattr(self, name), "positive")
+
+
+@dataclass(frozen=True)
 class NoiseSettings:
     """Systematic errors of the spectra (Eq. 2).
 
@@ -342,6 +386,8 @@ class Recipe:
         Limits by the names of :data:`xpkern.train.cuts.CUTS`: for a star to be used at all, and to be among the
         high-quality ones.
     label_floors : LabelFloors
+    surveys : SurveySettings
+    anchors : AnchorSettings
     noise : NoiseSettings
     loss : LossSettings
     start : Start
@@ -355,6 +401,8 @@ class Recipe:
     cuts: Mapping[str, float]
     high_quality: Mapping[str, float]
     label_floors: LabelFloors
+    surveys: SurveySettings
+    anchors: AnchorSettings
     noise: NoiseSettings
     loss: LossSettings
     start: Start

@@ -1,7 +1,7 @@
 """Recipes in TOML: small files that name every setting.
 
 ``zgr23.toml`` and ``default.toml`` come with the package. A recipe of one's own either has every key, or begins with
-``base = "default"`` and has those that differ.
+``base = "default"`` and has those that differ; a cut of the base that is ``false`` is not made.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ else:
     import tomli as tomllib
 
 #: Recipes that come with the package.
-SHIPPED = ("default", "zgr23")
+SHIPPED = ("default", "zgr23", "no_parallax", "shipped")
 
 
 def load_recipe(name: str | Path) -> Recipe:
@@ -133,7 +133,8 @@ class _Reader:
         if not isinstance(table, dict):
             raise InputError("must be a table", file=self.file, field=where)
         self._check_keys(table, list(CUTS), where, all_needed=False)
-        return MappingProxyType({name: self._value(float, table[name], _join(where, name)) for name in table})
+        limits = {name: limit for name, limit in table.items() if limit is not False}
+        return MappingProxyType({name: self._value(float, limits[name], _join(where, name)) for name in limits})
 
     def _phases(self, table: Any) -> Mapping[str, Phase]:
         if not isinstance(table, dict) or not table:

@@ -24,8 +24,10 @@ from xpkern.observe.parallax_zero_point import INPUTS as ZERO_POINT_INPUTS
 from xpkern.observe.photometry import COLUMN_NAMES
 from xpkern.observe.read import XpReader
 from xpkern.threads import in_order, number_of_threads
+from xpkern.train.atmospheres import load_atmospheres
 from xpkern.train.labels import Labels, read_labels
-from xpkern.train.outcome import Outcome, outcome_of, write_stars
+from xpkern.train.outcome import Outcome, offset_table, outcome_of, write_stars
+from xpkern.train.packages import default_cache
 from xpkern.train.phases import Progress, Run
 from xpkern.train.recipe import Recipe
 from xpkern.train.recipe_file import load_recipe
@@ -98,7 +100,7 @@ def train(
     reddening : path or table, optional
         Extinctions of the stars, where the labels do not tell them.
     recipe : str, path or Recipe
-        "default", "zgr23", or the name of a TOML file.
+        "default", "zgr23", "no_parallax", or the name of a TOML file.
     engine : str or Engine
     threads : int, optional
         Results do not depend on it.
@@ -165,6 +167,8 @@ def train(
         say(str(count))
     outcome = outcome_of(run)
     say(f"the model is {outcome.kept}")
+    if len(training_set.surveys) > 1:
+        say(offset_table(run))
     write_stars(files.stars, run, outcome)
     if figures:
         from xpkern.train.figures import draw_figures
@@ -215,9 +219,11 @@ def _training_set(
         label_table = labels if isinstance(labels, Labels) else read_labels(labels, reddening)
         wanted = (*GAIA_COLUMNS, *ZERO_POINT_INPUTS, *COLUMN_NAMES, *SOURCE_COLUMNS)
         sources = SourceTable.of(gaia_source, "gaia_source", wanted)
-        sources.require(("parallax", "parallax_error"))
+        if recipe.anchors.stars:
+            sources = sources.completed(("parallax", "parallax_error"))
         chosen = candidates(label_table, sources, recipe)
-        foresee(len(chosen), files.work)
+        foresee(len(chosen) + recipe.anchors.stars, files.work)
+        atmospheres = load_atmospheres(default_cache()) if recipe.anchors.stars else None
         say(f"reading the spectra of up to {len(chosen):,} stars")
         reader = XpReader(paths, sources, photometry, noise=training_noise(recipe), engine=engine)
 
@@ -227,7 +233,7 @@ def _training_set(
                 if on_stars is not None:
                     on_stars(len(block))
 
-        training_set = gather(chosen, blocks(), recipe, whiteners)
+        training_set = gather(chosen, blocks(), recipe, whiteners, atmospheres=atmospheres)
     except BaseException:
         whiteners.unlink(missing_ok=True)
         if not any(files.work.iterdir()):

@@ -10,9 +10,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from xpkern.engine.contract import Float64, StarData
+from xpkern.engine.contract import Float32, Float64, StarData
 from xpkern.engine.packed import present_samples, sample_variance
-from xpkern.grid import WAVELENGTH
+from xpkern.grid import PARAMETERS, WAVELENGTH, in_scale_window
 from xpkern.model.flux_model import FluxModel
 from xpkern.train.extinction_law import optical_depth
 from xpkern.train.network import Network
@@ -29,6 +29,12 @@ _LEAST_SNR = 5.0
 
 #: Ridge on the last layer's weights, in stars.
 _RIDGE = 1.0
+
+#: A parallax of at least so many errors is where its star starts, as it is.
+_CLEAR_PARALLAX = 3.0
+
+#: Parallaxes [mas] that others may start from; singular values that do not count, in the fit of their brightness.
+_START_PARALLAXES, _RCOND = (1e-3, 1e2), 1e-6
 
 
 def start_model(stars: StarData, labels: Float64, rows: NDArray[np.intp], recipe: Recipe) -> FluxModel:
@@ -63,6 +69,49 @@ def start_model(stars: StarData, labels: Float64, rows: NDArray[np.intp], recipe
         weights[-1], biases[-1] = _regression(hidden, ln_flux - median, weight)
         biases[-1] += median
     return FluxModel.from_arrays(weights, biases, curve, zero_point, scale, WAVELENGTH)
+
+
+def start_params(mean: Float64, sigma: Float64, flux: Float32, recipe: Recipe) -> Float64:
+    """The labels as linear parameters (n, 5); without one, the recipe's extinction and a parallax by brightness.
+
+    A star without a clear parallax gets that at which its type would be as bright as it is. How bright a type is, is a
+    quadratic function of it, fitted to the stars that have one; arbitrary if none has.
+
+    Parameters
+    ----------
+    mean, sigma : (n, 5) float64
+        Labels and parallaxes, and their errors; inf where there is none.
+    flux : (n, 66) float32
+    recipe : Recipe
+    """
+    start = mean.copy()
+    ext, plx = PARAMETERS.index("ext"), PARAMETERS.index("plx")
+    start[~np.isfinite(sigma[:, ext]), ext] = recipe.start.ext
+    start[:, ext] = np.maximum(start[:, ext], recipe.start.smallest_ext)
+    clear = mean[:, plx] > _CLEAR_PARALLAX * sigma[:, plx]
+    if not clear.all():
+        window = in_scale_window(WAVELENGTH)
+        brightness = flux[:, window].mean(axis=1, dtype=np.float64)
+        seen = brightness > 0
+        ln_flux = np.log(np.where(seen, brightness, 1.0)) + start[:, ext] * optical_depth(WAVELENGTH)[window].mean()
+        terms = _quadratic(mean[:, :3])
+        known = clear & seen
+        if known.any():
+            at_1_mas = ln_flux[known] - 2.0 * np.log(start[known, plx])
+            coefficients = np.linalg.lstsq(terms[known], at_1_mas, rcond=_RCOND)[0]
+        else:
+            coefficients = np.zeros(terms.shape[1])
+        guess = np.exp(0.5 * (ln_flux - terms @ coefficients))
+        guess = np.where(seen, guess, np.median(guess[seen]) if seen.any() else 1.0)
+        start[~clear, plx] = np.clip(guess[~clear], *_START_PARALLAXES)
+    return start
+
+
+def _quadratic(theta: Float64) -> Float64:
+    """All products of up to two of (1, teff, feh, logg), teff as its logarithm, (n, 10)."""
+    one = np.column_stack([np.ones(len(theta)), np.log(np.maximum(theta[:, 0], 1.0)), theta[:, 1:]])
+    pairs = [one[:, i] * one[:, j] for i in range(one.shape[1]) for j in range(i, one.shape[1])]
+    return np.column_stack(pairs)
 
 
 def _intrinsic_ln_flux(

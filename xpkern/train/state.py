@@ -22,7 +22,7 @@ from xpkern.errors import InputError
 from xpkern.model.flux_model import FluxModel
 from xpkern.train.cuts import CutCount
 
-_FORMAT = 2
+_FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,11 @@ class EpochRecord:
 
 @dataclass(frozen=True)
 class Best:
-    """The model of the lowest validation loss of a run so far, and the line of the history that says so."""
+    """The model of the lowest validation loss of a run so far, its surveys' offsets, its line of the history."""
 
     record: EpochRecord
     model: FluxModel
+    offsets: Float64
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,8 @@ class State:
     params : (n, 5) float64
     clean : (n,) bool
         Stars that self-cleaning has left; all before it.
+    offsets : (s, 3) float64
+        What each survey's teff, feh, logg are above those of the reference, which comes first.
     moments : ModelMoments or None
         None before the first step of a phase.
     history : tuple of EpochRecord
@@ -102,6 +105,7 @@ class State:
     model: FluxModel
     params: Float64
     clean: NDArray[np.bool_]
+    offsets: Float64
     moments: ModelMoments | None = None
     history: tuple[EpochRecord, ...] = ()
     snapshots: tuple[Snapshot, ...] = ()
@@ -141,10 +145,11 @@ class Checkpoint:
             "clean_counts": [list(astuple(count)) for count in state.clean_counts],
             "best": None if state.best is None else astuple(state.best.record),
         }
-        arrays: dict[str, Any] = {"params": state.params, "clean": state.clean}
+        arrays: dict[str, Any] = {"params": state.params, "clean": state.clean, "offsets": state.offsets}
         arrays |= _model_arrays(state.model)
         if state.best is not None:
             arrays |= {f"best_{name}": array for name, array in _model_arrays(state.best.model).items()}
+            arrays["best_offsets"] = state.best.offsets
         if state.moments is not None:
             arrays["first_moment"] = state.moments.first.flatten()
             arrays["second_moment"] = state.moments.second.flatten()
@@ -178,7 +183,7 @@ class Checkpoint:
         best = moments = None
         if facts["best"] is not None:
             of_best = {name.removeprefix("best_"): array for name, array in arrays.items() if name.startswith("best_")}
-            best = Best(EpochRecord(*facts["best"]), _model(of_best, facts["layers"]))
+            best = Best(EpochRecord(*facts["best"]), _model(of_best, facts["layers"]), of_best["offsets"])
         if facts["moment_steps"] is not None:
             first, second = (ModelArrays.unflatten(arrays[f"{name}_moment"], model) for name in ("first", "second"))
             moments = ModelMoments(first, second, facts["moment_steps"])
@@ -192,6 +197,7 @@ class Checkpoint:
             model=model,
             params=arrays["params"],
             clean=arrays["clean"],
+            offsets=arrays["offsets"],
             moments=moments,
             history=history,
             snapshots=snapshots,

@@ -3,6 +3,9 @@
 Whiteners are written, as they are made, into one file that is mapped into memory: 2.06 million stars take 18 GB there,
 and there is never a second copy. What goes in is decided before the first spectrum is read, so that too small a disk or
 memory is refused at the beginning.
+
+What a star lacks is data without weight: a parallax or an extinction with sigma = inf, a band that its whitener leaves
+out. Stars made of theory (:mod:`xpkern.train.anchors`) have source_ids below 0; they are always trained on.
 """
 
 from __future__ import annotations
@@ -11,8 +14,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable
-from dataclasses import astuple, dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +29,12 @@ from xpkern.grid import N_FLUX, N_PARAMETERS, PARAMETERS
 from xpkern.observe.gaia_source import SourceTable, share_of
 from xpkern.observe.observations import Observations
 from xpkern.status import UNFITTED
+from xpkern.train.anchors import anchor_stars
+from xpkern.train.atmospheres import Atmospheres
 from xpkern.train.cuts import CUT_COLUMNS, CutCount, Sieve
-from xpkern.train.labels import TYPE_LABELS, Labels
+from xpkern.train.labels import SURVEY, TYPE_LABELS, Labels
 from xpkern.train.recipe import Recipe, label_error_floors
+from xpkern.train.start import start_params
 
 #: Bytes of a star: in the file of whiteners, and in memory besides (fluxes, constraints, parameters, their copies).
 WHITENER_BYTES = 4 * packed_size(N_FLUX)
@@ -54,6 +60,10 @@ class TrainingSet:
         Linear parameters the labels say.
     held_out, high_quality : (n,) bool
         Stars the model never sees; stars within the recipe's high-quality cuts.
+    survey : (n,) int64
+        Number of each star's survey among ``surveys``.
+    surveys : tuple of str
+        The one whose labels are right as they are comes first.
     counts : list of CutCount
     high_quality_counts : list of CutCount
     digest : str
@@ -65,12 +75,30 @@ class TrainingSet:
     start: Float64
     held_out: NDArray[np.bool_]
     high_quality: NDArray[np.bool_]
+    survey: NDArray[np.int64]
+    surveys: tuple[str, ...]
     counts: list[CutCount]
     high_quality_counts: list[CutCount]
     digest: str
 
     def __len__(self) -> int:
         return len(self.source_id)
+
+    def with_whiteners(self, whitener: Float32) -> TrainingSet:
+        """The same stars with a covariance of another noise, (n, p); anchors keep theirs."""
+        whitener = np.where(self.is_anchor[:, None], self.stars.whitener, whitener).astype(np.float32)
+        new = hashlib.sha256(self.digest.encode() + whitener.tobytes()).hexdigest()
+        return replace(self, stars=replace(self.stars, whitener=whitener), digest=new)
+
+    @property
+    def is_anchor(self) -> NDArray[np.bool_]:
+        """Which stars are made of theory, (n,)."""
+        return self.source_id < 0
+
+    @property
+    def has_parallax(self) -> NDArray[np.bool_]:
+        """Which stars have a measured parallax, (n,)."""
+        return np.isfinite(self.stars.sigma[:, -1]) & ~self.is_anchor
 
 
 @dataclass
@@ -109,7 +137,10 @@ def candidates(labels: Labels, sources: SourceTable, recipe: Recipe) -> Candidat
         If no star is left; the message says after which condition.
     """
     rows = sources.rows_of(labels.source_id)
-    parallax, parallax_error = sources.numbers("parallax", rows), sources.numbers("parallax_error", rows)
+    parallax, parallax_error = (
+        sources.numbers(name, rows) if name in sources else np.full(len(labels), np.nan)
+        for name in ("parallax", "parallax_error")
+    )
     with np.errstate(divide="ignore", invalid="ignore"):
         parallax_snr = parallax / parallax_error
 
@@ -133,8 +164,11 @@ def candidates(labels: Labels, sources: SourceTable, recipe: Recipe) -> Candidat
         unknown = np.isnan(labels.mean[:, -1])
         sieve.require("ext_err is positive, or ext unknown", unknown | (labels.error[:, -1] > 0.0))
         _some_left(sieve, labels, "zero, negative or missing for every star that is left", "ext_err")
-    sieve.require("parallax is positive, with an error", np.greater(parallax_error, 0) & np.greater(parallax, 0))
-    _some_left(sieve, labels, "no star that is left has a positive parallax with an error")
+    if not recipe.anchors.stars:
+        measured = np.isfinite(parallax) & np.greater(parallax_error, 0)
+        if not measured[sieve.kept].any():
+            message = "no star that is left has a parallax with an error, nor has the recipe anchors in place of them"
+            raise InputError(f"{message}: try the recipe no_parallax", file=sources.name, field="parallax")
     sieve.cut(recipe.cut_list, column)
     _some_left(sieve, labels, "no star passes the recipe's cuts")
 
@@ -247,9 +281,15 @@ def map_whiteners(path: Path, n_rows: int) -> Float32:
 
 
 def gather(
-    chosen: Candidates, blocks: Iterable[Observations], recipe: Recipe, whitener_file: Path | None = None
+    chosen: Candidates,
+    blocks: Iterable[Observations],
+    recipe: Recipe,
+    whitener_file: Path | None = None,
+    *,
+    atmospheres: Atmospheres | None = None,
+    judges: Callable[[NDArray[np.int64]], NDArray[np.bool_]] | None = None,
 ) -> TrainingSet:
-    """Put the candidates' spectra together, in the order in which they come.
+    """Put the candidates' spectra together, in the order in which they come, and the recipe's anchors behind them.
 
     Parameters
     ----------
@@ -259,13 +299,17 @@ def gather(
     recipe : Recipe
     whitener_file : Path, optional
         Where the whiteners go; they stay in memory when not given.
+    atmospheres : Atmospheres, optional
+        What the anchors are made of; needed if the recipe has any.
+    judges : callable, optional
+        Says of source_ids which stars only judge; the recipe's split when not given.
 
     Raises
     ------
     InputError
-        If no spectrum is that of a candidate, or none of them is usable.
+        If no spectrum is that of a candidate, none of them is usable, or the recipe's reference survey has none.
     """
-    store = _Store(len(chosen), whitener_file)
+    store = _Store(len(chosen) + recipe.anchors.stars, whitener_file)
     seen = np.zeros(len(chosen), bool)
     found, unusable, twice = 0, 0, 0
     positions: list[NDArray[np.intp]] = []
@@ -282,7 +326,6 @@ def gather(
         seen[position[new]] = True
         found += len(new)
         usable = (block.status[new] & np.uint32(UNFITTED)) == 0
-        usable &= np.isfinite(block.plx_err[new])
         unusable += int(np.count_nonzero(~usable))
         new = new[usable]
         store.append(block.whitener[new])
@@ -290,7 +333,6 @@ def gather(
         positions.append(position[new])
         fluxes.append(block.flux[new])
         parallaxes.append(np.column_stack([block.plx[new], block.plx_err[new]]))
-    whitener = store.finish()
     counts = list(chosen.counts)
     counts.append(CutCount("with a spectrum", len(chosen) - found, found))
     counts.append(CutCount("with a usable spectrum", unusable, found - unusable))
@@ -298,25 +340,43 @@ def gather(
         counts.append(CutCount(f"{twice:,} spectra of stars that were there already passed over", 0, found - unusable))
     if not found:
         raise InputError("no spectrum has the source_id of a star that passed the cuts", file=chosen.labels.table.name)
-    if not len(whitener):
+    if found == unusable:
         raise InputError(f"of {found:,} spectra with labels none is usable", file=chosen.labels.table.name)
     position = np.concatenate(positions)
     plx = np.concatenate(parallaxes)
     mean, sigma = _constraints(chosen, position, plx, recipe)
     source_id, high_quality = chosen.source_id[position], chosen.high_quality[position]
     with_spectrum = CutCount("high-quality, with a spectrum", 0, int(high_quality.sum()))
+    held_out = is_held_out(source_id, recipe) if judges is None else judges(source_id)
+    surveys, survey = _surveys(chosen, position, recipe)
+    if recipe.anchors.stars:
+        if atmospheres is None:
+            raise InputError("the recipe has anchors: they need model atmospheres", field="atmospheres")
+        anchors = anchor_stars(mean[~held_out, :3], recipe.anchors, atmospheres, recipe.split.seed)
+        store.append(anchors.whitener)
+        sha.update(anchors.whitener.tobytes())
+        fluxes.append(anchors.flux)
+        mean, sigma = np.concatenate([mean, anchors.mean]), np.concatenate([sigma, anchors.sigma])
+        source_id = np.concatenate([source_id, -1 - np.arange(len(anchors))])
+        high_quality = np.append(high_quality, np.ones(len(anchors), bool))
+        held_out = np.append(held_out, np.zeros(len(anchors), bool))
+        survey = np.append(survey, np.zeros(len(anchors), np.int64))
+    flux = np.concatenate(fluxes)
     training_set = TrainingSet(
         source_id=source_id,
-        stars=StarData(np.concatenate(fluxes), whitener, mean, sigma),
-        start=_start(mean, sigma, recipe),
-        held_out=is_held_out(source_id, recipe),
+        stars=StarData(flux, store.finish(), mean, sigma),
+        start=start_params(mean, sigma, flux, recipe),
+        held_out=held_out,
         high_quality=high_quality,
+        survey=survey,
+        surveys=surveys,
         counts=counts,
         high_quality_counts=[*chosen.high_quality_counts, with_spectrum],
         digest="",
     )
-    for array in (source_id, training_set.stars.flux, mean, sigma, training_set.start, high_quality):
+    for array in (source_id, flux, mean, sigma, training_set.start, high_quality, survey):
         sha.update(np.ascontiguousarray(array).tobytes())
+    sha.update("\0".join(surveys).encode())
     training_set.digest = sha.hexdigest()
     return training_set
 
@@ -336,16 +396,28 @@ def _constraints(
     return np.where(known, mean, 0.0), np.where(known, sigma, np.inf)
 
 
-def _start(mean: Float64, sigma: Float64, recipe: Recipe) -> Float64:
-    """The labels as parameters."""
-    start = mean.copy()
-    ext = PARAMETERS.index("ext")
-    start[~np.isfinite(sigma[:, ext]), ext] = recipe.start.ext
-    start[:, ext] = np.maximum(start[:, ext], recipe.start.smallest_ext)
-    return start
+def _surveys(
+    chosen: Candidates, position: NDArray[np.intp], recipe: Recipe
+) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    """Names of the surveys, the reference first and the others by their number of stars, and each star's among them."""
+    names, of_star, counts = np.unique(
+        chosen.labels.survey[chosen.rows[position]], return_inverse=True, return_counts=True
+    )
+    reference = recipe.surveys.reference
+    if reference and reference not in names:
+        have = ", ".join(names.tolist()) if (names != "").all() else "none is named"
+        raise InputError(
+            f"no star that is left is of the reference survey {reference!r} ({have})",
+            file=chosen.labels.table.name,
+            field=SURVEY,
+        )
+    order = np.lexsort((names, -counts, names != reference))
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order))
+    return tuple(names[order].tolist()), rank[of_star.reshape(-1)]
 
 
-_ARRAYS = ("source_id", "start", "held_out", "high_quality")
+_ARRAYS = ("source_id", "start", "held_out", "high_quality", "survey")
 _STAR_ARRAYS = ("flux", "mean", "sigma")
 
 
@@ -356,6 +428,7 @@ def save_set(training_set: TrainingSet, path: Path) -> None:
     facts = {
         "counts": _plain_counts(training_set.counts),
         "high_quality_counts": _plain_counts(training_set.high_quality_counts),
+        "surveys": training_set.surveys,
         "digest": training_set.digest,
     }
     with PendingFile(path) as partial, open(partial, "wb") as file:
@@ -373,6 +446,7 @@ def load_set(path: Path, whitener_file: Path) -> TrainingSet:
         stars=StarData(of_stars["flux"], whitener, of_stars["mean"], of_stars["sigma"]),
         counts=[CutCount(*count) for count in facts["counts"]],
         high_quality_counts=[CutCount(*count) for count in facts["high_quality_counts"]],
+        surveys=tuple(facts["surveys"]),
         digest=facts["digest"],
         **arrays,
     )
