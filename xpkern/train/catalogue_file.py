@@ -121,7 +121,7 @@ def _csv(path: Path, wanted: Mapping[str, tuple[str, ...]]) -> dict[str, NDArray
     for ours, theirs in chosen.items():
         column = table.column(theirs).combine_chunks()
         values = column.to_numpy(zero_copy_only=False)
-        if column.null_count and pyarrow.types.is_integer(column.type):  # as floats the identifiers would lose digits
+        if column.null_count and pyarrow.types.is_integer(column.type):  # as floats flags would lose bits
             values = np.ma.array(column.fill_null(0).to_numpy(), mask=column.is_null().to_numpy(zero_copy_only=False))
         columns[ours] = values
     return columns
