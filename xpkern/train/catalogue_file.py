@@ -16,6 +16,10 @@ from xpkern.errors import InputError
 _FITS_ENDINGS = (".fits", ".fits.gz", ".fit", ".fit.gz")
 _CSV_ENDINGS = (".csv", ".csv.gz")
 
+#: Of our names, those that are read from csv as text: a guess from the first rows may be wrong about later ones, and
+#: identifiers must keep every digit.
+_TEXT = ("source_id", "obsdate", "planid", "specid")
+
 #: What separates the values of a csv file: LAMOST's have bars in some releases.
 _SEPARATORS = (",", "|", "\t", ";")
 
@@ -108,15 +112,16 @@ def _csv(path: Path, wanted: Mapping[str, tuple[str, ...]]) -> dict[str, NDArray
         path,
         read_options=pyarrow.csv.ReadOptions(skip_rows=comments + 1, column_names=names),
         parse_options=pyarrow.csv.ParseOptions(delimiter=separator),
-        convert_options=pyarrow.csv.ConvertOptions(include_columns=list(chosen.values())),
+        convert_options=pyarrow.csv.ConvertOptions(
+            include_columns=list(chosen.values()),
+            column_types={theirs: pyarrow.string() for ours, theirs in chosen.items() if ours in _TEXT},
+        ),
     )
     columns = {}
     for ours, theirs in chosen.items():
         column = table.column(theirs).combine_chunks()
-        if pyarrow.types.is_temporal(column.type):
-            column = column.cast(pyarrow.string())
         values = column.to_numpy(zero_copy_only=False)
-        if column.null_count and pyarrow.types.is_integer(column.type):  # as floats the identifiers would lose digits
+        if column.null_count and pyarrow.types.is_integer(column.type):  # as floats flags would lose bits
             values = np.ma.array(column.fill_null(0).to_numpy(), mask=column.is_null().to_numpy(zero_copy_only=False))
         columns[ours] = values
     return columns
