@@ -137,8 +137,12 @@ class TestHats:
             found.append(np.asarray(table["source_id"]))
         np.testing.assert_array_equal(np.sort(np.concatenate(found)), all_rows(shuffled, ".h5")["source_id"])
         assert len(found) > 3
-        with pytest.raises(InputError, match="exists already"):
+        with pytest.raises(InputError, match="exists; --overwrite"):
             collect_hats(load_settings(shuffled), tmp_path / "catalog")
+        collect_hats(load_settings(shuffled), tmp_path / "catalog", overwrite=True)
+        assert len(list((tmp_path / "catalog" / "dataset").rglob("Npix=*.parquet"))) < len(found)
+        with pytest.raises(InputError, match="is no catalogue in the HATS layout"):
+            collect_hats(load_settings(shuffled), tmp_path, overwrite=True)
 
     def test_a_row_without_position_lies_where_its_source_id_says(self):
         pytest.importorskip("cdshealpix", reason="the extra 'survey' is not installed")

@@ -133,7 +133,7 @@ class TestRun:
         assert f"{FILES} of {FILES} files to do" in printed.out
         assert f"{FILES} shards, {FILES * STARS_OF_A_FILE} stars" in printed.out
         for unit in (Unit.of(path, load_settings(survey)) for path in load_settings(survey).input_files()):
-            alone = survey.parent / "alone.h5"
+            alone = survey.parent / f"{unit.name}.alone.h5"
             xk.make_catalog(unit.spectra, alone, gaia_source=survey.parent / "sim" / "gaia_source.fits", engine=ENGINE)
             assert alone.read_bytes() == unit.catalog.read_bytes()
             record = json.loads(unit.done.read_text())

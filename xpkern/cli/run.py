@@ -123,6 +123,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     collected.add_argument(
         "-o", "--output", required=True, metavar="NAME", help="file to write, or folder for the HATS layout"
     )
+    collected.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
     collected.set_defaults(run=collect_command)
 
 
@@ -329,7 +330,7 @@ def collect_command(options: argparse.Namespace) -> int:
     settings = load_settings(options.settings)
     write = collect if Path(options.output).suffix in WRITERS else collect_hats
     with tqdm(unit=" stars", unit_scale=True, desc="xpkern collect", disable=None, leave=False) as progress:
-        summary = write(settings, options.output, on_rows=progress.update)
+        summary = write(settings, options.output, overwrite=options.overwrite, on_rows=progress.update)
     print(
         f"{summary.shards:,} shards, {summary.rows:,} stars: {', '.join(str(path) for path in reversed(summary.files))}"
     )

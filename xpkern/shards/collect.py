@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from xpkern.catalog.output import CATALOG_KINDS, TableOutput
+from xpkern.catalog.output import CATALOG_KINDS, TableOutput, checked_output
 from xpkern.catalog.schema import DIAGNOSTICS, Column, columns_of
 from xpkern.errors import InputError
 from xpkern.grid import WAVELENGTH
@@ -151,6 +151,7 @@ def collect(
     settings: RunSettings,
     output: str | os.PathLike[str],
     *,
+    overwrite: bool = False,
     on_rows: Callable[[int], object] | None = None,
 ) -> CollectSummary:
     """Write the shards as one catalogue, sorted by source_id, with its diagnostics companion.
@@ -160,6 +161,8 @@ def collect(
     settings : RunSettings
     output : path-like
         Its ending says the format, as for :func:`xpkern.make_catalog`.
+    overwrite : bool
+        Whether to replace what stands there.
     on_rows : callable, optional
         Called with the number of rows of each block.
 
@@ -171,8 +174,9 @@ def collect(
     Raises
     ------
     InputError
-        If there is no shard, some are of other settings, or the name cannot be that of a catalogue.
+        If there is no shard, some are of other settings, the name cannot be that of a catalogue, or it is taken.
     """
+    checked_output(output, settings.input_files(), overwrite=overwrite, kinds=CATALOG_KINDS)
     shards = Shards.of(settings)
     columns = columns_of(settings.layout)
     attributes = shards.attributes

@@ -41,6 +41,9 @@ _INDEX_ORDER, _HIGHEST_ORDER = 29, 10
 #: Order of the pixel that the upper bits of a source_id name, and how many bits there are below it.
 _SOURCE_ORDER, _SOURCE_BITS = 12, 35
 
+#: Files that say what it is, by the present name and the former one.
+_PROPERTIES = ("hats.properties", "properties")
+
 #: The index, as HATS names it.
 _INDEX = Column(
     "_healpix_29", "int64", "", "pos.healpix", "HEALPix pixel, nested, of order 29", itemgetter("_healpix_29")
@@ -66,6 +69,7 @@ def collect_hats(
     output: str | os.PathLike[str],
     *,
     partition_rows: int = PARTITION_ROWS,
+    overwrite: bool = False,
     on_rows: Callable[[int], object] | None = None,
 ) -> CollectSummary:
     """Write the shards as one catalogue in the HATS layout.
@@ -77,6 +81,8 @@ def collect_hats(
         Folder to make; it appears once it is complete.
     partition_rows : int
         Rows of a partition at most, if its pixel can still be divided.
+    overwrite : bool
+        Whether to replace a catalogue in the HATS layout that stands there.
     on_rows : callable, optional
         Called with the number of rows of each block.
 
@@ -90,8 +96,11 @@ def collect_hats(
         If there is no shard, some are of other settings, the folder exists, or cdshealpix is not installed.
     """
     folder = Path(output)
-    if folder.exists():
-        raise InputError("exists already", file=str(folder))
+    replaces = folder.exists()
+    if replaces and not overwrite:
+        raise InputError("exists; --overwrite (overwrite=True) replaces it", file=str(folder))
+    if replaces and not (folder / _PROPERTIES[0]).is_file():
+        raise InputError("exists, and is no catalogue in the HATS layout: it is not replaced", file=str(folder))
     if not folder.absolute().parent.is_dir():
         raise InputError("its folder does not exist", file=str(folder))
     shards = Shards.of(settings)
@@ -115,6 +124,8 @@ def collect_hats(
                 if on_rows is not None:
                     on_rows(len(rows))
         _describe(partial, folder.name, partitions, columns, shards.attributes, partition_rows)
+        if replaces:
+            shutil.rmtree(folder)
         os.replace(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -249,5 +260,5 @@ def _describe(
         "hats_version": "v1.0",
     }
     text = "".join(f"{key}={value}\n" for key, value in properties.items())
-    for file in ("hats.properties", "properties"):
+    for file in _PROPERTIES:
         (folder / file).write_text(text, encoding="utf-8")
