@@ -115,7 +115,7 @@ def test_what_is_missing_or_mixed_is_told(shuffled, tmp_path, capsys):
     assert main(["collect", str(settings), "-o", str(tmp_path / "catalog.h5")]) == 1
     assert "no shard is done" in capsys.readouterr().err
     run_survey(load_settings(settings), part=1, parts=2)
-    assert main(["collect", str(settings), "-o", str(tmp_path / "catalog.h5")]) == 3
+    assert main(["collect", str(settings), "-o", str(tmp_path / "partial.h5")]) == 3
     assert "1 files of spectra have no shard" in capsys.readouterr().err
     settings.write_text(shuffled.read_text() + "starts = 1\n")
     with pytest.raises(InputError, match="2 shards were made by other settings"):
