@@ -113,4 +113,4 @@ def _numbers(path: Path) -> list[int]:
             return [int(word) for word in words]
     from xpkern.observe.gaia_source import SourceTable
 
-    return [int(number) for number in SourceTable.of(path, "", ()).source_ids()]
+    return [int(number) for number in SourceTable.of(path, "", ()).source_id]

@@ -118,10 +118,6 @@ class SourceTable:
     def __contains__(self, column: str) -> bool:
         return column in self._columns
 
-    def source_ids(self) -> NDArray[np.int64]:
-        """All sources, ascending."""
-        return self._sorted_id
-
     def require(self, columns: Collection[str]) -> None:
         """Raise an InputError if a column is missing."""
         missing = [column for column in columns if column not in self]

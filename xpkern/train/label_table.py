@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from xpkern.catalog.pending import PendingFile
 from xpkern.engine.contract import Float64
 from xpkern.errors import InputError
+from xpkern.observe.crossmatch import cross_match
 from xpkern.observe.gaia_source import SourceTable
 from xpkern.train import label_surveys as surveys
 from xpkern.train.catalogue_file import read_catalogue
@@ -329,26 +330,11 @@ def _identify(block: _Measurements, sources: SourceTable | None, separation: flo
 
 def match_positions(ra: Float64, dec: Float64, sources: SourceTable, separation: float) -> NDArray[np.int64]:
     """source_id of the nearest source to each place (n,), in degrees; 0 where none is within ``separation`` arcsec."""
-    from scipy.spatial import cKDTree
-
-    known = np.isfinite(ra) & np.isfinite(dec)
-    all_rows = np.arange(len(sources))
-    there = _direction(sources.numbers("ra", all_rows), sources.numbers("dec", all_rows))
-    placed = np.isfinite(there).all(axis=1)
+    rows = np.arange(len(sources))
+    nearest = cross_match(ra, dec, sources.numbers("ra", rows), sources.numbers("dec", rows), separation)
     found = np.zeros(len(ra), np.int64)
-    if not placed.any() or not known.any():
-        return found
-    chord = 2.0 * np.sin(0.5 * np.radians(separation / 3600.0))
-    distance, nearest = cKDTree(there[placed]).query(_direction(ra[known], dec[known]), distance_upper_bound=chord)
-    inside = np.isfinite(distance)
-    found[np.flatnonzero(known)[inside]] = sources.source_id[placed][nearest[inside]]
+    found[nearest.source] = sources.source_id[nearest.row]
     return found
-
-
-def _direction(ra: Float64, dec: Float64) -> Float64:
-    """Unit vectors, (n, 3)."""
-    ra, dec = np.radians(ra), np.radians(dec)
-    return np.column_stack([np.cos(dec) * np.cos(ra), np.cos(dec) * np.sin(ra), np.sin(dec)])
 
 
 def _table(path: Path) -> _Measurements:
