@@ -59,10 +59,10 @@ class TestFormats:
         output = tmp_path / "spectra.h5"
         assert main([*spectra_arguments(bulk_files), *more, "-o", str(output)]) == 0
         printed = capsys.readouterr().out
-        removed = {line.split()[4]: line.split()[0] for line in printed.splitlines() if " removed by " in line}
+        removed = {line.split()[3]: line.split()[0] for line in printed.splitlines() if " removed, " in line}
         assert removed["twomass_quality"] == "3"
         assert removed["twomass_norm_dg"] == "1"
-        assert "measurements removed by twomass_extended = off" in printed
+        assert "\n              twomass_extended: off\n" in printed
         assert "unwise" not in printed  # there is none in that table
         with h5py.File(output) as file:
             assert file.attrs["photometry_cut_twomass_quality"] == "A"

@@ -115,8 +115,10 @@ class TestReading:
         words = ["spectra", str(bulk_files.spectra), "--source", str(tmp_path / "source.csv"), "--engine", ENGINE]
         assert main([*words, "-o", str(tmp_path / "s.h5")]) == 0
         setting = "lindegren2021" if without is None else "not applied: no column ecl_lat"
-        count = "" if without else f"{len(sources) - 1}"
-        assert f"  {count:>10}  parallaxes corrected, zero point: {setting}\n" in capsys.readouterr().out
+        line = f"  {len(sources) - 1:>10}  parallaxes corrected, zero point = lindegren2021\n"
+        if without is not None:
+            line = f"\n              parallax_zero_point: {setting}\n"
+        assert line in capsys.readouterr().out
         assert read(tmp_path / "s.h5").meta["parallax_zero_point"] == setting
 
     def test_unknown_zero_point(self, bulk_files):

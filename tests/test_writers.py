@@ -35,7 +35,7 @@ ATTRIBUTES = {
     "number": 0.1,
     "theoretical": True,
     "wavelength": WAVELENGTH,
-    "text": "quotes ' and \" & <tags>, commas, " + 30 * "long ",
+    "text": "quotes ' and \" & <tags>, commas: ä " + 30 * "long ",
 }
 COUNTS = {f"removed_by_rule_{number}": 10**number for number in range(12)}
 
@@ -164,6 +164,14 @@ class TestRoundTrip:
 
 
 class TestFormats:
+    @pytest.mark.parametrize("suffix", [".fits", ".ecsv"])
+    def test_attributes_that_come_too_late_overwrite_nothing(self, suffix, tmp_path, rng):
+        writer = writer_for(Path(f"c{suffix}"))(tmp_path / f"c{suffix}", ZGR23, {})
+        writer.append(random_rows(rng, 3))
+        with pytest.raises(ValueError, match="too many attributes late"):
+            writer.close({"long": 10_000 * "x"})
+        writer.abandon()
+
     def test_fits_is_valid(self, tmp_path, rng):
         path = tmp_path / "catalog.fits"
         write(path, DEFAULT, random_rows(rng, 40))

@@ -405,7 +405,7 @@ class TestCatalog:
             assert "fit_tolerance" not in one.attrs
             sigma = other["teff_error"][()]
             assert (np.abs(one["teff"][()] - other["teff"][()]) < 0.1 * sigma).mean() > 0.6
-        assert main([*arguments, "-o", str(zgr23), "--optimizer", "zgr23", "--starts", "2"]) == 1
+        assert main([*arguments, "-o", str(zgr23), "--optimizer", "zgr23", "--starts", "2", "--overwrite"]) == 1
         assert "newton's" in capsys.readouterr().err
 
     def test_a_catalogue_from_python(self, engine, survey, tmp_path):

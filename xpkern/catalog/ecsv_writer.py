@@ -48,8 +48,7 @@ class EcsvWriter(TableWriter):
         self._stream.write(sink.getvalue())
 
     def _finish(self) -> None:
-        self._stream.seek(0)
-        self._stream.write(self._header())
+        self._write_header_again(self._header(), self._header_size)
 
     def _header(self) -> bytes:
         """The header; a comment in its YAML fills the room that it does not need."""

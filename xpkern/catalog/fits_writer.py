@@ -54,8 +54,7 @@ class FitsWriter(TableWriter):
 
     def _finish(self) -> None:
         self._stream.write(bytes(-self._stream.tell() % BLOCK))
-        self._stream.seek(0)
-        self._stream.write(self._header())
+        self._write_header_again(self._header(), self._header_size)
 
     def _header(self) -> bytes:
         """The primary header and that of the table, blank cards before its end if it has more room than it needs."""

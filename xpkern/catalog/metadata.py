@@ -105,12 +105,7 @@ def votable_document(columns: Sequence[Column], attributes: Mapping[str, object]
         element = ElementTree.SubElement(table, "FIELD", {**field, "ucd": column.ucd})
         ElementTree.SubElement(element, "DESCRIPTION").text = column.description
     for name, value in plain(attributes).items():
-        ElementTree.SubElement(
-            table,
-            "PARAM",
-            name=name,
-            datatype="char",
-            arraysize="*",
-            value=value if isinstance(value, str) else json.dumps(value),
-        )
+        text = value if isinstance(value, str) else json.dumps(value)
+        kind = "char" if text.isascii() else "unicodeChar"
+        ElementTree.SubElement(table, "PARAM", name=name, datatype=kind, arraysize="*", value=text)
     return ElementTree.tostring(root, encoding="unicode", xml_declaration=False)

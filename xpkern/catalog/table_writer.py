@@ -87,6 +87,15 @@ class TableWriter(ABC):
         """Close the file as it is; without effect on a closed one."""
         self._stream.close()
 
+    def _write_header_again(self, header: bytes, room: int) -> None:
+        """Write a header in the place that was left for it at the beginning."""
+        if len(header) > room:
+            raise ValueError(
+                f"a header of {len(header)} bytes where there is room for {room}: too many attributes late"
+            )
+        self._stream.seek(0)
+        self._stream.write(header)
+
     def dtype_of(self, column: Column) -> np.dtype:
         """Data type of a column in this format."""
         dtype = np.dtype(column.dtype)

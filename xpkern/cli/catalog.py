@@ -284,12 +284,16 @@ def print_input(summary: InputSummary) -> None:
     for bit, count in summary.status.items():
         if count:
             print(f"  {count:>10,}  status {int(bit)} {bit.name}: {MEANING[bit]}")
-    counts = summary.counts
     for name, setting in summary.input_rules.items():
         cut = name.removeprefix("photometry_cut_")
         if name == "parallax_zero_point":
-            corrected = counts.get("parallaxes_corrected")
-            print(f"  {'' if corrected is None else f'{corrected:,}':>10}  parallaxes corrected, zero point: {setting}")
+            _print_count(summary.counts.get("parallaxes_corrected"), "parallaxes corrected, zero point", name, setting)
         elif not str(setting).startswith("not applied: no such"):
-            removed = counts.get(f"photometry_removed_{cut}")
-            print(f"  {'' if removed is None else f'{removed:,}':>10}  measurements removed by {cut} = {setting}")
+            _print_count(summary.counts.get(f"photometry_removed_{cut}"), f"measurements removed, {cut}", cut, setting)
+    if unusable := summary.counts.get("photometry_removed_no_positive_flux"):
+        print(f"  {unusable:>10,}  measurements without a positive flux or an error")
+
+
+def _print_count(count: int | None, what: str, name: str, setting: object) -> None:
+    """Print what was counted, or why nothing was."""
+    print(f"  {'':>10}  {name}: {setting}" if count is None else f"  {count:>10,}  {what} = {setting}")

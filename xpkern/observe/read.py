@@ -177,7 +177,8 @@ class XpReader:
         absent = [name for name in ZERO_POINT_INPUTS if self.sources is None or name not in self.sources]
         self.correct_parallaxes = parallax_zero_point != "none" and not absent
         if absent and parallax_zero_point != "none":
-            parallax_zero_point = f"not applied: no column {absent[0]}"
+            missing = "gaia_source table" if self.sources is None else f"column {absent[0]}"
+            parallax_zero_point = f"not applied: no {missing}"
         self.provenance: dict[str, object] = {
             **{f"photometry_cut_{name}": setting for name, setting in cuts.items()},
             "parallax_zero_point": parallax_zero_point,
