@@ -232,7 +232,7 @@ def arrow_table(columns: Columns, kind_of_list: str = "list") -> pa.Table:
         if not is_array(name):
             made[name] = pa.array([v if v is None else type_of(name)(v) for v in values], kind)
             continue
-        absent = pa.array([v is None for v in values])
+        absent = pa.array([v is None for v in values], pa.bool_())
         size = next((len(v) for v in values if v is not None), 1)
         if kind_of_list == "fixed_size_list":
             rows = [np.zeros(size) if v is None else v for v in values]

@@ -148,6 +148,17 @@ def test_correlations_as_square_matrices(tmp_path, rng):
     assert_same(read_all(make("dict", {**columns}, tmp_path)), expected)
 
 
+def test_arrays_of_numbers_beside_arrays_of_text(tmp_path, rng):
+    columns = some_columns(rng, 4)
+    expected = read_all(make("lists", columns, tmp_path))
+    texts = make("pandas of text", columns, tmp_path)
+    for names in (["bp_coefficients"], ["bp_coefficient_errors", "rp_coefficient_correlations", "rp_coefficients"]):
+        mixed = dict(columns) | {name: texts[name].to_numpy() for name in names}
+        assert_same(read_all(mixed), expected)
+        arrays = {name: np.array(values) for name, values in columns.items()}
+        assert_same(read_all(arrays | {name: texts[name] for name in names}), expected)
+
+
 # ---- the same rows refused
 
 

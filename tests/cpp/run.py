@@ -110,7 +110,7 @@ def main(arguments: list[str]) -> int:
     jobs = [
         (source, isa)
         for source in sources
-        for isa in (isas[:1] if source.stem in OF_NO_ISA else isas)
+        for isa in (machine.isas[:1] if source.stem in OF_NO_ISA else isas)
         if source.stem != "cuda_test"
     ]
     if "--aarch64" not in arguments:  # what takes longest first

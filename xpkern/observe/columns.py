@@ -75,6 +75,13 @@ class Column:
                 matrix[row] = self.values[start : start + size]
             return matrix
 
+    def items(self) -> list[Any]:
+        """The value of each row as Python has it: a number, a text, a list of numbers."""
+        if self.starts is None or self.lengths is None:
+            return list(self.values.tolist())
+        ends = (self.starts + self.lengths).tolist()
+        return [self.values[start:end].tolist() for start, end in zip(self.starts.tolist(), ends, strict=True)]
+
     def numbers(self) -> NDArray[np.float64]:
         """Single numbers as float64 (n,), NaN where absent.
 

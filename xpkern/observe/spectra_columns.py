@@ -328,19 +328,18 @@ def _errors_of(
 
 
 def _as_text(columns: Sequence[str], chunks: Iterator[Chunk]) -> Iterator[bytes]:
-    """A table whose arrays are text, as the csv file that it may have come from."""
+    """A table some of whose arrays are text, as the csv file that it may have come from."""
 
     def field(value: object) -> str:
+        if isinstance(value, list):
+            return f'"{value}"'
         text = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
         return '"' + text.replace('"', "").replace("\n", " ") + '"' if "[" in text or "(" in text else text
 
     yield (",".join(columns) + "\n").encode()
     for chunk in chunks:
         parts = [
-            [
-                "" if absent else field(value)
-                for value, absent in zip(column.values.tolist(), column.absent, strict=True)
-            ]
+            ["" if absent else field(value) for value, absent in zip(column.items(), column.absent, strict=True)]
             for column in (chunk[name] for name in columns)
         ]
         yield "".join(",".join(row) + "\n" for row in zip(*parts, strict=True)).encode()
