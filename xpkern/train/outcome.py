@@ -17,7 +17,7 @@ from xpkern.model.flux_model import FluxModel
 from xpkern.model.noise import Noise
 from xpkern.model.type_prior import TypePrior
 from xpkern.train.cuts import CutCount
-from xpkern.train.extinction_law import EXT_UNIT, factor_to_law
+from xpkern.train.extinction_law import EXT_UNIT, factor_to_law, grey_to_law, optical_depth
 from xpkern.train.flux_scale import SCALE_SIGMA, THEORETICAL_ERROR
 from xpkern.train.phases import Run
 from xpkern.train.recipe import Epochs, Rounds
@@ -64,12 +64,10 @@ def outcome_of(run: Run, *, unit_of_law: bool = False) -> Outcome:
     """Judge the model of a finished run by all held-out stars, fit the prior and put everything together.
 
     Where no label has an extinction, or these are not to tell the unit, the run's E and R, known up to a factor, are
-    brought into the law's unit first.
+    brought into the law's unit. Where hardly a star has a parallax, R is known up to a constant: R(Ks) is by the law.
     """
     unit_of_law = unit_of_law or not _has_labelled_ext(run)
-    if unit_of_law:
-        _fix_ext_unit(run)
-    recipe, data, state = run.recipe, run.set, run.state
+    recipe, data = run.recipe, run.set
     learned_from = np.flatnonzero(_learned_from(run))
     losses = run.validation_losses(np.flatnonzero(data.held_out))
     losses = losses[np.isfinite(losses)]
@@ -78,6 +76,13 @@ def outcome_of(run: Run, *, unit_of_law: bool = False) -> Outcome:
     unseen = seen_share(data.stars, learned_from) < LEAST_SEEN
     has_anchors = bool(data.is_anchor.any())
     has_scale = data.has_parallax[observed].mean() >= LEAST_SEEN
+    if not has_scale:
+        _fix_grey_extinction(run)
+    if unit_of_law:
+        _fix_ext_unit(run)
+    if has_anchors:
+        _follow_law(run, unseen)
+    state = run.state
     names = tuple(_sample_name(sample) for sample in np.flatnonzero(unseen).tolist())
     stars = {
         "training": len(observed),
@@ -148,6 +153,24 @@ def _kept(run: Run) -> str:
 
 def _sample_name(sample: int) -> str:
     return BANDS[sample - N_XP] if sample >= N_XP else f"{WAVELENGTH[sample]:.0f} nm"
+
+
+def _fix_grey_extinction(run: Run) -> None:
+    """R(Ks) over R at the pivot becomes the law's; parallaxes follow, so that every flux stays what it is."""
+    change = grey_to_law(run.state.model.ext_curve, WAVELENGTH)
+    params = run.state.params.copy()
+    params[:, PARAMETERS.index("plx")] *= np.exp(0.5 * change * params[:, PARAMETERS.index("ext")])
+    model = replace(run.state.model, ext_curve=run.state.model.ext_curve + change)
+    run.state = replace(run.state, model=model, params=params)
+
+
+def _follow_law(run: Run, unseen: NDArray[np.bool_]) -> None:
+    """R of the bands beyond Ks that no star has goes on from Ks as the law does."""
+    law, ext_curve = optical_depth(WAVELENGTH), run.state.model.ext_curve.copy()
+    ks = N_XP + BANDS.index("Ks")
+    beyond = np.flatnonzero(unseen)[np.flatnonzero(unseen) > ks]
+    ext_curve[beyond] = ext_curve[ks] * law[beyond] / law[ks]
+    run.state = replace(run.state, model=replace(run.state.model, ext_curve=ext_curve))
 
 
 def _fix_ext_unit(run: Run) -> None:
