@@ -76,12 +76,8 @@ def outcome_of(run: Run, *, unit_of_law: bool = False) -> Outcome:
     unseen = seen_share(data.stars, learned_from) < LEAST_SEEN
     has_anchors = bool(data.is_anchor.any())
     has_scale = data.has_parallax[observed].mean() >= LEAST_SEEN
-    if not has_scale:
-        _fix_grey_extinction(run)
-    if unit_of_law:
-        _fix_ext_unit(run)
-    if has_anchors:
-        _follow_law(run, unseen)
+    beyond = unseen & has_anchors & (np.arange(len(unseen)) > N_XP + BANDS.index("Ks"))
+    _fix_extinction(run, grey=not has_scale, unit=unit_of_law, beyond=beyond)
     state = run.state
     names = tuple(_sample_name(sample) for sample in np.flatnonzero(unseen).tolist())
     stars = {
@@ -155,31 +151,31 @@ def _sample_name(sample: int) -> str:
     return BANDS[sample - N_XP] if sample >= N_XP else f"{WAVELENGTH[sample]:.0f} nm"
 
 
-def _fix_grey_extinction(run: Run) -> None:
-    """R(Ks) over R at the pivot becomes the law's; parallaxes follow, so that every flux stays what it is."""
-    change = grey_to_law(run.state.model.ext_curve, WAVELENGTH)
-    params = run.state.params.copy()
-    params[:, PARAMETERS.index("plx")] *= np.exp(0.5 * change * params[:, PARAMETERS.index("ext")])
-    model = replace(run.state.model, ext_curve=run.state.model.ext_curve + change)
-    run.state = replace(run.state, model=model, params=params)
+def _fix_extinction(run: Run, *, grey: bool, unit: bool, beyond: NDArray[np.bool_]) -> None:
+    """Bring R, and the stars with it, to what a law says of it and no star does; no flux of theirs changes.
 
-
-def _follow_law(run: Run, unseen: NDArray[np.bool_]) -> None:
-    """R of the bands beyond Ks that no star has goes on from Ks as the law does."""
-    law, ext_curve = optical_depth(WAVELENGTH), run.state.model.ext_curve.copy()
-    ks = N_XP + BANDS.index("Ks")
-    beyond = np.flatnonzero(unseen)[np.flatnonzero(unseen) > ks]
+    Parameters
+    ----------
+    run : Run
+    grey : bool
+        Whether R(Ks) / R at the pivot becomes the law's: a constant is added to R, and parallaxes follow.
+    unit : bool
+        Whether R at the pivot becomes the law's: R is multiplied, and E follows.
+    beyond : (m,) bool
+        Samples beyond Ks at which R goes on from there as the law does.
+    """
+    law, ext_curve, params = optical_depth(WAVELENGTH), run.state.model.ext_curve.copy(), run.state.params.copy()
+    ext, plx, ks = PARAMETERS.index("ext"), PARAMETERS.index("plx"), N_XP + BANDS.index("Ks")
+    if grey:
+        change = grey_to_law(ext_curve, WAVELENGTH)
+        ext_curve += change
+        params[:, plx] *= np.exp(0.5 * change * params[:, ext])
     ext_curve[beyond] = ext_curve[ks] * law[beyond] / law[ks]
-    run.state = replace(run.state, model=replace(run.state.model, ext_curve=ext_curve))
-
-
-def _fix_ext_unit(run: Run) -> None:
-    """R becomes the law's at its pivot, E follows."""
-    factor = factor_to_law(run.state.model.ext_curve, WAVELENGTH)
-    params = run.state.params.copy()
-    params[:, PARAMETERS.index("ext")] /= factor
-    model = replace(run.state.model, ext_curve=run.state.model.ext_curve * factor)
-    run.state = replace(run.state, model=model, params=params)
+    if unit:
+        factor = factor_to_law(ext_curve, WAVELENGTH)
+        ext_curve *= factor
+        params[:, ext] /= factor
+    run.state = replace(run.state, model=replace(run.state.model, ext_curve=ext_curve), params=params)
 
 
 def _has_labelled_ext(run: Run) -> bool:
