@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import io
 import subprocess
+import sys
 import tarfile
 import zipfile
 
@@ -375,6 +376,7 @@ def test_the_default_model_is_learned_without_the_test_stars(rng, tmp_path):
 
 
 def test_the_card_says_what_there_is_to_say(rng, tmp_path):
+    pytest.importorskip("dust_extinction")
     library, _ = mock_library(rng, 300)
     run, outcome = train_on_library(
         library, grid_of_black_bodies(), recipe_from(tmp_path, SMALL), log=lambda text: None
@@ -401,6 +403,21 @@ def test_the_card_says_what_there_is_to_say(rng, tmp_path):
     assert "| all | 60 |" in text
     assert "| G < 12 |" not in text
     assert max(map(len, text.splitlines())) < 400
+
+
+def test_the_figure_of_the_curves(tmp_path):
+    pytest.importorskip("dust_extinction")
+    for name in ("a.png", "b.png"):
+        extinction_comparison.draw_comparison(tmp_path / name, extinction_law.optical_depth(WAVELENGTH))
+    written = (tmp_path / "a.png").read_bytes()
+    assert written.startswith(b"\x89PNG")
+    assert written == (tmp_path / "b.png").read_bytes()
+
+
+def test_without_the_package_of_the_laws_it_says_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "dust_extinction", None)
+    with pytest.raises(XpkernError, match=r"pip install .xpkern\[train\]"):
+        extinction_comparison.published_curves()
 
 
 def test_published_curves_have_the_shape_of_ours():

@@ -17,6 +17,7 @@ from xpkern.grid import BANDS, N_XP, PARAMETERS, WAVELENGTH, in_scale_window
 from xpkern.observe.whiteners import drop_samples
 from xpkern.train import run as train_run
 from xpkern.train.anchors import COOLEST_KNOWN, anchor_stars
+from xpkern.train.extinction_law import PIVOT, optical_depth
 from xpkern.train.flux_scale import SCALE_SIGMA, THEORETICAL_ERROR, ln_flux_at_1kpc
 from xpkern.train.outcome import outcome_of
 from xpkern.train.packages import default_cache
@@ -137,8 +138,16 @@ def test_without_parallaxes_the_shape_is_learned_and_theory_gives_the_scale(star
     assert not data.held_out[data.is_anchor].any()
     run = run_of(recipe, data)
     run.finish()
+    before = run.engine.predict(run.state.model, run.state.params)
     outcome = outcome_of(run)
     model = outcome.model
+    # what parallaxes would tell of dust is the law's, and no flux has changed for that
+    law, curve = optical_depth(WAVELENGTH), model.ext_curve
+    pivot = np.flatnonzero(WAVELENGTH == PIVOT)[0]
+    np.testing.assert_allclose(curve[KS:] / curve[pivot], law[KS:] / law[pivot])
+    observed = ~data.is_anchor
+    after = run.engine.predict(run.state.model, run.state.params)
+    np.testing.assert_allclose(after[observed, : KS + 1], before[observed, : KS + 1], rtol=1e-5)
     assert model.scale_sigma == SCALE_SIGMA
     assert list(np.flatnonzero(model.theoretical)) == [W1, W2]
     assert (model.noise.independent[[W1, W2]] == THEORETICAL_ERROR).all()

@@ -28,8 +28,9 @@ from xpkern.train.type_prior_fit import flattening_weights
 #: Below this temperature [kK] atmospheres do not know the ratio of W1 and W2 to Ks well.
 COOLEST_KNOWN = 4.4
 
-#: How far an anchor's type may lie from that of the star it is drawn from [kK, dex, dex]: one standard deviation.
-_SPREAD = (0.05, 0.1, 0.1)
+#: How far an anchor's type lies from that of the star it is drawn from, in (ln teff, feh, logg): one standard deviation
+#: of most, and of every eighth, which keep the model sane where it has not seen a star.
+_NEAR, _FAR, _FAR_EVERY = (0.01, 0.1, 0.1), (0.15, 0.5, 0.5), 8
 
 #: Extinction of an anchor [mag], whose logarithm must exist, and its parallax [mas].
 _EXT, _PLX = 1e-3, 1.0
@@ -60,7 +61,9 @@ def anchor_stars(types: Float64, settings: AnchorSettings, atmospheres: Atmosphe
     """
     rng = np.random.default_rng(seed)
     chosen = types[rng.choice(len(types), settings.stars, p=flattening_weights(types))]
-    theta = chosen + rng.standard_normal(chosen.shape) * _SPREAD
+    spread = np.where(np.arange(len(chosen))[:, None] % _FAR_EVERY == 0, _FAR, _NEAR)
+    step = rng.standard_normal(chosen.shape) * spread
+    theta = np.column_stack([chosen[:, 0] * np.exp(step[:, 0]), chosen[:, 1:] + step[:, 1:]])
     flux = np.exp(ln_flux_at_1kpc(atmospheres, theta))
     factor = np.zeros((len(theta), N_FLUX, N_FLUX))
     diagonal = np.einsum("njj->nj", factor)

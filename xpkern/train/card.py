@@ -202,9 +202,8 @@ E and R are degenerate; they were scaled so that R({PIVOT:.0f} nm) = {pivot:.4f}
 {LAW}. `ext` is then {report.ext_per_ak:.3f} times APOGEE's A_K (median of the training stars with A_K > 0.1 mag).
 
 The curve was free to leave that law, from which it started. Its shape E(λ−Ks)/E({PIVOT:.0f}−Ks) differs over the XP
-range from published ones of R(V) = {STANDARD_RV} by (r.m.s.): {differences}. W1 and W2, which no star has, keep the
-law they
-started from.
+range from published ones of R(V) = {STANDARD_RV} by (r.m.s.): {differences}. R(Ks), which
+cannot be told from distance without parallaxes, is the law's; R of W1 and W2, which no star has, goes on from there.
 
 | λ [nm] | learned | {" | ".join(laws)} |
 |---|---|{"---|" * len(laws)}

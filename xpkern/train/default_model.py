@@ -26,6 +26,7 @@ from xpkern.train.apogee_library import (
 )
 from xpkern.train.atmospheres import Atmospheres, load_atmospheres, read_g_passband
 from xpkern.train.card import Report, write_card
+from xpkern.train.extinction_comparison import draw_comparison
 from xpkern.train.flux_scale import ln_flux_at_1kpc
 from xpkern.train.held_out import is_giant, observations, residuals
 from xpkern.train.labels import TYPE_LABELS, read_labels
@@ -58,12 +59,12 @@ _MODULUS_AT_1_MAS = 10.0
 def make_default_model(
     output: Path, cache: Path, *, part: str, recipe: Recipe | None = None, log: Callable[[str], None] = print
 ) -> None:
-    """Fetch, cut, train, judge, and write the model file and its card.
+    """Fetch, cut, train, judge, and write the model file, its card and a figure of its extinction curve.
 
     Parameters
     ----------
     output : path
-        Name of the model file; the card goes beside it as ``<name>_card.md``.
+        Name of the model file; beside it go ``<name>_card.md`` and ``<name>_extinction.png``.
     cache : path
         Folder in which downloads are kept.
     part : {"test", "validation"}
@@ -103,6 +104,7 @@ def make_default_model(
     text = write_card(report, model, outcome.prior)
     save_model(output, replace(model, card=text), outcome.prior)
     output.with_name(f"{output.stem}_card.md").write_text(text, encoding="utf-8")
+    draw_comparison(output.with_name(f"{output.stem}_extinction.png"), model.ext_curve)
     log(f"wrote {output}")
 
 

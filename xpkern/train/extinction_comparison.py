@@ -8,8 +8,11 @@ former, and hardly on the latter.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
+from xpkern.catalog.pending import PendingFile
 from xpkern.engine.contract import Float64
 from xpkern.errors import XpkernError
 from xpkern.grid import BANDS, N_XP, WAVELENGTH
@@ -44,3 +47,38 @@ def published_curves(rv: float = STANDARD_RV) -> dict[str, Float64]:
         raise XpkernError('published extinction laws need dust_extinction: pip install "xpkern[train]"') from error
     wavelength = WAVELENGTH[:COMPARED] * units.nm
     return {name: np.asarray(getattr(parameter_averages, name)(Rv=rv)(wavelength)) for name in LAWS}
+
+
+def draw_comparison(path: Path, ext_curve: Float64) -> None:
+    """Draw the shape of a learned curve R (66,) and what the published laws differ from it by, as PNG (Fig. 15).
+
+    Raises
+    ------
+    XpkernError
+        If the package dust_extinction is not installed.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    from xpkern.train.figures import BLUE, GREEN, ORANGE, PURPLE, RED, STYLE
+
+    learned = curve_shape(ext_curve)
+    with rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 5.2), layout="constrained")
+        whole, differences = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+        wavelength = WAVELENGTH[:COMPARED]
+        whole.plot(wavelength, learned, ".-", color=BLUE, ms=4.0, lw=1.2, label="learned")
+        for (name, curve), colour in zip(published_curves().items(), (ORANGE, GREEN, RED, PURPLE), strict=True):
+            shape = curve_shape(curve)
+            whole.plot(wavelength, shape, color=colour, lw=1.0, label=name)
+            differences.plot(wavelength, shape - learned, color=colour, lw=1.2, label=name)
+        differences.axhline(0.0, color=BLUE, lw=1.2)
+        whole.set(
+            ylabel=r"$E(\lambda-K_s)\,/\,E(552\,\mathrm{nm}-K_s)$", title=f"Published laws at R(V) = {STANDARD_RV}"
+        )
+        differences.set(ylabel="law − learned", xlabel="wavelength  [nm]", xscale="log")
+        differences.set_xticks([400, 500, 600, 800, 1000, 1500, 2000], [400, 500, 600, 800, 1000, 1500, 2000])
+        differences.minorticks_off()
+        whole.legend(ncols=2)
+        with PendingFile(path) as partial:
+            figure.savefig(partial, format="png", dpi=130, metadata={"Software": None})

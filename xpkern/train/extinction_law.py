@@ -7,6 +7,7 @@ from numpy.typing import ArrayLike
 from scipy.interpolate import CubicSpline
 
 from xpkern.engine.contract import Float64
+from xpkern.grid import BAND_WAVELENGTH, BANDS
 
 LAW = "Fitzpatrick (1999), R_V = 3.1"
 
@@ -33,6 +34,9 @@ _OPTICAL = (
     (7.00127e-1, 1.00184, -3.32598e-5),
     (1.19456, 1.01707, -5.46959e-3, 7.97809e-4, -4.45636e-5),
 )
+
+#: Wavelength of Ks [nm].
+_KS = float(BAND_WAVELENGTH[BANDS.index("Ks")])
 
 #: Magnitudes per unit of optical depth.
 MAGNITUDES_PER_DEPTH = 2.5 * np.log10(np.e)
@@ -75,6 +79,17 @@ def _bump(x: float) -> float:
 def optical_depth(wavelength: ArrayLike, rv: ArrayLike = STANDARD_RV) -> Float64:
     """R(wavelength) of Eq. 8 at E(B-V) = 1 mag, by the law; arguments as for :func:`extinction`."""
     return extinction(wavelength, rv) / MAGNITUDES_PER_DEPTH
+
+
+def grey_to_law(ext_curve: Float64, wavelength: Float64) -> float:
+    """What is to be added to R (m,) at every wavelength so that R(Ks) / R(``PIVOT``) is the law's.
+
+    Where parallaxes are free, dust that dims all wavelengths alike cannot be told from distance.
+    """
+    law = optical_depth(wavelength)
+    pivot, ks = (int(np.flatnonzero(wavelength == at)[0]) for at in (PIVOT, _KS))
+    ratio = law[ks] / law[pivot]
+    return float((ratio * ext_curve[pivot] - ext_curve[ks]) / (1.0 - ratio))
 
 
 def factor_to_law(ext_curve: Float64, wavelength: Float64) -> float:

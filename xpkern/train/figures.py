@@ -39,7 +39,8 @@ _CONTOURS = (0.68, 0.95, 0.99)
 #: Draws from the prior, and labels, that a figure of it is made of.
 _DRAWS, _MOST_LABELS = 1 << 18, 1 << 17
 
-_STYLE: Any = {
+#: Of every figure.
+STYLE: Any = {
     "text.usetex": False,  # GaiaXPy, once imported, asks for LaTeX in every figure
     "font.size": 9.5,
     "axes.titlesize": 10.5,
@@ -79,7 +80,7 @@ def draw_figures(name_of: Callable[[str], Path], run: Run, outcome: Outcome) -> 
         "prior": (_draw_prior, (11.0, 4.6)),
     }
     paths = []
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         for name, (draw, size) in drawings.items():
             figure = Figure(figsize=size, dpi=120, facecolor="white", layout="constrained")
             draw(figure, run, outcome)

@@ -17,7 +17,7 @@ from xpkern.model.flux_model import FluxModel
 from xpkern.model.noise import Noise
 from xpkern.model.type_prior import TypePrior
 from xpkern.train.cuts import CutCount
-from xpkern.train.extinction_law import EXT_UNIT, factor_to_law
+from xpkern.train.extinction_law import EXT_UNIT, factor_to_law, grey_to_law, optical_depth
 from xpkern.train.flux_scale import SCALE_SIGMA, THEORETICAL_ERROR
 from xpkern.train.phases import Run
 from xpkern.train.recipe import Epochs, Rounds
@@ -64,12 +64,10 @@ def outcome_of(run: Run, *, unit_of_law: bool = False) -> Outcome:
     """Judge the model of a finished run by all held-out stars, fit the prior and put everything together.
 
     Where no label has an extinction, or these are not to tell the unit, the run's E and R, known up to a factor, are
-    brought into the law's unit first.
+    brought into the law's unit. Where hardly a star has a parallax, R is known up to a constant: R(Ks) is by the law.
     """
     unit_of_law = unit_of_law or not _has_labelled_ext(run)
-    if unit_of_law:
-        _fix_ext_unit(run)
-    recipe, data, state = run.recipe, run.set, run.state
+    recipe, data = run.recipe, run.set
     learned_from = np.flatnonzero(_learned_from(run))
     losses = run.validation_losses(np.flatnonzero(data.held_out))
     losses = losses[np.isfinite(losses)]
@@ -78,6 +76,9 @@ def outcome_of(run: Run, *, unit_of_law: bool = False) -> Outcome:
     unseen = seen_share(data.stars, learned_from) < LEAST_SEEN
     has_anchors = bool(data.is_anchor.any())
     has_scale = data.has_parallax[observed].mean() >= LEAST_SEEN
+    beyond = unseen & has_anchors & (np.arange(len(unseen)) > N_XP + BANDS.index("Ks"))
+    _fix_extinction(run, grey=not has_scale, unit=unit_of_law, beyond=beyond)
+    state = run.state
     names = tuple(_sample_name(sample) for sample in np.flatnonzero(unseen).tolist())
     stars = {
         "training": len(observed),
@@ -150,13 +151,31 @@ def _sample_name(sample: int) -> str:
     return BANDS[sample - N_XP] if sample >= N_XP else f"{WAVELENGTH[sample]:.0f} nm"
 
 
-def _fix_ext_unit(run: Run) -> None:
-    """R becomes the law's at its pivot, E follows."""
-    factor = factor_to_law(run.state.model.ext_curve, WAVELENGTH)
-    params = run.state.params.copy()
-    params[:, PARAMETERS.index("ext")] /= factor
-    model = replace(run.state.model, ext_curve=run.state.model.ext_curve * factor)
-    run.state = replace(run.state, model=model, params=params)
+def _fix_extinction(run: Run, *, grey: bool, unit: bool, beyond: NDArray[np.bool_]) -> None:
+    """Bring R, and the stars with it, to what a law says of it and no star does; no flux of theirs changes.
+
+    Parameters
+    ----------
+    run : Run
+    grey : bool
+        Whether R(Ks) / R at the pivot becomes the law's: a constant is added to R, and parallaxes follow.
+    unit : bool
+        Whether R at the pivot becomes the law's: R is multiplied, and E follows.
+    beyond : (m,) bool
+        Samples beyond Ks at which R goes on from there as the law does.
+    """
+    law, ext_curve, params = optical_depth(WAVELENGTH), run.state.model.ext_curve.copy(), run.state.params.copy()
+    ext, plx, ks = PARAMETERS.index("ext"), PARAMETERS.index("plx"), N_XP + BANDS.index("Ks")
+    if grey:
+        change = grey_to_law(ext_curve, WAVELENGTH)
+        ext_curve += change
+        params[:, plx] *= np.exp(0.5 * change * params[:, ext])
+    ext_curve[beyond] = ext_curve[ks] * law[beyond] / law[ks]
+    if unit:
+        factor = factor_to_law(ext_curve, WAVELENGTH)
+        ext_curve *= factor
+        params[:, ext] /= factor
+    run.state = replace(run.state, model=replace(run.state.model, ext_curve=ext_curve), params=params)
 
 
 def _has_labelled_ext(run: Run) -> bool:
