@@ -9,6 +9,7 @@ from bench.closure import bench_atmospheres, bench_closure, bench_recipes, bench
 from bench.coefficients import bench_calibrate, bench_finish
 from bench.fitting import bench_fit, bench_isa, bench_peak
 from bench.ingest import bench_ingest
+from bench.noise import bench_noise, bench_noise_cost
 from bench.result import Result
 from bench.scaling import bench_threads
 from bench.simulation import bench_simulate
@@ -32,4 +33,6 @@ BENCHMARKS: dict[str, tuple[Callable[[int, int, str], Result], int]] = {
     "closure": (bench_closure, 50000),
     "atmospheres": (bench_atmospheres, 40960),
     "resume": (bench_resume, 300),
+    "noise": (bench_noise, 100_000),
+    "noise_cost": (bench_noise_cost, 8192),
 }

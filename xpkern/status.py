@@ -26,6 +26,7 @@ class Status(IntFlag):
     EXTRAPOLATED = 1 << 8
     COVARIANCE_FLOORED = 1 << 9
     MISSING_SAMPLES = 1 << 10
+    NOISE_OF_EQ2 = 1 << 11
     # set by the kernels
     NO_DATA = 1 << 16
     EIGENVALUE_FLOORED = 1 << 17
@@ -49,6 +50,7 @@ MEANING: dict[Status, str] = {
     Status.EXTRAPOLATED: "stellar type outside the region the model was trained on",
     Status.COVARIANCE_FLOORED: "the parameter covariance was floored to make it positive definite",
     Status.MISSING_SAMPLES: "flux samples that were not finite numbers were left out",
+    Status.NOISE_OF_EQ2: "the learned noise gave no usable flux covariance: fitted with the noise of Eq. 2",
     Status.NO_DATA: "no flux sample with a weight: not fitted",
     Status.EIGENVALUE_FLOORED: "eigenvalues of the flux covariance were floored",
     Status.SINGULAR_COVARIANCE: "the flux covariance has no usable factor: not fitted",

@@ -21,7 +21,7 @@ from xpkern.catalog.schema import columns_of
 from xpkern.engine import Engine, get_engine
 from xpkern.engine.contract import FitOptions, LossTerms
 from xpkern.errors import DeviceFailed, InputError
-from xpkern.fit.fit import fit, options_of
+from xpkern.fit.fit import fit, noise_of, options_of
 from xpkern.fit.start import start_grid
 from xpkern.model import load_model
 from xpkern.status import Status
@@ -87,6 +87,7 @@ def make_catalog(
     terms: LossTerms | None = None,
     optimizer: str | Zgr23Options = "newton",
     options: FitOptions | None = None,
+    noise: str | None = None,
     rows: int | None = None,
     on_progress: Callable[[int], object] | None = None,
 ) -> CatalogSummary:
@@ -122,6 +123,8 @@ def make_catalog(
         As :func:`xpkern.fit` takes it.
     options : FitOptions, optional
         Of "newton".
+    noise : {"learned", "eq2"}, optional
+        As :func:`xpkern.fit` takes it.
     rows : int, optional
         Stars of a block; 1,024, fewer with many threads, when not given.
     on_progress : callable, optional
@@ -149,7 +152,9 @@ def make_catalog(
     if model is None or prior is None:
         default_model, default_prior = load_model()
         model, prior = model or default_model, prior or default_prior
-    noise = model.noise if sigma is None else replace(model.noise, sigma=sigma)
+    kind = noise_of(noise, model, optimizer)
+    of_files = model.noise if kind == "learned" else model.noise.without_model_error()
+    of_files = of_files if sigma is None else replace(of_files, sigma=sigma)
     calibration = Calibration.default() if calibration is None else calibration
     engine = get_engine(engine)
     terms = LossTerms() if terms is None else terms
@@ -158,7 +163,7 @@ def make_catalog(
         layout=layout,
         model=model,
         prior=prior,
-        noise=noise,
+        noise=of_files,
         calibration=calibration,
         terms=terms,
         options=how,
@@ -168,7 +173,7 @@ def make_catalog(
     threads = number_of_threads(threads)
     if rows is None:
         rows = max(FEWEST_STARS_OF_A_BLOCK, min(BLOCK_ROWS, MOST_STARS // threads))
-    reader = XpReader(files, gaia_source, photometry, calibration, noise, engine)
+    reader = XpReader(files, gaia_source, photometry, calibration, of_files, engine)
     grid = start_grid(model, prior) if optimizer == "newton" else None
 
     def rows_of(block: XpBlock | None) -> tuple[StarRows, NDArray[np.bool_], list[tuple[int, int, str, str]]]:
@@ -183,6 +188,7 @@ def make_catalog(
             optimizer=optimizer,
             options=options,
             start=grid,
+            noise=kind,
         )
         return star_rows(solution), solution.fitted, observations.reasons
 
