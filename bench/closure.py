@@ -227,6 +227,7 @@ def _with_learned_noise(run: Run, outcome: Outcome) -> tuple[xk.FluxModel, float
     """Return the trained model with the noise that residuals of the run's held-out stars teach, and its time [s]."""
     started = time.process_time()
     held_out = run.set.stars[np.flatnonzero(run.set.held_out)]
+    held_out.sigma[:, : len(LABEL_ERRORS)] = LABEL_ERRORS  # without the recipe's floors
     error = learn_model_error(outcome.model, outcome.prior, held_out, default_noise(), engine=run.engine, threads=1)
     noise = replace(outcome.model.noise, model_error=error)
     return replace(outcome.model, noise=noise), time.process_time() - started

@@ -46,9 +46,6 @@ from xpkern.model.model_error import ModelError, blend
 from xpkern.model.noise import Noise
 from xpkern.model.type_prior import TypePrior
 
-#: Labels are held within this [kK, dex, dex] while a star's extinction and parallax are sought.
-_HELD = 1e-3
-
 #: Smallest share in a group of a star that it learns from.
 _LEAST_SHARE = 0.05
 
@@ -148,7 +145,10 @@ def residuals_at_labels(
     engine: str | Engine = "auto",
     threads: int | None = None,
 ) -> LabelledResiduals:
-    """Residuals of stars at their labels; a parameter without one is where it suits the spectrum best.
+    """Residuals of stars at their labels, to first order.
+
+    They are found where spectrum and labels agree best, and taken to the labels along J: an error of a label may
+    change fluxes by so much that J is another one there. A parameter without a label stays where it is.
 
     Parameters
     ----------
@@ -169,17 +169,13 @@ def residuals_at_labels(
     inputs = model.n_inputs
     if not np.isfinite(stars.sigma[:, :inputs]).all():
         raise InputError("a star lacks a label of its type", field="sigma")
-    params = _at_labels(model, prior, stars, engine, threads)
+    params = _near_labels(model, prior, stars, engine, threads)
     at = flux_and_jacobian(model, params)
     present = present_samples(stars.whitener)
-    label = stars.mean.copy()
-    sigma = stars.sigma.copy()
-    measured = np.isfinite(sigma[:, -1]) & (label[:, -1] > 0)
-    plx = np.where(measured, label[:, -1], 1.0)
-    sigma[:, -1] = np.where(measured, sigma[:, -1] / plx, np.inf)
-    label[:, -1] = np.log(plx)
-    there = np.column_stack([params[:, :-1], np.log(params[:, -1])])
-    off = np.where(np.isfinite(sigma), label - there, 0.0)
+    # d ln plx = d plx / plx at the parallax that was found
+    unit = np.where(np.arange(model.n_parameters) < inputs + 1, 1.0, params[:, -1:])
+    sigma = stars.sigma / unit
+    off = np.where(np.isfinite(sigma), (stars.mean - params) / unit, 0.0)
     residual = stars.flux / at.flux - 1.0 - np.einsum("nmk,nk->nm", at.jacobian, off)
     both = present[:, :, None] & present[:, None, :]
     archive = archive_covariance(model, stars, contained) / (at.flux[:, :, None] * at.flux[:, None, :])
@@ -194,10 +190,10 @@ def residuals_at_labels(
     )
 
 
-def _at_labels(
+def _near_labels(
     model: FluxModel, prior: TypePrior, stars: StarData, engine: str | Engine, threads: int | None
 ) -> Float64:
-    """Parameters (n, k) of stars whose type is held at its labels."""
+    """Parameters (n, k) that suit a star's spectrum and its labels best, next to the labels."""
     inputs = model.n_inputs
     known = np.isfinite(stars.sigma)
     start = np.where(known, stars.mean, 0.1)
@@ -211,17 +207,15 @@ def _at_labels(
     expected = np.where(seen, np.exp(model.ln_flux(start)), 0.0).sum(axis=1)
     ratio = np.divide(observed, expected, out=np.ones(len(observed)), where=expected > 0)
     start[:, -1] = np.sqrt(np.clip(ratio, 1e-8, 1e6))
-    sigma = stars.sigma.copy()
-    sigma[:, :inputs] = _HELD
     margin = np.where(np.arange(model.n_parameters) < inputs, 1.0, 0.0)
     box = default_box(prior)
     box = Box(
         lower=np.minimum(box.lower, start.min(axis=0, initial=np.inf) - margin),
         upper=np.maximum(box.upper, start.max(axis=0, initial=-np.inf) + margin),
     )
-    held = replace(stars, sigma=sigma)
+    constrained = replace(stars, mean=np.ascontiguousarray(stars.mean), sigma=np.ascontiguousarray(stars.sigma))
     terms = LossTerms(prior=False, jacobian_ext=False, jacobian_plx=False)
-    solution = get_engine(engine).fit(model, prior, held, start, terms, box, FitOptions(), threads=threads)
+    solution = get_engine(engine).fit(model, prior, constrained, start, terms, box, FitOptions(), threads=threads)
     return np.where(np.isfinite(solution.params), solution.params, start)
 
 
@@ -243,7 +237,7 @@ def learn_model_error(
     prior : TypePrior
     stars : StarData
         Stars with labels in ``mean`` and ``sigma``, as :func:`residuals_at_labels` takes them; best such as the model
-        has not learned from.
+        has not learned from. Errors of labels that are too large, as with a floor, take from S what they say too much.
     contained : Noise, optional
         The noise of Eq. 2 that their whiteners contain.
     recipe : NoiseRecipe, optional
