@@ -34,5 +34,5 @@ BENCHMARKS: dict[str, tuple[Callable[[int, int, str], Result], int]] = {
     "atmospheres": (bench_atmospheres, 40960),
     "resume": (bench_resume, 300),
     "noise": (bench_noise, 100_000),
-    "noise_cost": (bench_noise_cost, 8192),
+    "noise_cost": (bench_noise_cost, 2048),
 }

@@ -129,7 +129,7 @@ def noise_of_the_true_model() -> ModelError:
     stars_of_survey = simulate(model, prior, LABELLED, seed=LABELLED_SEED)
     stars = observed(stars_of_survey).star_data()
     stars.mean[:, :4], stars.sigma[:, :4] = stars_of_survey.truth[:, :4], LABEL_ERRORS
-    recipe = NoiseRecipe(most_stars=500, iterations=20)
+    recipe = NoiseRecipe(most_stars=200, iterations=15)
     return learn_model_error(model, prior, stars, model.noise, recipe, threads=1)
 
 

@@ -40,7 +40,6 @@ def freeze_noise(
     """Factors of C = (f f^T) o S(Theta) + archive_factor C_gaia at given parameters, as the contract says."""
     error = learned_error(noise)
     present = present_samples(stars.whitener)
-    missing = ~present
     covariance = error.archive_factor * archive_covariance(model, stars, contained)
     usable = present.any(axis=1) & np.isfinite(params).all(axis=1)
     at = np.where(usable[:, None], params, 1.0)
@@ -48,8 +47,8 @@ def freeze_noise(
     covariance += flux[:, :, None] * error.at(at[:, : model.n_inputs]) * flux[:, None, :]
 
     # a missing sample is a row and column of the identity while C is factorised
-    covariance[missing[:, :, None] | missing[:, None, :]] = 0.0
-    np.einsum("njj->nj", covariance)[missing] = 1.0
+    covariance[~(present[:, :, None] & present[:, None, :])] = 0.0
+    np.einsum("njj->nj", covariance)[~present] = 1.0
     ln_det = np.full(len(stars), np.nan)
     factors = np.zeros_like(covariance)
     for star in np.flatnonzero(usable):

@@ -30,7 +30,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-from sklearn.cluster import KMeans  # type: ignore[import-untyped]
+from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from xpkern.engine import Engine, get_engine
@@ -50,7 +50,7 @@ from xpkern.model.type_prior import TypePrior
 _LEAST_SHARE = 0.05
 
 #: e above.
-_CAUTION = 0.25
+_CAUTION = 0.05
 
 #: Factor by which k changes at most in one iteration.
 _LARGEST_STEP = 1.5
@@ -84,12 +84,12 @@ class NoiseRecipe:
     seed : int
     """
 
-    groups: int = 8
+    groups: int = 10
     scale: tuple[float, ...] = (0.3, 0.35, 0.5)
-    most_stars: int = 1500
-    iterations: int = 60
-    outlier: float = 10.0
-    prior_stars: float = 20.0
+    most_stars: int = 500
+    iterations: int = 30
+    outlier: float = 5.0
+    prior_stars: float = 5.0
     least_error: float = 1e-3
     learn_archive_factor: bool = True
     seed: int = 0
@@ -285,7 +285,7 @@ def _centres(theta: Float64, scale: Float64, groups: int, seed: int) -> Float64:
 
 def maximise_likelihood(parts: list[LabelledResiduals], recipe: NoiseRecipe, prior: Float64) -> tuple[Float64, float]:
     """S of each group (g, m, m), and k, from the residuals of the groups' stars and from S_0."""
-    covariance, factor = [prior.copy() for _ in parts], 1.0
+    covariance, factor = [prior + _spread(part) for part in parts], 1.0
     least = np.minimum(recipe.least_error, np.sqrt(np.diagonal(prior)))
     for _ in range(recipe.iterations):
         sums = [_sums(part, each, factor, recipe.outlier) for part, each in zip(parts, covariance, strict=True)]
@@ -295,6 +295,17 @@ def maximise_likelihood(parts: list[LabelledResiduals], recipe: NoiseRecipe, pri
             step = sum(each.archive for each in sums) / sum(each.information for each in sums)
             factor = float(np.clip(factor + step, factor / _LARGEST_STEP, factor * _LARGEST_STEP))
     return np.stack(covariance), factor
+
+
+def _spread(part: LabelledResiduals) -> Float64:
+    """Second moment of residuals (m, m), that of an outlier no larger than a typical star's.
+
+    Noise and errors of labels are in it. S starts from above because from below it would hardly grow in directions in
+    which labels hide it: one step changes it by its square.
+    """
+    size = (part.residual**2).sum(axis=1)
+    weight = part.share * np.minimum(1.0, np.median(size) / np.maximum(size, np.finfo(np.float64).tiny))
+    return (part.residual * weight[:, None]).T @ part.residual / part.share.sum()
 
 
 def _at_least(covariance: Float64, error: Float64) -> Float64:
