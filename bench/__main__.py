@@ -34,7 +34,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
                 *(f"  {name:10s} {function.__doc__}" for name, (function, _) in BENCHMARKS.items()),
                 "",
                 "A GPU has a suite of its own: python -m bench gpu --help.",
-                "The stars come from xpkern's own simulator; only simulate downloads (53 MB, once).",
+                "The stars come from xpkern's own simulator; simulate downloads once (53 MB), noise more (157 MB).",
             ]
         ),
     )

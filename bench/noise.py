@@ -36,6 +36,9 @@ G_EDGES = (12.0, 14.0)
 #: Seed of the labelled stars from which the noise of the cost is learned, and how many.
 LABELLED_SEED, LABELLED = 7000, 4096
 
+#: How the noise of real stars is learned, and that of the cost.
+RECIPE, QUICK_RECIPE = NoiseRecipe(), NoiseRecipe(most_stars=200, iterations=15)
+
 
 @dataclass(frozen=True)
 class RealStars:
@@ -76,7 +79,7 @@ def bench_noise(n_stars: int, _rounds: int, engine_name: str) -> Result:
         if n_stars < len(stars):
             stars = stars[:n_stars]
         started = time.process_time()
-        error = learn_model_error(model, prior, stars, model.noise, engine=engine_name, threads=1)
+        error = learn_model_error(model, prior, stars, model.noise, RECIPE, engine=engine_name, threads=1)
         extra[f"{how}: learning [s]"] = time.process_time() - started
         extra[f"{how}: factor of the archive's covariance"] = error.archive_factor
         learned = replace(model, noise=replace(model.noise, model_error=error))
@@ -129,8 +132,7 @@ def noise_of_the_true_model() -> ModelError:
     stars_of_survey = simulate(model, prior, LABELLED, seed=LABELLED_SEED)
     stars = observed(stars_of_survey).star_data()
     stars.mean[:, :4], stars.sigma[:, :4] = stars_of_survey.truth[:, :4], LABEL_ERRORS
-    recipe = NoiseRecipe(most_stars=200, iterations=15)
-    return learn_model_error(model, prior, stars, model.noise, recipe, threads=1)
+    return learn_model_error(model, prior, stars, model.noise, QUICK_RECIPE, threads=1)
 
 
 def bench_noise_cost(n_stars: int, rounds: int, engine_name: str) -> Result:

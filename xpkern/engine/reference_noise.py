@@ -39,7 +39,7 @@ def freeze_noise(
 ) -> FrozenNoise:
     """Factors of C = (f f^T) o S(Theta) + archive_factor C_gaia at given parameters, as the contract says."""
     error = learned_error(noise)
-    present = present_samples(stars.whitener)
+    present: np.ndarray = present_samples(stars.whitener)
     covariance = error.archive_factor * archive_covariance(model, stars, contained)
     usable = present.any(axis=1) & np.isfinite(params).all(axis=1)
     at = np.where(usable[:, None], params, 1.0)
