@@ -35,7 +35,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
                 "",
                 "A GPU has a suite of its own: python -m bench gpu --help.",
                 "Accuracy on real stars beside other methods: python -m bench real_stars --help.",
-                "The stars come from xpkern's own simulator, but for real and curve (160 MB, once); simulate,",
+                "The stars come from xpkern's own simulator, but for real, curve and noise (160 MB, once); simulate,",
                 "atmospheres and confusion download 53 MB of these.",
             ]
         ),

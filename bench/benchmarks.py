@@ -11,6 +11,7 @@ from bench.fitting import bench_fit, bench_isa, bench_peak
 from bench.formats import bench_formats
 from bench.fuzz import bench_fuzz
 from bench.ingest import bench_ingest
+from bench.noise import bench_noise, bench_noise_cost
 from bench.real import bench_confusion, bench_curve, bench_real
 from bench.result import Result
 from bench.scaling import bench_threads
@@ -42,4 +43,6 @@ BENCHMARKS: dict[str, tuple[Callable[[int, int, str], Result], int]] = {
     "real": (bench_real, 1_000_000),
     "curve": (bench_curve, 0),
     "confusion": (bench_confusion, 16384),
+    "noise": (bench_noise, 100_000),
+    "noise_cost": (bench_noise_cost, 2048),
 }

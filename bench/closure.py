@@ -33,6 +33,7 @@ from xpkern.survey.run import load_truth
 from xpkern.survey.simulator import BLOCK_ROWS, SurveySimulator
 from xpkern.train.held_out import is_giant
 from xpkern.train.labels import read_labels
+from xpkern.train.noise_fit import learn_model_error
 from xpkern.train.outcome import Outcome, outcome_of
 from xpkern.train.packages import default_cache
 from xpkern.train.phases import Progress, Run
@@ -170,7 +171,13 @@ def bench_closure(n_stars: int, _rounds: int, engine_name: str) -> Result:
     outcome = outcome_of(run)
     extra = _training(outcome, n_stars)
     extra |= _beside_the_truth(run, course)
-    models = {"trained": (outcome.model, outcome.prior), "true": (truth_model(), model_and_prior()[1])}
+    learned, noise_seconds = _with_learned_noise(run, outcome)
+    extra["learning of the noise [s]"] = noise_seconds
+    models = {
+        "trained": (outcome.model, outcome.prior),
+        "trained, learned noise": (learned, outcome.prior),
+        "true": (truth_model(), model_and_prior()[1]),
+    }
     parts: dict[str, list[tuple[Float64, ...]]] = {name: [] for name in models}
     for survey in surveys(min(n_stars, MOST_INFERRED), INFERENCE_SEED):
         for name, (model, prior) in models.items():
@@ -214,6 +221,16 @@ def bench_atmospheres(n_stars: int, _rounds: int, engine_name: str) -> Result:
                 extra[f"{group}: {parameter}, median {what}"] = float(median)
                 extra[f"{group}: {parameter}, width of the {what}"] = float(0.5 * (high - low))
     return Result("atmospheres", extra=extra)
+
+
+def _with_learned_noise(run: Run, outcome: Outcome) -> tuple[xk.FluxModel, float]:
+    """Return the trained model with the noise that residuals of the run's held-out stars teach, and its time [s]."""
+    started = time.process_time()
+    held_out = run.set.stars[np.flatnonzero(run.set.held_out)]
+    held_out.sigma[:, : len(LABEL_ERRORS)] = LABEL_ERRORS  # without the recipe's floors
+    error = learn_model_error(outcome.model, outcome.prior, held_out, default_noise(), engine=run.engine, threads=1)
+    noise = replace(outcome.model.noise, model_error=error)
+    return replace(outcome.model, noise=noise), time.process_time() - started
 
 
 def _training(outcome: Outcome, n_stars: int) -> dict[str, Any]:

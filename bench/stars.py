@@ -74,6 +74,7 @@ def observed(stars: Observed, noise: Noise | None = None, engine: str | Engine =
         packed_factor=calibrated.whitener,
         plx=stars.gaia_source["parallax"],
         plx_err=stars.gaia_source["parallax_error"],
+        noise=noise,
     )
 
 

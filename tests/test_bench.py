@@ -11,7 +11,7 @@ import pytest
 from labelled_stars import SMALL, SMALL_ZGR23, recipe_from
 
 import xpkern as xk
-from bench import closure, formats, fuzz, ingest, oracle, simulation
+from bench import closure, formats, fuzz, ingest, noise, oracle, simulation
 from bench.__main__ import parse
 from bench.benchmarks import BENCHMARKS
 from bench.evaluation import multiply_adds_of_evaluation, seconds_per_evaluation
@@ -28,9 +28,13 @@ from xpkern.engine.packed import unpack_factor
 from xpkern.engine.training import ModelArrays
 from xpkern.grid import N_BANDS, N_XP
 from xpkern.observe.calibration import Calibration
+from xpkern.observe.error_model import ErrorModel
 from xpkern.observe.simulate import simulate
 from xpkern.survey import run, simulator
 from xpkern.survey.truth import ModelTruth
+from xpkern.train.apogee_library import Library
+from xpkern.train.held_out import observations
+from xpkern.train.noise_fit import NoiseRecipe
 
 
 class Clock:
@@ -214,9 +218,15 @@ FIGURES = {
     "precision": ["error of the loss over", "effect of storing"],
     "pulls": ["all: plx, median pull", "all: teff, width"],
     "recipes": ["zgr23: whole recipe", "default: validation loss, mean", "true model: validation loss, median"],
-    "closure": ["trained model, all: plx, median pull", "true model, all: teff, width"],
+    "closure": [
+        "trained model, all: plx, median pull",
+        "learned noise model, all: teff, width",
+        "true model, all: teff, width",
+    ],
     "atmospheres": ["validation loss, mean", "giants: stars", "giants: teff, median pull"],
     "resume": ["kills", "same bytes"],
+    "noise": ["real ones: factor of the archive's", "independent, learned, Eq. 19, all", "log g off by more"],
+    "noise_cost": ["times that of Eq. 2", "of both passes, mean"],
 }
 
 
@@ -239,7 +249,23 @@ def small_benchmarks(monkeypatch, tmp_path):
     monkeypatch.setattr(closure, "KILLS", 1)
     monkeypatch.setattr(closure, "KILLED_RECIPE", SMALL)
     recipes = {name: recipe_from(tmp_path, text) for name, text in (("default", SMALL), ("zgr23", SMALL_ZGR23))}
+    monkeypatch.setattr(noise, "LABELLED", 40)
+    monkeypatch.setattr(noise, "RECIPE", NoiseRecipe(groups=2, iterations=2))
+    monkeypatch.setattr(noise, "QUICK_RECIPE", NoiseRecipe(groups=2, iterations=2))
+    monkeypatch.setattr(noise, "real_stars", lambda part, correlated: few_real_stars(correlated))
     monkeypatch.setattr(closure, "load_recipe", lambda name: replace(recipes[name], name=name))
+
+
+def few_real_stars(correlated):
+    """As the library's, which would have to be fetched: giants and dwarfs on either side of G = 12 and 14."""
+    model, _ = xk.load_model()
+    rng = np.random.default_rng(1)
+    theta = np.tile([[4.6, -0.2, 2.4], [5.6, -0.1, 4.4]], (9, 1)) + rng.normal(0.0, 0.1, (18, 3))
+    params = np.column_stack([theta, np.full(18, 0.1), np.full(18, 1.0)])
+    flux = np.exp(model.ln_flux(params))[:, :64] * (1.0 + 0.02 * rng.standard_normal((18, 64)))
+    library = Library(np.arange(18), flux, 0.02 * np.abs(flux), theta, np.full(18, 0.1))
+    error_model = ErrorModel.default() if correlated else None
+    return noise.RealStars(library, observations(library, model.noise, error_model), np.repeat([11.0, 13.0, 15.0], 6))
 
 
 @pytest.mark.filterwarnings("ignore:::gaiaxpy")

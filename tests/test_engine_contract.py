@@ -15,6 +15,7 @@ OPERATIONS = [name for name, value in vars(Engine).items() if inspect.isfunction
 def test_the_protocol_names_the_operations_of_the_design():
     assert OPERATIONS == [
         "calibrate",
+        "freeze_noise",
         "predict",
         "evaluate",
         "start",

@@ -17,6 +17,7 @@ from xpkern.engine.contract import FitOptions, LossTerms, StarData
 from xpkern.errors import InputError
 from xpkern.fit.fit import default_box
 from xpkern.fit.start import N_COLUMNS, start_grid
+from xpkern.model import model_error
 from xpkern.status import Status
 
 cpu = pytest.importorskip("xpkern.engine.cpu", reason="the extension module is not built")
@@ -144,7 +145,7 @@ def test_status_bits_are_those_of_python():
 
 
 def test_constants_are_those_of_the_reference():
-    modules = (reference, reference_descent, reference_fit, reference_start)
+    modules = (reference, reference_descent, reference_fit, reference_start, model_error)
     stated = {name: value for module in modules for name, value in vars(module).items()} | {"N_COLUMNS": N_COLUMNS}
     assert {name: stated[name] for name in kernels.CONSTANTS} == kernels.CONSTANTS
 

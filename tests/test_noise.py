@@ -50,8 +50,3 @@ def test_digest_changes_with_every_number():
 def test_bad_options(arguments, message):
     with pytest.raises(xk.InputError, match=message):
         xk.Noise.eq2(**arguments)
-
-
-def test_unknown_kind():
-    with pytest.raises(xk.InputError, match="kind: noise model 'learned' is unknown"):
-        xk.Noise(independent=np.zeros(N_FLUX), kind="learned")

@@ -28,6 +28,7 @@ class Status(IntFlag):
     MISSING_SAMPLES = 1 << 10
     SAMPLED_SPECTRUM = 1 << 11
     REPEATED_SOURCE = 1 << 12
+    NOISE_OF_EQ2 = 1 << 13
     # set by the kernels
     NO_DATA = 1 << 16
     EIGENVALUE_FLOORED = 1 << 17
@@ -53,6 +54,7 @@ MEANING: dict[Status, str] = {
     Status.MISSING_SAMPLES: "flux samples that were not finite numbers were left out",
     Status.SAMPLED_SPECTRUM: "from a sampled spectrum, whose errors are taken as independent",
     Status.REPEATED_SOURCE: "an earlier row of the same file has this source_id",
+    Status.NOISE_OF_EQ2: "the learned noise gave no usable flux covariance: fitted with the noise of Eq. 2",
     Status.NO_DATA: "no flux sample with a weight: not fitted",
     Status.EIGENVALUE_FLOORED: "eigenvalues of the flux covariance were floored",
     Status.SINGULAR_COVARIANCE: "the flux covariance has no usable factor: not fitted",

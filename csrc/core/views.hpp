@@ -113,6 +113,27 @@ struct ModelStepView {
     double momentum, clip;
 };
 
+constexpr int COMMON_ERRORS = 3;       // of Eq. 2: of all XP samples, of those of BP, of those of RP
+constexpr int MAX_GROUPS = 32;         // of stellar types, of a learned noise;
+constexpr double LEAST_WEIGHT = 1e-4;  // one with less than this of the nearest one's weight has no share
+
+// A learned noise, C = factor C_gaia + (f f^T) o S(Theta) with S blended from groups of stellar types, and the terms of
+// Eq. 2 that the stored covariances have beyond C_gaia.
+struct NoiseView {
+    int n_groups;
+    const double* centre;         // (g, inputs)
+    const double* inverse_scale;  // (inputs,)
+    const double* covariance;     // (p, g) lower triangles by rows
+    double factor;
+    const double* independent;  // (m,)
+    const double* common;       // (COMMON_ERRORS, m)
+};
+
+struct FrozenArrays {
+    float* whitener;  // (n, p)
+    double* ln_det;   // (n,)
+};
+
 // Stars of a block, star-major. k: parameters, m: samples, p = m (m + 1) / 2.
 struct StarArrays {
     const float* flux;      // (n, m)

@@ -42,6 +42,10 @@ struct Kernels {
     int64_t (*descent_scratch_bytes)(const ModelView&, const PriorView&);
     void (*descend)(const FitView&, const DescentView&, const StarArrays&, double* params, int64_t begin, int64_t end,
                     char* scratch);
+    // Whiteners and ln det of covariances under a learned noise at params: (n, k) linear.
+    int64_t (*freeze_scratch_bytes)(const ModelView&, int groups);
+    void (*freeze)(const ModelView&, const NoiseView&, const float* flux, const float* whitener, const double* params,
+                   const FrozenArrays&, int64_t begin, int64_t end, char* scratch);
     // Training: sums of a chunk's stars and their total, (chunk_gradient_size,); the gradient of all the model's
     // parameters for a mean over stars; the penalty on weights; a step, and whether it leads to a finite model.
     int chunk_stars;

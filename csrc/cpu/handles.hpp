@@ -251,4 +251,44 @@ class Candidates {
     std::vector<int32_t> window_;
 };
 
+// What is learned of a model's own error: covariances of groups of stellar types.
+class ModelError {
+  public:
+    // centre: (g, inputs); scale: (inputs,); covariance: (g, m, m).
+    ModelError(const Array<double>& centre, const Array<double>& scale, const Array<double>& covariance,
+               double archive_factor) {
+        if (centre.ndim() != 2 || covariance.ndim() != 3)
+            throw std::invalid_argument("centre must be (g, inputs), covariance (g, m, m)");
+        const auto groups = centre.shape(0), m = covariance.shape(1);
+        if (groups > MAX_GROUPS)
+            throw std::invalid_argument("a noise has at most " + std::to_string(MAX_GROUPS) + " groups");
+        inputs_ = static_cast<int>(centre.shape(1));
+        samples_ = static_cast<int>(m);
+        require_shape(scale, "scale", {inputs_});
+        require_shape(covariance, "covariance", {groups, m, m});
+        centre_.assign(centre.data(), centre.data() + centre.size());
+        for (int t = 0; t < inputs_; ++t) inverse_scale_.push_back(1 / scale.at(t));
+        for (py::ssize_t i = 0; i < m; ++i)
+            for (py::ssize_t j = 0; j <= i; ++j)
+                for (py::ssize_t g = 0; g < groups; ++g) covariance_.push_back(covariance.at(g, i, j));
+        view_.n_groups = static_cast<int>(groups);
+        view_.centre = centre_.data();
+        view_.inverse_scale = inverse_scale_.data();
+        view_.covariance = covariance_.data();
+        view_.factor = archive_factor;
+    }
+    ModelError(const ModelError&) = delete;
+    ModelError& operator=(const ModelError&) = delete;
+
+    // Without the terms that are taken out of stored covariances.
+    const NoiseView& view() const { return view_; }
+    int inputs() const { return inputs_; }
+    int samples() const { return samples_; }
+
+  private:
+    NoiseView view_{};
+    int inputs_, samples_;
+    std::vector<double> centre_, inverse_scale_, covariance_;
+};
+
 }  // namespace xpkern

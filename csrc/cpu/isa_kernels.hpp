@@ -3,6 +3,7 @@
 
 #include "calibrate.hpp"
 #include "descent_driver.hpp"
+#include "noise_driver.hpp"
 #include "star_kernels.hpp"
 #include "training_driver.hpp"
 
@@ -34,6 +35,8 @@ const Kernels& kernels() {
         search_stars,
         descent_scratch_bytes,
         descend_stars,
+        freeze_scratch_bytes,
+        freeze_stars,
         CHUNK_STARS,
         training_scratch_bytes,
         chunk_gradient_size,

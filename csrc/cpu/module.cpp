@@ -269,6 +269,34 @@ Array<double> descend(const std::string& isa, const Model& model, const Prior& p
     return params;
 }
 
+// independent: (m,) and common: (COMMON_ERRORS, m) are what is taken out of the stored covariances.
+py::tuple freeze_noise(const std::string& isa, const Model& model, const ModelError& error,
+                       const Array<double>& independent, const Array<double>& common, const Array<float>& flux,
+                       const Array<float>& whitener, const Array<double>& params, int threads) {
+    const Kernels& kernels = kernels_named(isa);
+    const auto n = flux.shape(0);
+    const int m = model.samples();
+    if (error.samples() != m || error.inputs() != model.inputs())
+        throw std::invalid_argument("the model and its error differ in their number of samples or inputs");
+    require_shape(flux, "flux", {n, m});
+    require_shape(whitener, "whitener", {n, packed_length(m)});
+    require_shape(params, "params", {n, model.parameters()});
+    require_shape(independent, "independent", {m});
+    require_shape(common, "common", {COMMON_ERRORS, m});
+    NoiseView noise = error.view();
+    noise.independent = independent.data();
+    noise.common = common.data();
+    Array<float> frozen = make_array<float>({n, packed_length(m)});
+    Array<double> ln_det = make_array<double>({n});
+    const FrozenArrays out{frozen.mutable_data(), ln_det.mutable_data()};
+    over_stars(n, threads, kernels.freeze_scratch_bytes(model.view(), noise.n_groups),
+               [&](int64_t begin, int64_t end, char* scratch) {
+                   kernels.freeze(model.view(), noise, flux.data(), whitener.data(), params.data(), out, begin, end,
+                                  scratch);
+               });
+    return py::make_tuple(frozen, ln_det);
+}
+
 Array<double> copy_of(const std::vector<double>& values) {
     return Array<double>(static_cast<py::ssize_t>(values.size()), values.data());
 }
@@ -449,6 +477,12 @@ PYBIND11_MODULE(_cpu, module) {
              py::arg("types"), py::arg("ext"), py::arg("base_flux"), py::arg("ext_curve"), py::arg("penalty"),
              py::arg("window"), py::arg("mean_of_ratios"), py::arg("score_parallax"), py::arg("plx_lower"),
              py::arg("plx_upper"));
+    py::class_<ModelError>(module, "ModelError")
+        .def(py::init<const Array<double>&, const Array<double>&, const Array<double>&, double>(), py::arg("centre"),
+             py::arg("scale"), py::arg("covariance"), py::arg("archive_factor"));
+    module.def("freeze_noise", &freeze_noise, py::arg("isa"), py::arg("model"), py::arg("error"),
+               py::arg("independent").noconvert(), py::arg("common").noconvert(), py::arg("flux").noconvert(),
+               py::arg("whitener").noconvert(), py::arg("params").noconvert(), py::arg("threads"));
     module.def("search", &search, py::arg("isa"), py::arg("grid"), py::arg("flux").noconvert(),
                py::arg("whitener").noconvert(), py::arg("mean").noconvert(), py::arg("sigma").noconvert(),
                py::arg("threads"));
@@ -492,7 +526,8 @@ PYBIND11_MODULE(_cpu, module) {
         py::arg("START_SPECTRUM_ERROR") = START_SPECTRUM_ERROR, py::arg("START_SMALLEST") = START_SMALLEST,
         py::arg("START_LARGEST_EXCESS") = START_LARGEST_EXCESS, py::arg("START_RIDGE") = START_RIDGE,
         py::arg("START_RELATIVE_RIDGE") = START_RELATIVE_RIDGE, py::arg("START_LEAST_EXT") = START_LEAST_EXT,
-        py::arg("ADAM_BETA1") = ADAM_BETA1, py::arg("ADAM_BETA2") = ADAM_BETA2, py::arg("ADAM_EPSILON") = ADAM_EPSILON);
+        py::arg("MAX_GROUPS") = MAX_GROUPS, py::arg("LEAST_WEIGHT") = LEAST_WEIGHT, py::arg("ADAM_BETA1") = ADAM_BETA1,
+        py::arg("ADAM_BETA2") = ADAM_BETA2, py::arg("ADAM_EPSILON") = ADAM_EPSILON);
     module.attr("STATUS") = py::dict(py::arg("NO_DATA") = uint32_t(scalar::NO_DATA),
                                      py::arg("EIGENVALUE_FLOORED") = uint32_t(scalar::EIGENVALUE_FLOORED),
                                      py::arg("SINGULAR_COVARIANCE") = uint32_t(scalar::SINGULAR_COVARIANCE),

@@ -45,7 +45,7 @@ def provenance(
     model : FluxModel
     prior : TypePrior
     noise : Noise, optional
-        That the whiteners contain; None if the observations came with whiteners of unknown making.
+        That the fit allowed for; None if the observations came with whiteners of unknown making.
     calibration : Calibration, optional
         That made fluxes of coefficients; None if they came as fluxes.
     terms : LossTerms
@@ -101,13 +101,21 @@ def _of_spectra(noise: Noise | None, calibration: Calibration | None) -> dict[st
     }
 
 
+def _noise_of(fit: Fit) -> Noise | None:
+    """The noise a fit allowed for, as far as it is known."""
+    if fit.noise_kind == "learned":
+        return fit.model.noise
+    of_observations = fit.observations.noise
+    return None if of_observations is None else of_observations.without_model_error()
+
+
 def provenance_of_fit(fit: Fit, layout: str) -> dict[str, object]:
     """Attributes of the catalogue of one fit, as far as the fit knows."""
     return provenance(
         layout=layout,
         model=fit.model,
         prior=fit.prior,
-        noise=fit.observations.noise,
+        noise=_noise_of(fit),
         calibration=None,
         terms=fit.terms,
         options=fit.options,

@@ -45,7 +45,9 @@ class StarRows:
     covariance, fisher : (n, 5, 5) float64
         Of the linear parameters.
     loss, chi2, ln_prior, gradient_norm, decrement : (n,) float64
-        ``ln_prior`` is that of the normalised density.
+        ``ln_prior`` is that of the normalised density, ``chi2`` under the noise of Eq. 2.
+    chi2_learned : (n,) float64
+        chi^2 under a learned noise; NaN where the fit had none.
     residual : (n, 66) float32
         (predicted - observed) / sigma; 0 where missing.
     used : (n, 66) bool
@@ -70,6 +72,7 @@ class StarRows:
     fisher: Float64
     loss: Float64
     chi2: Float64
+    chi2_learned: Float64
     ln_prior: Float64
     gradient_norm: Float64
     decrement: Float64
@@ -146,6 +149,7 @@ def star_rows(fit: Fit) -> StarRows:
         fisher=of_fitted(fit.fisher),
         loss=of_fitted(fit.loss),
         chi2=chi2,
+        chi2_learned=of_fitted(fit.chi2_learned),
         ln_prior=ln_prior,
         gradient_norm=of_fitted(fit.gradient_norm),
         decrement=of_fitted(fit.decrement),

@@ -22,7 +22,7 @@ from xpkern.catalog.schema import columns_of
 from xpkern.engine import Engine, get_engine
 from xpkern.engine.contract import FitOptions, LossTerms
 from xpkern.errors import DeviceFailed, InputError
-from xpkern.fit.fit import fit, options_of
+from xpkern.fit.fit import fit, noise_of, options_of
 from xpkern.fit.start import start_grid
 from xpkern.model import load_model
 from xpkern.status import Status
@@ -123,6 +123,7 @@ def make_catalog(
     terms: LossTerms | None = None,
     optimizer: str | Zgr23Options = "newton",
     options: FitOptions | None = None,
+    noise: str | None = None,
     photometry_cuts: PhotometryCuts | None = None,
     parallax_zero_point: str = "lindegren2021",
     overwrite: bool = False,
@@ -161,6 +162,8 @@ def make_catalog(
         As :func:`xpkern.fit` takes it.
     options : FitOptions, optional
         Of "newton".
+    noise : {"learned", "eq2"}, optional
+        As :func:`xpkern.fit` takes it.
     photometry_cuts, parallax_zero_point
         As :func:`xpkern.read_xp` takes them. What each cut removes is counted, in the summary and in the files.
     overwrite : bool
@@ -194,17 +197,21 @@ def make_catalog(
     if model is None or prior is None:
         default_model, default_prior = load_model()
         model, prior = model or default_model, prior or default_prior
-    noise = model.noise if sigma is None else replace(model.noise, sigma=sigma)
+    kind = noise_of(noise, model, optimizer)
+    of_files = model.noise if kind == "learned" else model.noise.without_model_error()
+    of_files = of_files if sigma is None else replace(of_files, sigma=sigma)
     calibration = Calibration.default() if calibration is None else calibration
     engine = get_engine(engine)
     terms = LossTerms() if terms is None else terms
     how = options_of(optimizer, options)
-    reader = XpReader(files, gaia_source, photometry, calibration, noise, engine, photometry_cuts, parallax_zero_point)
+    reader = XpReader(
+        files, gaia_source, photometry, calibration, of_files, engine, photometry_cuts, parallax_zero_point
+    )
     attributes = reader.provenance | provenance(
         layout=layout,
         model=model,
         prior=prior,
-        noise=noise,
+        noise=of_files,
         calibration=calibration,
         terms=terms,
         options=how,
@@ -228,6 +235,7 @@ def make_catalog(
             optimizer=optimizer,
             options=options,
             start=grid,
+            noise=kind,
         )
         return star_rows(solution), solution.fitted, observations
 

@@ -132,8 +132,16 @@ CHI2 = Column(
     "float32",
     "",
     "stat.fit.chi2",
-    "chi-squared of the spectrum and the infrared bands; the parallax term is not in it",
+    "chi-squared of the spectrum and the infrared bands under the noise of Eq. 2; the parallax term is not in it",
     attrgetter("chi2"),
+)
+CHI2_LEARNED = Column(
+    "chi2_learned",
+    "float32",
+    "",
+    "stat.fit.chi2",
+    "the same under the noise learned from the model's residuals; NaN where the fit had none",
+    attrgetter("chi2_learned"),
 )
 LN_PRIOR = Column(
     "ln_prior",
@@ -255,6 +263,7 @@ DEFAULT = (
         "degrees of freedom of chi2: samples used minus 5 parameters",
         attrgetter("degrees_of_freedom"),
     ),
+    CHI2_LEARNED,
     LN_PRIOR,
     LOSS,
     *CONFIDENCES,
@@ -332,6 +341,7 @@ DIAGNOSTICS = (
     ),
     LOSS,
     CHI2,
+    CHI2_LEARNED,
     Column(
         "gradient_norm",
         "float32",
@@ -354,7 +364,7 @@ DIAGNOSTICS = (
         "float32",
         "mas",
         "pos.parallax;stat.fit",
-        "parallax at which the model's flux is the observed one: that of residual, loss and chi2. It is the estimated "
+        "parallax at which the model's flux is the observed one: that of residual and loss. It is the estimated "
         "parallax, unless the model's scale is theoretical",
         attrgetter("model_plx"),
     ),

@@ -98,6 +98,12 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         help="how the minimum is sought: newton, or the recipe of the published catalogue (grid of 31,232 candidates, "
         "8,192 steps of Adam, gradient descent), hundreds of times slower. default: newton",
     )
+    parser.add_argument(
+        "--noise",
+        choices=("learned", "eq2"),
+        help="learned: a second pass under the covariance that the model's residuals have taught; eq2: Eq. 2 of ZGR23 "
+        "alone. default: learned where the model file has it and the optimizer is newton",
+    )
     add_engine_options(parser)
     parser.set_defaults(run=run)
 
@@ -208,6 +214,7 @@ def run(options: argparse.Namespace) -> int:
             optimizer=options.optimizer,
             options=None if options.starts is None else FitOptions(starts=options.starts),
             sigma=options.sigma,
+            noise=options.noise,
             engine=options.engine,
             threads=options.threads,
             photometry_cuts=cuts,

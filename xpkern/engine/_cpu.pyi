@@ -47,6 +47,26 @@ class Candidates:
         plx_upper: float,
     ) -> None: ...
 
+class ModelError:
+    def __init__(
+        self,
+        centre: NDArray[float64],
+        scale: NDArray[float64],
+        covariance: NDArray[float64],
+        archive_factor: float,
+    ) -> None: ...
+
+def freeze_noise(
+    isa: str,
+    model: Model,
+    error: ModelError,
+    independent: NDArray[float64],
+    common: NDArray[float64],
+    flux: NDArray[float32],
+    whitener: NDArray[float32],
+    params: NDArray[float64],
+    threads: int,
+) -> tuple[NDArray[float32], NDArray[float64]]: ...
 def predict(isa: str, model: Model, params: NDArray[float64], threads: int) -> NDArray[float64]: ...
 def evaluate(
     isa: str,

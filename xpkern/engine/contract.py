@@ -111,6 +111,22 @@ class StarData:
         return StarData(self.flux[rows], self.whitener[rows], self.mean[rows], self.sigma[rows])
 
 
+@dataclass
+class FrozenNoise:
+    """Covariances of n stars under a learned noise, factorised.
+
+    Attributes
+    ----------
+    whitener : (n, p) float32
+        As in :class:`Calibrated`; zeros for a star without a usable covariance.
+    ln_det : (n,) float64
+        ln det C over the samples that are not missing; NaN for a star without a usable covariance.
+    """
+
+    whitener: Float32
+    ln_det: Float64
+
+
 @dataclass(frozen=True)
 class LossTerms:
     """Which optional terms the star loss has (Eqs. 13-14 and 19).
@@ -278,6 +294,23 @@ class Engine(Protocol):
         threads: int | None = None,
     ) -> Calibrated:
         """Flux and whitener from coefficients (Eqs. 2-4); bands (n, 5) with error inf are missing."""
+        ...
+
+    def freeze_noise(
+        self,
+        model: FluxModel,
+        noise: Noise,
+        stars: StarData,
+        contained: Noise | None,
+        params: Float64,
+        *,
+        threads: int | None = None,
+    ) -> FrozenNoise:
+        """Whiteners of C = (f f^T) o S(Theta) + archive_factor C_gaia, f and S those of linear parameters (n, k).
+
+        C_gaia is the covariance that the stars' whiteners stand for less the terms of Eq. 2, with the observed flux,
+        that ``contained`` has; all of it where that is None. Missing samples stay missing.
+        """
         ...
 
     def predict(self, model: FluxModel, params: Float64, *, threads: int | None = None) -> Float64:

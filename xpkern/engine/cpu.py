@@ -21,18 +21,20 @@ from xpkern.engine.contract import (
     FitOptions,
     Float32,
     Float64,
+    FrozenNoise,
     Int64,
     LossTerms,
     Solution,
     StarData,
 )
 from xpkern.engine.epoch import check_epoch
-from xpkern.engine.tables import grid_rows, mixture
+from xpkern.engine.tables import contained_errors, grid_rows, learned_error, mixture
 from xpkern.engine.training import EpochResult, ModelArrays, ModelMoments, Steps
 from xpkern.errors import InputError, TrainingDiverged
 from xpkern.fit.candidates import CandidateGrid
 from xpkern.fit.start import StartGrid
 from xpkern.model.flux_model import FluxModel
+from xpkern.model.model_error import ModelError
 from xpkern.model.noise import Noise
 from xpkern.model.type_prior import TypePrior
 from xpkern.observe.calibration import Calibration
@@ -41,7 +43,7 @@ from xpkern.threads import number_of_threads
 #: Environment variable: the instruction set to use (for tests).
 ISA_VARIABLE = "XPKERN_ISA"
 
-Source = TypeVar("Source", FluxModel, TypePrior, StartGrid, CandidateGrid)
+Source = TypeVar("Source", FluxModel, TypePrior, StartGrid, CandidateGrid, ModelError)
 
 
 class CpuEngine:
@@ -106,6 +108,29 @@ class CpuEngine:
             number_of_threads(threads),
         )
         return Calibrated(flux=flux, whitener=whitener, status=status)
+
+    def freeze_noise(
+        self,
+        model: FluxModel,
+        noise: Noise,
+        stars: StarData,
+        contained: Noise | None,
+        params: Float64,
+        *,
+        threads: int | None = None,
+    ) -> FrozenNoise:
+        """Whiteners of C = (f f^T) o S(Theta) + archive_factor C_gaia, f and S those of linear parameters (n, k)."""
+        whitener, ln_det = _cpu.freeze_noise(
+            self.instruction_set,
+            _compiled(model, _compile_model),
+            _compiled(learned_error(noise), _compile_model_error),
+            *contained_errors(contained, model.wavelength),
+            stars.flux,
+            stars.whitener,
+            np.ascontiguousarray(params, np.float64),
+            number_of_threads(threads),
+        )
+        return FrozenNoise(whitener=whitener, ln_det=ln_det)
 
     def predict(self, model: FluxModel, params: Float64, *, threads: int | None = None) -> Float64:
         """Flux (n, m) of linear parameters (n, k) (Eq. 8)."""
@@ -329,6 +354,10 @@ def _compiled(source: Source, make: Callable[[Source], Any]) -> Any:
 
 def _compile_model(model: FluxModel) -> _cpu.Model:
     return _cpu.Model(list(model.weights), list(model.biases), model.ext_curve, model.input_zp, model.input_scale)
+
+
+def _compile_model_error(error: ModelError) -> _cpu.ModelError:
+    return _cpu.ModelError(error.centre, error.scale, error.covariance, error.archive_factor)
 
 
 def _compile_prior(prior: TypePrior) -> _cpu.Prior:

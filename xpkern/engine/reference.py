@@ -15,6 +15,7 @@ from xpkern.engine.contract import (
     FitOptions,
     Float32,
     Float64,
+    FrozenNoise,
     Int64,
     LossTerms,
     Solution,
@@ -29,6 +30,7 @@ from xpkern.engine.packed import (
 from xpkern.engine.reference_descent import best_candidates, descend
 from xpkern.engine.reference_fit import Optimum, minimise
 from xpkern.engine.reference_loss import star_loss
+from xpkern.engine.reference_noise import freeze_noise
 from xpkern.engine.reference_start import starts_from_grid
 from xpkern.engine.reference_train import model_loss, train_epoch
 from xpkern.engine.training import EpochResult, ModelMoments, Steps
@@ -91,6 +93,26 @@ class ReferenceEngine:
                 result.whitener[first + rows] = pack_factor(full, pattern & usable[:, None])
                 result.status[first + rows] |= status
         return result
+
+    def freeze_noise(
+        self,
+        model: FluxModel,
+        noise: Noise,
+        stars: StarData,
+        contained: Noise | None,
+        params: Float64,
+        *,
+        threads: int | None = None,
+    ) -> FrozenNoise:
+        """Whiteners of C = (f f^T) o S(Theta) + archive_factor C_gaia, f and S those of linear parameters (n, k)."""
+        blocks = [
+            freeze_noise(model, noise, stars[first : first + _BLOCK], contained, params[first : first + _BLOCK])
+            for first in range(0, max(len(stars), 1), _BLOCK)
+        ]
+        return FrozenNoise(
+            whitener=np.concatenate([block.whitener for block in blocks]),
+            ln_det=np.concatenate([block.ln_det for block in blocks]),
+        )
 
     def predict(self, model: FluxModel, params: Float64, *, threads: int | None = None) -> Float64:
         """Flux (n, m) of linear parameters (n, k) (Eq. 8)."""

@@ -11,9 +11,11 @@ from xpkern.errors import InputError
 from xpkern.fit.covariance import invert_fisher, invert_fisher_absolute
 from xpkern.fit.result import Fit
 from xpkern.fit.scale import marginalise_scale, widen_parallax
+from xpkern.fit.second_pass import second_pass
 from xpkern.fit.start import StartGrid, start_grid
 from xpkern.fit.zgr23 import Zgr23Options, zgr23_solution
 from xpkern.model.flux_model import FluxModel
+from xpkern.model.noise import KINDS
 from xpkern.model.type_prior import TypePrior
 from xpkern.observe.observations import Observations
 from xpkern.status import UNFITTED, Status, mark
@@ -44,6 +46,7 @@ def fit(
     optimizer: str | Zgr23Options = "newton",
     options: FitOptions | None = None,
     start: StartGrid | Float64 | None = None,
+    noise: str | None = None,
 ) -> Fit:
     """Find the parameters at which the star loss (Eq. 19) is lowest.
 
@@ -72,6 +75,10 @@ def fit(
     start : StartGrid or (n, 5) float64, optional
         Where the search starts: a grid for "newton" to choose from, or linear parameters. By default
         :func:`xpkern.fit.start.start_grid`, or the recipe's own grid.
+    noise : {"learned", "eq2"}, optional
+        "learned": a second pass under the noise that the model's residuals have taught
+        (:mod:`xpkern.fit.second_pass`). "eq2": the covariances as the observations have them. "learned" when not given
+        if the model has such a noise and the optimizer is "newton"; "zgr23" knows Eq. 2 alone.
 
     Returns
     -------
@@ -89,6 +96,7 @@ def fit(
         raise InputError(f"the prior has {prior.means.shape[1]} dimensions, the model {model.n_inputs} inputs")
     box = default_box(prior) if box is None else _checked_box(box, model.n_parameters)
     how = options_of(optimizer, options)
+    noise = noise_of(noise, model, optimizer)
     if start is not None and not isinstance(start, StartGrid):
         start = _checked_start(start, (len(obs), model.n_parameters), obs.flux)
     chosen = get_engine(engine, on_gpu=on_device(obs.flux))
@@ -98,6 +106,10 @@ def fit(
     if isinstance(how, FitOptions):
         start = start_grid(model, prior) if start is None else start
         solution = chosen.fit(model, prior, widened, start, terms, box, how, threads=threads)
+        chi2 = solution.chi2
+        if noise == "learned":
+            passed = second_pass(chosen, model, prior, widened, obs.noise, solution, terms, box, how, threads=threads)
+            solution, chi2 = passed.solution, passed.chi2_eq2
     elif isinstance(start, StartGrid):
         raise InputError("a StartGrid is for newton: zgr23 has its own grid, or takes parameters", field="start")
     else:
@@ -105,6 +117,7 @@ def fit(
             widened, start = _on_host(widened), None if start is None else to_host(start)
         solution = zgr23_solution(chosen, model, prior, widened, start, terms, box, how, threads=threads)
         solution = _beside(solution, obs.flux)
+        chi2 = solution.chi2
     params, fisher = solution.params, solution.fisher
     if model.scale_sigma > 0:
         plx, fisher = marginalise_scale(params[:, -1], fisher, stars, model.scale_sigma)
@@ -128,7 +141,8 @@ def fit(
         fisher=fisher,
         hessian=solution.hessian,
         loss=solution.loss,
-        chi2=solution.chi2,
+        chi2=chi2,
+        chi2_learned=solution.chi2 if noise == "learned" else np.full_like(chi2, np.nan),
         ln_prior=solution.ln_prior,
         gradient_norm=np.linalg.norm(solution.gradient, axis=1),
         decrement=solution.decrement,
@@ -144,8 +158,28 @@ def fit(
         prior=prior,
         terms=terms,
         options=how,
+        noise_kind=noise,
         instruction_set=getattr(chosen, "instruction_set", ""),
     )
+
+
+def noise_of(noise: str | None, model: FluxModel, optimizer: str | Zgr23Options) -> str:
+    """Kind of noise that a fit allows for: "learned" or "eq2".
+
+    Raises
+    ------
+    InputError
+        If there is no such kind, the model has learned none, or the optimizer knows Eq. 2 alone.
+    """
+    if noise is None:
+        return model.noise.kind if optimizer == "newton" else "eq2"
+    if noise not in KINDS:
+        raise InputError(f"{noise!r} is none of {', '.join(KINDS)}", field="noise")
+    if noise == "learned" and model.noise.kind != "learned":
+        raise InputError("the model's residuals have taught it none: its noise is that of Eq. 2", field="noise")
+    if noise == "learned" and optimizer != "newton":
+        raise InputError("zgr23 knows that of Eq. 2 alone", field="noise")
+    return noise
 
 
 def options_of(optimizer: str | Zgr23Options, options: FitOptions | None) -> FitOptions | Zgr23Options:

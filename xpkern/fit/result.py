@@ -46,7 +46,10 @@ class Fit:
     hessian : (n, 5, 5) float64
         Of the loss, in x = (teff, feh, logg, ln ext, ln plx).
     loss, chi2, ln_prior : (n,) float64
-        Eq. 19, the part of it due to the flux, and the normalised prior density.
+        Eq. 19, the chi^2 of the flux under the noise of Eq. 2, and the normalised prior density. After a second pass
+        under a learned noise ``loss`` is that pass's, ``chi2`` that at the first one's optimum.
+    chi2_learned : (n,) float64
+        chi^2 of the flux under the learned noise; NaN where the fit had none.
     gradient_norm : (n,) float64
         Euclidean norm of the gradient of the loss in x.
     decrement : (n,) float64
@@ -73,6 +76,8 @@ class Fit:
         Which terms the loss had.
     options : FitOptions or Zgr23Options
         What the optimiser was told; its type says which one it was.
+    noise_kind : {"eq2", "learned"}
+        Under which noise ``params``, errors, ``loss`` and ``residual`` are.
     instruction_set : str
         Which of the engine's instruction sets computed it; empty for an engine that has only one.
     """
@@ -85,6 +90,7 @@ class Fit:
     hessian: Float64
     loss: Float64
     chi2: Float64
+    chi2_learned: Float64
     ln_prior: Float64
     gradient_norm: Float64
     decrement: Float64
@@ -100,6 +106,7 @@ class Fit:
     prior: TypePrior
     terms: LossTerms = field(default_factory=LossTerms)
     options: FitOptions | Zgr23Options = field(default_factory=FitOptions)
+    noise_kind: str = "eq2"
     instruction_set: str = ""
 
     def __len__(self) -> int:

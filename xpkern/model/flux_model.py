@@ -89,6 +89,10 @@ class FluxModel:
                 raise InputError("must be positive", field=name)
         if not (np.isfinite(self.scale_sigma) and self.scale_sigma >= 0):
             raise InputError(f"{self.scale_sigma} is not a finite number >= 0", field="scale_sigma")
+        learned = self.noise.model_error
+        if learned is not None and (learned.n_samples, learned.centre.shape[1]) != (width, len(input_zp)):
+            message = f"learned for {learned.n_samples} samples and {learned.centre.shape[1]} inputs"
+            raise InputError(f"{message}, the model has {width} and {len(input_zp)}", field="noise")
         theoretical = np.zeros(width, bool) if self.theoretical is None else np.array(self.theoretical, dtype=bool)
         if theoretical.shape != (width,):
             raise InputError(f"shape {theoretical.shape}, expected ({width},)", field="theoretical")

@@ -15,7 +15,8 @@ import numpy as np
 
 from xpkern.errors import InputError, ModelFileError
 from xpkern.model.flux_model import FluxModel
-from xpkern.model.noise import Noise
+from xpkern.model.model_error import ModelError
+from xpkern.model.noise import KINDS, Noise
 from xpkern.model.type_prior import TypePrior
 
 FORMAT_VERSION = 1
@@ -23,6 +24,7 @@ FORMAT_VERSION = 1
 _FLUX_ARRAYS = ("input_zp", "input_scale", "wavelength")
 _PRIOR_ARRAYS = ("weights", "means", "covariances")
 _NOISE_NUMBERS = ("common", "bp", "rp", "floor")
+_MODEL_ERROR_ARRAYS = ("centre", "scale", "covariance")
 _PROVENANCE = "provenance_"
 
 
@@ -77,6 +79,10 @@ def _write(file: h5py.File, model: FluxModel, prior: TypePrior) -> None:
     put("noise/independent", model.noise.independent)
     for name in ("kind", "sigma", *_NOISE_NUMBERS):
         file["noise"].attrs[name] = getattr(model.noise, name)
+    if model.noise.model_error is not None:
+        for name in _MODEL_ERROR_ARRAYS:
+            put(f"noise/{name}", getattr(model.noise.model_error, name))
+        file["noise"].attrs["archive_factor"] = model.noise.model_error.archive_factor
     file.create_dataset("card", data=model.card, dtype=h5py.string_dtype(), track_times=False)
 
 
@@ -157,10 +163,7 @@ class _Reader:
         layers = 0
         while f"flux/weights_{layers}" in self.file:
             layers += 1
-        with self.named("noise"):
-            fields: dict[str, Any] = {field: self.number("noise", field) for field in _NOISE_NUMBERS}
-            fields |= {field: str(self.attribute("noise", field)) for field in ("kind", "sigma")}
-            noise = Noise(self.array("noise/independent"), **fields)
+        noise = self.noise()
         with self.named("flux"):
             card = self.file.get("card")
             ln_ext_curve = self.array("flux/ln_ext_curve")
@@ -183,6 +186,19 @@ class _Reader:
                 licence=str(self.attribute("/", "licence")),
                 card=card.asstr()[()] if isinstance(card, h5py.Dataset) else "",
             )
+
+    def noise(self) -> Noise:
+        kind = str(self.attribute("noise", "kind"))
+        if kind not in KINDS:
+            raise ModelFileError(f"noise model {kind!r} is unknown to this version", file=self.name, field="noise/kind")
+        with self.named("noise"):
+            fields: dict[str, Any] = {field: self.number("noise", field) for field in _NOISE_NUMBERS}
+            fields["sigma"] = str(self.attribute("noise", "sigma"))
+            if kind == "learned":
+                arrays = {field: self.array(f"noise/{field}") for field in _MODEL_ERROR_ARRAYS}
+                factor = self.number("noise", "archive_factor")
+                fields["model_error"] = ModelError(**arrays, archive_factor=factor)
+            return Noise(self.array("noise/independent"), **fields)
 
     def type_prior(self) -> TypePrior:
         with self.named("prior"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -11,11 +11,18 @@ from numpy.typing import ArrayLike
 
 from xpkern.engine.contract import Float64
 from xpkern.errors import InputError
-from xpkern.grid import N_BANDS, N_FLUX, N_XP
+from xpkern.grid import N_BANDS, N_FLUX, N_XP, XP_WAVELENGTH
 from xpkern.model.arrays import constant, digest
+from xpkern.model.model_error import ModelError
 
 #: The two readings of the archive's errors; see :class:`Noise`.
 SIGMA_CONVENTIONS = ("archive", "zgr23")
+
+#: Names of noise models in a model file: that of Eq. 2 alone, and one with a covariance learned from residuals.
+KINDS = ("eq2", "learned")
+
+#: Where the spectra of BP and RP meet [nm]; a spectrum already merged does not tell their shares, so half each.
+_JUNCTION = 642.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,8 +49,9 @@ class Noise:
         ZGR23's footnote 2 amounts to.
     floor : float
         Eigenvalues of C of the XP samples below this [(1e-18 W m-2 nm-1)^2] are raised to it.
-    kind : str
-        Name of the noise model in a model file; "eq2".
+    model_error : ModelError, optional
+        What residuals have taught of the model's own error. With it a fit has two passes: the first with Eq. 2, the
+        second with the covariance that :class:`xpkern.model.model_error.ModelError` tells, at the first one's optimum.
     """
 
     independent: Float64
@@ -52,7 +60,7 @@ class Noise:
     rp: float = 0.001
     sigma: str = "archive"
     floor: float = 1e-9
-    kind: str = "eq2"
+    model_error: ModelError | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "independent", constant(self.independent, "independent", (None,)))
@@ -65,8 +73,9 @@ class Noise:
             object.__setattr__(self, name, value)
         if self.sigma not in SIGMA_CONVENTIONS:
             raise InputError(f"{self.sigma!r} is none of {', '.join(SIGMA_CONVENTIONS)}", field="sigma")
-        if self.kind != "eq2":
-            raise InputError(f"noise model {self.kind!r} is unknown to this version", field="kind")
+        if self.model_error is not None and self.model_error.n_samples != len(self.independent):
+            message = f"of {self.model_error.n_samples} samples, that of Eq. 2 of {len(self.independent)}"
+            raise InputError(message, field="model_error")
 
     @classmethod
     def eq2(
@@ -103,7 +112,26 @@ class Noise:
             independent[mask] = float(theoretical_error)
         return cls(independent=independent, sigma=sigma)
 
+    @property
+    def kind(self) -> str:
+        """Name of the noise model in a model file: "eq2", or "learned" where it has a model error."""
+        return KINDS[self.model_error is not None]
+
+    def without_model_error(self) -> Noise:
+        """The noise of Eq. 2 alone."""
+        return replace(self, model_error=None)
+
+    def common_errors(self, wavelength: Float64) -> Float64:
+        """Fractional errors of samples (m,) [nm] that are common to several, (3, m): ``common``, ``bp`` and ``rp``.
+
+        A merged spectrum does not tell the shares of BP and RP in the sample where they meet: half each.
+        """
+        spectrum = wavelength <= XP_WAVELENGTH[-1]
+        bp_share = np.where(wavelength < _JUNCTION, 1.0, np.where(wavelength > _JUNCTION, 0.0, 0.5))
+        return np.stack([self.common * spectrum, self.bp * bp_share * spectrum, self.rp * (1.0 - bp_share) * spectrum])
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 (hex) of everything that enters C."""
-        return digest([self.kind, self.independent, self.common, self.bp, self.rp, self.sigma, self.floor])
+        learned = [] if self.model_error is None else [self.model_error.digest]
+        return digest([self.kind, self.independent, self.common, self.bp, self.rp, self.sigma, self.floor, *learned])

@@ -158,6 +158,31 @@ def photometer_fluxes(calibration: Calibration, flux: Float64) -> tuple[Float64,
     return flux[:, sees_bp & ~sees_rp].mean(axis=1), flux[:, sees_rp & ~sees_bp].mean(axis=1)
 
 
+def sample_correlation(flux: Float64, calibration: Calibration, error_model: ErrorModel) -> Float64:
+    """Correlation matrices of sampled spectra (n, 61, 61): what the archive's errors are for stars of such fluxes.
+
+    A sampled spectrum tells the error of each sample but not how they are correlated: neighbours are, strongly, and
+    with alternating signs.
+
+    Parameters
+    ----------
+    flux : (n, 61) float64
+        XP samples [1e-18 W m-2 nm-1].
+    calibration : Calibration
+    error_model : ErrorModel
+        For as many coefficients as the calibration's.
+    """
+    covariance = np.zeros((len(flux), flux.shape[1], flux.shape[1]))
+    sides = ((error_model.bp, calibration.bp_design), (error_model.rp, calibration.rp_design))
+    for (photometer, design), mean_flux in zip(sides, photometer_fluxes(calibration, flux), strict=True):
+        positive = np.maximum(mean_flux, 1e-9)
+        error = photometer.draw_errors(positive, np.zeros(len(flux))).astype(np.float64)
+        sigma = error[:, :, None] * photometer.correlation(positive) * error[:, None, :]
+        covariance += design @ sigma @ design.T
+    size = np.sqrt(np.einsum("njj->nj", covariance))
+    return covariance / (size[:, :, None] * size[:, None, :])
+
+
 def _bright_share(mean_flux: Float64) -> Float64:
     """The t of the module's formula, (N,)."""
     low, high = CORRELATION_LIMITS

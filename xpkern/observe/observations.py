@@ -79,6 +79,7 @@ class Observations:
         source_id: ArrayLike | None = None,
         constraint_mean: ArrayLike | None = None,
         constraint_err: ArrayLike | None = None,
+        noise: Noise | None = None,
     ) -> Observations:
         """Stars from plain arrays.
 
@@ -101,6 +102,9 @@ class Observations:
             0, 1, 2, … when not given.
         constraint_mean, constraint_err : (n, 5) array_like, optional
             Gaussian constraints on (teff, feh, logg, ext, plx); not finite means none.
+        noise : Noise, optional
+            The noise of Eq. 2 that C contains. A learned noise takes it out of C again; where none is said to be in
+            it, C is taken for what the measurement alone has, and the learned noise comes on top.
 
         Returns
         -------
@@ -152,6 +156,7 @@ class Observations:
             status=status,
             constraint_mean=mean,
             constraint_err=error,
+            noise=noise,
         )
 
     def __len__(self) -> int:

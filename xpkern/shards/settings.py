@@ -61,6 +61,8 @@ class RunSettings:
     sigma : {"archive", "zgr23"}, optional
         How the archive's errors are read.
     optimizer : {"newton", "zgr23"}
+    noise : {"learned", "eq2"}, optional
+        As :func:`xpkern.fit` takes it.
     starts : int, optional
         Searches of each star at most, of "newton".
     engine : str
@@ -82,6 +84,7 @@ class RunSettings:
     layout: str = "default"
     sigma: str | None = None
     optimizer: str = "newton"
+    noise: str | None = None
     starts: int | None = None
     engine: str = "auto"
     threads: int | None = None
@@ -92,6 +95,7 @@ class RunSettings:
             "layout": ("default", "zgr23"),
             "sigma": (None, "archive", "zgr23"),
             "optimizer": ("newton", "zgr23"),
+            "noise": (None, "learned", "eq2"),
             "parallax_zero_point": ZERO_POINTS,
         }
         for name, allowed in choices.items():

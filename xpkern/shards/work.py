@@ -161,6 +161,7 @@ def make_shard(unit: Unit, settings_digest: str, on_progress: Callable[[int], ob
         sigma=settings.sigma,
         optimizer=settings.optimizer,
         options=settings.fit_options(),
+        noise=settings.noise,
         engine=settings.engine,
         threads=settings.threads,
         overwrite=True,

@@ -10,16 +10,15 @@ from numpy.typing import NDArray
 from xpkern.engine.contract import Float64, LossTerms
 from xpkern.engine.packed import pack_factor
 from xpkern.fit.fit import fit
-from xpkern.grid import N_FLUX, N_XP, PARAMETERS, XP_WAVELENGTH
+from xpkern.grid import N_FLUX, N_XP, PARAMETERS, WAVELENGTH
 from xpkern.model.flux_model import FluxModel
 from xpkern.model.noise import Noise
 from xpkern.model.type_prior import TypePrior
+from xpkern.observe.calibration import Calibration
+from xpkern.observe.error_model import ErrorModel, sample_correlation
 from xpkern.observe.observations import Observations
 from xpkern.status import UNFITTED
 from xpkern.train.apogee_library import N_OBSERVED, Library
-
-#: Where the spectra of BP and RP meet [nm]; a spectrum already merged does not tell their shares, so half each.
-_JUNCTION = 642.0
 
 #: Stars whose covariances are held at once.
 _BLOCK = 512
@@ -67,16 +66,14 @@ class Residuals:
         return self.difference / self.sigma
 
 
-def observations(library: Library, noise: Noise) -> Observations:
-    """Library stars as the fit takes them: C = diag(error^2) + ``noise`` (Eq. 2), W1 and W2 missing.
+def observations(library: Library, noise: Noise, error_model: ErrorModel | None = None) -> Observations:
+    """Library stars as the fit takes them: their errors and ``noise`` (Eq. 2), W1 and W2 missing.
 
-    The library has the errors of its sampled spectra but not their correlations.
+    The library has the errors of its sampled spectra but not their correlations: there are none, or those of an
+    ``error_model``.
     """
-    bp_share = np.where(XP_WAVELENGTH < _JUNCTION, 1.0, np.where(XP_WAVELENGTH > _JUNCTION, 0.0, 0.5))
-    shares = np.zeros((3, N_OBSERVED))
-    shares[0, :N_XP] = noise.common
-    shares[1, :N_XP] = noise.bp * bp_share
-    shares[2, :N_XP] = noise.rp * (1.0 - bp_share)
+    calibration = Calibration.default()
+    shares = noise.common_errors(WAVELENGTH[:N_OBSERVED])
     present = np.broadcast_to(np.arange(N_FLUX) < N_OBSERVED, (len(library), N_FLUX))
     packed = []
     for start in range(0, len(library), _BLOCK):
@@ -84,13 +81,19 @@ def observations(library: Library, noise: Noise) -> Observations:
         flux = library.flux[block]
         common = flux[:, None, :] * shares
         covariance = np.einsum("nqi,nqj->nij", common, common)
-        np.einsum("njj->nj", covariance)[:] += library.error[block] ** 2 + (noise.independent[:N_OBSERVED] * flux) ** 2
+        error = library.error[block]
+        np.einsum("njj->nj", covariance)[:] += error**2 + (noise.independent[:N_OBSERVED] * flux) ** 2
+        if error_model is not None:
+            beside = sample_correlation(flux[:, :N_XP], calibration, error_model) - np.eye(N_XP)
+            covariance[:, :N_XP, :N_XP] += error[:, :N_XP, None] * beside * error[:, None, :N_XP]
         factor = np.zeros((len(flux), N_FLUX, N_FLUX))
         factor[:, :N_OBSERVED, :N_OBSERVED] = np.linalg.cholesky(covariance)
         packed.append(pack_factor(factor, present[block]))
     flux = np.zeros((len(library), N_FLUX))
     flux[:, :N_OBSERVED] = library.flux
-    return Observations.from_arrays(flux=flux, packed_factor=np.concatenate(packed), source_id=library.source_id)
+    return Observations.from_arrays(
+        flux=flux, packed_factor=np.concatenate(packed), source_id=library.source_id, noise=noise
+    )
 
 
 def residuals(

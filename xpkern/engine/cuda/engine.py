@@ -19,6 +19,7 @@ from xpkern.engine.contract import (
     Evaluation,
     FitOptions,
     Float64,
+    FrozenNoise,
     Int64,
     LossTerms,
     Solution,
@@ -172,6 +173,25 @@ class CudaEngine:
             for name, values in vars(rest).items():
                 getattr(calibrated, name)[xp.asarray(unfinished)] = xp.asarray(values)
         return calibrated
+
+    def freeze_noise(
+        self,
+        model: FluxModel,
+        noise: Noise,
+        stars: StarData,
+        contained: Noise | None,
+        params: Float64,
+        *,
+        threads: int | None = None,
+    ) -> FrozenNoise:
+        """Whiteners of C = (f f^T) o S(Theta) + archive_factor C_gaia, f and S those of linear parameters (n, k).
+
+        The kernels of the CPU do it: stars on a GPU pass through the host.
+        """
+        on_host = StarData(**{name: to_host(array) for name, array in vars(stars).items()})
+        frozen = CpuEngine().freeze_noise(model, noise, on_host, contained, to_host(params), threads=threads)
+        xp = namespace_of(stars.flux)
+        return FrozenNoise(whitener=xp.asarray(frozen.whitener), ln_det=xp.asarray(frozen.ln_det))
 
     def predict(self, model: FluxModel, params: Float64, *, threads: int | None = None) -> Float64:
         """Flux (n, m) of linear parameters (n, k) (Eq. 8)."""
