@@ -14,9 +14,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from catalog_files import SUFFIXES
+from catalog_files import read as read_table
 from command_lines import ENGINE, STARS, SUN, catalog_arguments, one_line
-from test_writers import SUFFIXES
-from test_writers import read as read_table
 
 import xpkern as xk
 from xpkern.cli import catalog, main

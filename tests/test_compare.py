@@ -5,8 +5,8 @@ from __future__ import annotations
 import h5py
 import numpy as np
 import pytest
+from catalog_files import SUFFIXES, part_of, random_rows
 from command_lines import one_line
-from test_writers import SUFFIXES, part_of, random_rows
 
 import xpkern as xk
 from xpkern.catalog.rows import StarRows

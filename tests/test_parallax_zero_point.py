@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from astropy.table import Table
+from catalog_files import read
 from command_lines import ENGINE
-from test_writers import read
 
 import xpkern as xk
 from xpkern.cli import main

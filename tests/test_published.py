@@ -7,7 +7,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from test_writers import part_of, random_rows
+from catalog_files import part_of, random_rows
 
 import xpkern as xk
 from xpkern.catalog import published

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from astropy import units
 from astropy.io.votable.ucd import check_ucd
+from catalog_files import read
 from command_lines import ENGINE, STARS, first_row, one_line
-from test_writers import read
 
 import xpkern as xk
 from xpkern.catalog.hdf5_writer import Hdf5Writer
