@@ -132,7 +132,7 @@ def test_nothing_but_nan_is_a_band_that_is_not_there(form, tmp_path, rng):
             columns[name][1] = np.full_like(columns[name][1], np.nan)
     stars = xk.read_xp(make(form, columns, tmp_path), calibration=FEW, engine="reference")
     assert stars.reasons == []
-    nothing = Status.NO_BP | Status.NO_RP | Status.NO_DATA
+    nothing = Status.NO_BP | Status.NO_RP
     assert ((stars.status & np.uint32(nothing)) == nothing).tolist() == [False, True, False]
 
 
