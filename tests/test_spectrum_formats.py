@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import replace
 
 import h5py
@@ -18,8 +17,6 @@ from xpkern.observe.calibration import Calibration
 from xpkern.observe.spectra import read_blocks
 from xpkern.observe.xp_block import SeenSources, XpBlock
 from xpkern.status import Status
-
-warnings.filterwarnings("ignore", module="astropy")
 
 
 def read_all(source, calibration=FEW, rows=2, **options) -> XpBlock:
