@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import replace
 
 import h5py
@@ -10,14 +9,14 @@ import numpy as np
 import pytest
 from gaia_rows import assert_same
 
+import xpkern as xk
 from bench import spectrum_formats
 from bench.spectrum_formats import ALL, FEW, FILES, FIXED, Columns, make, some_columns
 from xpkern.errors import InputError
 from xpkern.observe.calibration import Calibration
 from xpkern.observe.spectra import read_blocks
 from xpkern.observe.xp_block import SeenSources, XpBlock
-
-warnings.filterwarnings("ignore", module="astropy")
+from xpkern.status import Status
 
 
 def read_all(source, calibration=FEW, rows=2, **options) -> XpBlock:
@@ -107,6 +106,31 @@ def test_the_real_files_read_identically_in_each_format(shared_data):
                 assert np.array_equal(values, first[name]), (path, source_id, name)
     assert kinds == {".csv", ".ecsv", ".fits", ".xml", ".avro"}
     assert len(seen) == 3 + 3 + 2
+
+
+@pytest.mark.filterwarnings("ignore")  # GaiaXPy's own business
+def test_the_real_files_read_as_gaiaxpy_reads_them(shared_data, capsys):
+    gaiaxpy = pytest.importorskip("gaiaxpy")
+    from gaiaxpy.input_reader.input_reader import InputReader
+
+    calibration = Calibration.default()
+    for path in sorted((shared_data / "gaiaxpy" / "xp_continuous").glob("*")):
+        frame = InputReader(path, gaiaxpy.calibrate, False).read()
+        frame = frame[0] if isinstance(frame, tuple) else frame
+        # errors and correlation matrices, or covariances where the file is AVRO
+        assert_same(read_all(frame, calibration, rows=100), read_all(path, calibration, rows=100))
+
+
+@pytest.mark.parametrize("form", ["lists", "fits", "parquet", "avro", "binary2.xml", "h5"])
+def test_nothing_but_nan_is_a_band_that_is_not_there(form, tmp_path, rng):
+    columns = some_columns(rng, 3)
+    for name in columns:
+        if spectrum_formats.is_array(name):
+            columns[name][1] = np.full_like(columns[name][1], np.nan)
+    stars = xk.read_xp(make(form, columns, tmp_path), calibration=FEW, engine="reference")
+    assert stars.reasons == []
+    nothing = Status.NO_BP | Status.NO_RP
+    assert ((stars.status & np.uint32(nothing)) == nothing).tolist() == [False, True, False]
 
 
 def test_errors_and_correlations_of_a_covariance(tmp_path, rng):

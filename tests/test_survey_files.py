@@ -130,6 +130,10 @@ def test_hdf5_holds_the_same_numbers(survey, tmp_path):
         with h5py.File(path) as file:
             columns = {name: dataset[()] for name, dataset in file.items()}
             assert all(dataset.attrs["description"] for dataset in file.values())
+        mirror = next(read_blocks(path, calibration))
+        np.testing.assert_array_equal(mirror.bad, block.bad)
+        for name, numbers in vars(block.coefficients).items():
+            np.testing.assert_array_equal(getattr(mirror.coefficients, name), numbers, err_msg=name)
         n = len(block)
         assert {len(values) for values in columns.values()} == {n}
         np.testing.assert_array_equal(columns["source_id"], block.source_id)
