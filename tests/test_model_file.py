@@ -144,7 +144,7 @@ def test_bad_field_is_named(saved, field, value, message):
         ("/", "format_version", None, "field format_version: missing"),
         ("/", "scale_sigma", np.nan, "scale_sigma: .*nan.* is not a finite number"),
         ("prior", "ln_prior_threshold", None, "field prior/ln_prior_threshold: missing"),
-        ("noise", "kind", "learned", "field noise/kind: noise model 'learned' is unknown"),
+        ("noise", "kind", "student", "field noise/kind: noise model 'student' is unknown"),
         ("noise", "common", "much", "noise/common: 'much' is not a finite number"),
     ],
 )

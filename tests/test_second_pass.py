@@ -11,6 +11,7 @@ from mock_stars import random_model, random_params, random_prior, some_bands_mis
 from test_learned_noise import learned, stars_with_eq2
 
 import xpkern as xk
+from xpkern.cli import main
 from xpkern.engine.contract import Box, FitOptions, FrozenNoise, LossTerms, Solution, StarData
 from xpkern.fit.second_pass import second_pass
 from xpkern.status import Status
@@ -181,3 +182,28 @@ def test_minima_are_compared_with_their_determinants():
     np.testing.assert_array_equal(passed.chi2_eq2, [19.0, 19.0, 100.0 * 5.2 - 1.0, 100.0 * 5.3 - 1.0, 19.0])
     np.testing.assert_array_equal(found.iterations, [14, 21, 21, 21, 7])
     np.testing.assert_array_equal(found.status, [0, 0, 0, 0, Status.NOISE_OF_EQ2])
+
+
+def test_catalogue_of_files(rng, bulk_files, tmp_path):
+    """The same bytes in blocks of any size, Eq. 2 alone where it is asked for, on the command line, too."""
+    model, prior = xk.load_model()
+    model = replace(model, noise=replace(model.noise, model_error=learned(rng).model_error))
+    xk.save_model(tmp_path / "model.h5", model, prior)
+    options = {"gaia_source": bulk_files.gaia_source, "model": model, "prior": prior}
+    contents = []
+    for name, rows, threads in (("whole", 1024, 1), ("parts", 7, 2)):
+        xk.make_catalog(bulk_files.spectra, tmp_path / f"{name}.h5", rows=rows, threads=threads, **options)
+        contents.append((tmp_path / f"{name}.h5").read_bytes())
+    assert contents[0] == contents[1]
+    xk.make_catalog(bulk_files.spectra, tmp_path / "eq2.h5", noise="eq2", **options)
+    command = ["catalog", str(bulk_files.spectra), "--source", str(bulk_files.gaia_source), "--noise", "eq2"]
+    assert main([*command, "--model", str(tmp_path / "model.h5"), "-o", str(tmp_path / "command.h5")]) == 0
+    assert (tmp_path / "command.h5").read_bytes() == (tmp_path / "eq2.h5").read_bytes()
+    with h5py.File(tmp_path / "whole.h5") as whole, h5py.File(tmp_path / "eq2.h5") as plain:
+        fitted = np.isfinite(whole["teff"][()])
+        assert np.isfinite(whole["chi2_learned"][()][fitted]).all()
+        assert np.isnan(plain["chi2_learned"][()]).all()
+        assert (whole.attrs["noise_kind"], plain.attrs["noise_kind"]) == ("learned", "eq2")
+        assert plain.attrs["noise_digest"] == xk.load_model()[0].noise.digest
+    with pytest.raises(xk.InputError, match="noise: the model's residuals have taught it none"):
+        xk.make_catalog(bulk_files.spectra, tmp_path / "none.h5", noise="learned")

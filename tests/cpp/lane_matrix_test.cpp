@@ -1,6 +1,6 @@
 // The linear algebra of lanes against plain loops over one star at a time, and a calibration of odd sizes.
-#include "core/lane_matrix.hpp"
 #include "check.hpp"
+#include "core/frozen_noise.hpp"
 #include "cpu/calibrate.hpp"
 #include "cpu/calibration_plan.hpp"
 
@@ -198,6 +198,25 @@ void test_factor(int end, int link, int n, Random& random) {
     }
 }
 
+// G G^T in place of G, with every remainder of its blocks of rows and columns.
+template <class Lane>
+void test_square(int n, Random& random) {
+    Lanes<Lane> triangle(row_start(n)), before(row_start(n));
+    triangle.randomise(row_start(n), random);
+    for (int k = 0; k < row_start(n); ++k) before.get()[k] = triangle.get()[k];
+    kernel::square_of_factor(triangle.get(), n);
+    for (int star = 0; star < Lanes<Lane>::width; ++star) {
+        for (int i = 0; i < n; ++i) {
+            for (int j = 0; j <= i; ++j) {
+                double expected = 0;
+                for (int k = 0; k <= j; ++k)
+                    expected += before.at(row_start(i) + k, star) * before.at(row_start(j) + k, star);
+                CHECK_CLOSE(triangle.at(row_start(i) + j, star), expected, ROUNDING * n);
+            }
+        }
+    }
+}
+
 void test_eigenvalue_floor(int n, Random& random) {
     // eigenvectors: a product of reflections; eigenvalues 1e-6 to 1e3
     std::vector<double> vectors(size_t(n * n)), values(static_cast<size_t>(n)), work(size_t(2 * n * n));
@@ -341,6 +360,7 @@ void test_lane() {
     for (const int link : {0, 5, 8, 9}) test_factor<Lane>(9, link, 22, random);
     test_factor<Lane>(1, 0, 2, random);
     test_factor<Lane>(6, 6, 6, random);
+    for (const int n : {1, 2, 3, 4, 5, 6, 7, 8, 11, 18}) test_square<Lane>(n, random);
     test_transpose<Lane>(random);
 }
 

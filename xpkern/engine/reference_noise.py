@@ -39,9 +39,9 @@ def freeze_noise(
 ) -> FrozenNoise:
     """Factors of C = (f f^T) o S(Theta) + archive_factor C_gaia at given parameters, as the contract says."""
     error = learned_error(noise)
-    present: np.ndarray = present_samples(stars.whitener)
+    present = present_samples(stars.whitener)
     covariance = error.archive_factor * archive_covariance(model, stars, contained)
-    usable: np.ndarray = np.asarray(present.any(axis=1)) & np.asarray(np.isfinite(params).all(axis=1))
+    usable: np.ndarray = np.asarray(present.any(axis=1) & np.isfinite(params).all(axis=1))
     at = np.where(usable[:, None], params, 1.0)
     flux = np.exp(model.ln_flux(at))
     covariance += flux[:, :, None] * error.at(at[:, : model.n_inputs]) * flux[:, None, :]
