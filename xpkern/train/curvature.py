@@ -38,6 +38,9 @@ from xpkern.model.flux_model import FluxModel
 #: Below this extinction its logarithm's Jacobian term is held to be as strong as here.
 _SMALLEST_EXT = 1e-3
 
+#: What is added to the curvature by a star's parameters, as a fraction of its diagonal.
+_RIDGE = 1e-9
+
 
 @dataclass(frozen=True)
 class EvenCoordinates:
@@ -145,7 +148,9 @@ def _taken_by_the_stars(
     if terms.jacobian_ext:
         own[:, -2] += 1.0 / np.maximum(params[:, -2], _SMALLEST_EXT) ** 2
     own[:, -1] *= params[:, -1] ** 2
-    np.einsum("nkk->nk", curvature)[:] += own
+    diagonal = np.einsum("nkk->nk", curvature)
+    diagonal += own
+    diagonal *= 1.0 + _RIDGE  # under a flat curve nothing tells extinction from distance, if no label does
     return of_flux @ np.linalg.solve(curvature, of_flux.swapaxes(1, 2))
 
 
