@@ -60,10 +60,25 @@ KNOWN_TO = 0.2
 RECIPE = NoiseRecipe(groups=1, iterations=25, most_stars=2000, outlier=np.inf, prior_stars=1.0)
 
 
+#: And in any direction, of the whole variance there: four to five times sqrt(2 / 2000).
+KNOWN_OF_WHOLE = 0.15
+
+
 def relative_error(found, truth):
-    """Largest relative deviation of the variance in any of the directions in which the truth has its axes."""
+    """Relative deviations of the variance in the directions in which the truth has its axes."""
     values, vectors = np.linalg.eigh(truth)
     return np.abs(np.einsum("ik,ij,jk->k", vectors, found, vectors) / values - 1.0)
+
+
+def error_of_whole(found, truth, model, prior, stars):
+    """The same, relative to the variance of residuals: with that of the labels, as far as they tell, and of noise."""
+    part = residuals_at_labels(model, prior, stars, None)
+    told = np.isfinite(stars.sigma[0])
+    labels = np.einsum("nik,nk,njk->ij", part.slope[:, :, told], 1.0 / part.precision[:, told], part.slope[:, :, told])
+    whole = truth.covariance[0] + labels / len(stars) + truth.archive_factor * part.archive.mean(axis=0)
+    vectors = np.linalg.eigh(truth.covariance[0])[1]
+    deviation = np.einsum("ik,ij,jk->k", vectors, found.covariance[0] - truth.covariance[0], vectors)
+    return np.abs(deviation) / np.einsum("ik,ij,jk->k", vectors, whole, vectors)
 
 
 def test_known_covariance_and_factor(rng, small):
@@ -72,20 +87,21 @@ def test_known_covariance_and_factor(rng, small):
     stars = labelled_stars(rng, model, prior, truth, 2000)
     found = learn_model_error(model, prior, stars, None, RECIPE)
     assert np.median(relative_error(found.covariance[0], truth.covariance[0])) < KNOWN_TO
-    assert relative_error(found.covariance[0], truth.covariance[0]).max() < 4 * KNOWN_TO
+    assert error_of_whole(found, truth, model, prior, stars).max() < KNOWN_OF_WHOLE
     assert abs(found.archive_factor / truth.archive_factor - 1.0) < 0.15
     # as if the labels were true: what their errors do to the spectra is then taken for errors of the model
     certain = replace(stars, sigma=np.where(np.isfinite(stars.sigma), 1e-6, np.inf))
     naive = learn_model_error(model, prior, certain, None, RECIPE)
-    assert relative_error(naive.covariance[0], truth.covariance[0]).max() > 12 * KNOWN_TO
+    assert error_of_whole(naive, truth, model, prior, stars).max() > 2 * KNOWN_OF_WHOLE
     assert np.trace(naive.covariance[0]) > 1.3 * np.trace(found.covariance[0])
 
 
 def test_groups(rng, small):
     model, prior = small
     cool, hot = one_group(rng, 0.02), one_group(rng, 0.06)
+    low, high = np.quantile(prior.sample(2000, rng)[:, 0], [0.15, 0.85])
     truth = ModelError(
-        np.array([[4.5, -0.3, 3.5], [6.5, -0.3, 3.5]]),
+        np.array([[low, -0.3, 3.5], [high, -0.3, 3.5]]),
         np.array([0.3, 9.0, 9.0]),
         np.concatenate([cool.covariance, hot.covariance]),
         1.0,
@@ -100,7 +116,7 @@ def test_groups(rng, small):
     of_stars = np.trace(truth.at(stars.mean[:, :3]), axis1=1, axis2=2)
     expected = share.T @ of_stars / share.sum(axis=0)
     np.testing.assert_allclose(np.trace(found.covariance, axis1=1, axis2=2), expected, rtol=0.3)
-    assert expected[-1] > 3.0 * expected[0]
+    assert expected[-1] > 2.0 * expected[0]
 
 
 def test_free_extinction_and_scale(rng, small):
@@ -113,7 +129,6 @@ def test_free_extinction_and_scale(rng, small):
     across = np.linalg.svd(np.eye(SAMPLES) - axes @ axes.T)[0][:, : SAMPLES - 2]
     deviation = relative_error(across.T @ found.covariance[0] @ across, across.T @ truth.covariance[0] @ across)
     assert np.median(deviation) < KNOWN_TO
-    assert deviation.max() < 4 * KNOWN_TO
     # and there S stays what is assumed beforehand: neither lost nor without bound
     along = np.einsum("ik,ij,jk->k", axes, found.covariance[0], axes)
     assert (along > 1e-5).all()
