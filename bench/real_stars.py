@@ -24,7 +24,7 @@ from threadpoolctl import threadpool_limits
 import xpkern as xk
 from bench.harness import machine, pinned
 from xpkern.engine.contract import Float64
-from xpkern.grid import N_XP, WAVELENGTH, XP_WAVELENGTH, in_scale_window
+from xpkern.grid import N_XP, WAVELENGTH, in_scale_window
 from xpkern.status import UNFITTED
 from xpkern.train.apogee_library import (
     LIBRARY_WAVELENGTH,
@@ -72,41 +72,35 @@ class Stars:
         Over each star's mean at 592-782 nm.
     observed : (n, 8) float64
         What a survey may know besides: logarithms of that mean and of seven of the errors.
-    magnitude : (n,) float64
-        G.
     """
 
     library: Library
     fluxes: Float64
     errors: Float64
     observed: Float64
-    magnitude: Float64
 
     def __len__(self) -> int:
         return len(self.library)
 
     def select(self, rows: np.ndarray) -> Stars:
         """Some of them, by a mask or by indices."""
-        rest = (values[rows] for values in (self.fluxes, self.errors, self.observed, self.magnitude))
+        rest = (values[rows] for values in (self.fluxes, self.errors, self.observed))
         return Stars(self.library.select(rows), *rest)
 
 
-def stars_of(library: Library, magnitude: Float64) -> Stars:
+def stars_of(library: Library) -> Stars:
     """Normalise a library."""
     scale = library.flux[:, in_scale_window(WAVELENGTH[:N_OBSERVED])].mean(axis=1, keepdims=True)
     errors = library.error / scale
     observed = np.column_stack([np.log(scale[:, 0]), np.log(errors[:, 5:N_XP:8])])
-    return Stars(library, library.flux / scale, errors, observed, magnitude)
+    return Stars(library, library.flux / scale, errors, observed)
 
 
 def read_stars(cache: Path) -> Stars:
     """All stars of the library, fetched if need be."""
     wheel, sdist = APOGEE_LIBRARY.fetch(cache), ATMOSPHERES.fetch(cache)
-    passband = read_g_passband(sdist, LIBRARY_WAVELENGTH)
-    library, zero_point, _ = read_library(wheel, passband)
-    # the passband on our samples: G to 0.02 mag, which is enough to sort stars by
-    on_ours = np.array([np.interp(LIBRARY_WAVELENGTH, XP_WAVELENGTH, unit) @ passband for unit in np.eye(N_XP)])
-    return stars_of(library, zero_point - 2.5 * np.log10(library.flux[:, :N_XP] @ on_ours))
+    library, _, _ = read_library(wheel, read_g_passband(sdist, LIBRARY_WAVELENGTH))
+    return stars_of(library)
 
 
 Method = Callable[[Stars, Stars], Float64]
@@ -184,7 +178,7 @@ def groups(stars: Stars) -> dict[str, np.ndarray]:
     giant = is_giant(stars.library.theta)
     found = {"all": np.ones(len(stars), bool), "giants": giant, "dwarfs": ~giant}
     for brightest, faintest in pairwise(MAGNITUDES):
-        found[f"G {brightest:g}-{faintest:g}"] = (stars.magnitude >= brightest) & (stars.magnitude < faintest)
+        found[f"G {brightest:g}-{faintest:g}"] = (stars.library.g >= brightest) & (stars.library.g < faintest)
     return found
 
 

@@ -43,6 +43,7 @@ def random_rows(rng: np.random.Generator, n: int) -> StarRows:
         fisher=matrix,
         loss=numbers(),
         chi2=numbers(),
+        chi2_learned=numbers(),
         ln_prior=numbers(),
         gradient_norm=numbers(),
         decrement=numbers(),

@@ -39,8 +39,8 @@ def stars():
     flux = np.exp(model.ln_flux(params))[:, :N_OBSERVED]
     error = 0.01 * flux
     flux = flux + error * rng.standard_normal(flux.shape)
-    library = Library(np.arange(N) * 7 + 1, flux, error, theta, np.full(N, np.nan))
-    return stars_of(library, 12.0 - 2.5 * np.log10(flux[:, :N_XP].mean(axis=1) / flux[:, :N_XP].mean()))
+    g = 12.0 - 2.5 * np.log10(flux[:, :N_XP].mean(axis=1) / flux[:, :N_XP].mean())
+    return stars_of(Library(np.arange(N) * 7 + 1, flux, error, theta, np.full((N, 3), 0.02), np.full(N, np.nan), g))
 
 
 def test_ours_is_the_fit_in_the_units_of_the_library(stars):

@@ -89,7 +89,7 @@ def test_the_same_stars_in_another_release(form, bulk_files, release, made_colum
         assert (difference < 0.01 * expected_catalog[f"{name}_error"]).all(), name
     np.testing.assert_allclose(catalog["chi2"], expected_catalog["chi2"], rtol=1e-2)
 
-    assert main(arguments) == 1
+    assert main([*arguments[:-1], str(tmp_path / "by DR3.h5")]) == 1
     message = one_line(capsys)
     assert "Gaia DR3" in message
     assert "51" in message

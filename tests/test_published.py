@@ -126,7 +126,7 @@ def test_our_own_layout_goes_through_it(tmp_path, rng):
     missing = {column.name for column in DEFAULT} - set(table.colnames)
     assert missing == {
         *("phot_g_mean_mag", "parallax", "parallax_error", "parallax_archive"),
-        *("chi2_dof", "loss", "status", "bands_used", "iterations"),
+        *("chi2_dof", "chi2_learned", "loss", "status", "bands_used", "iterations"),
     }
     published_prior = next(column for column in ZGR23 if column.name == "ln_prior")
     np.testing.assert_array_equal(table["ln_prior"], published_prior.compute(rows))

@@ -30,8 +30,7 @@ from xpkern.train.training_set import candidates, gather
 EXT, PLX = PARAMETERS.index("ext"), PARAMETERS.index("plx")
 KS, W1, W2 = (N_XP + BANDS.index(band) for band in ("Ks", "W1", "W2"))
 
-#: Enough for a model that is good to a tenth: from all that a survey of 900 stars has, its shapes come out at 0.05 to
-#: 0.1 and its scale at 0.2 to 0.4, over the whole range of types.
+#: Enough for a model that is good to a tenth: from all that a survey of 900 stars has, it comes out at 0.05 to 0.1.
 MEDIUM = """
 base = "default"
 name = "medium"
@@ -108,8 +107,8 @@ def test_a_star_may_lack_anything_that_others_have(stars, medium, rng):
     truth = true_params(stars, data)
     training = ~data.held_out
     error = intrinsic_error(state.model, truth[training, :3])
-    assert np.median(np.abs(shape_of(error))) < 0.2
-    assert np.median(np.abs(error)) < 0.7
+    assert np.median(np.abs(shape_of(error))) < 0.12
+    assert np.median(np.abs(error)) < 0.35
     alone = training & no_plx & no_ext
     assert np.abs(np.median(state.params[alone, EXT] - truth[alone, EXT])) < 0.05
     assert np.abs(np.median(np.log(state.params[alone, PLX] / truth[alone, PLX]))) < 0.15
@@ -158,11 +157,12 @@ def test_without_parallaxes_the_shape_is_learned_and_theory_gives_the_scale(star
     assert np.median(np.abs(shape_of(intrinsic_error(model, theta)))) < 0.12
     params = np.column_stack([theta, np.zeros(len(theta)), np.ones(len(theta))])
     theory, learned = ln_flux_at_1kpc(black_bodies(), theta), model.ln_flux(params)
-    assert np.abs(np.median((learned - theory)[:, N_XP : KS + 1])) < 0.25
-    assert np.median(np.abs((learned - theory)[:, N_XP : KS + 1].mean(axis=1))) < 0.35
+    # the scale is as good as the model says of itself
+    assert np.abs(np.median((learned - theory)[:, N_XP : KS + 1])) < SCALE_SIGMA
+    assert np.median(np.abs((learned - theory)[:, N_XP : KS + 1].mean(axis=1))) < 0.25
     known = theta[:, 0] > COOLEST_KNOWN
     beyond = (learned - theory)[:, [W1, W2]] - (learned - theory)[:, [KS]]
-    assert np.median(np.abs(beyond[known])) < 0.12
+    assert np.median(np.abs(beyond[known])) < 0.05
 
 
 def test_a_flat_curve_without_parallaxes_or_extinctions(stars, medium):
