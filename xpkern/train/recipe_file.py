@@ -25,7 +25,7 @@ else:
     import tomli as tomllib
 
 #: Recipes that come with the package.
-SHIPPED = ("default", "zgr23", "no_parallax", "shipped")
+SHIPPED = ("default", "zgr23", "no_parallax", "apogee")
 
 
 def load_recipe(name: str | Path) -> Recipe:
