@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from xpkern.catalog.run import CatalogSummary, InputSummary
     from xpkern.model import FluxModel, TypePrior
-    from xpkern.observe.calibration import Calibration
 
 #: Names and usual values as :class:`xpkern.observe.photometry.PhotometryCuts` has them; a test holds the two together,
 #: as the help must not wait for libraries.
@@ -174,11 +173,22 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def calibration_of(options: argparse.Namespace) -> Calibration | None:
-    """The design matrices that were asked for; None for Gaia DR3's."""
+def input_of(options: argparse.Namespace) -> dict[str, Any]:
+    """What the options of :func:`add_input_options` and :func:`add_engine_options` say, as keywords of what reads."""
     from xpkern.observe.calibration import Calibration
+    from xpkern.observe.photometry import PhotometryCuts
 
-    return None if options.calibration is None else Calibration.load(options.calibration)
+    return {
+        "gaia_source": options.source,
+        "photometry": options.photometry,
+        "calibration": None if options.calibration is None else Calibration.load(options.calibration),
+        "sigma": options.sigma,
+        "engine": options.engine,
+        "threads": options.threads,
+        "photometry_cuts": PhotometryCuts.parse(options.photometry_cut),
+        "parallax_zero_point": options.parallax_zero_point,
+        "overwrite": options.overwrite,
+    }
 
 
 def positive_integer(text: str) -> int:
@@ -195,31 +205,22 @@ def run(options: argparse.Namespace) -> int:
 
     from xpkern.catalog import make_catalog
     from xpkern.engine.contract import FitOptions
-    from xpkern.observe.photometry import PhotometryCuts
 
     started = time.perf_counter()
-    cuts = PhotometryCuts.parse(options.photometry_cut)
+    read = input_of(options)
     model, prior = model_beside(options.model, options.output)
     # None: silent unless standard error is a terminal
     with tqdm(unit=" stars", unit_scale=True, desc="xpkern catalog", disable=None, leave=False) as progress:
         summary = make_catalog(
             list(expand(options.files)),
             options.output,
-            gaia_source=options.source,
-            photometry=options.photometry,
+            **read,
             model=model,
             prior=prior,
-            calibration=calibration_of(options),
             layout=options.layout,
             optimizer=options.optimizer,
             options=None if options.starts is None else FitOptions(starts=options.starts),
-            sigma=options.sigma,
             noise=options.noise,
-            engine=options.engine,
-            threads=options.threads,
-            photometry_cuts=cuts,
-            parallax_zero_point=options.parallax_zero_point,
-            overwrite=options.overwrite,
             on_progress=progress.update,
         )
     print_summary(summary, time.perf_counter() - started)

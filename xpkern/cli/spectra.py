@@ -11,8 +11,8 @@ from xpkern.cli.catalog import (
     WITH_UNUSABLE_INPUT,
     add_engine_options,
     add_input_options,
-    calibration_of,
     expand,
+    input_of,
     print_input,
     unusable_input,
 )
@@ -62,27 +62,18 @@ def run(options: argparse.Namespace) -> int:
 
     from xpkern.catalog.spectra import write_spectra
     from xpkern.cli.catalog import model_beside
-    from xpkern.observe.photometry import PhotometryCuts
 
     started = time.perf_counter()
-    cuts = PhotometryCuts.parse(options.photometry_cut)
+    read = input_of(options)
     model, _ = model_beside(options.model, options.output)
     # None: silent unless standard error is a terminal
     with tqdm(unit=" stars", unit_scale=True, desc="xpkern spectra", disable=None, leave=False) as progress:
         summary = write_spectra(
             list(expand(options.files)),
             options.output,
-            gaia_source=options.source,
-            photometry=options.photometry,
-            calibration=calibration_of(options),
+            **read,
             model=model,
-            sigma=options.sigma,
-            engine=options.engine,
-            threads=options.threads,
-            photometry_cuts=cuts,
-            parallax_zero_point=options.parallax_zero_point,
             whiteners=not options.no_whiteners,
-            overwrite=options.overwrite,
             on_progress=progress.update,
         )
     *_, table = summary.files.values()
