@@ -19,7 +19,7 @@ import xpkern as xk
 from xpkern.catalog import hdf5_writer
 from xpkern.catalog.flags import ALL_BITS, LN_PRIOR_PUBLISHED_OFFSET, QualityFlag, quality_flags
 from xpkern.catalog.output import CatalogOutput
-from xpkern.catalog.pending import PendingFile
+from xpkern.catalog.pending import PendingFile, commit_together
 from xpkern.catalog.rows import BP_USED, RP_USED, star_rows
 from xpkern.catalog.schema import DEFAULT, DIAGNOSTICS, LAYOUTS, ZGR23
 from xpkern.grid import BANDS, N_FLUX, N_XP, PARAMETERS
@@ -360,6 +360,36 @@ class TestFiles:
             assert len(list(tmp_path.iterdir())) == 4  # and then something goes wrong before the commit
         assert [path.name for path in tmp_path.iterdir()] == ["catalog.h5"]
         assert (tmp_path / "catalog.h5").read_bytes() == b"of an earlier run"
+
+    @pytest.mark.parametrize("before", ["nothing", "others", "one"])
+    @pytest.mark.parametrize("call", range(5))
+    def test_an_interruption_between_the_names_changes_nothing(self, tmp_path, monkeypatch, before, call):
+        """Whichever of the renames it comes in: what stood there stays, and nothing new is half there."""
+        names = [tmp_path / "a", tmp_path / "b"]
+        for name in {"nothing": [], "others": names, "one": names[1:]}[before]:
+            name.write_text("old")
+        pending = [PendingFile(name) for name in names]
+        for file in pending:
+            file.partial.write_text("new")
+        calls = iter(range(100))
+        rename = os.replace
+
+        def interrupted(source, target):
+            if next(calls) == call:
+                raise KeyboardInterrupt
+            rename(source, target)
+
+        monkeypatch.setattr(os, "replace", interrupted)
+        expected = {name: name.read_text() for name in names if name.exists()}
+        try:
+            commit_together(list(zip(pending, names, strict=True)))
+        except KeyboardInterrupt:
+            pass
+        else:
+            expected = dict.fromkeys(names, "new")
+        for file in pending:
+            file.discard()
+        assert {path: path.read_text() for path in tmp_path.iterdir()} == expected
 
     def test_nothing_is_visible_before_the_commit(self, fitted, attributes, tmp_path):
         with CatalogOutput(tmp_path / "catalog.h5", "default", attributes) as output:

@@ -60,7 +60,8 @@ class PendingFile:
 def commit_together(files: Sequence[tuple[PendingFile, Path]]) -> None:
     """Put files on the disk, then give all of them their names.
 
-    If that is interrupted, none of them keeps its name: what belongs together is never half there.
+    If that is interrupted, none of them keeps its name, and what stood under these names stands there again: what
+    belongs together is never half there.
 
     Parameters
     ----------
@@ -70,15 +71,26 @@ def commit_together(files: Sequence[tuple[PendingFile, Path]]) -> None:
     for file, _ in files:
         with open(file.partial, "rb") as written:
             os.fsync(written.fileno())
-    named: list[Path] = []
+    if len(files) == 1:
+        ((file, name),) = files
+        os.replace(file.partial, name)  # which happens or does not
+        return
+    before = {name: name.with_name(f".{name.name}.{os.getpid()}.replaced") for _, name in files}
     try:
+        for name, aside in before.items():
+            if name.exists():
+                os.replace(name, aside)
         for file, name in files:
-            named.append(name)
             os.replace(file.partial, name)
     except BaseException:
-        for name in named:
-            name.unlink(missing_ok=True)
+        for file, name in files:
+            if before[name].exists():
+                os.replace(before[name], name)
+            elif not file.partial.exists():  # it has its name already, which nothing had before
+                name.unlink(missing_ok=True)
         raise
+    for aside in before.values():
+        aside.unlink(missing_ok=True)
 
 
 def refuse_taken(name: Path, inputs: Iterable[str | os.PathLike[str]] = (), *, overwrite: bool) -> None:
