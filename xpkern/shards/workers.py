@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import resource
@@ -125,7 +126,8 @@ class _Worker:
 
     def start(self, unit: Unit) -> None:
         self.unit = unit
-        self.connection.send(unit)
+        with contextlib.suppress(ConnectionError):  # it is dead already: the answer says so
+            self.connection.send(unit)
 
     def answer(self) -> int | Outcome:
         """Stars that are done, or what came of the unit."""
