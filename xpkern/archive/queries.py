@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from xpkern.errors import InputError
+from xpkern.observe.source_position import bits_below
 
 #: Columns of gaia_source, most of which cuts, flags and the zero point of the parallax need.
 _GAIA_SOURCE = """
@@ -24,8 +25,8 @@ _GAIA_SOURCE = """
 
 _TWO_MASS = ["designation", "j_m", "j_msigcom", "h_m", "h_msigcom", "ks_m", "ks_msigcom", "ph_qual", "ext_key"]
 
-#: Bits of a source_id below its pixel of HEALPix level 8, of which the names of Gaia's files speak.
-_BITS_BELOW_LEVEL_8 = 43
+#: Level of the HEALPix pixels of which the names of Gaia's files speak.
+_LEVEL_OF_FILES = 8
 
 _RANGE = re.compile(r"(\d{6})-(\d{6})")
 
@@ -84,7 +85,8 @@ class Selection:
         match = _RANGE.search(text)
         if match is None or int(match[1]) > int(match[2]):
             raise InputError(f"{text!r} has no range of pixels, as 000000-003111", field="range")
-        first, last = int(match[1]) << _BITS_BELOW_LEVEL_8, ((int(match[2]) + 1) << _BITS_BELOW_LEVEL_8) - 1
+        bits = bits_below(_LEVEL_OF_FILES)
+        first, last = int(match[1]) << bits, ((int(match[2]) + 1) << bits) - 1
         return cls(f"g.source_id BETWEEN {first} AND {last}")
 
     @classmethod

@@ -12,25 +12,28 @@ from numpy.typing import NDArray
 from xpkern.engine.contract import Float64
 from xpkern.observe.population import ICRS_TO_GALACTIC
 
-#: A source_id over this is the number of its pixel.
-_IDS_OF_A_PIXEL = 1 << 35
-
-_LEVEL = 12
+#: Level of the pixels, and how many bits of a source_id stand below the number of its pixel.
+PIXEL_LEVEL, BITS_BELOW_PIXEL = 12, 35
 
 #: Of each of the 12 base pixels: ring of its southern corner, in units of nside, and its longitude, in units of pi / 4.
 _CORNER_RING = np.array([2, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4])
 _CORNER_LONGITUDE = np.array([1, 3, 5, 7, 0, 2, 4, 6, 1, 3, 5, 7])
 
 
+def bits_below(level: int) -> int:
+    """How many bits of a source_id stand below the number of its pixel of a lower level, nested."""
+    return BITS_BELOW_PIXEL + 2 * (PIXEL_LEVEL - level)
+
+
 def position(source_id: NDArray[np.int64]) -> tuple[Float64, Float64]:
     """Right ascension and declination (n,) [deg], ICRS, of the centres of the sources' pixels."""
-    longitude, sin_latitude = pixel_centre(np.asarray(source_id, np.int64) // _IDS_OF_A_PIXEL, _LEVEL)
+    longitude, sin_latitude = pixel_centre(np.asarray(source_id, np.int64) >> BITS_BELOW_PIXEL, PIXEL_LEVEL)
     return np.degrees(longitude), np.degrees(np.arcsin(sin_latitude))
 
 
 def galactic_latitude(source_id: NDArray[np.int64]) -> Float64:
     """Galactic latitude (n,) [deg] of the centres of the sources' pixels."""
-    longitude, sin_latitude = pixel_centre(np.asarray(source_id, np.int64) // _IDS_OF_A_PIXEL, _LEVEL)
+    longitude, sin_latitude = pixel_centre(np.asarray(source_id, np.int64) >> BITS_BELOW_PIXEL, PIXEL_LEVEL)
     cos_latitude = np.sqrt(1.0 - sin_latitude**2)
     direction = np.stack([cos_latitude * np.cos(longitude), cos_latitude * np.sin(longitude), sin_latitude])
     return np.degrees(np.arcsin(np.clip(ICRS_TO_GALACTIC[2] @ direction, -1.0, 1.0)))
@@ -38,7 +41,7 @@ def galactic_latitude(source_id: NDArray[np.int64]) -> Float64:
 
 def pixel_of(source_id: NDArray[np.int64], level: int) -> NDArray[np.int64]:
     """Number (n,) of the pixel of a lower level, nested, in which the sources lie."""
-    return np.asarray(source_id, np.int64) // (_IDS_OF_A_PIXEL << 2 * (_LEVEL - level))
+    return np.asarray(source_id, np.int64) >> bits_below(level)
 
 
 def pixel_centre(pixel: NDArray[np.int64], level: int) -> tuple[Float64, Float64]:

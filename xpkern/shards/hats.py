@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from xpkern.catalog.parquet_writer import ParquetWriter
 from xpkern.catalog.schema import Column, columns_of
 from xpkern.errors import InputError
+from xpkern.observe.source_position import BITS_BELOW_PIXEL, PIXEL_LEVEL
 from xpkern.shards.collect import IDENTIFIER, CollectSummary, Shards, StoredRows, stored
 from xpkern.shards.settings import RunSettings
 from xpkern.version import __version__
@@ -37,9 +38,6 @@ PARTITION_ROWS = 1_000_000
 
 #: Order of the index of each row, and the highest order of a partition.
 _INDEX_ORDER, _HIGHEST_ORDER = 29, 10
-
-#: Order of the pixel that the upper bits of a source_id name, and how many bits there are below it.
-_SOURCE_ORDER, _SOURCE_BITS = 12, 35
 
 #: Files that say what it is, by the present name and the former one.
 _PROPERTIES = ("hats.properties", "properties")
@@ -148,7 +146,7 @@ def healpix_index(ra: NDArray[Any], dec: NDArray[Any], source_id: NDArray[Any]) 
         from cdshealpix.nested import lonlat_to_healpix
     except ImportError as error:
         raise InputError(f"{error.name} is not installed: pip install 'xpkern[survey]'") from None
-    index = np.asarray(source_id, np.int64) >> _SOURCE_BITS << 2 * (_INDEX_ORDER - _SOURCE_ORDER)
+    index = np.asarray(source_id, np.int64) >> BITS_BELOW_PIXEL << 2 * (_INDEX_ORDER - PIXEL_LEVEL)
     known = np.isfinite(ra) & np.isfinite(dec)
     if known.any():
         longitude, latitude = Longitude(ra[known] * units.deg), Latitude(dec[known] * units.deg)
