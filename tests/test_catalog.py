@@ -17,7 +17,7 @@ from astropy.io.votable.ucd import check_ucd
 
 import xpkern as xk
 from xpkern.catalog import hdf5_writer
-from xpkern.catalog.flags import ALL_BITS, LN_PRIOR_PUBLISHED_OFFSET, QualityFlag, quality_flags
+from xpkern.catalog.flags import ALL_BITS, LN_PRIOR_PUBLISHED_OFFSET, QualityFlags, quality_flags
 from xpkern.catalog.output import CatalogOutput
 from xpkern.catalog.pending import PendingFile, commit_together
 from xpkern.catalog.rows import BP_USED, RP_USED, star_rows
@@ -214,12 +214,12 @@ class TestQualityFlags:
     @pytest.mark.parametrize(
         ("changes", "flag"),
         [
-            ({"chi2": np.array([122.1])}, QualityFlag.POOR_FIT),
-            ({"chi2": np.array([np.nan])}, QualityFlag.POOR_FIT),
-            ({"ln_prior": np.array([-7.44])}, QualityFlag.UNLIKELY_TYPE),
-            ({"ln_prior": np.array([np.nan])}, QualityFlag.UNLIKELY_TYPE),
-            ({"plx": np.array([1.301])}, QualityFlag.PARALLAX_DISAGREES),
-            ({"plx": np.array([0.899])}, QualityFlag.PARALLAX_DISAGREES),
+            ({"chi2": np.array([122.1])}, QualityFlags.POOR_FIT),
+            ({"chi2": np.array([np.nan])}, QualityFlags.POOR_FIT),
+            ({"ln_prior": np.array([-7.44])}, QualityFlags.UNLIKELY_TYPE),
+            ({"ln_prior": np.array([np.nan])}, QualityFlags.UNLIKELY_TYPE),
+            ({"plx": np.array([1.301])}, QualityFlags.PARALLAX_DISAGREES),
+            ({"plx": np.array([0.899])}, QualityFlags.PARALLAX_DISAGREES),
         ],
     )
     def test_each_cut(self, changes, flag):

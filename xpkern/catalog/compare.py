@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from xpkern.catalog.flags import BASIC_CUT
 from xpkern.catalog.published import read_zgr23_catalog
 from xpkern.catalog.schema import PARAMETER_COLUMNS
 from xpkern.engine.contract import Float64
@@ -20,9 +21,6 @@ from xpkern.errors import InputError
 
 if TYPE_CHECKING:
     from astropy.table import Table
-
-#: ``quality_flags`` below this pass the basic reliability cut of ZGR23 (Eq. 26).
-BASIC_CUT = 8
 
 
 @dataclass(frozen=True)

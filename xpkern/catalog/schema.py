@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from xpkern.catalog import flags
-from xpkern.catalog.flags import LN_PRIOR_PUBLISHED_OFFSET, QualityFlag
+from xpkern.catalog.flags import LN_PRIOR_PUBLISHED_OFFSET, QualityFlags
 from xpkern.catalog.rows import CONFIDENT_PARAMETERS, StarRows
 from xpkern.engine.contract import Float64
 from xpkern.errors import InputError
@@ -159,7 +159,7 @@ QUALITY_FLAGS = Column(
     "",
     "meta.code.qual",
     "quality flags of ZGR23 Table 2 as bits: "
-    + _bits((bit, flags.MEANING[bit]) for bit in QualityFlag)
+    + _bits((bit, flags.MEANING[bit]) for bit in QualityFlags)
     + "; all of them where there is no fit. Below 8 is the basic reliability cut",
     attrgetter("quality_flags"),
 )
