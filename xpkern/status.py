@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-
 #: A second minimum is named if its loss is less than this above the lowest one's: its share of the posterior is then
 #: exp(-gap / 2) or more, 0.7 %, where both are as wide.
 SECOND_MINIMUM_GAP = 10.0

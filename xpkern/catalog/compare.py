@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 NEEDED = ("source_id", "quality_flags", *(f"{p.name}{end}" for p in PARAMETER_COLUMNS for end in ("", "_error")))
 
 
-
 @dataclass(frozen=True)
 class ParameterDifference:
     """How one parameter differs, first catalogue minus second.

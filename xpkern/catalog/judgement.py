@@ -1,7 +1,7 @@
 """What is thought of a star's fit: confidence in its parameters, quality flags, status bits that depend on thresholds.
 
-All of it comes from the diagnostics companion of a catalogue, so that it can be thought anew without the spectra. At fit
-time the same columns are taken from the fit, rounded as files round them: both give the same, bit by bit.
+All of it comes from the diagnostics companion of a catalogue, so that it can be thought anew without the spectra. At
+fit time the same columns are taken from the fit, rounded as files round them: both give the same, bit by bit.
 """
 
 from __future__ import annotations

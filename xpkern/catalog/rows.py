@@ -161,6 +161,4 @@ def star_rows(fit: Fit) -> StarRows:
         second_gap=of_fitted(fit.second_gap),
     )
     judged = judge(stored_judgement_columns(unjudged), fit.model.confidence, fit.prior)
-    return replace(
-        unjudged, confidence=judged.confidence, quality_flags=judged.quality_flags, status=judged.status
-    )
+    return replace(unjudged, confidence=judged.confidence, quality_flags=judged.quality_flags, status=judged.status)

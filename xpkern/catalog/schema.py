@@ -104,7 +104,7 @@ def _from_gaia(name: str) -> Callable[[StarRows], NDArray[np.generic]]:
 
 def _flux_over_error(band: str) -> Callable[[StarRows], NDArray[np.generic]]:
     flux, error = f"phot_{band}_mean_flux", f"phot_{band}_mean_flux_error"
-    return lambda rows: rows.from_gaia(flux) / rows.from_gaia(error)
+    return lambda rows: rows.from_gaia(flux).astype(np.float64) / rows.from_gaia(error).astype(np.float64)
 
 
 def _parameter(index: int, per_unit: float) -> Callable[[StarRows], NDArray[np.generic]]:

@@ -1,5 +1,4 @@
-"""What is learned: the flux model, the prior on stellar type, noise and confidence that go with them, and
-their file."""
+"""What is learned: the flux model, the prior on stellar type, the noise and confidence of both, and their file."""
 
 from xpkern.model.confidence import Confidence
 from xpkern.model.flux_model import FluxModel

@@ -1,4 +1,4 @@
-"""How far to trust a fitted parameter: small networks that were shown fits beside labels (ZGR23 section 4.4, App. B)."""
+"""How far to trust a fitted parameter: small networks that were shown fits beside labels (ZGR23, Appendix B)."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class Confidence:
         z = clip((feature - centre) / scale, -10, 10), a missing feature replaced by ``fill``
         confidence = sigmoid(W_k relu(... relu(W_1 z + b_1) ...) + b_k)
 
-    (:func:`xpkern.engine.confidence.confidences` computes them.) The last layer contains the recalibration, so that the number is a probability: that the parameter agrees with a
-    label within two of their errors.
+    (:func:`xpkern.engine.confidence.confidences` computes them.) The last layer contains the recalibration, so that the
+    number is a probability: that the parameter agrees with a label within two of their errors.
 
     Attributes
     ----------

@@ -88,9 +88,9 @@ def _write(file: h5py.File, model: FluxModel, prior: TypePrior) -> None:
     if model.confidence is not None:
         for name in _CONFIDENCE_ARRAYS:
             put(f"confidence/{name}", getattr(model.confidence, name))
-        for layer, (weight, bias) in enumerate(zip(model.confidence.weights, model.confidence.biases, strict=True)):
-            put(f"confidence/weights_{layer}", weight)
-            put(f"confidence/biases_{layer}", bias)
+        for name in ("weights", "biases"):
+            for layer, values in enumerate(getattr(model.confidence, name)):
+                put(f"confidence/{name}_{layer}", values)
         names = np.array(model.confidence.features, dtype=h5py.string_dtype())
         file.create_dataset("confidence/features", data=names, track_times=False)
     file.create_dataset("card", data=model.card, dtype=h5py.string_dtype(), track_times=False)
@@ -216,9 +216,9 @@ class _Reader:
         with self.named("confidence"):
             return Confidence(
                 features=self.texts("confidence/features"),
-                weights=[self.array(f"confidence/weights_{layer}") for layer in layers],  # type: ignore[misc]
-                biases=[self.array(f"confidence/biases_{layer}") for layer in layers],  # type: ignore[misc]
-                **{field: self.array(f"confidence/{field}") for field in _CONFIDENCE_ARRAYS},  # type: ignore[arg-type]
+                weights=[self.array(f"confidence/weights_{layer}") for layer in layers],
+                biases=[self.array(f"confidence/biases_{layer}") for layer in layers],
+                **{field: self.array(f"confidence/{field}") for field in _CONFIDENCE_ARRAYS},
             )
 
     def noise(self) -> Noise:
