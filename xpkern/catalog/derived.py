@@ -149,8 +149,8 @@ def _interval(place: int) -> Callable[[DerivedRows], Float64]:
 #: The columns, in order.
 DERIVED = (
     Column("distance", "float32", "kpc", "pos.distance", "distance: median of 1 / parallax_est > 0", _interval(1)),
-    Column("distance_lower", "float32", "kpc", "pos.distance;stat.min", "its 16th percentile", _interval(2)),
-    Column("distance_upper", "float32", "kpc", "pos.distance;stat.max", "its 84th percentile", _interval(0)),
+    Column("distance_lower", "float32", "kpc", "pos.distance;stat.min", "its 16th percentile", _interval(0)),
+    Column("distance_upper", "float32", "kpc", "pos.distance;stat.max", "its 84th percentile", _interval(2)),
     Column(
         "ebv",
         "float32",

@@ -34,9 +34,8 @@ JUDGED_BY = (
 _LEAST = 1e-7
 
 #: asinh of every number of 16 bits, by its bits: residuals are stored as such. What overflowed is the largest one.
-_ASINH = np.arcsinh(
-    np.nan_to_num(np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32), posinf=65504.0, nan=np.nan)
-)
+_HALVES = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
+_ASINH = np.arcsinh(np.nan_to_num(_HALVES, nan=np.nan, posinf=65504.0, neginf=-65504.0))
 
 
 @dataclass(frozen=True)

@@ -66,15 +66,19 @@ def write_confidence(
         text = json.dumps(_without_nan(trained.as_dict()), indent=2, allow_nan=False)
         partial.write_text(text + "\n", encoding="utf-8")
     draw_confidence(picture, trained)
+    save_model(path, with_confidence(model, trained), prior)
+    return path, report, picture
+
+
+def with_confidence(model: FluxModel, trained: TrainedConfidence) -> FluxModel:
+    """The model with the classifiers, a section of its card and a line of its provenance that tell of them."""
     card = model.card.partition(f"\n{_HEADING}\n")[0].rstrip("\n")
     provenance = model.provenance | {
         "confidence": f"{trained.counts['pass the basic cut']} labelled stars, seed {trained.seed}, {trained.settings}"
     }
-    judged = replace(
+    return replace(
         model, confidence=trained.classifiers, card=f"{card}\n\n{card_section(trained)}", provenance=provenance
     )
-    save_model(path, judged, prior)
-    return path, report, picture
 
 
 def card_section(trained: TrainedConfidence) -> str:
