@@ -35,7 +35,7 @@ PLANTED = Planted(binary=0.2, blend=0.05, white_dwarf=0.01, quasar=0.01, galaxy=
 LABEL_ERROR = np.array([0.05, 0.05, 0.05])
 
 #: As the paper's but for the patience, which is for millions of stars.
-SETTINGS = NetworkSettings(plateau=16, patience=40)
+SETTINGS = NetworkSettings(plateau=16, patience=40, epochs=160)
 
 #: Stars that the networks are timed with: more than a cache holds.
 TIMED_STARS = 1 << 16
@@ -77,7 +77,10 @@ def bench_confidence(n_stars: int, rounds: int, engine_name: str) -> Result:
                 ("calibration error", "calibration_error"),
                 ("calibration error before recalibration", "calibration_error_before"),
                 ("share confident", "confident"),
-                ("scatter of unsure over that of confident ones", "scatter_factor"),
+                ("68 % of confident ones are within [kK, dex]", "scatter_confident"),
+                ("68 % of unsure ones are within [kK, dex]", "scatter_unsure"),
+                ("factor between them", "scatter_factor"),
+                ("epochs to the network that was kept", "epochs"),
             )
         }
         extra[f"{report.parameter}: most important"] = ", ".join(list(report.importance)[:3])

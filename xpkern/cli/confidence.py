@@ -97,7 +97,7 @@ def run_train(options: argparse.Namespace) -> int:
         print(
             f"{report.parameter:<5} held out {sum(report.held_out.values()):,}: ROC AUC {report.roc_auc:.3f}, "
             f"calibration error {report.calibration_error:.3f} ({report.calibration_error_before:.3f} before), "
-            f"{100.0 * report.confident:.0f} % confident, the others scatter {report.scatter_factor:.1f} times as much"
+            f"{100.0 * report.confident:.0f} % confident, the others are off {report.scatter_factor:.1f} times as much"
         )
     print(", ".join(str(path) for path in files))
     return 0

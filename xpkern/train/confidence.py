@@ -106,8 +106,8 @@ class ClassifierReport:
     roc, precision_recall : dict of str to list
         The curves.
     scatter_confident, scatter_unsure : float
-        Half of the central 68.3 % of fit minus label [kK or dex] with a confidence of 0.5 or more, and less; NaN where
-        there are none.
+        What 68.3 % of the estimates are within of their labels [kK or dex], a bias included, with a confidence of 0.5
+        or more, and less; NaN where there are none.
     confident : float
         Share of held-out stars with a confidence of 0.5 or more.
     importance : dict of str to float
@@ -138,7 +138,7 @@ class ClassifierReport:
 
     @property
     def scatter_factor(self) -> float:
-        """How many times larger the scatter of unsure stars is."""
+        """How many times farther from their labels unsure estimates are."""
         return self.scatter_unsure / self.scatter_confident
 
     def as_dict(self) -> dict[str, Any]:
@@ -425,12 +425,9 @@ def calibration_error(probability: Float64, good: NDArray[np.bool_]) -> float:
     return float(sum(distances) / len(order))
 
 
-def scatter(values: Float64) -> float:
-    """Half of the central 68.3 %; NaN of nothing."""
-    if not len(values):
-        return float("nan")
-    low, high = np.quantile(values, (_LOW, _HIGH))
-    return float(0.5 * (high - low))
+def scatter(difference: Float64) -> float:
+    """What 68.3 % of the differences are smaller than, a bias included; NaN of none."""
+    return float(np.quantile(np.abs(difference), _HIGH - _LOW)) if len(difference) else float("nan")
 
 
 def _importance(

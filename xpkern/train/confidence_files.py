@@ -84,7 +84,7 @@ def with_confidence(model: FluxModel, trained: TrainedConfidence) -> FluxModel:
 def card_section(trained: TrainedConfidence) -> str:
     """What the model card says of the classifiers, in Markdown."""
     floor = 1000.0 * AGREEMENT_FLOOR[0]
-    head = "| parameter | held out | ROC AUC | PR AUC | calibration error | before | confident | scatter of others |"
+    head = "| parameter | held out | ROC AUC | PR AUC | calibration error | before | confident | others are off |"
     rows = [
         f"| {report.parameter} | {sum(report.held_out.values()):,} | {report.roc_auc:.3f} | "
         f"{report.precision_recall_auc:.3f} | {report.calibration_error:.3f} | {report.calibration_error_before:.3f} | "
@@ -95,7 +95,8 @@ def card_section(trained: TrainedConfidence) -> str:
         "Three classifiers give the probability that an estimate agrees with a label within two of their errors, "
         f"{floor:.0f} K, {AGREEMENT_FLOOR[1]} and {AGREEMENT_FLOOR[2]} dex added in quadrature, for stars that pass "
         "the basic cut. They were trained on estimates within two and beyond three of them, both classes of equal "
-        "weight, and recalibrated by Platt scaling. What held-out stars say (scatter in units of the confident ones'):"
+        "weight, and recalibrated by Platt scaling. What held-out stars say; the last column is how many times farther "
+        "from their labels the others are (68 %, a bias included):"
     )
     return "\n".join([_HEADING, "", text, "", head, "|---|" + "---:|" * 7, *rows, ""])
 
