@@ -89,6 +89,9 @@ class TestAsAtFitTime:
         unsure = np.asarray(table["quality_flags"]) & int(xk.QualityFlags.FEH_UNSURE) != 0
         np.testing.assert_array_equal(unsure, ~(np.asarray(table["feh_confidence"]) >= 0.5))
         assert table.meta["confidence_digest"] == model.confidence.digest
+        near = fit.fitted & (fit.second_gap < 10.0)
+        for status in (fit.status, np.asarray(table["status"])):
+            np.testing.assert_array_equal((status & np.uint32(Status.SECOND_MINIMUM)) != 0, near)
 
 
 class TestFlagCatalog:
