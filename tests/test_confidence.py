@@ -403,6 +403,9 @@ class TestCommand:
     def test_refuses_names_before_it_begins(self, judged, labels, tmp_path, capsys, output, message):
         assert main(self.arguments(judged, labels, tmp_path / output)) == 1
         assert message in one_line(capsys)
+        companion = judged["folder"] / "catalog.diagnostics.h5"
+        assert main([*self.arguments(judged, labels, companion), "--overwrite"]) == 1
+        assert "is both input and output" in one_line(capsys)
         assert [path.name for path in tmp_path.iterdir()] == ["labels.fits"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 EPILOG = """\
@@ -71,13 +72,15 @@ def run_train(options: argparse.Namespace) -> int:
     """Train, write and report; return the exit code."""
     from tqdm import tqdm
 
+    from xpkern.catalog.output import file_names
     from xpkern.model import load_model
     from xpkern.train.confidence import labelled_fits, train_confidence
     from xpkern.train.confidence_files import check_output, write_confidence
     from xpkern.train.labels import read_labels
     from xpkern.train.relu_network import NetworkSettings
 
-    check_output(options.output, [options.catalog, options.labels], overwrite=options.overwrite)
+    companion = str(file_names(Path(options.catalog))["diagnostics"])
+    check_output(options.output, [options.catalog, companion, options.labels], overwrite=options.overwrite)
     model, prior = load_model(options.model)
     labels = read_labels(options.labels)
     fits = labelled_fits(options.catalog, labels, model, prior)
