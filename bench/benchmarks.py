@@ -7,6 +7,7 @@ from collections.abc import Callable
 from bench.accuracy import bench_optimum, bench_precision, bench_pulls
 from bench.closure import bench_atmospheres, bench_closure, bench_recipes, bench_resume
 from bench.coefficients import bench_calibrate, bench_finish
+from bench.confidence import bench_confidence
 from bench.fitting import bench_fit, bench_isa, bench_peak
 from bench.formats import bench_formats
 from bench.fuzz import bench_fuzz
@@ -43,6 +44,7 @@ BENCHMARKS: dict[str, tuple[Callable[[int, int, str], Result], int]] = {
     "real": (bench_real, 1_000_000),
     "curve": (bench_curve, 0),
     "confusion": (bench_confusion, 16384),
+    "confidence": (bench_confidence, 40000),
     "noise": (bench_noise, 100_000),
     "noise_cost": (bench_noise_cost, 2048),
 }

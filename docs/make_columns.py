@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from xpkern.catalog import flags, schema, spectra
+from xpkern.catalog import derived, flags, schema, spectra
 from xpkern.status import MEANING
 
 TARGET = Path(__file__).parent / "columns.md"
@@ -13,7 +13,7 @@ TARGET = Path(__file__).parent / "columns.md"
 INTRODUCTION = """\
 # Columns, flags and status bits
 
-Made by `docs/make_columns.py` from `schema.py`, `spectra.py` and `flags.py` in `xpkern/catalog/`, and
+Made by `docs/make_columns.py` from `schema.py`, `derived.py`, `spectra.py` and `flags.py` in `xpkern/catalog/`, and
 `xpkern/status.py`. In every format a missing number is NaN; integers are never missing.
 """
 
@@ -25,6 +25,11 @@ SECTIONS = (
         "In `NAME.diagnostics.h5`, or the catalogue's other format: the same stars in the same order. Floats of "
         "16 bits have 32 where it is not HDF5.",
         schema.DIAGNOSTICS,
+    ),
+    (
+        "Derived columns",
+        "Added to either layout by `xpkern flag --derived`; in Python `xpkern.derived_columns(table, model)`.",
+        derived.DERIVED,
     ),
     ("Spectra", "Of `xpkern spectra`.", (*spectra.SPECTRA, spectra.WHITENER)),
 )
@@ -55,7 +60,8 @@ def page() -> str:
     for title, text, columns in SECTIONS:
         parts.append(f"## {title}\n\n{text}\n\n{column_table(columns)}\n")
     parts.append(f"## Status bits\n\nColumn `status`, and `xpkern.Status`.\n\n{bit_table(MEANING)}\n")
-    parts.append(f"## Quality flags\n\nColumn `quality_flags`.\n\n{bit_table(flags.MEANING)}\n")
+    about = "Column `quality_flags`, and `xpkern.QualityFlags`."
+    parts.append(f"## Quality flags\n\n{about}\n\n{bit_table(flags.MEANING)}\n")
     return "\n".join(parts)
 
 

@@ -11,7 +11,7 @@ import pytest
 from labelled_stars import SMALL, SMALL_ZGR23, recipe_from
 
 import xpkern as xk
-from bench import closure, formats, fuzz, ingest, noise, oracle, simulation
+from bench import closure, confidence, formats, fuzz, ingest, noise, oracle, simulation
 from bench.__main__ import parse
 from bench.benchmarks import BENCHMARKS
 from bench.evaluation import multiply_adds_of_evaluation, seconds_per_evaluation
@@ -33,8 +33,10 @@ from xpkern.observe.simulate import simulate
 from xpkern.survey import run, simulator
 from xpkern.survey.truth import ModelTruth
 from xpkern.train.apogee_library import Library
+from xpkern.train.confidence import LabelledFits, labelled_fits
 from xpkern.train.held_out import observations
 from xpkern.train.noise_fit import NoiseRecipe
+from xpkern.train.relu_network import NetworkSettings
 
 
 class Clock:
@@ -228,6 +230,7 @@ FIGURES = {
     ],
     "atmospheres": ["validation loss, mean", "giants: stars", "giants: teff, median pull"],
     "resume": ["kills", "same bytes"],
+    "confidence": ["teff: ROC AUC", "logg: calibration error before", "star: pass the basic cut", "share of the peak"],
     "noise": ["real ones: factor of the archive's", "independent, learned, Eq. 19, all", "log g off by more"],
     "noise_cost": ["times that of Eq. 2", "of both passes, mean"],
 }
@@ -252,11 +255,24 @@ def small_benchmarks(monkeypatch, tmp_path):
     monkeypatch.setattr(closure, "KILLS", 1)
     monkeypatch.setattr(closure, "KILLED_RECIPE", SMALL)
     recipes = {name: recipe_from(tmp_path, text) for name, text in (("default", SMALL), ("zgr23", SMALL_ZGR23))}
+    monkeypatch.setattr(confidence, "TRUTH", "model")
+    monkeypatch.setattr(confidence, "TIMED_STARS", 700)
+    monkeypatch.setattr(confidence, "SETTINGS", NetworkSettings(hidden=(8, 8), epochs=2))
+    monkeypatch.setattr(confidence, "labelled_fits", many_labelled_fits)
     monkeypatch.setattr(noise, "LABELLED", 40)
     monkeypatch.setattr(noise, "RECIPE", NoiseRecipe(groups=2, iterations=2))
     monkeypatch.setattr(noise, "QUICK_RECIPE", NoiseRecipe(groups=2, iterations=2))
     monkeypatch.setattr(noise, "real_stars", lambda part, correlated: few_real_stars(correlated))
     monkeypatch.setattr(closure, "load_recipe", lambda name: replace(recipes[name], name=name))
+
+
+def many_labelled_fits(catalog, labels, model, prior):
+    """More stars than so small a survey has, good ones and bad ones."""
+    found = labelled_fits(catalog, labels, model, prior)
+    rng = np.random.default_rng(2)
+    features = rng.normal(size=(400, found.features.shape[1])).astype(np.float32)
+    chi2 = np.where(features[:, :3] + rng.normal(size=(400, 3)) > 0, 1.0, 20.0)
+    return LabelledFits(np.arange(400), features, rng.normal(size=(400, 3)), chi2, found.counts)
 
 
 def few_real_stars(correlated):

@@ -17,7 +17,7 @@ from astropy.io.votable.ucd import check_ucd
 
 import xpkern as xk
 from xpkern.catalog import hdf5_writer
-from xpkern.catalog.flags import ALL_BITS, LN_PRIOR_PUBLISHED_OFFSET, QualityFlag, quality_flags
+from xpkern.catalog.flags import ALL_BITS, LN_PRIOR_PUBLISHED_OFFSET, QualityFlags, quality_flags
 from xpkern.catalog.output import CatalogOutput
 from xpkern.catalog.pending import PendingFile, commit_together
 from xpkern.catalog.rows import BP_USED, RP_USED, star_rows
@@ -191,9 +191,7 @@ def flags_of(**changes: object) -> int:
         "chi2": np.array([61.0]),
         "ln_prior": np.array([-3.0]),
         "ln_prior_threshold": -7.43,
-        "plx": np.array([1.0]),
-        "plx_observed": np.array([1.1]),
-        "plx_error": np.array([0.02]),
+        "parallax_deviation": np.array([-5.0]),
         "fitted": np.array([True]),
     }
     return int(quality_flags(**{**star, **changes})[0])  # type: ignore[arg-type]
@@ -214,12 +212,12 @@ class TestQualityFlags:
     @pytest.mark.parametrize(
         ("changes", "flag"),
         [
-            ({"chi2": np.array([122.1])}, QualityFlag.POOR_FIT),
-            ({"chi2": np.array([np.nan])}, QualityFlag.POOR_FIT),
-            ({"ln_prior": np.array([-7.44])}, QualityFlag.UNLIKELY_TYPE),
-            ({"ln_prior": np.array([np.nan])}, QualityFlag.UNLIKELY_TYPE),
-            ({"plx": np.array([1.301])}, QualityFlag.PARALLAX_DISAGREES),
-            ({"plx": np.array([0.899])}, QualityFlag.PARALLAX_DISAGREES),
+            ({"chi2": np.array([122.1])}, QualityFlags.POOR_FIT),
+            ({"chi2": np.array([np.nan])}, QualityFlags.POOR_FIT),
+            ({"ln_prior": np.array([-7.44])}, QualityFlags.UNLIKELY_TYPE),
+            ({"ln_prior": np.array([np.nan])}, QualityFlags.UNLIKELY_TYPE),
+            ({"parallax_deviation": np.array([10.05])}, QualityFlags.PARALLAX_DISAGREES),
+            ({"parallax_deviation": np.array([-10.05])}, QualityFlags.PARALLAX_DISAGREES),
         ],
     )
     def test_each_cut(self, changes, flag):
@@ -230,10 +228,8 @@ class TestQualityFlags:
         [
             {"chi2": np.array([121.9])},
             {"ln_prior": np.array([-7.42])},
-            {"plx": np.array([1.299])},
-            {"plx": np.array([9.0]), "plx_observed": np.array([np.nan])},
-            {"plx": np.array([9.0]), "plx_error": np.array([np.nan])},
-            {"plx": np.array([9.0]), "plx_error": np.array([np.inf])},
+            {"parallax_deviation": np.array([9.95])},
+            {"parallax_deviation": np.array([np.nan])},
         ],
     )
     def test_passes(self, changes):

@@ -19,13 +19,17 @@ from xpkern.errors import (
 from xpkern.fit.fit import fit
 from xpkern.fit.result import Fit
 from xpkern.fit.zgr23 import Zgr23Options
-from xpkern.model import FluxModel, Noise, TypePrior, load_model, save_model
+from xpkern.model import Confidence, FluxModel, Noise, TypePrior, load_model, save_model
 from xpkern.observe.observations import Observations
 from xpkern.status import Status
 from xpkern.version import __version__
 
 if TYPE_CHECKING:
     from xpkern.catalog.compare import compare_catalogs, read_catalog
+    from xpkern.catalog.cuts import count_cuts
+    from xpkern.catalog.derived import derived_columns
+    from xpkern.catalog.flagging import flag_catalog
+    from xpkern.catalog.flags import QualityFlags
     from xpkern.catalog.published import read_zgr23_catalog
     from xpkern.catalog.run import make_catalog
     from xpkern.catalog.spectra import write_spectra
@@ -38,6 +42,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Box",
     "Calibration",
+    "Confidence",
     "DeviceFailed",
     "DeviceOutOfMemory",
     "DeviceUnavailable",
@@ -52,6 +57,7 @@ __all__ = [
     "Observations",
     "PhotometryCuts",
     "Planted",
+    "QualityFlags",
     "Status",
     "TrainingDiverged",
     "TypePrior",
@@ -60,7 +66,10 @@ __all__ = [
     "__version__",
     "available_engines",
     "compare_catalogs",
+    "count_cuts",
+    "derived_columns",
     "fit",
+    "flag_catalog",
     "get_engine",
     "iter_xp",
     "load_model",
@@ -81,6 +90,10 @@ _LAZY = {
     "PhotometryCuts": "xpkern.observe.photometry",
     "make_catalog": "xpkern.catalog.run",
     "compare_catalogs": "xpkern.catalog.compare",
+    "count_cuts": "xpkern.catalog.cuts",
+    "derived_columns": "xpkern.catalog.derived",
+    "flag_catalog": "xpkern.catalog.flagging",
+    "QualityFlags": "xpkern.catalog.flags",
     "read_catalog": "xpkern.catalog.compare",
     "read_zgr23_catalog": "xpkern.catalog.published",
     "simulate_survey": "xpkern.survey.run",

@@ -11,6 +11,10 @@ from typing import Any
 
 import numpy as np
 
+#: A second minimum is named if its loss is less than this above the lowest one's: its share of the posterior is then
+#: exp(-gap / 2) or more, 0.7 %, where both are as wide.
+SECOND_MINIMUM_GAP = 10.0
+
 
 class Status(IntFlag):
     """Bits of the ``status`` column (uint32)."""
@@ -29,6 +33,7 @@ class Status(IntFlag):
     SAMPLED_SPECTRUM = 1 << 11
     REPEATED_SOURCE = 1 << 12
     NOISE_OF_EQ2 = 1 << 13
+    SECOND_MINIMUM = 1 << 14
     # set by the kernels
     NO_DATA = 1 << 16
     EIGENVALUE_FLOORED = 1 << 17
@@ -55,6 +60,7 @@ MEANING: dict[Status, str] = {
     Status.SAMPLED_SPECTRUM: "from a sampled spectrum, whose errors are taken as independent",
     Status.REPEATED_SOURCE: "an earlier row of the same file has this source_id",
     Status.NOISE_OF_EQ2: "the learned noise gave no usable flux covariance: fitted with the noise of Eq. 2",
+    Status.SECOND_MINIMUM: f"a second minimum of the loss was found, less than {SECOND_MINIMUM_GAP:g} above the lowest",
     Status.NO_DATA: "no flux sample with a weight: not fitted",
     Status.EIGENVALUE_FLOORED: "eigenvalues of the flux covariance were floored",
     Status.SINGULAR_COVARIANCE: "the flux covariance has no usable factor: not fitted",

@@ -4,6 +4,7 @@
 #include <stdint.h>
 
 #include "../core/calibration_view.hpp"
+#include "../core/confidence_view.hpp"
 #include "../core/views.hpp"
 
 namespace xpkern {
@@ -46,6 +47,10 @@ struct Kernels {
     int64_t (*freeze_scratch_bytes)(const ModelView&, int groups);
     void (*freeze)(const ModelView&, const NoiseView&, const float* flux, const float* whitener, const double* params,
                    const FrozenArrays&, int64_t begin, int64_t end, char* scratch);
+    // Confidence in parameters: features (n, f), confidence (n, classifiers).
+    int64_t (*confidence_scratch_bytes)(const ConfidenceView&);
+    void (*classify)(const ConfidenceView&, const float* features, float* confidence, int64_t begin, int64_t end,
+                     char* scratch);
     // Training: sums of a chunk's stars and their total, (chunk_gradient_size,); the gradient of all the model's
     // parameters for a mean over stars; the penalty on weights; a step, and whether it leads to a finite model.
     int chunk_stars;

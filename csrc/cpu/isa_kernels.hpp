@@ -2,6 +2,7 @@
 #pragma once
 
 #include "calibrate.hpp"
+#include "confidence_driver.hpp"
 #include "descent_driver.hpp"
 #include "noise_driver.hpp"
 #include "star_kernels.hpp"
@@ -37,6 +38,8 @@ const Kernels& kernels() {
         descend_stars,
         freeze_scratch_bytes,
         freeze_stars,
+        confidence_scratch_bytes,
+        classify_stars,
         CHUNK_STARS,
         training_scratch_bytes,
         chunk_gradient_size,

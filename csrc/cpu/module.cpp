@@ -328,6 +328,47 @@ py::tuple calibrate(const std::string& isa, const Array<double>& bp_design, cons
     return py::make_tuple(flux, whitener, status);
 }
 
+Array<float> confidence(const std::string& isa, const Array<float>& features, const Array<float>& centre,
+                        const Array<float>& inverse_scale, const Array<float>& fill,
+                        const std::vector<Array<float>>& weights, const std::vector<Array<float>>& biases,
+                        double largest, int threads) {
+    const Kernels& kernels = kernels_named(isa);
+    const int layers = static_cast<int>(weights.size());
+    if (layers < 1 || layers > MAX_LAYERS || biases.size() != weights.size() || weights[0].ndim() != 3)
+        throw std::invalid_argument("classifiers have 1 to " + std::to_string(MAX_LAYERS) +
+                                    " layers, each with biases");
+    ConfidenceView view{};
+    view.n_layers = layers;
+    view.largest = static_cast<float>(largest);
+    const auto classifiers = weights[0].shape(0);
+    view.n_classifiers = static_cast<int>(classifiers);
+    auto width = weights[0].shape(1);
+    view.width[0] = static_cast<int>(width);
+    for (const auto& [array, name] : {std::pair(&centre, "centre"), {&inverse_scale, "inverse_scale"}, {&fill, "fill"}})
+        require_shape(*array, name, {width});
+    view.centre = centre.data();
+    view.inverse_scale = inverse_scale.data();
+    view.fill = fill.data();
+    for (int l = 0; l < layers; ++l) {
+        const auto outputs = l + 1 < layers ? biases[l].shape(biases[l].ndim() - 1) : 1;
+        require_shape(weights[l], "weights", {classifiers, width, outputs});
+        require_shape(biases[l], "biases", {classifiers, outputs});
+        view.weights[l] = weights[l].data();
+        view.biases[l] = biases[l].data();
+        width = outputs;
+        view.width[l + 1] = static_cast<int>(width);
+    }
+    const auto n = features.shape(0);
+    require_shape(features, "features", {n, view.width[0]});
+    Array<float> result = make_array<float>({n, classifiers});
+    const float* in = features.data();
+    float* out = result.mutable_data();
+    over_stars(n, threads, kernels.confidence_scratch_bytes(view), [&](int64_t begin, int64_t end, char* scratch) {
+        kernels.classify(view, in, out, begin, end, scratch);
+    });
+    return result;
+}
+
 std::vector<std::string> instruction_sets() {
     std::vector<std::string> names;
     for (const Kernels* kernels : usable_kernels()) names.push_back(kernels->name);
@@ -373,6 +414,9 @@ PYBIND11_MODULE(_cpu, module) {
     module.def("freeze_noise", &freeze_noise, py::arg("isa"), py::arg("model"), py::arg("error"),
                py::arg("independent").noconvert(), py::arg("common").noconvert(), py::arg("flux").noconvert(),
                py::arg("whitener").noconvert(), py::arg("params").noconvert(), py::arg("threads"));
+    module.def("confidence", &confidence, py::arg("isa"), py::arg("features").noconvert(),
+               py::arg("centre").noconvert(), py::arg("inverse_scale").noconvert(), py::arg("fill").noconvert(),
+               py::arg("weights"), py::arg("biases"), py::arg("largest"), py::arg("threads"));
     module.def("search", &search, py::arg("isa"), py::arg("grid"), py::arg("flux").noconvert(),
                py::arg("whitener").noconvert(), py::arg("mean").noconvert(), py::arg("sigma").noconvert(),
                py::arg("threads"));

@@ -104,7 +104,10 @@ class Selection:
 
 
 def gaia_source_query(selection: Selection, rows: int) -> str:
-    """Sources with XP spectra, and their astrometric fidelity (Rybizki et al. 2022): the first rows by source_id.
+    """Sources with XP spectra: the first rows by source_id.
+
+    With their astrometric fidelity (Rybizki et al. 2022), and how well the archive's coefficients fit the transits,
+    which classifiers of confidence look at.
 
     Parameters
     ----------
@@ -119,10 +122,11 @@ def gaia_source_query(selection: Selection, rows: int) -> str:
     """
     columns = ", ".join(f"g.{name}" for name in _GAIA_SOURCE)
     return (
-        f"SELECT TOP {rows} {columns}, spur.fidelity_v2, spur.norm_dg "
+        f"SELECT TOP {rows} {columns}, spur.fidelity_v2, spur.norm_dg, xp.bp_chi_squared, xp.rp_chi_squared "
         "FROM gaiadr3.gaia_source AS g "
         # EXTERNAL is a reserved word of ADQL: quoted it is a name
         'LEFT OUTER JOIN "external".gaiaedr3_spurious AS spur ON g.source_id = spur.source_id '
+        "LEFT OUTER JOIN gaiadr3.xp_summary AS xp ON g.source_id = xp.source_id "
         f"WHERE g.has_xp_continuous = 'True' AND {selection.condition} "
         "ORDER BY g.source_id"
     )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from xpkern.catalog.flags import BASIC_CUT
 from xpkern.catalog.published import descriptions
 from xpkern.catalog.schema import DEFAULT, DIAGNOSTICS, PARAMETER_COLUMNS
 from xpkern.catalog.stream import CatalogReader, StoredRows
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
 
 #: Columns without which a table is no catalogue.
 NEEDED = ("source_id", "quality_flags", *(f"{p.name}{end}" for p in PARAMETER_COLUMNS for end in ("", "_error")))
-
-#: ``quality_flags`` below this pass the basic reliability cut of ZGR23 (Eq. 26).
-BASIC_CUT = 8
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,11 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from xpkern.engine.contract import FitOptions, LossTerms
+from xpkern.errors import InputError
 from xpkern.version import __version__
 
 if TYPE_CHECKING:
+    from xpkern.catalog.stream import CatalogReader
     from xpkern.fit.result import Fit
     from xpkern.fit.zgr23 import Zgr23Options
     from xpkern.model import FluxModel, Noise, TypePrior
@@ -18,6 +20,9 @@ ACKNOWLEDGEMENT = (
     "made from data of the ESA mission Gaia, processed by the Gaia DPAC: https://www.cosmos.esa.int/gaia says how to "
     "acknowledge them"
 )
+
+#: Where confidences are unknown.
+NO_CLASSIFIERS = "none: the model has no classifiers of confidence"
 
 #: Where a fit does not know how its observations were made.
 GIVEN = "unknown: observations were given as fluxes and whiteners"
@@ -65,6 +70,7 @@ def provenance(
         "model_digest": model.digest,
         "prior_digest": prior.digest,
         "ln_prior_threshold": prior.ln_prior_threshold,
+        "confidence_digest": confidence_digest(model),
         "ext_unit": model.ext_unit,
         "scale_theoretical": bool(model.scale_sigma > 0),
         "scale_sigma": model.scale_sigma,
@@ -76,6 +82,27 @@ def provenance(
         "instruction_set": instruction_set,
         "acknowledgement": ACKNOWLEDGEMENT,
     }
+
+
+def confidence_digest(model: FluxModel) -> str:
+    """What tells a model's classifiers of confidence from others."""
+    return NO_CLASSIFIERS if model.confidence is None else model.confidence.digest
+
+
+def check_model(reader: CatalogReader, model: FluxModel, prior: TypePrior) -> None:
+    """Refuse a catalogue of another model: residuals and priors mean what they mean under one.
+
+    Raises
+    ------
+    InputError
+        If its attributes name another model or prior, or none.
+    """
+    for name, digest in (("model_digest", model.digest), ("prior_digest", prior.digest)):
+        found = str(reader.attributes.get(name, ""))
+        if found != digest:
+            made = f"it was made with {found[:12]}" if found else "it does not say which one made it"
+            message = f"this {name.partition('_')[0]} is {digest[:12]}, {made}"
+            raise InputError(message, file=str(reader.paths[0]), field=name)
 
 
 def provenance_of_spectra(

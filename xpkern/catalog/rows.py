@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from xpkern.catalog.flags import quality_flags
 from xpkern.engine.contract import Float32, Float64
 from xpkern.engine.packed import present_samples
-from xpkern.grid import BANDS, N_PARAMETERS, N_XP, PARAMETERS, XP_WAVELENGTH
+from xpkern.grid import BANDS, N_PARAMETERS, N_XP, XP_WAVELENGTH
+from xpkern.model.confidence import CONFIDENT_PARAMETERS
 
 if TYPE_CHECKING:
     from xpkern.fit.result import Fit
-
-#: Parameters that a confidence classifier may speak of.
-CONFIDENT_PARAMETERS = PARAMETERS[:3]
 
 #: Bits of ``bands_used`` after the infrared bands: the two spectra.
 BP_USED, RP_USED = 1 << len(BANDS), 1 << (len(BANDS) + 1)
@@ -52,7 +49,7 @@ class StarRows:
         (predicted - observed) / sigma; 0 where missing.
     used : (n, 66) bool
         Samples that carry weight.
-    confidence : (n, 3) float64
+    confidence : (n, 3) float
         In teff, feh, logg; NaN where no classifier gave one.
     quality_flags : (n,) uint8
     status : (n,) uint32
@@ -78,7 +75,7 @@ class StarRows:
     decrement: Float64
     residual: Float32
     used: NDArray[np.bool_]
-    confidence: Float64
+    confidence: Float32 | Float64
     quality_flags: NDArray[np.uint8]
     status: NDArray[np.uint32]
     iterations: NDArray[np.int32]
@@ -127,6 +124,8 @@ def star_rows(fit: Fit) -> StarRows:
     StarRows
         n rows; those without a fit are NaN in every float, whatever the engine left there.
     """
+    from xpkern.catalog.judgement import judge, stored_judgement_columns  # which reads columns, made of these rows
+
     fit = fit.on_host()
     observed, fitted = fit.observations, fit.fitted
 
@@ -136,39 +135,30 @@ def star_rows(fit: Fit) -> StarRows:
     measured = np.isfinite(observed.plx_err)
     plx_observed = np.where(measured, observed.plx, np.nan)
     plx_error = np.where(measured, observed.plx_err, np.nan)
-    confidence = np.full((len(fit), len(CONFIDENT_PARAMETERS)), np.nan)
-    params, chi2, ln_prior = of_fitted(fit.params), of_fitted(fit.chi2), of_fitted(fit.ln_prior)
-    return StarRows(
+    unjudged = StarRows(
         source_id=fit.source_id,
         observed=observed.columns,
         plx_observed=plx_observed,
         plx_error=plx_error,
-        params=params,
+        params=of_fitted(fit.params),
         model_plx=of_fitted(fit.model_plx),
         covariance=of_fitted(fit.cov),
         fisher=of_fitted(fit.fisher),
         loss=of_fitted(fit.loss),
-        chi2=chi2,
+        chi2=of_fitted(fit.chi2),
         chi2_learned=of_fitted(fit.chi2_learned),
-        ln_prior=ln_prior,
+        ln_prior=of_fitted(fit.ln_prior),
         gradient_norm=of_fitted(fit.gradient_norm),
         decrement=of_fitted(fit.decrement),
         residual=of_fitted(fit.residual),
         used=present_samples(observed.whitener) & fitted[:, None],
-        confidence=confidence,
-        quality_flags=quality_flags(
-            confidence=confidence,
-            chi2=chi2,
-            ln_prior=ln_prior,
-            ln_prior_threshold=fit.prior.ln_prior_threshold,
-            plx=params[:, PARAMETERS.index("plx")],
-            plx_observed=plx_observed,
-            plx_error=plx_error,
-            fitted=fitted,
-        ),
+        confidence=np.full((len(fit), len(CONFIDENT_PARAMETERS)), np.nan),
+        quality_flags=np.zeros(len(fit), np.uint8),
         status=fit.status,
         iterations=fit.iterations,
         minima=fit.minima,
         second_params=of_fitted(fit.second_params),
         second_gap=of_fitted(fit.second_gap),
     )
+    judged = judge(stored_judgement_columns(unjudged), fit.model.confidence, fit.prior)
+    return replace(unjudged, confidence=judged.confidence, quality_flags=judged.quality_flags, status=judged.status)

@@ -97,13 +97,13 @@ class CatalogSummary(InputSummary):
     """
 
     fitted: int = 0
-    quality_flags: Counter[flags.QualityFlag] = field(default_factory=Counter)
+    quality_flags: Counter[flags.QualityFlags] = field(default_factory=Counter)
 
     def count(self, rows: StarRows, fitted: NDArray[np.bool_], observations: Observations) -> None:
         """Add a block of stars."""
         self.count_input(observations, rows.status)
         self.fitted += int(fitted.sum())
-        for flag in flags.QualityFlag:
+        for flag in flags.QualityFlags:
             self.quality_flags[flag] += int(np.count_nonzero(rows.quality_flags & np.uint8(flag)))
 
 

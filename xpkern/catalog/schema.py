@@ -25,12 +25,16 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from xpkern.catalog import flags
-from xpkern.catalog.flags import LN_PRIOR_PUBLISHED_OFFSET, QualityFlag
-from xpkern.catalog.rows import CONFIDENT_PARAMETERS, StarRows
+from xpkern.catalog.flags import LN_PRIOR_PUBLISHED_OFFSET, QualityFlags
+from xpkern.catalog.rows import StarRows
 from xpkern.engine.contract import Float64
 from xpkern.errors import InputError
 from xpkern.grid import BANDS, N_FLUX, N_PARAMETERS, PARAMETERS
+from xpkern.model.confidence import CONFIDENT_PARAMETERS
 from xpkern.status import MEANING, Status
+
+#: Parameters of a stellar type.
+N_TYPE = len(CONFIDENT_PARAMETERS)
 
 #: Upper triangle, row-major, of a matrix over the parameters.
 UPPER_TRIANGLE = np.triu_indices(N_PARAMETERS)
@@ -98,6 +102,11 @@ def _from_gaia(name: str) -> Callable[[StarRows], NDArray[np.generic]]:
     return lambda rows: rows.from_gaia(name)
 
 
+def _flux_over_error(band: str) -> Callable[[StarRows], NDArray[np.generic]]:
+    flux, error = f"phot_{band}_mean_flux", f"phot_{band}_mean_flux_error"
+    return lambda rows: rows.from_gaia(flux).astype(np.float64) / rows.from_gaia(error).astype(np.float64)
+
+
 def _parameter(index: int, per_unit: float) -> Callable[[StarRows], NDArray[np.generic]]:
     return lambda rows: per_unit * rows.params[:, index]
 
@@ -127,6 +136,9 @@ def _bits(meaning: Iterable[tuple[int, str]]) -> str:
 SOURCE_ID = Column("source_id", "int64", "", "meta.id;meta.main", "Gaia source identifier", attrgetter("source_id"))
 RA = Column("ra", "float64", "deg", "pos.eq.ra;meta.main", "right ascension (ICRS) by Gaia", _from_gaia("ra"))
 DEC = Column("dec", "float64", "deg", "pos.eq.dec;meta.main", "declination (ICRS) by Gaia", _from_gaia("dec"))
+PHOT_G_MEAN_MAG = Column(
+    "phot_g_mean_mag", "float32", "mag", "phot.mag;em.opt", "G magnitude by Gaia", _from_gaia("phot_g_mean_mag")
+)
 CHI2 = Column(
     "chi2",
     "float32",
@@ -159,7 +171,7 @@ QUALITY_FLAGS = Column(
     "",
     "meta.code.qual",
     "quality flags of ZGR23 Table 2 as bits: "
-    + _bits((bit, flags.MEANING[bit]) for bit in QualityFlag)
+    + _bits((bit, flags.MEANING[bit]) for bit in QualityFlags)
     + "; all of them where there is no fit. Below 8 is the basic reliability cut",
     attrgetter("quality_flags"),
 )
@@ -189,7 +201,8 @@ CONFIDENCES = tuple(
         "float32",
         "",
         f"stat.probability;{PARAMETER_COLUMNS[index].ucd}",
-        f"confidence in {name} from 0 to 1; NaN where the model has no classifier for it",
+        f"confidence in {name}: probability that it agrees with a label within two of their errors, for stars that "
+        "pass the basic cut; NaN where the model has no classifier for it",
         _confidence(index),
     )
     for index, name in enumerate(CONFIDENT_PARAMETERS)
@@ -201,9 +214,7 @@ DEFAULT = (
     SOURCE_ID,
     RA,
     DEC,
-    Column(
-        "phot_g_mean_mag", "float32", "mag", "phot.mag;em.opt", "G magnitude by Gaia", _from_gaia("phot_g_mean_mag")
-    ),
+    PHOT_G_MEAN_MAG,
     Column("parallax", "float64", "mas", "pos.parallax.trig", "parallax by Gaia as used", attrgetter("plx_observed")),
     Column(
         "parallax_error",
@@ -339,6 +350,24 @@ DIAGNOSTICS = (
         attrgetter("residual"),
         (N_FLUX,),
     ),
+    Column(
+        "stellar_type",
+        "float32",
+        "",
+        "stat.fit.param",
+        "teff [kK], feh, logg [dex] at the solution",
+        lambda rows: rows.params[:, :N_TYPE],
+        (N_TYPE,),
+    ),
+    Column(
+        "stellar_type_error",
+        "float32",
+        "",
+        "stat.error;stat.fit.param",
+        "standard errors of stellar_type",
+        lambda rows: rows.error[:, :N_TYPE],
+        (N_TYPE,),
+    ),
     LOSS,
     CHI2,
     CHI2_LEARNED,
@@ -384,6 +413,18 @@ DIAGNOSTICS = (
         "measured parallax over its standard error",
         lambda rows: rows.plx_observed / rows.plx_error,
     ),
+    PHOT_G_MEAN_MAG,
+    *(
+        Column(
+            f"phot_{band}_mean_flux_over_error",
+            "float32",
+            "",
+            "stat.snr;phot.flux",
+            f"mean {band.upper()} flux by Gaia over its standard error; NaN where the gaia_source table has none",
+            _flux_over_error(band),
+        )
+        for band in ("g", "bp", "rp")
+    ),
     *(
         Column(name, "float32", "", ucd, f"{what}, from the gaia_source table; NaN where it has none", _from_gaia(name))
         for name, ucd, what in (
@@ -391,6 +432,8 @@ DIAGNOSTICS = (
             ("norm_dg", "phot.mag;arith.diff", "contamination by neighbours"),
             ("phot_bp_rp_excess_factor", "stat.value", "excess of the BP and RP fluxes over the G flux"),
             ("ruwe", "stat.error", "renormalised unit weight error of the astrometry"),
+            ("bp_chi_squared", "stat.fit.chi2", "chi-squared of the archive's BP coefficients (xp_summary)"),
+            ("rp_chi_squared", "stat.fit.chi2", "chi-squared of the archive's RP coefficients (xp_summary)"),
         )
     ),
     Column("minima", "int32", "", "meta.number", "distinct minima of the loss found", attrgetter("minima")),

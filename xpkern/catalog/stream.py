@@ -143,6 +143,49 @@ class CatalogReader:
         return self.paths[0]
 
 
+class StoredBlocks(Iterator[StoredRows]):
+    """Columns of one file under its own names, block by block.
+
+    Parameters
+    ----------
+    path : path-like
+    columns : sequence of str
+    rows : int
+        Of a block at most.
+
+    Attributes
+    ----------
+    names : tuple of str
+        Columns that the file has.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read, or lacks a column.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], columns: Sequence[str] = (), rows: int = BLOCK_ROWS) -> None:
+        self._file = os.fspath(path)
+        self._table = _opened(Path(path))
+        self.names = tuple(self._table.widths)
+        for name in columns:
+            if name not in self.names:
+                self._table.close()
+                raise InputError("missing", file=self._file, field=name)
+        self._chunks = self._table.chunks(list(columns), rows)
+        self._first = 0
+
+    def __next__(self) -> StoredRows:
+        chunk = next(self._chunks)
+        block = StoredRows({name: _array(column, self._file, self._first, name) for name, column in chunk.items()})
+        self._first += len(block)
+        return block
+
+    def close(self) -> None:
+        """Close the file."""
+        self._table.close()
+
+
 class _Table(Protocol):
     """A :class:`xpkern.observe.spectra_columns.ColumnTable` that knows how many rows it has."""
 

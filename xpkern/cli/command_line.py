@@ -14,9 +14,11 @@ from types import FrameType
 from xpkern.cli import (
     catalog,
     compare,
+    confidence,
     demo,
     doctor,
     fetch,
+    flag,
     import_model,
     labels,
     predict,
@@ -35,6 +37,7 @@ EPILOG = """\
 examples
   xpkern demo                        simulate a small survey, fit it, draw what came out; downloads nothing
   xpkern catalog XpContinuousMeanSpectrum_*.csv.gz --source gaia_source.csv -o catalog.h5
+  xpkern flag catalog.h5 --model model.h5 --derived
   xpkern spectra XpContinuousMeanSpectrum_*.csv.gz --source gaia_source.csv -o spectra.fits
   xpkern compare catalog.h5 stellar_params_catalog_*.h5
   xpkern fetch --region 'CIRCLE 180 30 1' -o region/
@@ -43,6 +46,7 @@ examples
   xpkern simulate --n 100000 --seed 1 -o survey/
   xpkern labels lamost=dr8_v2.0_LRS_stellar.fits hot_payne=hot_payne.fits.gz --source gaia_source.csv -o labels.fits
   xpkern train labels.fits --spectra XpContinuousMeanSpectrum_*.csv.gz --source gaia_source.csv -o model.h5
+  xpkern confidence train catalog.h5 labels.fits -o model.h5
   xpkern doctor                      what this installation can do on this machine
 
 `xpkern COMMAND --help` explains a command.
@@ -50,9 +54,9 @@ examples
 
 #: In the order of the help: stars, surveys of them, models, and the rest.
 COMMANDS = (
-    *(catalog, spectra, compare),
+    *(catalog, flag, spectra, compare),
     *(fetch, run),
-    *(labels, reddening, train, import_model, predict),
+    *(labels, reddening, train, confidence, import_model, predict),
     *(simulate, demo, doctor),
 )
 

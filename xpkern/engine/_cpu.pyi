@@ -56,6 +56,17 @@ class ModelError:
         archive_factor: float,
     ) -> None: ...
 
+def confidence(
+    isa: str,
+    features: NDArray[float32],
+    centre: NDArray[float32],
+    inverse_scale: NDArray[float32],
+    fill: NDArray[float32],
+    weights: Sequence[NDArray[float32]],
+    biases: Sequence[NDArray[float32]],
+    largest: float,
+    threads: int,
+) -> NDArray[float32]: ...
 def freeze_noise(
     isa: str,
     model: Model,

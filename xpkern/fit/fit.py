@@ -18,7 +18,7 @@ from xpkern.model.flux_model import FluxModel
 from xpkern.model.noise import KINDS
 from xpkern.model.type_prior import TypePrior
 from xpkern.observe.observations import Observations
-from xpkern.status import UNFITTED, Status, mark
+from xpkern.status import SECOND_MINIMUM_GAP, UNFITTED, Status, mark
 
 #: Extinctions and parallaxes [mas] the search may reach: Eq. 19 is unbounded below beyond any such box.
 EXT_BOUNDS = (0.0, 15.0)
@@ -131,6 +131,7 @@ def fit(
     fitted = (status & np.uint32(UNFITTED)) == 0
     mark(status, floored, Status.COVARIANCE_FLOORED)
     mark(status, fitted & (solution.ln_prior < prior.ln_prior_threshold), Status.EXTRAPOLATED)
+    mark(status, fitted & (solution.second_gap < SECOND_MINIMUM_GAP), Status.SECOND_MINIMUM)
     if model.scale_sigma > 0:
         mark(status, fitted, Status.THEORETICAL_SCALE)
     return Fit(

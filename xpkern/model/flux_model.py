@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from xpkern.engine.contract import Float64
 from xpkern.errors import InputError
 from xpkern.model.arrays import constant, digest
+from xpkern.model.confidence import Confidence
 from xpkern.model.noise import Noise
 
 #: No star is hotter than this [kK]: a larger number is a temperature in kelvin.
@@ -53,6 +54,8 @@ class FluxModel:
     licence : str
     card : str
         The model card, Markdown.
+    confidence : Confidence, optional
+        Classifiers that say how far to trust a fit with this model; without them confidences are NaN.
     """
 
     weights: Sequence[Float64]
@@ -68,6 +71,7 @@ class FluxModel:
     provenance: dict[str, str] = field(default_factory=dict)
     licence: str = ""
     card: str = ""
+    confidence: Confidence | None = None
 
     def __post_init__(self) -> None:
         if len(self.weights) == 0 or len(self.weights) != len(self.biases):
@@ -93,6 +97,11 @@ class FluxModel:
         if learned is not None and (learned.n_samples, learned.centre.shape[1]) != (width, len(input_zp)):
             message = f"learned for {learned.n_samples} samples and {learned.centre.shape[1]} inputs"
             raise InputError(f"{message}, the model has {width} and {len(input_zp)}", field="noise")
+        if self.confidence is not None:
+            try:
+                self.confidence.check_samples(vectors["wavelength"])
+            except InputError as error:
+                raise InputError(error.message, field=f"confidence/{error.field}") from None
         theoretical = np.zeros(width, bool) if self.theoretical is None else np.array(self.theoretical, dtype=bool)
         if theoretical.shape != (width,):
             raise InputError(f"shape {theoretical.shape}, expected ({width},)", field="theoretical")

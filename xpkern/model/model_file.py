@@ -1,4 +1,4 @@
-"""Model files: one HDF5 file with the flux model, the prior, the noise and the model card."""
+"""Model files: one HDF5 file with flux model, prior, noise, model card and perhaps classifiers of confidence."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 
 from xpkern.errors import InputError, ModelFileError
+from xpkern.model.confidence import Confidence
 from xpkern.model.flux_model import FluxModel
 from xpkern.model.model_error import ModelError
 from xpkern.model.noise import KINDS, Noise
@@ -25,6 +26,7 @@ _FLUX_ARRAYS = ("input_zp", "input_scale", "wavelength")
 _PRIOR_ARRAYS = ("weights", "means", "covariances")
 _NOISE_NUMBERS = ("common", "bp", "rp", "floor")
 _MODEL_ERROR_ARRAYS = ("centre", "scale", "covariance")
+_CONFIDENCE_ARRAYS = ("centre", "scale", "fill")
 _PROVENANCE = "provenance_"
 
 
@@ -83,6 +85,14 @@ def _write(file: h5py.File, model: FluxModel, prior: TypePrior) -> None:
         for name in _MODEL_ERROR_ARRAYS:
             put(f"noise/{name}", getattr(model.noise.model_error, name))
         file["noise"].attrs["archive_factor"] = model.noise.model_error.archive_factor
+    if model.confidence is not None:
+        for name in _CONFIDENCE_ARRAYS:
+            put(f"confidence/{name}", getattr(model.confidence, name))
+        for name in ("weights", "biases"):
+            for layer, values in enumerate(getattr(model.confidence, name)):
+                put(f"confidence/{name}_{layer}", values)
+        names = np.array(model.confidence.features, dtype=h5py.string_dtype())
+        file.create_dataset("confidence/features", data=names, track_times=False)
     file.create_dataset("card", data=model.card, dtype=h5py.string_dtype(), track_times=False)
 
 
@@ -136,6 +146,12 @@ class _Reader:
         except (TypeError, ValueError, OSError) as error:
             raise ModelFileError(f"not an array of numbers ({error})", file=self.name, field=field) from None
 
+    def texts(self, field: str) -> tuple[str, ...]:
+        item = self.file.get(field)
+        if not isinstance(item, h5py.Dataset) or item.ndim != 1 or h5py.check_string_dtype(item.dtype) is None:
+            raise ModelFileError("missing, or not a list of texts", file=self.name, field=field)
+        return tuple(item.asstr()[()])
+
     def attribute(self, group: str, field: str) -> Any:
         item = self.file.get(group)
         if item is None or field not in item.attrs:
@@ -160,18 +176,15 @@ class _Reader:
             raise ModelFileError(error.message, file=self.name, field=field) from None
 
     def flux_model(self) -> FluxModel:
-        layers = 0
-        while f"flux/weights_{layers}" in self.file:
-            layers += 1
-        noise = self.noise()
+        layers, noise, confidence = self.layers("flux"), self.noise(), self.confidence()
         with self.named("flux"):
             card = self.file.get("card")
             ln_ext_curve = self.array("flux/ln_ext_curve")
             with np.errstate(over="ignore"):
                 ext_curve = np.exp(ln_ext_curve)
             return FluxModel(
-                weights=[self.array(f"flux/weights_{layer}") for layer in range(max(layers, 1))],
-                biases=[self.array(f"flux/biases_{layer}") for layer in range(max(layers, 1))],
+                weights=[self.array(f"flux/weights_{layer}") for layer in layers],
+                biases=[self.array(f"flux/biases_{layer}") for layer in layers],
                 ext_curve=ext_curve,
                 **{field: self.array(f"flux/{field}") for field in _FLUX_ARRAYS},
                 noise=noise,
@@ -185,6 +198,27 @@ class _Reader:
                 },
                 licence=str(self.attribute("/", "licence")),
                 card=card.asstr()[()] if isinstance(card, h5py.Dataset) else "",
+                confidence=confidence,
+            )
+
+    def layers(self, group: str) -> range:
+        """Numbers of the layers that a group has weights of; the first one must be there."""
+        count = 0
+        while f"{group}/weights_{count}" in self.file:
+            count += 1
+        return range(max(count, 1))
+
+    def confidence(self) -> Confidence | None:
+        """Classifiers of confidence; None in a file without them."""
+        if "confidence" not in self.file:
+            return None
+        layers = self.layers("confidence")
+        with self.named("confidence"):
+            return Confidence(
+                features=self.texts("confidence/features"),
+                weights=[self.array(f"confidence/weights_{layer}") for layer in layers],
+                biases=[self.array(f"confidence/biases_{layer}") for layer in layers],
+                **{field: self.array(f"confidence/{field}") for field in _CONFIDENCE_ARRAYS},
             )
 
     def noise(self) -> Noise:

@@ -26,10 +26,13 @@ GAIA_COLUMNS = (
     "phot_g_mean_mag",
     "phot_bp_mean_mag",
     "phot_rp_mean_mag",
+    *(f"phot_{band}_mean_flux{end}" for band in ("g", "bp", "rp") for end in ("", "_error")),
     "phot_bp_rp_excess_factor",
     "ruwe",
     "fidelity_v2",
     "norm_dg",
+    "bp_chi_squared",
+    "rp_chi_squared",
 )
 
 #: Columns that are text; all others but source_id are numbers.

@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from xpkern.catalog.flags import QualityFlag
+from xpkern.catalog.flags import QualityFlags
 from xpkern.catalog.schema import PARAMETER_COLUMNS
 from xpkern.engine.contract import Float64
 from xpkern.errors import InputError
@@ -121,7 +121,7 @@ class Comparison:
     @property
     def reliable(self) -> NDArray[np.bool_]:
         """Stars that converged and pass the catalogue's flags on fit, prior and parallax, (n,)."""
-        bad = QualityFlag.POOR_FIT | QualityFlag.UNLIKELY_TYPE | QualityFlag.PARALLAX_DISAGREES
+        bad = QualityFlags.POOR_FIT | QualityFlags.UNLIKELY_TYPE | QualityFlags.PARALLAX_DISAGREES
         return self.converged & ((self.quality_flags & np.uint8(bad)) == 0)
 
     @property

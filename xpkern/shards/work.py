@@ -107,6 +107,8 @@ def digest_of(settings: RunSettings) -> str:
     calibration = settings.calibration_file
     relevant |= {"calibration": "" if calibration is None else fingerprint(calibration)}
     relevant |= {"model": model.digest, "prior": prior.digest, "noise": model.noise.digest, "xpkern": __version__}
+    if model.confidence is not None:
+        relevant |= {"confidence": model.confidence.digest}
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
 
 
