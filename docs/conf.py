@@ -40,6 +40,7 @@ autodoc_class_signature = "mixed"
 add_module_names = False
 napoleon_google_docstring = False
 napoleon_use_rtype = False
+napoleon_use_ivar = True  # attributes of a class in one list
 
 #: A type that is none of ours (an array, its shape, a path) is text; every name of ours must lead somewhere.
 nitpicky = True

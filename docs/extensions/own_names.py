@@ -1,4 +1,4 @@
-"""Names of ours in docstrings lead to where they are documented.
+"""Docstrings of ours as Sphinx wants them: names lead to where they are documented, each attribute has its own line.
 
 Docstrings name a thing by its module (``xpkern.status.Status``); pages document it under the name users import. A name
 that is documented nowhere is text, if it exists; if it does not, Sphinx warns.
@@ -6,6 +6,7 @@ that is documented nowhere is text, if it exists; if it does not, Sphinx warns.
 
 from __future__ import annotations
 
+import re
 from importlib import import_module
 from typing import Any
 
@@ -47,7 +48,27 @@ def _resolve(app: Sphinx, env: Any, node: Any, content: nodes.Element) -> nodes.
     return None
 
 
+_SEVERAL = re.compile(r"(\w+(?:, \w+)+) : (.+)")
+
+
+def _one_name_each(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Give each of the attributes that share a description (``plx, plx_err : type``) its own."""
+    whole: list[str] = []
+    lines.append("")
+    while lines:
+        several = _SEVERAL.fullmatch(lines[0])
+        if several is None:
+            whole.append(lines.pop(0))
+            continue
+        end = next(number for number, line in enumerate([*lines[1:], "."], 1) if not line.startswith(" "))
+        for each in several[1].split(", "):
+            whole += [f"{each} : {several[2]}", *lines[1:end]]
+        del lines[:end]
+    lines[:] = whole
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Resolve what Sphinx does not find."""
+    """Read docstrings before napoleon does; resolve what Sphinx does not find."""
+    app.connect("autodoc-process-docstring", _one_name_each, priority=100)
     app.connect("missing-reference", _resolve)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
