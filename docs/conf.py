@@ -56,3 +56,4 @@ html_show_sphinx = False
 html_theme_options = {"navigation_with_keys": True}
 pygments_style = "tango"
 highlight_language = "none"
+smartquotes = False  # -- in a command's help is an option's, not a dash
