@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import xpkern
-from xpkern.cli.command_line import build_parser
+from xpkern.cli.command_line import build_parser, command_parsers
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -81,13 +81,23 @@ def test_documents_name_only_files_that_exist(document):
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name)
 def test_commands_in_documents_have_their_options(document):
-    parser = build_parser()
-    commands = next(item for item in parser._actions if isinstance(item, argparse._SubParsersAction)).choices
+    commands = {parser.prog: parser for parser in command_parsers(build_parser())}
     for code in blocks(document, "bash"):
-        for command, rest in re.findall(r"\bxpkern ([a-z][\w-]*)([^#|&;\n]*)", code.replace("\\\n", " ")):
-            assert command in commands, f"there is no command {command}"
-            options = set(re.findall(r"(?<=\s)(--?[a-zA-Z][\w-]*)", rest))
-            assert options <= set(commands[command]._option_string_actions), f"options of {command}"
+        for line in re.findall(r"\bxpkern [a-z][^#|&;\n]*", code.replace("\\\n", " ")):
+            words = line.split()
+            names = [" ".join(words[:count]) for count in (3, 2)]
+            command = next((name for name in names if name in commands), None)
+            assert command, f"there is no such command: {line}"
+            options = {word.partition("=")[0] for word in words if re.match(r"--?[a-zA-Z]", word)}
+            assert options <= set(commands[command]._option_string_actions), line
+
+
+def test_commands_of_commands_are_found():
+    parser = argparse.ArgumentParser(prog="a")
+    inner = parser.add_subparsers().add_parser("b")
+    inner.add_subparsers().add_parser("c")
+    inner.further = [argparse.ArgumentParser(prog="a b d")]
+    assert [command.prog for command in command_parsers(parser)] == ["a b", "a b c", "a b d"]
 
 
 def test_every_package_is_on_the_map_of_the_folders():

@@ -10,7 +10,7 @@ from typing import Any
 from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
 
-from xpkern.cli.command_line import build_parser
+from xpkern.cli.command_line import build_parser, command_parsers
 
 _WIDTH = 96
 
@@ -20,23 +20,26 @@ class Commands(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """Return the sections."""
-        parser = build_parser()
-        commands = next(item for item in parser._actions if isinstance(item, argparse._SubParsersAction))
-        return [_section(name, command) for name, command in commands.choices.items()]
+        return [_section(command) for command in command_parsers(build_parser())]
 
 
-def _section(name: str, parser: argparse.ArgumentParser) -> nodes.section:
-    section = nodes.section("", nodes.title("", parser.prog), ids=[nodes.make_id(parser.prog)], names=[name])
+def _section(parser: argparse.ArgumentParser) -> nodes.section:
+    section = nodes.section("", nodes.title("", parser.prog), ids=[nodes.make_id(parser.prog)], names=[parser.prog])
     section += nodes.paragraph("", parser.description or "")
     parser.formatter_class = partial(parser.formatter_class, width=_WIDTH)  # type: ignore[assignment]
     section += _literal(parser.format_usage().removeprefix("usage: "))
     for group in parser._action_groups:
-        items = [_item(parser, action) for action in group._group_actions if action.help != argparse.SUPPRESS]
+        items = [_item(parser, action) for action in group._group_actions if _is_told(action)]
         if items:
             section += nodes.definition_list("", *items)
     if parser.epilog:
         section += _literal(parser.epilog)
     return section
+
+
+def _is_told(action: argparse.Action) -> bool:
+    """Whether an option or argument is for users; commands of a command have sections of their own."""
+    return action.help != argparse.SUPPRESS and not isinstance(action, argparse._SubParsersAction)
 
 
 def _item(parser: argparse.ArgumentParser, action: argparse.Action) -> nodes.definition_list_item:
