@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 PAGE = Path(__file__).parent / "tutorial.md"
@@ -49,12 +50,13 @@ def run_page(text: str, folder: Path) -> str:
         printed = (_run_python if language == "python" else _run_shell)(body, session)
         return match[0]
 
-    with contextlib.chdir(folder) if sys.version_info >= (3, 11) else _inside(folder):
+    with _inside(folder):
         return _BLOCK.sub(replace, text)
 
 
 @contextlib.contextmanager
-def _inside(folder: Path):  # contextlib.chdir came with Python 3.11
+def _inside(folder: Path) -> Iterator[None]:
+    """Run in a folder, as contextlib.chdir does from Python 3.11 on."""
     before = os.getcwd()
     os.chdir(folder)
     try:
