@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import Any
 
 from docutils import nodes
+from sphinx import addnodes
 from sphinx.application import Sphinx
 
 import xpkern
@@ -67,8 +68,17 @@ def _one_name_each(app: Sphinx, what: str, name: str, obj: Any, options: Any, li
     lines[:] = whole
 
 
+def _only_classes_are_types(app: Sphinx, doctree: nodes.document) -> None:
+    """Keep words of a type's description, such as ``source_id`` in a list of tuples, from leading to attributes."""
+    for reference in list(doctree.findall(addnodes.pending_xref)):
+        name = reference.get("reftarget", "").rpartition(".")[2]
+        if reference.get("reftype") == "class" and not name[:1].isupper():
+            reference.replace_self(reference.children)
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Read docstrings before napoleon does; resolve what Sphinx does not find."""
     app.connect("autodoc-process-docstring", _one_name_each, priority=100)
+    app.connect("doctree-read", _only_classes_are_types)
     app.connect("missing-reference", _resolve)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
