@@ -37,13 +37,13 @@ SECTIONS = (
 
 def column_table(columns: Iterable[schema.Column]) -> str:
     """Return a layout as a Markdown table."""
-    rows = ["| column | type | unit | UCD | meaning |", "|---|---|---|---|---|"]
+    rows = ["| column | type | unit | meaning | UCD |", "|---|---|---|---|---|"]
     for column in columns:
         shape = "" if column.shape == () else f" × {' × '.join(str(size) for size in column.shape)}"
         text = column.description
         if column.name in ("status", "quality_flags"):
             text = f"{text.partition(', as bits')[0]}: bits, see below"
-        rows.append(f"| `{column.name}` | {column.dtype}{shape} | {column.unit} | {column.ucd} | {text} |")
+        rows.append(f"| `{column.name}` | {column.dtype}{shape} | {column.unit} | {text} | {column.ucd} |")
     return "\n".join(rows)
 
 

@@ -103,14 +103,3 @@ def test_readme_commands_are_one_line(tag):
 def test_page_of_columns_is_up_to_date():
     page = runpy.run_path(str(ROOT / "docs" / "make_columns.py"))["page"]()
     assert (ROOT / "docs" / "columns.md").read_text() == page, "run docs/make_columns.py"
-
-
-def test_documents_name_only_files_that_exist():
-    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-    for page in pages:
-        text = page.read_text()
-        links = [link for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text) if "://" not in link]
-        for link in links:
-            assert (page.parent / link).exists(), f"{page.name} links to {link}"
-        for name in re.findall(r"`((?:xpkern|csrc|tests|bench|docs|examples)/[\w./-]*)`", text):
-            assert (ROOT / name).exists(), f"{page.name} names {name}"

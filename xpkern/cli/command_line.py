@@ -101,6 +101,18 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def command_parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """Parsers of all commands, each before those of its own commands: what documents them asks for these.
+
+    A command that does not declare its own commands to argparse names their parsers in an attribute ``further``.
+    """
+    declared = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    own = [command for action in declared for command in action.choices.values()]
+    for command in [*own, *getattr(parser, "further", ())]:
+        yield command
+        yield from command_parsers(command)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
