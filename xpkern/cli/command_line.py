@@ -19,6 +19,7 @@ from xpkern.cli import (
     fetch,
     import_model,
     labels,
+    maps,
     predict,
     reddening,
     run,
@@ -37,6 +38,7 @@ examples
   xpkern catalog XpContinuousMeanSpectrum_*.csv.gz --source gaia_source.csv -o catalog.h5
   xpkern spectra XpContinuousMeanSpectrum_*.csv.gz --source gaia_source.csv -o spectra.fits
   xpkern compare catalog.h5 stellar_params_catalog_*.h5
+  xpkern map catalog.h5 -o dust.fits && xpkern map plot dust.fits
   xpkern fetch --region 'CIRCLE 180 30 1' -o region/
   xpkern run survey.toml             a shard for every file of a survey; status, rerun, collect go with it
   xpkern predict --teff 5.77 --feh 0 --logg 4.44 --ext 0.1 --plx 10 --plot sun.png
@@ -50,7 +52,7 @@ examples
 
 #: In the order of the help: stars, surveys of them, models, and the rest.
 COMMANDS = (
-    *(catalog, spectra, compare),
+    *(catalog, spectra, compare, maps),
     *(fetch, run),
     *(labels, reddening, train, import_model, predict),
     *(simulate, demo, doctor),
