@@ -143,7 +143,7 @@ def run(options: argparse.Namespace) -> int:
     from xpkern.maps.make import make_map
     from xpkern.maps.settings import CUTS, MapSettings
 
-    cuts = CUTS[options.cuts or ("feh" if options.quantity == "feh" else "birdseye")].changed(options.cut)
+    cuts = CUTS[options.cuts] if options.cuts else MapSettings(options.quantity).limits
     chosen: dict[str, Any] = {}
     if options.distances is not None:
         chosen["edges"] = _numbers(options.distances, float, "distances")
@@ -152,7 +152,7 @@ def run(options: argparse.Namespace) -> int:
         estimate=options.estimate,
         nsides=_numbers(options.nside, int, "nside"),
         min_stars=options.min_stars,
-        cuts=cuts,
+        cuts=cuts.changed(options.cut),
         **chosen,
     )
     # None: silent unless standard error is a terminal

@@ -124,7 +124,7 @@ class StarBins:
         (n,) int16
             Bin of the distance of each star; -1 for one that is not used.
         """
-        cuts, bins = self.settings.cuts, self._distances
+        cuts, bins = self.settings.limits, self._distances
         found = np.empty(len(pixel), np.int16)
         weighted = self.settings.estimate == "weighted"
         _assign(

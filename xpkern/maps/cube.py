@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -176,7 +177,9 @@ class SkyCube:
             If dustmaps is not installed.
         """
         try:
-            from dustmaps.map_base import DustMap
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of a configuration that need not be there
+                from dustmaps.map_base import DustMap
         except ImportError as error:
             raise XpkernError(f"dustmaps is not installed ({error}): pip install 'xpkern[dust]'") from None
         cube = self

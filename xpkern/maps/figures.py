@@ -37,6 +37,9 @@ _PANELS = 6
 #: Pixels of a picture of the sky: across the whole of it, and of a part.
 _WHOLE, _PART = 1200, 500
 
+#: Places across a view from above, and across a slice.
+_ABOVE, _SLICE = 320, 500
+
 #: A map within this angle [deg] of its middle is drawn as a part of the sky.
 _PART_RADIUS = 40.0
 
@@ -121,9 +124,7 @@ def _draw_sky(figure: Figure, cube: SkyCube, bins: Sequence[int]) -> None:
     row, sky = _raster(cube, longitude, latitude), np.isfinite(longitude)
     columns = min(2 if whole else 3, len(numbers))
     lines = -(-len(numbers) // columns)
-    figure.set_size_inches(
-        *((5.6 * columns, 3.05 * lines + 0.5) if whole else (3.7 * columns + 0.4, 3.3 * lines + 0.8))
-    )
+    figure.set_size_inches(*((5.6 * columns, 2.7 * lines + 0.5) if whole else (3.7 * columns + 0.4, 3.3 * lines + 0.8)))
     panels = np.atleast_1d(figure.subplots(lines, columns, squeeze=False, sharex=not whole, sharey=not whole)).ravel()
     images = []
     before: NDArray[Any] = np.zeros(len(cube.tile.pixel), np.float32)
@@ -215,7 +216,7 @@ def _draw_birdseye(figure: Figure, cube: SkyCube, beside: SkyCube | None, extent
     cubes = [cube] if beside is None else [cube, beside]
     figure.set_size_inches(5.6 * len(cubes) + 1.0, 5.9)
     panels = figure.subplots(1, len(cubes), squeeze=False, sharey=True)[0]
-    views = [birdseye(each, extent=side, step=side / 200.0)[1] for each in cubes]
+    views = [birdseye(each, extent=side, step=2.0 * side / _ABOVE)[1] for each in cubes]
     norm = _norm(cube, views[0])
     for panel, each, view in zip(panels, cubes, views, strict=True):
         image = _show(panel, view, norm, cube, extent=(-side, side, -side, side))
@@ -242,7 +243,8 @@ def _draw_slices(figure: Figure, cube: SkyCube, extent: float | None) -> None:
         ("yz", grid[1, 1], "across, x = 0", "z  [kpc]"),
     )
     found = {
-        plane: plane_slice(cube, plane, extent=side, half_height=height, step=side / 250.0)[2] for plane, *_ in planes
+        plane: plane_slice(cube, plane, extent=side, half_height=height, step=2.0 * side / _SLICE)[2]
+        for plane, *_ in planes
     }
     norm = _norm(cube, np.concatenate([values.ravel() for values in found.values()]))
     panels = []

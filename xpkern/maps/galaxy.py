@@ -21,6 +21,9 @@ HALF_HEIGHT = 0.4
 #: Share of a column through the slab that must be known.
 _KNOWN_SHARE = 0.5
 
+#: Steps [kpc] in which the slab is averaged.
+_HEIGHT_STEP = 0.025
+
 #: Places that are looked up at once.
 _AT_ONCE = 1 << 20
 
@@ -28,7 +31,7 @@ Plane = Literal["xy", "xz", "yz"]
 
 
 def density(cube: SkyCube) -> Float64:
-    """Extinction per distance dE/dr (n, bins) [mag/kpc] between the middles of each bin and of the one before it, or the Sun.
+    """Dust dE/dr (n, bins) [mag/kpc] between the middles of each bin and of the one before it, or the Sun.
 
     NaN beyond the last bin with a number.
     """
@@ -86,7 +89,7 @@ def birdseye(
     extent : float, optional
         Half the side of the square [kpc]; the farthest edge of the map when not given.
     step : float
-        Side of a place, and of a step in height [kpc].
+        Side of a place [kpc].
     half_height : float
         [kpc]
 
@@ -99,7 +102,7 @@ def birdseye(
         fewer than half.
     """
     middle = _middles(extent or cube.edges[-1], step)
-    heights = _middles(half_height, step)
+    heights = _middles(half_height, _HEIGHT_STEP)
     values = _values(cube)
     total, known = np.zeros((len(middle),) * 2), np.zeros((len(middle),) * 2)
     position = np.empty((len(middle), len(middle), 3))

@@ -139,7 +139,8 @@ def map_of_blocks(blocks: Iterable[Block], settings: MapSettings | None = None, 
         parts = list(stars.tiles())
         names = ("pixel", "value", "error", "stars", "nside")
         tile = Tile(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
-        return SkyCube(settings, tile, asdict(summary.per_bin), summary.outcomes, summary.attributes)
+        told = {name: text for name, text in summary.attributes.items() if text}
+        return SkyCube(settings, tile, asdict(summary.per_bin), summary.outcomes, told)
 
 
 def checked_map_name(
@@ -223,7 +224,7 @@ class _Stars:
             raise InputError(f"no star passes the cuts ({reasons or 'there are no stars'})", field="cut")
         columns = self._digests.keys()
         needs = {"misfit": {"loss", "chi2"}, "quality_flags": {"quality_flags"}, "confidence": {"feh_confidence"}}
-        limits = self.settings.cuts.as_dict()
+        limits = self.settings.limits.as_dict()
         absent = [name for name, any_of in needs.items() if np.isfinite(limits[name]) and not any_of & columns]
         misfit = "loss" if "loss" in columns else "chi2" if "chi2" in columns else "nothing"
         dof = "chi2_dof" if "chi2_dof" in columns else str(USUAL_DOF)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -128,11 +129,12 @@ def read_map(path: str | os.PathLike[str]) -> SkyCube:
     if not path.is_file():
         raise InputError("is not there" if not path.exists() else "is no file", file=str(path))
     try:
-        with fits.open(path, memmap=True) as file:
+        with warnings.catch_warnings(), fits.open(path, memmap=True) as file:
+            warnings.simplefilter("error")  # of what is truncated or damaged
             return _cube_of(file)
     except InputError as error:
         raise InputError(error.message, file=str(path), field=error.field) from None
-    except (OSError, KeyError, ValueError, TypeError, IndexError) as error:
+    except (OSError, KeyError, ValueError, TypeError, IndexError, Warning) as error:
         reason = str(error).strip("'\"") or type(error).__name__
         raise InputError(f"is no map of `xpkern map` ({reason})", file=str(path)) from error
 
@@ -181,7 +183,7 @@ def _write_primary(
     header["ESTIMATE"] = (settings.estimate, "of the stars of a cell")
     header["NSIDES"] = (" ".join(map(str, settings.nsides)), "finest first")
     header["MINSTARS"] = (settings.min_stars, "stars that a cell must have")
-    for name, limit in settings.cuts.as_dict().items():
+    for name, limit in settings.limits.as_dict().items():
         header[_CUT_KEYWORDS[name]] = (limit if math.isfinite(limit) else "off", f"limit of {name}")
     header["USED"] = (outcomes.get("used", 0), "stars used; OUTCOMES counts the others")
     for name, (keyword, meaning) in _ATTRIBUTES.items():

@@ -128,7 +128,8 @@ class MapSettings:
         Resolutions of HEALPix, finest first: a cell has the finest one at which it has enough stars.
     min_stars : int
         Stars that a cell must have.
-    cuts : MapCuts
+    cuts : MapCuts, optional
+        The named ones "birdseye", of feh "feh", when not given.
 
     Raises
     ------
@@ -141,7 +142,7 @@ class MapSettings:
     edges: tuple[float, ...] = field(default_factory=lambda: tuple(paper_edges().tolist()))
     nsides: tuple[int, ...] = (256, 128, 64)
     min_stars: int = 10
-    cuts: MapCuts = CUTS["birdseye"]
+    cuts: MapCuts | None = None
 
     def __post_init__(self) -> None:
         edges, nsides = np.asarray(self.edges, np.float64), self.nsides
@@ -159,6 +160,11 @@ class MapSettings:
             raise InputError(f"{nsides}: nsides are given once each, the finest first", field="nside")
         if self.min_stars < 1:
             raise InputError(f"{self.min_stars} stars are too few for a cell", field="min_stars")
+
+    @property
+    def limits(self) -> MapCuts:
+        """Its cuts."""
+        return self.cuts or CUTS["feh" if self.quantity == "feh" else "birdseye"]
 
     @property
     def bins(self) -> int:
