@@ -13,7 +13,7 @@ from map_stars import sky_of_stars
 
 from xpkern.errors import InputError
 from xpkern.maps.bias import biases
-from xpkern.maps.binning import DistanceBins, StarBins, _bin_of
+from xpkern.maps.binning import ParallaxBins, StarBins, bin_of
 from xpkern.maps.cube import SkyCube, Tile, best_resolution
 from xpkern.maps.galaxy import at_positions, birdseye, density, plane_slice
 from xpkern.maps.make import map_of_blocks
@@ -59,7 +59,7 @@ def reference(stars, settings):
     cuts, edges = settings.cuts, np.array(settings.edges)
     value, error, parallax, parallax_error = (stars[name] for name in COLUMNS[1:5])
     with np.errstate(invalid="ignore", divide="ignore"):
-        distance = np.where(parallax > 0, 1.0 / parallax, np.nan)
+        own = (parallax[:, None] <= 1.0 / edges).sum(axis=1) - 1  # distance >= edge, said of parallaxes
         numbers = np.isfinite([value, error, parallax, parallax_error]).all(axis=0) & (error > 0) & (parallax_error > 0)
         conditions = [
             stars["pixel"] >= 0,
@@ -71,14 +71,14 @@ def reference(stars, settings):
             value < cuts.value,
             parallax_error < cuts.parallax_error * parallax,
             error < cuts.error,
-            (distance >= edges[0]) & (distance < edges[-1]),
+            (own >= 0) & (own < settings.bins),
         ]
     alive, outcomes = np.ones(len(value), bool), []
     for condition in conditions:
         outcomes.append(int((alive & ~condition).sum()))
         alive &= condition
     outcomes.append(int(alive.sum()))
-    bins = np.searchsorted(edges, distance[alive], side="right") - 1
+    bins = own[alive]
     shape = (12 * settings.nsides[0] ** 2, settings.bins)
     weight = 1.0 / error[alive] ** 2 if settings.estimate == "weighted" else np.ones(alive.sum())
     sums = {name: np.zeros(shape) for name in ("weight", "weighted", "variance", "stars")}
@@ -137,13 +137,17 @@ def test_blocks_do_not_change_a_bit(rng):
 @pytest.mark.parametrize("edges", [paper_edges(), EDGES, (0.0, 1e-6, 3.0, 3.0000001, 1e3), (0.5, 0.6)])
 def test_bin_of_a_distance(rng, edges):
     edges = np.array(edges)
-    bins = DistanceBins(edges)
-    near = np.concatenate([edges, np.nextafter(edges, 0), np.nextafter(edges, np.inf)])
-    distance = np.concatenate([near, rng.uniform(0, 1.1 * edges[-1], 2000), rng.uniform(0, 2 * edges[1], 500)])
-    expected = np.searchsorted(edges, distance, side="right") - 1
-    expected[(distance < edges[0]) | (distance >= edges[-1])] = -1
-    found = [_bin_of(each, bins.edges, bins.step, bins.first) for each in distance]
+    bins = ParallaxBins(edges)
+    near = np.concatenate([bins.limits, np.nextafter(bins.limits, 0), np.nextafter(bins.limits, np.inf)])
+    distance = np.concatenate([rng.uniform(0, 1.1 * edges[-1], 2000), rng.uniform(0, 2 * edges[1], 500)])
+    parallax = np.concatenate([near, 1.0 / distance, [np.nan, -1.0, 0.0, 1e-300, 1e7, 1e300]])
+    expected = (parallax[:, None] <= bins.limits).sum(axis=1) - 1
+    expected[expected == len(edges) - 1] = -1
+    found = [bin_of(each, bins.limits, bins.start, bins.table) for each in parallax]
     np.testing.assert_array_equal(found, expected)
+    inside = (distance > edges[0] * (1 + 1e-15)) & (distance < edges[-1])
+    of_distance = [bin_of(1.0 / each, bins.limits, bins.start, bins.table) for each in distance[inside]]
+    np.testing.assert_array_equal(of_distance, np.searchsorted(edges, distance[inside], side="right") - 1)
 
 
 def test_bins_of_the_paper():

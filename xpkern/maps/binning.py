@@ -7,7 +7,6 @@ coarser ones are sums of these. Beside the map's cells, coarse ones collect what
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -24,46 +23,48 @@ CELL = np.dtype([("weight", "f8"), ("weighted", "f8"), ("stars", "u4")])
 #: the map's weights when each star is put half at parallax + error and half at parallax - error.
 COARSE_CELL = np.dtype(
     [
-        *(("stars_uncut", "f8"), ("sum_uncut", "f8"), ("stars", "f8"), ("sum", "f8")),
+        *(("stars_uncut", "u4"), ("sum_uncut", "f8"), ("stars", "u4"), ("sum", "f8")),
         *(("weight", "f8"), ("weighted", "f8"), ("smeared_weight", "f8"), ("smeared", "f8")),
     ]
 )
 
-_USED = OUTCOMES.index("used")
-_OUTSIDE = OUTCOMES.index("outside the distance bins")
+_LARGE_ERROR, _OUTSIDE, _USED = (OUTCOMES.index(name) for name in ("error", "outside the distance bins", "used"))
 
-#: Steps of the table that finds a distance's bin, at most.
-_MOST_STEPS = 1 << 16
+#: Bits of a float64 that are dropped to find a parallax in a table: what is left has 128 steps to a factor of 2.
+_DROPPED_BITS = 45
+
+#: Largest parallax [mas] that the table tells apart.
+_LARGEST = 1e6
 
 
-class DistanceBins:
-    """Finds the bin of a distance.
+class ParallaxBins:
+    """Finds the distance bin of a parallax, without a division.
+
+    Bin k has the parallaxes that are larger than 1 / edges[k + 1], and no larger than 1 / edges[k].
 
     Parameters
     ----------
-    edges : (k + 1,) float64
-        [kpc]
+    edges : (bins + 1,) float64
+        Of the distances [kpc].
 
     Attributes
     ----------
-    edges : (k + 1,) float64
-    step : float
-        Length [kpc] of the steps into which the range is divided: that of the shortest bin, so that few have two edges.
-    first : (m,) int16
-        Bin in which each step begins.
+    limits : (bins + 1,) float64
+        Parallaxes at the edges [mas], decreasing; infinite for the distance 0.
+    start : int
+        What is left of the bits of the smallest one.
+    table : (m,) int16
+        Nearest bin that any parallax with the same bits has, from ``start`` on.
     """
 
     def __init__(self, edges: Float64) -> None:
-        self.edges = np.ascontiguousarray(edges, np.float64)
-        span = self.edges[-1] - self.edges[0]
-        steps = min(math.ceil(span / np.diff(self.edges).min()), _MOST_STEPS)
-        self.step = float(span / steps)
-        starts = self.edges[0] + self.step * np.arange(steps + 1)
-        first = np.searchsorted(self.edges, starts, side="right") - 1
-        # a start that rounding has put beyond an edge would hide the bin before it
-        self.first = np.clip(first - (starts - self.edges[np.clip(first, 0, None)] < 1e-9 * span), 0, None).astype(
-            np.int16
-        )
+        with np.errstate(divide="ignore"):
+            self.limits = 1.0 / np.ascontiguousarray(edges, np.float64)
+        ends = np.array([self.limits[-1], np.clip(self.limits[0], None, max(_LARGEST, self.limits[-1]))])
+        self.start, last = (int(bits) for bits in ends.view(np.int64) >> _DROPPED_BITS)
+        largest = (np.arange(self.start, last + 1, dtype=np.int64) + 1 << _DROPPED_BITS).view(np.float64)
+        nearest = np.searchsorted(-self.limits, -largest, side="right") - 1
+        self.table = np.clip(nearest, 0, len(edges) - 2).astype(np.int16)
 
 
 class StarBins:
@@ -92,7 +93,7 @@ class StarBins:
         self.coarse = np.zeros((pixels >> self.coarse_shift, settings.bins), COARSE_CELL)
         self.touched = np.zeros(12 << 2 * self.tile_order, bool)
         self.outcomes = np.zeros(len(OUTCOMES), np.int64)
-        self._distances = DistanceBins(np.array(settings.edges))
+        self._parallaxes = ParallaxBins(np.array(settings.edges))
 
     def add(
         self,
@@ -124,18 +125,25 @@ class StarBins:
         (n,) int16
             Bin of the distance of each star; -1 for one that is not used.
         """
-        cuts, bins = self.settings.limits, self._distances
-        found = np.empty(len(pixel), np.int16)
+        cuts, bins = self.settings.limits, self._parallaxes
         weighted = self.settings.estimate == "weighted"
-        _assign(
+        outcome, found = np.empty(len(pixel), np.uint8), np.empty(len(pixel), np.int16)
+        _judge(
             *(pixel, value, error, parallax, parallax_error, misfit, flags, confidence),
             *(cuts.misfit, cuts.quality_flags, cuts.confidence, cuts.value, cuts.parallax_error, cuts.error),
-            *(bins.edges, bins.step, bins.first, self.coarse_shift, weighted),
-            *(self.coarse, self.outcomes, found),
+            *(bins.limits, bins.start, bins.table, outcome, found),
         )
+        self.outcomes += np.bincount(outcome, minlength=len(OUTCOMES))
+        large = pixel >> self.coarse_shift
+        _add_coarse(large, found, outcome, value, error, self.coarse)
+        _smear(
+            *(large, outcome, value, error, parallax, parallax_error),
+            *(bins.limits, bins.start, bins.table, weighted, self.coarse),
+        )
+        used = outcome == _USED
+        found[~used] = -1
         if len(self.cells):
             accumulate(pixel, found, value, error, weighted, self.cells)
-        used = found >= 0
         self.touched[pixel[used] >> 2 * (self.order - self.tile_order)] = True
         return found
 
@@ -164,20 +172,19 @@ class StarBins:
 
 
 @njit(nogil=True)
-def _bin_of(distance: float, edges: Any, step: float, first: Any) -> int:
-    """Bin of a distance; -1 outside of all."""
-    if not (edges[0] <= distance < edges[-1]):
+def bin_of(parallax: float, limits: Any, start: int, table: Any) -> int:
+    """Bin of a parallax (:class:`ParallaxBins`); -1 outside of all."""
+    if not (limits[-1] < parallax <= limits[0]):
         return -1
-    k = int(first[int((distance - edges[0]) / step)])
-    while distance < edges[k]:
-        k -= 1
-    while distance >= edges[k + 1]:
+    place = (np.float64(parallax).view(np.int64) >> _DROPPED_BITS) - start
+    k = int(table[min(place, len(table) - 1)])
+    while parallax <= limits[k + 1]:
         k += 1
     return k
 
 
 @njit(nogil=True)
-def _assign(
+def _judge(
     pixel: Any,
     value: Any,
     error: Any,
@@ -192,66 +199,76 @@ def _assign(
     value_below: float,
     parallax_error_below: float,
     error_below: float,
-    edges: Any,
-    step: float,
-    first: Any,
-    coarse_shift: int,
-    weighted: bool,
-    coarse: Any,
-    outcomes: Any,
+    limits: Any,
+    start: int,
+    table: Any,
+    outcome: Any,
     found: Any,
 ) -> None:
-    """Count what becomes of each star, find its distance's bin, and add it to its coarse cells.
+    """Say what becomes of each star, and find its distance's bin.
 
-    A comparison with NaN is false, so that a star passes a cut only with a number (where there is such a cut).
+    Conditions are asked from the last to the first, without branches: where stars pass at random, these cost more than
+    the conditions. A comparison with NaN is false, so that a star passes a cut, where there is one, only with a number.
     """
     infinity = np.inf
     for i in range(len(pixel)):
-        found[i] = -1
         x, sigma, plx, plx_sigma = value[i], error[i], parallax[i], parallax_error[i]
-        finite = abs(x) < infinity and 0 < sigma < infinity and abs(plx) < infinity and 0 < plx_sigma < infinity
-        if pixel[i] < 0:
-            outcome = 0
-        elif not finite:
-            outcome = 1
-        elif not plx > 0:
-            outcome = 2
-        elif not (misfit[i] < misfit_below or misfit_below == infinity):
-            outcome = 3
-        elif not (flags[i] < flags_below or flags_below == infinity):
-            outcome = 4
-        elif not (confidence[i] > confidence_above or confidence_above == -infinity):
-            outcome = 5
-        elif not x < value_below:
-            outcome = 6
-        elif not plx_sigma < parallax_error_below * plx:
-            outcome = 7
-        else:
-            k = _bin_of(1.0 / plx, edges, step, first)
-            large = pixel[i] >> coarse_shift
-            if k >= 0:
-                coarse[large, k].stars_uncut += 1.0
-                coarse[large, k].sum_uncut += x
-            if not sigma < error_below:
-                outcome = 8
-            else:
-                precision = 1.0 / (sigma * sigma)
-                weight = precision if weighted else 1.0
+        k = bin_of(plx, limits, start, table)
+        finite = (abs(x) < infinity) & (sigma > 0) & (sigma < infinity)
+        finite &= (abs(plx) < infinity) & (plx_sigma > 0) & (plx_sigma < infinity)
+        code = 10 if k >= 0 else 9
+        code = code if sigma < error_below else 8
+        code = code if plx_sigma < parallax_error_below * plx else 7
+        code = code if x < value_below else 6
+        code = code if (confidence[i] > confidence_above) | (confidence_above == -infinity) else 5
+        code = code if (flags[i] < flags_below) | (flags_below == infinity) else 4
+        code = code if (misfit[i] < misfit_below) | (misfit_below == infinity) else 3
+        code = code if plx > 0 else 2
+        code = code if finite else 1
+        code = code if pixel[i] >= 0 else 0
+        outcome[i], found[i] = code, k
+
+
+@njit(nogil=True)
+def _add_coarse(pixel: Any, bins: Any, outcome: Any, value: Any, error: Any, coarse: Any) -> None:
+    """Add stars that pass, but perhaps for the cut on the error, to their coarse cells."""
+    for i in range(len(pixel)):
+        if outcome[i] >= _LARGE_ERROR and bins[i] >= 0:
+            cell = coarse[pixel[i], bins[i]]
+            cell.stars_uncut += 1
+            cell.sum_uncut += value[i]
+            if outcome[i] == _USED:
+                precision = 1.0 / (error[i] * error[i])
+                cell.stars += 1
+                cell.sum += value[i]
+                cell.weight += precision
+                cell.weighted += precision * value[i]
+
+
+@njit(nogil=True)
+def _smear(
+    pixel: Any,
+    outcome: Any,
+    value: Any,
+    error: Any,
+    parallax: Any,
+    parallax_error: Any,
+    limits: Any,
+    start: int,
+    table: Any,
+    weighted: bool,
+    coarse: Any,
+) -> None:
+    """Add half of each star that passes, within the bins or not, on either side of its parallax."""
+    for i in range(len(pixel)):
+        if outcome[i] >= _OUTSIDE:
+            half = 0.5 / (error[i] * error[i]) if weighted else 0.5
+            for side in (-1.0, 1.0):
+                k = bin_of(parallax[i] + side * parallax_error[i], limits, start, table)
                 if k >= 0:
-                    coarse[large, k].stars += 1.0
-                    coarse[large, k].sum += x
-                    coarse[large, k].weight += precision
-                    coarse[large, k].weighted += precision * x
-                for side in (-1.0, 1.0):
-                    moved = plx + side * plx_sigma
-                    if moved > 0:
-                        j = _bin_of(1.0 / moved, edges, step, first)
-                        if j >= 0:
-                            coarse[large, j].smeared_weight += 0.5 * weight
-                            coarse[large, j].smeared += 0.5 * weight * x
-                outcome = _USED if k >= 0 else _OUTSIDE
-                found[i] = k
-        outcomes[outcome] += 1
+                    cell = coarse[pixel[i], k]
+                    cell.smeared_weight += half
+                    cell.smeared += half * value[i]
 
 
 @njit(nogil=True)

@@ -124,7 +124,7 @@ def _draw_sky(figure: Figure, cube: SkyCube, bins: Sequence[int]) -> None:
     row, sky = _raster(cube, longitude, latitude), np.isfinite(longitude)
     columns = min(2 if whole else 3, len(numbers))
     lines = -(-len(numbers) // columns)
-    figure.set_size_inches(*((5.6 * columns, 2.7 * lines + 0.5) if whole else (3.7 * columns + 0.4, 3.3 * lines + 0.8)))
+    figure.set_size_inches(*((5.6 * columns, 2.8 * lines + 0.5) if whole else (3.7 * columns + 0.4, 3.3 * lines + 0.8)))
     panels = np.atleast_1d(figure.subplots(lines, columns, squeeze=False, sharex=not whole, sharey=not whole)).ravel()
     images = []
     before: NDArray[Any] = np.zeros(len(cube.tile.pixel), np.float32)
@@ -214,7 +214,7 @@ def _graticule(axes: Axes) -> None:
 def _draw_birdseye(figure: Figure, cube: SkyCube, beside: SkyCube | None, extent: float | None) -> None:
     side = extent or _reach(cube)
     cubes = [cube] if beside is None else [cube, beside]
-    figure.set_size_inches(5.6 * len(cubes) + 1.0, 5.9)
+    figure.set_size_inches(5.6 * len(cubes) + 1.0, 5.9 if beside is None else 6.25)
     panels = figure.subplots(1, len(cubes), squeeze=False, sharey=True)[0]
     views = [birdseye(each, extent=side, step=2.0 * side / _ABOVE)[1] for each in cubes]
     norm = _norm(cube, views[0])
@@ -222,7 +222,7 @@ def _draw_birdseye(figure: Figure, cube: SkyCube, beside: SkyCube | None, extent
         image = _show(panel, view, norm, cube, extent=(-side, side, -side, side))
         _from_above(panel, side)
         if beside is not None:
-            panel.set_title("stars" if each is cube else each.attributes.get("name", ""))
+            panel.set_title(_about(cube).lstrip(" —") if each is cube else each.attributes.get("name", ""))
     panels[0].set_ylabel("y  [kpc], towards l = 90°")
     _colour_bar(figure, image, list(panels), _density_label(cube), norm)
     what = "Dust" if cube.settings.quantity == "ext" else "Metallicity of stars"

@@ -26,6 +26,9 @@ from xpkern.maps.sky import pixels_of_stars
 
 Block = Mapping[str, NDArray[Any]]
 
+#: Rows of a block: few enough that its columns are small beside the cells.
+_ROWS = 1 << 17
+
 #: Columns that are used where a catalogue has them.
 OPTIONAL = ("source_id", "ra", "dec", "loss", "chi2", "chi2_dof", "quality_flags")
 
@@ -102,7 +105,7 @@ def make_map(
     settings = settings or MapSettings()
     path = checked_map_name(output, catalogs, overwrite=overwrite)
     reader = CatalogReader(catalogs)
-    blocks = reader.blocks(required_columns(settings), optional=optional_columns(settings))
+    blocks = reader.blocks(required_columns(settings), optional=optional_columns(settings), rows=_ROWS)
     with ExitStack() as stack:
         stars = _Stars(settings, path.absolute().parent, stack)
         for block in blocks:

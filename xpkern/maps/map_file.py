@@ -11,6 +11,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,6 +29,9 @@ _BLOCK = 2880
 
 #: Tables of pixels: their name, attribute of a tile, data type in the file.
 _TABLES = (("MEAN", "value", ">f4"), ("ERROR", "error", ">f4"), ("STARS", "stars", ">i4"), ("NSIDE", "nside", ">i2"))
+
+#: What FITS calls these data types.
+_FORMATS = {">f4": "E", ">i4": "J", ">i2": "I"}
 
 #: Keyword of each cut's limit.
 _CUT_KEYWORDS = {
@@ -196,12 +200,11 @@ def _header_of_pixels(name: str, kind: str, rows: int, settings: MapSettings) ->
     """Header of a table of pixels, in the words of HEALPix."""
     from astropy.io import fits
 
-    names = [f"BIN_{number:02d}" for number in range(1, settings.bins + 1)]
-    nothing = np.empty(0, [("PIXEL", ">i4"), *((each, kind) for each in names)])
-    header = fits.BinTableHDU(nothing, name=name).header
-    for number, (near, far) in enumerate(zip(settings.edges, settings.edges[1:], strict=False), 2):
-        if kind == ">f4":
-            header.set(f"TUNIT{number}", settings.unit, after=f"TFORM{number}")
+    unit = settings.unit if kind == ">f4" else None
+    columns = [fits.Column("PIXEL", "J")]
+    columns += [fits.Column(f"BIN_{k:02d}", _FORMATS[kind], unit) for k in range(1, settings.bins + 1)]
+    header = fits.BinTableHDU.from_columns(columns, nrows=0, name=name).header
+    for number, (near, far) in enumerate(pairwise(settings.edges), 2):
         header[f"TCOMM{number}"] = f"distance {near:.4f} to {far:.4f} kpc"
     for keyword, value, comment in (
         ("PIXTYPE", "HEALPIX", "HEALPix pixels"),
