@@ -40,8 +40,12 @@ make_map([sys.argv[1]], sys.argv[1] + ".fits")
 print(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
 """
 
-#: Resolutions of the map that is held against the truth: the stars are a hundredth of Gaia's.
-_NSIDES = (64, 32, 16)
+#: Map that is held against the truth: the stars are a hundredth of Gaia's, and fewer than so many make no map.
+MAP = MapSettings(nsides=(64, 32, 16))
+FEWEST = 50_000
+
+#: Shares of the stars of which memory is compared.
+MEMORY_SHARES = (0.25, 1.0)
 
 #: Cells of the map that are held against the truth, and points in each over which the truth is averaged.
 _CELLS, _POINTS_ORDER = 20000, 3
@@ -153,7 +157,8 @@ def _chain(rng: np.random.Generator, columns: tuple[np.ndarray, ...], n: int, bi
         catalog = _write(Path(folder) / "catalog.h5", ra, dec, columns)
         whole = Contestant("file", lambda: make_map([catalog], Path(folder) / "map.fits", overwrite=True), n)
         from_file = measure_once(whole, 2)
-        memory = {size: _memory(rng, Path(folder), columns, size) for size in (n // 4, n)}
+        sizes = [round(share * n) for share in MEMORY_SHARES]
+        memory = {size: _memory(rng, Path(folder), columns, size) for size in sizes}
     return {
         "ra and dec to Galactic pixels (cdshealpix), stars/s": placed,
         "pixels and binning, stars/s": 1.0 / (1.0 / placed + 1.0 / binned),
@@ -217,8 +222,8 @@ def _survey(n: int, seed: int) -> dict[str, np.ndarray]:
 
 
 def _recovery(n: int) -> dict[str, Any]:
-    stars = _survey(n, SEED)
-    settings = MapSettings(nsides=_NSIDES)
+    stars = _survey(max(n, FEWEST), SEED)
+    settings = MAP
     cubes = {estimate: _map(stars, replace(settings, estimate=estimate)) for estimate in ESTIMATES}
     chosen = _cells(cubes["weighted"], np.random.default_rng(SEED))
     truth = _truth(cubes["weighted"], *chosen)
@@ -341,7 +346,7 @@ def _groups(settings: MapSettings, bins: np.ndarray) -> dict[str, np.ndarray]:
     middle = 0.5 * (np.array(settings.edges)[bins] + np.array(settings.edges)[bins + 1])
     limits = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0)
     groups = {f"{a:g}-{b:g} kpc": (middle >= a) & (middle < b) for a, b in pairwise(limits)}
-    return {name: rows for name, rows in groups.items() if rows.sum() > 2}
+    return {name: rows for name, rows in groups.items() if rows.sum() >= 20}
 
 
 def _mean_and_width(values: np.ndarray) -> list[float]:
