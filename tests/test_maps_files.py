@@ -146,6 +146,30 @@ def test_what_became_of_the_stars_is_told(stars, tmp_path, capsys):
     assert cube.attributes["not_applied"] == "misfit"
 
 
+def test_published_layout(stars, tmp_path):
+    """Parameters in one array, chi2 in place of the loss, 61 degrees of freedom: the same map."""
+    n = 2000
+    few = {name: values[:n] for name, values in stars.items()}
+    params = np.ones((n, 5), np.float32)
+    errors = np.full((n, 5), 0.1, np.float32)
+    for column, name in ((3, "ext"), (4, "parallax_est")):
+        params[:, column], errors[:, column] = few[name], few[f"{name}_error"]
+    published = {
+        "gdr3_source_id": few["source_id"],
+        "ra": few["ra"],
+        "dec": few["dec"],
+        "stellar_params_est": params,
+        "stellar_params_err": errors,
+        "chi2_opt": few["loss"],
+        "quality_flags": few["quality_flags"],
+    }
+    settings = xk.MapSettings(nsides=(4,), edges=EDGES)
+    xk.make_map([write_catalog(tmp_path / "zgr23.h5", published)], tmp_path / "zgr23.fits", settings)
+    cube = read_map(tmp_path / "zgr23.fits")
+    assert cube.attributes["misfit"] == "chi2 / 61"
+    np.testing.assert_array_equal(cube.tile.value, map_of_blocks([few], settings).tile.value)
+
+
 @pytest.mark.parametrize("estimate", ["weighted", "median"])
 def test_one_star(stars, tmp_path, capsys, estimate):
     path = write_catalog(tmp_path / "one.h5", {name: values[:1] for name, values in stars.items()})

@@ -124,7 +124,9 @@ def _draw_sky(figure: Figure, cube: SkyCube, bins: Sequence[int]) -> None:
     row, sky = _raster(cube, longitude, latitude), np.isfinite(longitude)
     columns = min(2 if whole else 3, len(numbers))
     lines = -(-len(numbers) // columns)
-    figure.set_size_inches(*((5.6 * columns, 2.8 * lines + 0.5) if whole else (3.7 * columns + 0.4, 3.3 * lines + 0.8)))
+    figure.set_size_inches(
+        *((5.6 * columns, 2.8 * lines + 0.5) if whole else (3.7 * columns + 0.4, 3.55 * lines + 0.9))
+    )
     panels = np.atleast_1d(figure.subplots(lines, columns, squeeze=False, sharex=not whole, sharey=not whole)).ravel()
     images = []
     before: NDArray[Any] = np.zeros(len(cube.tile.pixel), np.float32)
