@@ -200,8 +200,7 @@ def test_empty_pixels_are_grey(stars, tmp_path):
     assert 0.1 < grey < 0.5
 
 
-@pytest.mark.parametrize("view", figures.VIEWS)
-@pytest.mark.parametrize("quantity", ["ext", "feh"])
+@pytest.mark.parametrize(("quantity", "view"), [("ext", "sky"), ("ext", "slices"), ("feh", "sky"), ("feh", "birdseye")])
 def test_pictures(catalog, tmp_path, view, quantity):
     """Of the whole sky, and of a part; in every format, with names on the axes."""
     if quantity == "feh":
