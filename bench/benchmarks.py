@@ -8,6 +8,7 @@ from bench.accuracy import bench_optimum, bench_precision, bench_pulls
 from bench.closure import bench_atmospheres, bench_closure, bench_recipes, bench_resume
 from bench.coefficients import bench_calibrate, bench_finish
 from bench.confidence import bench_confidence
+from bench.dust import bench_dust, bench_dust_speed
 from bench.fitting import bench_fit, bench_isa, bench_peak
 from bench.formats import bench_formats
 from bench.fuzz import bench_fuzz
@@ -33,6 +34,8 @@ BENCHMARKS: dict[str, tuple[Callable[[int, int, str], Result], int]] = {
     "fuzz": (bench_fuzz, 10_000_000),
     "threads": (bench_threads, 8192),
     "simulate": (bench_simulate, 16384),
+    "dust": (bench_dust, 2_000_000),
+    "dust_speed": (bench_dust_speed, 2_000_000),
     "train": (bench_train, 100_000),
     "optimum": (bench_optimum, 4096),
     "precision": (bench_precision, 4096),

@@ -11,7 +11,7 @@ import pytest
 from labelled_stars import SMALL, SMALL_ZGR23, recipe_from
 
 import xpkern as xk
-from bench import closure, confidence, formats, fuzz, ingest, noise, oracle, simulation
+from bench import closure, confidence, dust, formats, fuzz, ingest, noise, oracle, simulation
 from bench.__main__ import parse
 from bench.benchmarks import BENCHMARKS
 from bench.evaluation import multiply_adds_of_evaluation, seconds_per_evaluation
@@ -27,6 +27,7 @@ from xpkern.engine.contract import Calibrated, LossTerms
 from xpkern.engine.packed import unpack_factor
 from xpkern.engine.training import ModelArrays
 from xpkern.grid import N_BANDS, N_XP
+from xpkern.maps.settings import MapSettings
 from xpkern.observe.calibration import Calibration
 from xpkern.observe.error_model import ErrorModel
 from xpkern.observe.simulate import simulate
@@ -231,6 +232,8 @@ FIGURES = {
     "atmospheres": ["validation loss, mean", "giants: stars", "giants: teff, median pull"],
     "resume": ["kills", "same bytes"],
     "confidence": ["teff: ROC AUC", "logg: calibration error before", "star: pass the basic cut", "share of the peak"],
+    "dust": ["cells compared", "weighted: correlation", "median: correlation"],
+    "dust_speed": ["reading these bytes alone", "pixels and binning", "catalogue to FITS map"],
     "noise": ["real ones: factor of the archive's", "independent, learned, Eq. 19, all", "log g off by more"],
     "noise_cost": ["times that of Eq. 2", "of both passes, mean"],
 }
@@ -249,6 +252,9 @@ def small_benchmarks(monkeypatch, tmp_path):
     monkeypatch.setattr(simulation, "TRUTH", "model")  # needs no download
     monkeypatch.setattr(simulation, "LENGTHS", (1,))
     monkeypatch.setattr(simulation, "CSV_SHARE", 16)
+    monkeypatch.setattr(dust, "MAP", MapSettings(nsides=(2, 1), edges=(0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0)))
+    monkeypatch.setattr(dust, "FEWEST", 4000)
+    monkeypatch.setattr(dust, "MEMORY_SHARES", ())
     for module in (closure, simulation, run, simulator):
         monkeypatch.setattr(module, "BLOCK_ROWS", 128)
     monkeypatch.setattr(closure, "load_truth", lambda name, cache: ModelTruth(*xk.load_model()))  # nor does this

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from xpkern.catalog.published import read_zgr23_catalog
     from xpkern.catalog.run import make_catalog
     from xpkern.catalog.spectra import write_spectra
+    from xpkern.maps.make import make_map
+    from xpkern.maps.map_file import read_map
+    from xpkern.maps.settings import MapCuts, MapSettings
     from xpkern.observe.calibration import Calibration
     from xpkern.observe.photometry import PhotometryCuts
     from xpkern.observe.read import iter_xp, read_xp
@@ -51,6 +54,8 @@ __all__ = [
     "FluxModel",
     "InputError",
     "LossTerms",
+    "MapCuts",
+    "MapSettings",
     "ModelFileError",
     "Noise",
     "NotSupported",
@@ -74,7 +79,9 @@ __all__ = [
     "iter_xp",
     "load_model",
     "make_catalog",
+    "make_map",
     "read_catalog",
+    "read_map",
     "read_xp",
     "read_zgr23_catalog",
     "save_model",
@@ -89,6 +96,10 @@ _LAZY = {
     "iter_xp": "xpkern.observe.read",
     "PhotometryCuts": "xpkern.observe.photometry",
     "make_catalog": "xpkern.catalog.run",
+    "make_map": "xpkern.maps.make",
+    "read_map": "xpkern.maps.map_file",
+    "MapCuts": "xpkern.maps.settings",
+    "MapSettings": "xpkern.maps.settings",
     "compare_catalogs": "xpkern.catalog.compare",
     "count_cuts": "xpkern.catalog.cuts",
     "derived_columns": "xpkern.catalog.derived",

@@ -21,6 +21,7 @@ from xpkern.cli import (
     flag,
     import_model,
     labels,
+    maps,
     predict,
     reddening,
     run,
@@ -40,6 +41,7 @@ examples
   xpkern flag catalog.h5 --model model.h5 --derived
   xpkern spectra XpContinuousMeanSpectrum_*.csv.gz --source gaia_source.csv -o spectra.fits
   xpkern compare catalog.h5 stellar_params_catalog_*.h5
+  xpkern map catalog.h5 -o dust.fits && xpkern map plot dust.fits
   xpkern fetch --region 'CIRCLE 180 30 1' -o region/
   xpkern run survey.toml             a shard for every file of a survey; status, rerun, collect go with it
   xpkern predict --teff 5.77 --feh 0 --logg 4.44 --ext 0.1 --plx 10 --plot sun.png
@@ -54,7 +56,7 @@ examples
 
 #: In the order of the help: stars, surveys of them, models, and the rest.
 COMMANDS = (
-    *(catalog, flag, spectra, compare),
+    *(catalog, flag, spectra, compare, maps),
     *(fetch, run),
     *(labels, reddening, train, confidence, import_model, predict),
     *(simulate, demo, doctor),
