@@ -19,6 +19,9 @@ from xpkern.errors import InputError
 #: Arcseconds of a radian, milliarcseconds of one.
 ARCSEC, MAS = np.degrees(1.0) * 3600.0, np.degrees(1.0) * 3.6e6
 
+#: Largest radius of a match [arcsec].
+LARGEST_RADIUS = 1800.0
+
 #: Neighbours that are asked for at first; more only around a star with as many within the radius.
 _FIRST_NEIGHBOURS = 4
 
@@ -35,6 +38,8 @@ class Matches:
         Index of the star, counted over all blocks.
     separation : (p,) float64
         Angle between them [arcsec].
+    mutual : (p,) bool
+        Whether the source is also the nearest of the star, in its block.
     unmatchable_sources, unmatchable_rows : int
         Sources and stars without usable coordinates; they have no match.
     """
@@ -42,6 +47,7 @@ class Matches:
     source: NDArray[np.int64]
     row: NDArray[np.int64]
     separation: Float64
+    mutual: NDArray[np.bool_]
     unmatchable_sources: int
     unmatchable_rows: int
 
@@ -71,8 +77,8 @@ class Matcher:
     def __init__(
         self, ra: ArrayLike, dec: ArrayLike, radius: float, *, one_to_one: bool = False, threads: int = 1
     ) -> None:
-        if not 0 < radius <= 1800:
-            raise InputError(f"{radius} arcsec is not between 0 and 1800", field="radius")
+        if not 0 < radius <= LARGEST_RADIUS:
+            raise InputError(f"{radius} arcsec is not between 0 and {LARGEST_RADIUS:g}", field="radius")
         directions, usable = unit_vectors(ra, dec)
         self._rows_of_tree = np.flatnonzero(usable)
         self._tree = cKDTree(directions[usable], balanced_tree=False, compact_nodes=False)
@@ -113,6 +119,7 @@ class Matcher:
             source=self._rows_of_tree[matched],
             row=self._row[matched],
             separation=self._separation[matched],
+            mutual=self._mutual[matched],
             unmatchable_sources=self._unmatchable_sources,
             unmatchable_rows=self._unmatchable_rows,
         )

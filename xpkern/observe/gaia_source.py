@@ -225,7 +225,11 @@ def _read_columns(path: Path, wanted: Collection[str]) -> dict[str, NDArray]:
     name = path.name.lower()
     if name.endswith(_CSV_ENDINGS):
         return read_csv_columns(path, wanted)
-    return _read_parquet(path, wanted) if name.endswith(".parquet") else _read_with_astropy(path)
+    if name.endswith(".parquet"):
+        return _read_parquet(path, wanted)
+    if name.endswith((".h5", ".hdf5")) and (columns := hdf5_columns(path)) is not None:
+        return columns[0]
+    return _read_with_astropy(path)
 
 
 def _read_parquet(path: Path, wanted: Collection[str]) -> dict[str, NDArray]:
@@ -241,6 +245,34 @@ def _read_parquet(path: Path, wanted: Collection[str]) -> dict[str, NDArray]:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise InputError(f"cannot be read as Parquet ({reason})", file=str(path)) from error
     return {name.lower(): _without_nulls(table.column(name)) for name in found}
+
+
+def hdf5_columns(path: Path) -> tuple[dict[str, NDArray], dict[str, str]] | None:
+    """Columns of an HDF5 file with a dataset for each, by lower-case name, and their units.
+
+    Returns
+    -------
+    tuple or None
+        None if there is no ``source_id`` among its datasets: it is of another kind.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read.
+    """
+    import h5py
+
+    try:
+        with h5py.File(path) as file:
+            found = {key.lower(): item for key, item in file.items() if isinstance(item, h5py.Dataset)}
+            if "source_id" not in found:
+                return None
+            found = {key: item for key, item in found.items() if item.ndim == 1}
+            units = {key: str(item.attrs["unit"]) for key, item in found.items() if item.attrs.get("unit")}
+            return {key: np.asarray(item[()]) for key, item in found.items()}, units
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise InputError(f"cannot be read as HDF5 ({reason})", file=str(path)) from error
 
 
 def _without_nulls(column: pyarrow.ChunkedArray) -> NDArray:

@@ -80,7 +80,7 @@ def read_blocks(
             head = stream.read(spectra_csv.PIECE)
             if not head:
                 raise InputError("the file is empty: it holds no header line", file=file)
-            reader = _reader_of(head, file)
+            reader = reader_of(head, file)
             if reader is None:
                 text = decompressed(head, stream, file)
                 yield from read_text(
@@ -89,16 +89,16 @@ def read_blocks(
                 return
             content: str | BinaryIO = file
             if head.startswith(GZIP_MAGIC):
-                content = _unpacked(decompressed(head, stream, file), file)
+                content = unpacked(decompressed(head, stream, file), file)
             elif not stream.seekable():
-                content = _unpacked(iter([head, stream.readall()]), file)
+                content = unpacked(iter([head, stream.readall()]), file)
             with contextlib.closing(reader(content, file)) as table:
                 yield from read_columns(table, file, calibration, rows, need_standard_deviation)
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror or error})", file=file) from error
 
 
-def _reader_of(head: bytes, file: str) -> Callable[[str | BinaryIO, str], ColumnTable] | None:
+def reader_of(head: bytes, file: str) -> Callable[[str | BinaryIO, str], ColumnTable] | None:
     """Return what opens a file that begins so; None for text."""
     if head.startswith(GZIP_MAGIC):
         with contextlib.suppress(InputError):
@@ -129,7 +129,8 @@ def _reader_of(head: bytes, file: str) -> Callable[[str | BinaryIO, str], Column
     return None
 
 
-def _unpacked(pieces: Iterator[bytes], file: str) -> BinaryIO:
+def unpacked(pieces: Iterator[bytes], file: str) -> BinaryIO:
+    """The pieces of a file as one in memory; raises an InputError beyond :data:`MOST_UNPACKED`."""
     content = io.BytesIO()
     for piece in pieces:
         content.write(piece)

@@ -20,10 +20,13 @@ LARGEST_CHUNK = 1 << 28
 
 
 class Hdf5Table:
-    """See :class:`xpkern.observe.spectra_columns.ColumnTable`. Columns are sought in the root, then in its groups."""
+    """See :class:`xpkern.observe.spectra_columns.ColumnTable`.
 
-    def __init__(self, content: str | BinaryIO, file: str) -> None:
-        self._name, self._content = file, content
+    Columns are sought in the root, then in its groups: where ``key`` is one of them.
+    """
+
+    def __init__(self, content: str | BinaryIO, file: str, key: str = "source_id") -> None:
+        self._name, self._content, self._key = file, content, key
         try:
             self._file = h5py.File(content, "r")
         except (OSError, RuntimeError, ValueError, KeyError) as error:
@@ -51,7 +54,7 @@ class Hdf5Table:
                 datasets = {name: item for name, item in items.items() if isinstance(item, h5py.Dataset)}
                 columns = {name: (data, data.dtype, data.shape) for name, data in datasets.items()}
             self.widths |= dict.fromkeys(columns)
-            if "source_id" in columns:
+            if self._key in columns:
                 break
         else:
             return  # the names found tell what is missing
@@ -71,7 +74,7 @@ class Hdf5Table:
                 raise InputError(f"its shape {shape} is absurd in a file of {size} bytes", file=self._name, field=name)
             if whole.chunks and int(np.prod(whole.chunks, dtype=object)) * whole.dtype.itemsize > LARGEST_CHUNK:
                 raise InputError(f"chunks of shape {whole.chunks} are too large", file=self._name, field=name)
-            if name == "source_id":
+            if name == self._key:
                 n_rows = shape[0]
             self._columns[name] = (data, shape[0])
         self._n_rows = n_rows or 0
@@ -80,7 +83,7 @@ class Hdf5Table:
         """See :class:`ColumnTable`."""
         for name in columns:
             if (n_rows := self._columns[name][1]) != self._n_rows:
-                raise InputError(f"{n_rows} rows, but {self._n_rows} of source_id", file=self._name, field=name)
+                raise InputError(f"{n_rows} rows, but {self._n_rows} of {self._key}", file=self._name, field=name)
         for first in range(0, self._n_rows, rows):
             chunk = {}
             for name in columns:
