@@ -14,6 +14,7 @@ from types import FrameType
 from xpkern.cli import (
     catalog,
     compare,
+    convert,
     demo,
     doctor,
     fetch,
@@ -40,6 +41,7 @@ examples
   xpkern compare catalog.h5 stellar_params_catalog_*.h5
   xpkern fetch --region 'CIRCLE 180 30 1' -o region/
   xpkern match unwise unwise_*.fits --to gaia_source.h5 -o infrared.parquet
+  xpkern convert XpContinuousMeanSpectrum_*.csv.gz -o compact/
   xpkern run survey.toml             a shard for every file of a survey; status, rerun, collect go with it
   xpkern predict --teff 5.77 --feh 0 --logg 4.44 --ext 0.1 --plx 10 --plot sun.png
   xpkern simulate --n 100000 --seed 1 -o survey/
@@ -53,7 +55,7 @@ examples
 #: In the order of the help: stars, surveys of them, models, and the rest.
 COMMANDS = (
     *(catalog, spectra, compare),
-    *(fetch, match, run),
+    *(fetch, match, convert, run),
     *(labels, reddening, train, import_model, predict),
     *(simulate, demo, doctor),
 )
