@@ -40,6 +40,8 @@ class CollectSummary:
         Sources that are in it more than once, as they are in the files of spectra; every row is kept.
     missing : list of str
         Files of spectra without a shard.
+    in_order : bool
+        Whether it is in the order of source_id.
     """
 
     files: list[Path] = field(default_factory=list)
@@ -47,6 +49,7 @@ class CollectSummary:
     rows: int = 0
     duplicates: list[int] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    in_order: bool = True
 
 
 class StoredRows(dict[str, NDArray[np.generic]]):
