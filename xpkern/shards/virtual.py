@@ -18,7 +18,6 @@ from xpkern.grid import WAVELENGTH
 from xpkern.shards.collect import CollectSummary, Shards
 from xpkern.shards.settings import RunSettings
 
-
 #: What a reader finds in place of a shard that is gone, by kind of number: of bits, all of them.
 _NOTHING: dict[str, Callable[[np.dtype], float]] = {
     "f": lambda dtype: np.nan,
