@@ -58,6 +58,7 @@ ISAS = {
     "arm64": ["scalar", "neon"],
 }
 
+CPU_MODULE_SOURCES = ["csrc/cpu/module.cpp", "csrc/cpu/training_module.cpp"]
 CSV_SOURCES = ["csrc/cpu/csv_module.cpp"]
 
 #: How nvcc compiles the kernels; stated beside what CuPy is told.
@@ -78,7 +79,7 @@ NVCC_MODULE_FLAGS = [
 def sources_of_cpu_engine(machine: str) -> list[str]:
     """Return the sources of ``xpkern.engine._cpu`` for a machine."""
     isas = ISAS.get(machine.lower(), ["scalar"])
-    return ["csrc/cpu/module.cpp", *(f"csrc/cpu/isa_{isa}.cpp" for isa in isas)]
+    return [*CPU_MODULE_SOURCES, *(f"csrc/cpu/isa_{isa}.cpp" for isa in isas)]
 
 
 def flags_of_source(source: str) -> list[str]:

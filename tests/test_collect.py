@@ -13,6 +13,7 @@ import pytest
 from astropy.table import Table
 from command_lines import ENGINE, first_row, one_line, read
 
+from xpkern.catalog.stream import CatalogReader
 from xpkern.cli import main
 from xpkern.errors import InputError
 from xpkern.shards import collect as collect_module
@@ -143,6 +144,10 @@ class TestVirtual:
             assert file.attrs["rows"] == FILES * STARS_OF_A_FILE + 1
             assert dict(file["teff"].attrs) == dict(shard["teff"].attrs)
         assert (folder / "catalog.h5").stat().st_size < 300_000
+        whole = CatalogReader(folder / "catalog.h5")
+        assert len(whole) == FILES * STARS_OF_A_FILE + 1
+        (block,) = whole.blocks(["teff", "source_id"])
+        np.testing.assert_array_equal(block["teff"], read(folder / "catalog.h5")["teff"])
 
     def test_sorted_shards_make_a_sorted_catalogue(self, shuffled, tmp_path):
         """As :func:`collect` merges them; a shard that is gone is NaN, never a number."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from xpkern.errors import InputError
 from xpkern.observe.columns import Column, column_of
-from xpkern.observe.spectra_columns import Chunk
+from xpkern.observe.spectra_columns import IDENTIFIERS, Chunk
 
 #: A dataset that claims more bytes than this for each byte of the file is not read: deflate makes at most 1032 of one.
 MOST_INFLATION = 2000
@@ -22,11 +22,12 @@ LARGEST_CHUNK = 1 << 28
 class Hdf5Table:
     """See :class:`xpkern.observe.spectra_columns.ColumnTable`.
 
-    Columns are sought in the root, then in its groups: where ``key`` is one of them.
+    Columns are sought in the root, then in its groups: where ``key`` is one of them, ``source_id`` when not given.
     """
 
-    def __init__(self, content: str | BinaryIO, file: str, key: str = "source_id") -> None:
-        self._name, self._content, self._key = file, content, key
+    def __init__(self, content: str | BinaryIO, file: str, key: str | None = None) -> None:
+        self._name, self._content = file, content
+        self._keys = IDENTIFIERS if key is None else frozenset({key})
         try:
             self._file = h5py.File(content, "r")
         except (OSError, RuntimeError, ValueError, KeyError) as error:
@@ -43,6 +44,7 @@ class Hdf5Table:
     def _find_columns(self) -> None:
         self._columns: dict[str, Any] = {}
         self.widths: dict[str, int | None] = {}
+        self.n_rows = 0
         places = [self._file, *(item for item in self._file.values() if isinstance(item, (h5py.Group, h5py.Dataset)))]
         for place in places:
             if isinstance(place, h5py.Dataset):
@@ -54,7 +56,7 @@ class Hdf5Table:
                 datasets = {name: item for name, item in items.items() if isinstance(item, h5py.Dataset)}
                 columns = {name: (data, data.dtype, data.shape) for name, data in datasets.items()}
             self.widths |= dict.fromkeys(columns)
-            if self._key in columns:
+            if self._keys & columns.keys():
                 break
         else:
             return  # the names found tell what is missing
@@ -69,26 +71,29 @@ class Hdf5Table:
             is_ragged = dtype.kind in "OSU"
             self.widths[name] = None if is_ragged or shape[0] == 0 else width
             whole = data if isinstance(data, h5py.Dataset) else place
-            claimed = shape[0] * width * dtype.base.itemsize
-            if claimed > MOST_INFLATION * (size + 4096):
+            claimed, most = shape[0] * width * dtype.base.itemsize, MOST_INFLATION * (size + 4096)
+            if isinstance(whole, h5py.Dataset) and whole.is_virtual:  # its rows are in other files
+                claimed, most = width * dtype.base.itemsize, LARGEST_CHUNK
+            if claimed > most:
                 raise InputError(f"its shape {shape} is absurd in a file of {size} bytes", file=self._name, field=name)
             if whole.chunks and int(np.prod(whole.chunks, dtype=object)) * whole.dtype.itemsize > LARGEST_CHUNK:
                 raise InputError(f"chunks of shape {whole.chunks} are too large", file=self._name, field=name)
-            if name == self._key:
+            if name in self._keys:
                 n_rows = shape[0]
             self._columns[name] = (data, shape[0])
-        self._n_rows = n_rows or 0
+        self.n_rows = n_rows or 0
 
     def chunks(self, columns: Sequence[str], rows: int) -> Iterator[Chunk]:
         """See :class:`ColumnTable`."""
         for name in columns:
-            if (n_rows := self._columns[name][1]) != self._n_rows:
-                raise InputError(f"{n_rows} rows, but {self._n_rows} of {self._key}", file=self._name, field=name)
-        for first in range(0, self._n_rows, rows):
+            if (n_rows := self._columns[name][1]) != self.n_rows:
+                key = next(iter(self._keys & self._columns.keys()))
+                raise InputError(f"{n_rows} rows, but {self.n_rows} of {key}", file=self._name, field=name)
+        for first in range(0, self.n_rows, rows):
             chunk = {}
             for name in columns:
                 try:
-                    values = self._rows(self._columns[name][0], first, min(first + rows, self._n_rows))
+                    values = self._rows(self._columns[name][0], first, min(first + rows, self.n_rows))
                     chunk[name] = _native(values) if values.dtype.kind in "iufb" else column_of(values)
                 except (OSError, RuntimeError, ValueError, TypeError) as error:
                     raise InputError(f"cannot be read ({error})", file=self._name, row=first + 1, field=name) from error
