@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from xpkern.catalog.match_sides import Rows, Side, Sources
+from xpkern.catalog.match_sides import Rows, Side, Sources, each_once
 from xpkern.catalog.output import TableOutput, checked_output
 from xpkern.catalog.schema import SOURCE_ID, Column
 from xpkern.errors import InputError
@@ -261,15 +261,11 @@ def _paths(given: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> 
 
 
 def _parts(ours: Side, theirs: Side) -> Iterator[tuple[NDArray, NDArray]]:
-    """Records of both sides in some cells, those of each row once, in the order of the rows; its own cell's first."""
+    """Records of both sides in a range of cells, and of what a match may reach outside of it."""
     for first, end in key_ranges(ours.runs.counts + theirs.runs.counts, PART_ROWS):
         if ours.runs.counts[first:end].any() and theirs.runs.counts[first:end].any():
-            yield _each_once(ours.runs.part(first, end)), _each_once(theirs.runs.part(first, end))
-
-
-def _each_once(records: NDArray) -> NDArray:
-    ordered = records[np.lexsort((~records["own"], records["index"]))]
-    return ordered[np.append(True, ordered["index"][1:] != ordered["index"][:-1])[: len(ordered)]]
+            of_sources, of_rows = (each_once(side.runs.part(first, end), first, end) for side in (ours, theirs))
+            yield of_sources, of_rows
 
 
 def _nearest(

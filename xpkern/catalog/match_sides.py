@@ -187,8 +187,8 @@ class Side(ABC):
     removed : Counter of str
         Why rows were left out, and how many.
     runs : SortedRuns
-        Records with ``ra``, ``dec`` [deg], ``index`` (counted over all files), ``own`` (whether the record lies in the
-        cell of its key) and what is carried, as ``c0``, ``c1``, …
+        Records with ``ra``, ``dec`` [deg], ``index`` (counted over all files), ``cell`` in which it lies, ``own``
+        (whether that is its key) and what is carried, as ``c0``, ``c1``, …
     """
 
     #: What a row of it is called, and a column by which its tables are known.
@@ -219,7 +219,8 @@ class Side(ABC):
         InputError
             If a file cannot be read or lacks a column, or there are no rows.
         """
-        dtype = [("ra", np.float64), ("dec", np.float64), ("index", np.int64), ("own", np.bool_), *self.fields]
+        dtype = [("ra", np.float64), ("dec", np.float64), ("index", np.int64), ("cell", np.int32), ("own", np.bool_)]
+        dtype += self.fields
         dtype += [(f"c{number}", np.dtype(column.dtype)) for number, column in enumerate(self.carried)]  # type: ignore[misc]
         self.runs = SortedRuns(folder, dtype, CELLS**3)
         try:
@@ -255,8 +256,17 @@ class Side(ABC):
         self.usable += int(np.count_nonzero(usable))
         which, cells, own = spread(directions[usable], halo)
         copies = records[usable][which]
-        copies["own"] = own
+        copies["own"], copies["cell"] = own, cells[: int(usable.sum())][which]
         self.runs.add(copies, cells)
+
+
+def each_once(records: NDArray, first: int, end: int) -> NDArray:
+    """Records of a range of cells, each row once; ``own`` tells of each whether it lies in them."""
+    if records["own"].all():
+        return records
+    foreign = records[~records["own"] & ((records["cell"] < first) | (records["cell"] >= end))]
+    _, once = np.unique(foreign["index"], return_index=True)
+    return np.concatenate([records[records["own"]], foreign[once]])
 
 
 class Sources(Side):

@@ -90,15 +90,10 @@ def key_ranges(counts: NDArray[np.int64], most: int) -> Iterator[tuple[int, int]
         Records of each key; keys without any belong to no range or to a neighbour's.
     most : int
     """
-    first, total = -1, 0
-    for key in np.flatnonzero(counts).tolist():
-        count = int(counts[key])
-        if first >= 0 and total + count > most:
-            yield first, key
-            first, total = key, 0
-        if first < 0:
-            first = key
-        total += count
-        last = key
-    if first >= 0:
-        yield first, last + 1
+    keys = np.flatnonzero(counts)
+    before = np.append(0, np.cumsum(counts[keys]))
+    start = 0
+    while start < len(keys):
+        stop = max(start + 1, int(np.searchsorted(before, before[start] + most, side="right")) - 1)
+        yield int(keys[start]), int(keys[stop - 1]) + 1
+        start = stop
