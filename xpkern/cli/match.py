@@ -49,8 +49,9 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "catalogue",
         nargs="+",
-        metavar="[unwise|lamost] FILE",
-        help="the catalogue: csv, ECSV, FITS, VOTable, HDF5, Parquet, any of them gzipped; of several files all rows",
+        metavar="FILE",
+        help="unwise or lamost and the files of its catalogue, or those of any other: csv, ECSV, FITS, VOTable, HDF5, "
+        "Parquet, any of them gzipped; of several files all rows",
     )
     parser.add_argument(
         "--to",
