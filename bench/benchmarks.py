@@ -8,16 +8,19 @@ from bench.accuracy import bench_optimum, bench_precision, bench_pulls
 from bench.closure import bench_atmospheres, bench_closure, bench_recipes, bench_resume
 from bench.coefficients import bench_calibrate, bench_finish
 from bench.confidence import bench_confidence
+from bench.converting import bench_convert
 from bench.dust import bench_dust, bench_dust_speed
 from bench.fitting import bench_fit, bench_isa, bench_peak
 from bench.formats import bench_formats
 from bench.fuzz import bench_fuzz
 from bench.ingest import bench_ingest
+from bench.matching import bench_crossmatch
 from bench.noise import bench_noise, bench_noise_cost
 from bench.real import bench_confusion, bench_curve, bench_real
 from bench.result import Result
 from bench.scaling import bench_threads
 from bench.simulation import bench_simulate
+from bench.surveys import bench_kills, bench_survey
 from bench.training import bench_train
 from bench.writing import bench_write
 
@@ -31,6 +34,10 @@ BENCHMARKS: dict[str, tuple[Callable[[int, int, str], Result], int]] = {
     "ingest": (bench_ingest, 4096),
     "write": (bench_write, 32768),
     "formats": (bench_formats, 4096),
+    "convert": (bench_convert, 4096),
+    "crossmatch": (bench_crossmatch, 10_000_000),
+    "survey": (bench_survey, 200_000),
+    "kills": (bench_kills, 4000),
     "fuzz": (bench_fuzz, 10_000_000),
     "threads": (bench_threads, 8192),
     "simulate": (bench_simulate, 16384),

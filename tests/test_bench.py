@@ -11,7 +11,7 @@ import pytest
 from labelled_stars import SMALL, SMALL_ZGR23, recipe_from
 
 import xpkern as xk
-from bench import closure, confidence, dust, formats, fuzz, ingest, noise, oracle, simulation
+from bench import closure, confidence, dust, formats, fuzz, ingest, matching, noise, oracle, simulation, surveys
 from bench.__main__ import parse
 from bench.benchmarks import BENCHMARKS
 from bench.evaluation import multiply_adds_of_evaluation, seconds_per_evaluation
@@ -23,6 +23,7 @@ from bench.result import Result
 from bench.scaling import same_bytes, thread_numbers
 from bench.stars import conditioned_stars, dense_whiteners, longer_file, plain_file, survey, survey_files
 from bench.training import CLIP, Trainer, multiply_adds_of_steps
+from xpkern.cli import main
 from xpkern.engine.contract import Calibrated, LossTerms
 from xpkern.engine.packed import unpack_factor
 from xpkern.engine.training import ModelArrays
@@ -235,6 +236,10 @@ FIGURES = {
     "dust": ["cells compared", "weighted: correlation", "median: correlation"],
     "dust_speed": ["reading these bytes alone", "pixels and binning", "catalogue to FITS map"],
     "noise": ["real ones: factor of the archive's", "independent, learned, Eq. 19, all", "log g off by more"],
+    "convert": ["compact: bytes a row", "lossless: same catalogue to the byte", "teff: change by rounding"],
+    "crossmatch": ["matches that astropy does not find", "xpkern match: peak memory"],
+    "survey": ["end to end [us a row]", "catalogue of 2 files", "DR4 on 40 nodes", "bound by"],
+    "kills": ["ended with the same bytes", "faults: bad files that are named"],
     "noise_cost": ["times that of Eq. 2", "of both passes, mean"],
 }
 
@@ -260,6 +265,12 @@ def small_benchmarks(monkeypatch, tmp_path):
     monkeypatch.setattr(closure, "load_truth", lambda name, cache: ModelTruth(*xk.load_model()))  # nor does this
     monkeypatch.setattr(closure, "KILLS", 1)
     monkeypatch.setattr(closure, "KILLED_RECIPE", SMALL)
+    monkeypatch.setattr(surveys, "FILES", 2)
+    monkeypatch.setattr(surveys, "LENGTHS", (1, 2))
+    monkeypatch.setattr(surveys, "FILES_OF_KILLED", 2)
+    monkeypatch.setattr(surveys, "KILLS", 1)
+    monkeypatch.setattr(surveys, "_xpkern", in_this_process)
+    monkeypatch.setattr(matching, "WAYS", {"xpkern match": matching.by_files})
     recipes = {name: recipe_from(tmp_path, text) for name, text in (("default", SMALL), ("zgr23", SMALL_ZGR23))}
     monkeypatch.setattr(confidence, "TRUTH", "model")
     monkeypatch.setattr(confidence, "TIMED_STARS", 700)
@@ -279,6 +290,15 @@ def many_labelled_fits(catalog, labels, model, prior):
     features = rng.normal(size=(400, found.features.shape[1])).astype(np.float32)
     chi2 = np.where(features[:, :3] + rng.normal(size=(400, 3)) > 0, 1.0, 20.0)
     return LabelledFits(np.arange(400), features, rng.normal(size=(400, 3)), chi2, found.counts)
+
+
+def in_this_process(*arguments, allowed=(0,)):
+    """The command line without a process for each command, or several for a run."""
+    if "--processes" in arguments:
+        arguments = arguments[: arguments.index("--processes")]
+    code = main(arguments)
+    assert code in allowed
+    return code
 
 
 def few_real_stars(correlated):
@@ -321,6 +341,17 @@ def test_benchmark_works(name, small_benchmarks):
         assert duel.peer.median > 0
     if name == "threads":
         assert all(value for key, value in result.extra.items() if "same bytes" in key)
+    if name == "convert":
+        assert result.extra["lossless: same catalogue to the byte"]
+    if name == "crossmatch":
+        assert result.extra["matches"] > FEW // 2
+        assert result.extra["matches that astropy does not find, and the reverse"] == 0
+    if name == "kills":
+        assert result.extra["kills after which the next run ended with the same bytes"] == surveys.KILLS
+        assert result.extra["faults: bad files that are named"] == "Xp_corrupt, Xp_cut, Xp_empty, Xp_missing"
+        assert result.extra["faults: the good files' shards are the same bytes"]
+    if name == "survey":
+        assert result.extra.get("2 processes: same bytes as 1", True)
     if name == "resume":
         assert "false" not in result.extra["same bytes"]
     if name == "precision":

@@ -11,14 +11,16 @@ import h5py
 import numpy as np
 import pytest
 from astropy.table import Table
-from command_lines import ENGINE, first_row, read
+from command_lines import ENGINE, first_row, one_line, read
 
+from xpkern.catalog.stream import CatalogReader
 from xpkern.cli import main
 from xpkern.errors import InputError
 from xpkern.shards import collect as collect_module
 from xpkern.shards import load_settings, run_survey
-from xpkern.shards.collect import collect
+from xpkern.shards.collect import Shards, collect
 from xpkern.shards.hats import collect_hats, healpix_index
+from xpkern.shards.virtual import refer_to
 from xpkern.survey.run import simulate_survey
 
 FILES, STARS_OF_A_FILE = 3, 20
@@ -120,6 +122,62 @@ def test_what_is_missing_or_mixed_is_told(shuffled, tmp_path, capsys):
     settings.write_text(shuffled.read_text() + "starts = 1\n")
     with pytest.raises(InputError, match="2 shards were made by other settings"):
         collect(load_settings(settings), tmp_path / "catalog.h5")
+
+
+class TestVirtual:
+    def test_the_shards_as_one(self, shuffled, tmp_path, capsys):
+        """Every value of every shard, with units and what made it; wherever the whole folder goes."""
+        folder = tmp_path / "moved, ü"
+        shutil.copytree(shuffled.parent, folder)
+        assert main(["collect", str(folder / "survey.toml"), "--virtual", "-o", str(folder / "catalog.h5")]) == 0
+        assert "not in the order of source_id" in capsys.readouterr().out
+        folder = folder.rename(tmp_path / "moved again")
+        for ending in (".h5", ".diagnostics.h5"):
+            found = read(folder / f"catalog{ending}")
+            expected = all_rows(folder / "survey.toml", ending)
+            assert list(found) == list(expected)
+            order = np.argsort(found["source_id"], kind="stable")
+            for name, values in expected.items():
+                np.testing.assert_array_equal(found[name][order], values, err_msg=name)
+        with h5py.File(folder / "catalog.h5") as file, h5py.File(min((folder / "shards").glob("*[0-9].h5"))) as shard:
+            assert file["teff"].is_virtual
+            assert file.attrs["rows"] == FILES * STARS_OF_A_FILE + 1
+            assert dict(file["teff"].attrs) == dict(shard["teff"].attrs)
+        assert (folder / "catalog.h5").stat().st_size < 300_000
+        whole = CatalogReader(folder / "catalog.h5")
+        assert len(whole) == FILES * STARS_OF_A_FILE + 1
+        (block,) = whole.blocks(["teff", "source_id"])
+        np.testing.assert_array_equal(block["teff"], read(folder / "catalog.h5")["teff"])
+
+    def test_sorted_shards_make_a_sorted_catalogue(self, shuffled, tmp_path):
+        """As :func:`collect` merges them; a shard that is gone is NaN, never a number."""
+        collect(load_settings(shuffled), tmp_path / "merged.h5")
+        merged = read(tmp_path / "merged.h5")
+        half = len(merged["source_id"]) // 2
+        paths, numbers = [], []
+        for number, rows in enumerate((slice(half, None), slice(0, half))):
+            paths.append(tmp_path / f"shard {number}.h5")
+            numbers.append(merged["source_id"][rows])
+            with h5py.File(paths[-1], "w") as file:
+                for name, values in merged.items():
+                    file[name] = values[rows]
+        shards = Shards("default", paths, paths, numbers, {}, [])
+        summary = refer_to(shards, tmp_path / "virtual.h5")
+        assert summary.in_order
+        for name, values in read(tmp_path / "virtual.h5").items():
+            np.testing.assert_array_equal(values, merged[name], err_msg=name)
+        paths[0].unlink()
+        left = read(tmp_path / "virtual.h5")
+        np.testing.assert_array_equal(left["teff"][:half], merged["teff"][:half])
+        assert np.isnan(left["teff"][half:]).all()
+        assert (left["source_id"][half:] == -1).all()
+        assert (left["quality_flags"][half:] == np.iinfo(left["quality_flags"].dtype).max).all()
+
+    def test_bad_names(self, shuffled, tmp_path, capsys):
+        (tmp_path / "catalog.h5").touch()
+        for name, message in (("catalog.fits", "only HDF5 can refer"), ("catalog.h5", "exists; --overwrite")):
+            assert main(["collect", str(shuffled), "--virtual", "-o", str(tmp_path / name)]) == 1
+            assert message in one_line(capsys)
 
 
 class TestHats:

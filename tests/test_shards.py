@@ -192,6 +192,36 @@ class TestRun:
         assert (len(summary.done), summary.rows) == (FILES, (FILES - 1) * STARS_OF_A_FILE)
         assert summary.failed == {}
 
+    def test_names_with_spaces_and_letters_of_any_alphabet(self, small_survey, undisturbed, tmp_path, capsys):
+        """Of folders, files, shards: the same bytes under other names."""
+        folder = tmp_path / "été 2026 [a]"
+        shutil.copytree(small_survey, folder / "sim")
+        first = min((folder / "sim").glob("Xp*.csv.gz"))
+        first.rename(first.with_name("Xp ein Stück Ω*.csv.gz"))
+        settings = write_settings(folder, output="die Scherben, ü")
+        assert main(["run", str(settings)]) == 0
+        found = {path.name: path.read_bytes() for path in (folder / "die Scherben, ü").iterdir() if path.is_file()}
+        stem = shard_name(first)
+        for name, data in undisturbed.items():
+            if not name.endswith(".done.json"):
+                assert found[name.replace(stem, "Xp ein Stück Ω*")] == data
+        assert main(["status", str(settings)]) == 0
+        assert f"{FILES}  done" in capsys.readouterr().out
+        for option in ([], ["--virtual"]):
+            assert main(["collect", str(settings), "-o", str(folder / f"Κατάλογος {len(option)}.h5"), *option]) == 0
+
+    def test_links_that_lead_nowhere_are_named_and_the_others_are_done(self, survey, capsys):
+        sim = survey.parent / "sim"
+        (sim / "Xp_circle.csv.gz").symlink_to("Xp_circle.csv.gz")
+        (sim / "Xp_gone.csv.gz").symlink_to("nowhere")
+        assert main(["run", str(survey)]) == PARTIAL
+        assert "2 files have no shard; the first: Xp_circle.csv.gz: " in capsys.readouterr().err
+        assert main(["status", str(survey)]) == PARTIAL
+        circle, gone = [line for line in capsys.readouterr().out.splitlines() if line.startswith("failed: ")]
+        assert "Xp_circle.csv.gz: Too many levels of symbolic links" in circle
+        assert "Xp_gone.csv.gz: No such file or directory" in gone
+        assert Ledger.of(load_settings(survey)).count() == {State.DONE: FILES, State.FAILED: 2}
+
     def test_other_settings_never_mix_with_what_is_there(self, survey, undisturbed, capsys):
         assert main(["run", str(survey)]) == 0
         write_settings(survey.parent, starts=1)
@@ -356,6 +386,42 @@ class TestDeaths:
             subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
             run_survey(settings, again=(State.FAILED,))
             assert Ledger.of(settings).count() == {State.DONE: FILES}
+        finally:
+            subprocess.run(["umount", str(disk)], check=True)
+
+    def test_output_that_can_only_be_read(self, survey, undisturbed, capsys):
+        """Each command says so in a line, and a run goes on where it was once it can write again."""
+        disk = survey.parent / "disk"
+        disk.mkdir()
+        mounted = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(disk)], capture_output=True, check=False
+        )
+        if mounted.returncode:
+            pytest.skip("may not mount a small file system here")
+        try:
+            settings = write_settings(survey.parent, output="disk/shards", attempts=1)
+            assert main(["run", str(settings), "--part", "1/3"]) == 0
+            before = shards_of(disk)
+            subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+            first, *_ = load_settings(settings).input_files()
+            gaia = str(survey.parent / "sim" / "gaia_source.fits")
+            capsys.readouterr()
+            for arguments in (
+                ["run", str(settings)],
+                ["collect", str(settings), "-o", str(disk / "catalog.h5")],
+                ["collect", str(settings), "--virtual", "-o", str(disk / "catalog.h5")],
+                ["convert", str(first), "-o", str(disk)],
+                ["match", gaia, "--to", gaia, "--radius", "1", "-o", str(disk / "matched.h5")],
+            ):
+                assert main(arguments) == 1, arguments
+                lines = capsys.readouterr().err.splitlines()
+                assert any("Read-only file system" in line or "Permission denied" in line for line in lines)
+                assert all(line.startswith("xpkern: ") for line in lines)
+                assert str(disk) in "".join(lines)
+            subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+            assert shards_of(disk) == before
+            assert main(["run", str(settings)]) == 0
+            assert shards_of(disk) == undisturbed
         finally:
             subprocess.run(["umount", str(disk)], check=True)
 

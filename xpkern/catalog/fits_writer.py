@@ -28,6 +28,11 @@ FORMS = {
 }
 
 
+def form_of(dtype: np.dtype) -> tuple[str, str, int]:
+    """As :data:`FORMS`, also of texts of so many bytes."""
+    return (f"{dtype.itemsize}A", dtype.str, 0) if dtype.kind == "S" else FORMS[dtype]
+
+
 class FitsWriter(TableWriter):
     """One binary table, with TUNIT, TUCD and TCOMM of each column for TOPCAT, and comments that astropy understands.
 
@@ -37,7 +42,7 @@ class FitsWriter(TableWriter):
 
     def __init__(self, path: Path, columns: Sequence[Column], attributes: Mapping[str, object]) -> None:
         super().__init__(path, columns, attributes)
-        self._row = np.dtype([(column.name, FORMS[self.dtype_of(column)][1], column.shape) for column in columns])
+        self._row = np.dtype([(column.name, form_of(self.dtype_of(column))[1], column.shape) for column in columns])
         self._primary = _primary_header()
         self._column_cards = _text([c for n, column in enumerate(columns, 1) for c in self._cards_of(n, column)])
         self._header_size = 0
@@ -48,7 +53,7 @@ class FitsWriter(TableWriter):
     def _write_group(self, group: Group) -> None:
         records = np.empty(len(group[self.columns[0].name]), self._row)
         for column in self.columns:
-            values, offset = group[column.name], FORMS[self.dtype_of(column)][2]
+            values, offset = group[column.name], form_of(self.dtype_of(column))[2]
             records[column.name] = values.astype(np.int64) - offset if offset else values
         self._stream.write(records.view(np.uint8))
 
@@ -78,7 +83,7 @@ class FitsWriter(TableWriter):
 
     def _cards_of(self, number: int, column: Column) -> Iterator[tuple[str, object]]:
         """What the header says of the column of that number."""
-        letter, _, offset = FORMS[self.dtype_of(column)]
+        letter, _, offset = form_of(self.dtype_of(column))
         size = int(np.prod(column.shape, dtype=int))
         yield f"TTYPE{number}", column.name
         yield f"TFORM{number}", letter if size == 1 else f"{size}{letter}"

@@ -22,6 +22,9 @@ class Hdf5Writer(TableWriter):
 
     has_half = True
 
+    #: Whether each chunk has a checksum (Fletcher's), which its reader holds it against.
+    has_checksums = False
+
     def __init__(self, path: Path, columns: Sequence[Column], attributes: Mapping[str, object]) -> None:
         super().__init__(path, columns, attributes)
         self._rows_written = 0
@@ -59,11 +62,19 @@ class Hdf5Writer(TableWriter):
             chunks=(chunk_rows, *column.shape),
             dtype=column.dtype,
             track_times=False,
+            fletcher32=self.has_checksums,
         )
         for attribute in ("unit", "ucd", "description"):
             _add_text(dataset, attribute, getattr(column, attribute))
         self._datasets[column.name] = dataset
         return dataset
+
+
+class ChecksummedHdf5Writer(Hdf5Writer):
+    """The same with a checksum of each chunk, and as few rows in one as a reader's block has: it reads whole chunks."""
+
+    has_checksums = True
+    group_rows = 256
 
 
 def create_file(stream: CheckedFile, name: str = "catalog") -> h5py.File:

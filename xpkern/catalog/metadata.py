@@ -97,7 +97,10 @@ def votable_document(columns: Sequence[Column], attributes: Mapping[str, object]
     table = ElementTree.SubElement(resource, "TABLE", name="xpkern")
     for column in columns:
         dtype = np.dtype(column.dtype)
-        field = {"name": column.name, "datatype": VOTABLE_TYPES["float32" if dtype == np.float16 else dtype.name]}
+        if dtype.kind == "S":
+            field = {"name": column.name, "datatype": "char", "arraysize": f"{dtype.itemsize}*"}
+        else:
+            field = {"name": column.name, "datatype": VOTABLE_TYPES["float32" if dtype == np.float16 else dtype.name]}
         if column.shape:
             field["arraysize"] = "x".join(str(size) for size in reversed(column.shape))
         if column.unit:

@@ -39,6 +39,8 @@ class TableOutput:
     kinds : tuple of str
         Of all tables that there may be under such a name, that of ``path`` last: a companion of an earlier one that is
         not written again is removed.
+    writer : type of TableWriter, optional
+        What writes them; by the ending of the name when not given.
 
     Raises
     ------
@@ -51,6 +53,7 @@ class TableOutput:
         path: str | os.PathLike[str],
         tables: Mapping[str, tuple[Sequence[Column], Mapping[str, object]]],
         kinds: tuple[str, ...],
+        writer: type[TableWriter] | None = None,
     ) -> None:
         self.path = checked_output(path)
         self.reason_count = 0
@@ -58,7 +61,7 @@ class TableOutput:
         self._kinds = kinds
         self._files = {kind: PendingFile(file_names(self.path)[kind]) for kind in self._kinds}
         self._writers: list[TableWriter] = []
-        writer = writer_for(self.path)
+        writer = writer_for(self.path) if writer is None else writer
         try:
             for kind, (columns, attributes) in tables.items():
                 self._writers.append(writer(self._files[kind].partial, columns, attributes))

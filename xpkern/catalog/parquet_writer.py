@@ -72,7 +72,8 @@ def arrow_schema(columns: Sequence[Column], writer: TableWriter) -> pyarrow.Sche
     import pyarrow
 
     def field(column: Column) -> pyarrow.Field:
-        kind = pyarrow.from_numpy_dtype(writer.dtype_of(column))
+        dtype = writer.dtype_of(column)
+        kind = pyarrow.string() if dtype.kind == "S" else pyarrow.from_numpy_dtype(dtype)
         for size in reversed(column.shape):
             kind = pyarrow.list_(kind, size)
         about = {name: getattr(column, name) for name in ("unit", "ucd", "description")}
@@ -86,7 +87,10 @@ def arrow_batch(columns: Sequence[Column], group: Group, schema: pyarrow.Schema)
     import pyarrow
 
     def array(column: Column) -> pyarrow.Array:
-        values = pyarrow.array(np.ascontiguousarray(group[column.name]).reshape(-1))
+        values = np.ascontiguousarray(group[column.name]).reshape(-1)
+        if values.dtype.kind == "S":
+            return pyarrow.array(values, pyarrow.binary()).cast(pyarrow.string())
+        values = pyarrow.array(values)
         for size in reversed(column.shape):
             values = pyarrow.FixedSizeListArray.from_arrays(values, size)
         return values

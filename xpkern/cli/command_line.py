@@ -15,6 +15,7 @@ from xpkern.cli import (
     catalog,
     compare,
     confidence,
+    convert,
     demo,
     doctor,
     fetch,
@@ -22,6 +23,7 @@ from xpkern.cli import (
     import_model,
     labels,
     maps,
+    match,
     predict,
     reddening,
     run,
@@ -43,6 +45,8 @@ examples
   xpkern compare catalog.h5 stellar_params_catalog_*.h5
   xpkern map catalog.h5 -o dust.fits && xpkern map plot dust.fits
   xpkern fetch --region 'CIRCLE 180 30 1' -o region/
+  xpkern match unwise unwise_*.fits --to gaia_source.h5 -o infrared.parquet
+  xpkern convert XpContinuousMeanSpectrum_*.csv.gz -o compact/
   xpkern run survey.toml             a shard for every file of a survey; status, rerun, collect go with it
   xpkern predict --teff 5.77 --feh 0 --logg 4.44 --ext 0.1 --plx 10 --plot sun.png
   xpkern simulate --n 100000 --seed 1 -o survey/
@@ -57,7 +61,7 @@ examples
 #: In the order of the help: stars, surveys of them, models, and the rest.
 COMMANDS = (
     *(catalog, flag, spectra, compare, maps),
-    *(fetch, run),
+    *(fetch, match, convert, run),
     *(labels, reddening, train, confidence, import_model, predict),
     *(simulate, demo, doctor),
 )

@@ -78,6 +78,8 @@ examples
     xpkern collect survey.toml -o catalog.h5
     xpkern collect survey.toml -o catalog.fits
     xpkern collect survey.toml -o catalog.parquet
+  without copying a value: HDF5 datasets that refer to the shards, which must stay where they are:
+    xpkern collect survey.toml --virtual -o catalog.h5
   a folder in the HATS layout, Parquet by HEALPix pixel, which LSDB opens:
     xpkern collect survey.toml -o catalog/
     python -c "import lsdb; print(lsdb.open_catalog('catalog').head())"
@@ -122,6 +124,11 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     collected.add_argument(
         "-o", "--output", required=True, metavar="NAME", help="file to write, or folder for the HATS layout"
+    )
+    collected.add_argument(
+        "--virtual",
+        action="store_true",
+        help="HDF5 that refers to the shards: made in a second, takes no room, reads from the shards' files",
     )
     collected.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
     collected.set_defaults(run=collect_command)
@@ -326,14 +333,19 @@ def collect_command(options: argparse.Namespace) -> int:
     from xpkern.shards.collect import collect
     from xpkern.shards.hats import collect_hats
     from xpkern.shards.settings import load_settings
+    from xpkern.shards.virtual import collect_virtual
 
     settings = load_settings(options.settings)
     write = collect if Path(options.output).suffix in WRITERS else collect_hats
+    if options.virtual:
+        write = collect_virtual
     with tqdm(unit=" stars", unit_scale=True, desc="xpkern collect", disable=None, leave=False) as progress:
         summary = write(settings, options.output, overwrite=options.overwrite, on_rows=progress.update)
     print(
         f"{summary.shards:,} shards, {summary.rows:,} stars: {', '.join(str(path) for path in reversed(summary.files))}"
     )
+    if not summary.in_order:
+        print("xpkern: not in the order of source_id, as the files of spectra are not; without --virtual it is")
     if summary.duplicates:
         print(
             f"xpkern: {len(summary.duplicates):,} sources are in it more than once, as in the files of spectra; the "

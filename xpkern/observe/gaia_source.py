@@ -91,12 +91,12 @@ class SourceTable:
         Parameters
         ----------
         table : SourceTable, path, astropy or pyarrow table, pandas DataFrame, structured array, or mapping
-            A path is read as csv (plain or gzipped, with an ECSV header or without) or Parquet, anything else by
-            astropy.
+            A path is read as csv (plain or gzipped, with an ECSV header or without), Parquet or HDF5 with a dataset
+            for each column, anything else by astropy.
         name : str
             What to call it in messages, if it is not a file.
         wanted : collection of str
-            Columns to read from a csv or Parquet file; any others in it are skipped.
+            Columns to read from a csv, Parquet or HDF5 file; any others in it are skipped.
 
         Raises
         ------
@@ -228,7 +228,11 @@ def _read_columns(path: Path, wanted: Collection[str]) -> dict[str, NDArray]:
     name = path.name.lower()
     if name.endswith(_CSV_ENDINGS):
         return read_csv_columns(path, wanted)
-    return _read_parquet(path, wanted) if name.endswith(".parquet") else _read_with_astropy(path)
+    if name.endswith(".parquet"):
+        return _read_parquet(path, wanted)
+    if name.endswith((".h5", ".hdf5")) and (columns := hdf5_columns(path, wanted)) is not None:
+        return columns[0]
+    return _read_with_astropy(path)
 
 
 def _read_parquet(path: Path, wanted: Collection[str]) -> dict[str, NDArray]:
@@ -244,6 +248,41 @@ def _read_parquet(path: Path, wanted: Collection[str]) -> dict[str, NDArray]:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise InputError(f"cannot be read as Parquet ({reason})", file=str(path)) from error
     return {name.lower(): _without_nulls(table.column(name)) for name in found}
+
+
+def hdf5_columns(path: Path, wanted: Collection[str] | None = None) -> tuple[dict[str, NDArray], dict[str, str]] | None:
+    """Columns of an HDF5 file with a dataset for each, by lower-case name, and their units.
+
+    Parameters
+    ----------
+    path : Path
+    wanted : collection of str, optional
+        Which of them, and source_id; all when not given.
+
+    Returns
+    -------
+    tuple or None
+        None if there is no ``source_id`` among its datasets: it is of another kind.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read.
+    """
+    import h5py
+
+    try:
+        with h5py.File(path) as file:
+            found = {key.lower(): item for key, item in file.items() if isinstance(item, h5py.Dataset)}
+            if "source_id" not in found:
+                return None
+            chosen = found if wanted is None else {"source_id", *wanted}
+            found = {key: item for key, item in found.items() if item.ndim == 1 and key in chosen}
+            units = {key: str(item.attrs["unit"]) for key, item in found.items() if item.attrs.get("unit")}
+            return {key: np.asarray(item[()]) for key, item in found.items()}, units
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise InputError(f"cannot be read as HDF5 ({reason})", file=str(path)) from error
 
 
 def _without_nulls(column: pyarrow.ChunkedArray) -> NDArray:

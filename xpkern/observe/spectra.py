@@ -89,9 +89,9 @@ def read_blocks(
                 return
             content: str | BinaryIO = file
             if head.startswith(GZIP_MAGIC):
-                content = _unpacked(decompressed(head, stream, file), file)
+                content = unpacked(decompressed(head, stream, file), file)
             elif not stream.seekable():
-                content = _unpacked(iter([head, stream.readall()]), file)
+                content = unpacked(iter([head, stream.readall()]), file)
             with contextlib.closing(reader(content, file)) as table:
                 yield from read_columns(table, file, calibration, rows, need_standard_deviation)
     except OSError as error:
@@ -129,7 +129,8 @@ def reader_of(head: bytes, file: str) -> Callable[[str | BinaryIO, str], ColumnT
     return None
 
 
-def _unpacked(pieces: Iterator[bytes], file: str) -> BinaryIO:
+def unpacked(pieces: Iterator[bytes], file: str) -> BinaryIO:
+    """The pieces of a file as one in memory; raises an InputError beyond :data:`MOST_UNPACKED`."""
     content = io.BytesIO()
     for piece in pieces:
         content.write(piece)

@@ -21,18 +21,21 @@ from xpkern.errors import InputError
 from xpkern.observe.columns import Column, reason_of
 from xpkern.observe.spectra_columns import IDENTIFIERS, Chunk
 
-#: Types of FITS columns as NumPy's, big-endian.
-_TYPES = {"B": "u1", "I": ">i2", "J": ">i4", "K": ">i8", "E": ">f4", "D": ">f8"}
+#: Types of FITS columns as NumPy's, big-endian; of a logical value the letter T or F.
+_TYPES = {"L": "S1", "B": "u1", "I": ">i2", "J": ">i4", "K": ">i8", "E": ">f4", "D": ">f8"}
 
 #: A column's format: how often, what, and for the descriptor of an array of what.
 _FORMAT = re.compile(r"(\d*)([A-Z])([A-Z]?)")
 
 
 class FitsTable:
-    """See :class:`xpkern.observe.spectra_columns.ColumnTable`: the first binary table with a column ``source_id``."""
+    """See :class:`xpkern.observe.spectra_columns.ColumnTable`: the first binary table with a column ``key``.
 
-    def __init__(self, content: str | BinaryIO, file: str) -> None:
-        self._name = file
+    That is ``source_id``, or as the published catalogue has it, when not given.
+    """
+
+    def __init__(self, content: str | BinaryIO, file: str, key: str | None = None) -> None:
+        self._name, self._keys = file, IDENTIFIERS if key is None else frozenset({key})
         self.widths: dict[str, int | None] = {}
         self._columns: dict[str, _FitsColumn] = {}
         self._content: str | NDArray[np.uint8]
@@ -55,14 +58,13 @@ class FitsTable:
         seen = []
         for number, hdu in enumerate(hdus):
             names = [name.lower() for name in hdu.columns.names] if isinstance(hdu, fits.BinTableHDU) else []
-            if IDENTIFIERS.intersection(names):
+            if self._keys.intersection(names):
                 break
             what = f"a table of {', '.join(names[:3])}, ..." if names else type(hdu).__name__
             seen.append(f"{number} is {what}")
         else:
-            raise InputError(
-                f"none of its HDUs is a table with source_id: {'; '.join(seen)}", file=self._name, field="source_id"
-            )
+            key = "source_id" if self._keys is IDENTIFIERS else next(iter(self._keys))
+            raise InputError(f"none of its HDUs is a table with {key}: {'; '.join(seen)}", file=self._name, field=key)
         header = hdu.header
         self._row_size, self.n_rows = int(header["NAXIS1"]), int(header["NAXIS2"])
         self._start = int(hdu.fileinfo()["datLoc"])
@@ -125,6 +127,9 @@ class _FitsColumn:
         self._count = int(repeat) if repeat else 1
         kind = _TYPES.get(of_array if self._is_ragged else letter)
         self._type = None if kind is None else np.dtype(kind)
+        self._is_logical = letter == "L"
+        if letter == "A" and self._count:  # so many letters
+            self._type, self._count = np.dtype(f"S{self._count}"), 1
         self._descriptor = np.dtype(">i8" if letter == "Q" else ">i4")
         self._null = column.null
         self._scale, self._zero = column.bscale or 1, column.bzero or 0
@@ -143,6 +148,10 @@ class _FitsColumn:
         if self._count != 1:
             return Column(self._scaled(values), nothing)
         values = values[:, 0]
+        if self._is_logical:
+            return Column((values == b"T").astype(np.uint8), np.asarray(values == b"\0"))
+        if values.dtype.kind == "S":
+            return Column(np.char.rstrip(values), nothing)
         absent = nothing if self._null is None or values.dtype.kind == "f" else values == self._null
         return Column(self._scaled(values), absent)
 

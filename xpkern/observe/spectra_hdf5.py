@@ -20,10 +20,14 @@ LARGEST_CHUNK = 1 << 28
 
 
 class Hdf5Table:
-    """See :class:`xpkern.observe.spectra_columns.ColumnTable`. Columns are sought in the root, then in its groups."""
+    """See :class:`xpkern.observe.spectra_columns.ColumnTable`.
 
-    def __init__(self, content: str | BinaryIO, file: str) -> None:
+    Columns are sought in the root, then in its groups: where ``key`` is one of them, ``source_id`` when not given.
+    """
+
+    def __init__(self, content: str | BinaryIO, file: str, key: str | None = None) -> None:
         self._name, self._content = file, content
+        self._keys = IDENTIFIERS if key is None else frozenset({key})
         try:
             self._file = h5py.File(content, "r")
         except (OSError, RuntimeError, ValueError, KeyError) as error:
@@ -52,7 +56,7 @@ class Hdf5Table:
                 datasets = {name: item for name, item in items.items() if isinstance(item, h5py.Dataset)}
                 columns = {name: (data, data.dtype, data.shape) for name, data in datasets.items()}
             self.widths |= dict.fromkeys(columns)
-            if IDENTIFIERS & columns.keys():
+            if self._keys & columns.keys():
                 break
         else:
             return  # the names found tell what is missing
@@ -67,12 +71,14 @@ class Hdf5Table:
             is_ragged = dtype.kind in "OSU"
             self.widths[name] = None if is_ragged or shape[0] == 0 else width
             whole = data if isinstance(data, h5py.Dataset) else place
-            claimed = shape[0] * width * dtype.base.itemsize
-            if claimed > MOST_INFLATION * (size + 4096):
+            claimed, most = shape[0] * width * dtype.base.itemsize, MOST_INFLATION * (size + 4096)
+            if isinstance(whole, h5py.Dataset) and whole.is_virtual:  # its rows are in other files
+                claimed, most = width * dtype.base.itemsize, LARGEST_CHUNK
+            if claimed > most:
                 raise InputError(f"its shape {shape} is absurd in a file of {size} bytes", file=self._name, field=name)
             if whole.chunks and int(np.prod(whole.chunks, dtype=object)) * whole.dtype.itemsize > LARGEST_CHUNK:
                 raise InputError(f"chunks of shape {whole.chunks} are too large", file=self._name, field=name)
-            if name in IDENTIFIERS:
+            if name in self._keys:
                 n_rows = shape[0]
             self._columns[name] = (data, shape[0])
         self.n_rows = n_rows or 0
@@ -81,7 +87,8 @@ class Hdf5Table:
         """See :class:`ColumnTable`."""
         for name in columns:
             if (n_rows := self._columns[name][1]) != self.n_rows:
-                raise InputError(f"{n_rows} rows, but {self.n_rows} of source_id", file=self._name, field=name)
+                key = next(iter(self._keys & self._columns.keys()))
+                raise InputError(f"{n_rows} rows, but {self.n_rows} of {key}", file=self._name, field=name)
         for first in range(0, self.n_rows, rows):
             chunk = {}
             for name in columns:

@@ -24,7 +24,7 @@ class VOTable:
     """See :class:`xpkern.observe.spectra_columns.ColumnTable`: the first table with a column ``source_id``."""
 
     def __init__(self, content: str | BinaryIO, file: str) -> None:
-        _check_head(content, file)
+        check_votable(content, file)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # archives bend the standard; what matters is checked
@@ -61,7 +61,7 @@ def _masked(array: Any, name: str) -> np.ma.MaskedArray:
     return column
 
 
-def _check_head(content: str | BinaryIO, file: str) -> None:
+def check_votable(content: str | BinaryIO, file: str) -> None:
     """Refuse documents that are no VOTable, and more rows than they have bytes for."""
     if isinstance(content, str):
         size = os.path.getsize(content)

@@ -45,6 +45,8 @@ class XpBlock:
         Samples that a sampled spectrum lacks.
     repeated : (n,) bool
         Rows whose source has occurred before.
+    unknown_deviation : (2, n) bool
+        Rows of which the file does not tell the standard deviation of BP, of RP: 1 is taken.
     """
 
     source_id: NDArray[np.int64]
@@ -55,10 +57,13 @@ class XpBlock:
     is_sampled: bool = False
     missing: NDArray[np.bool_] | None = None
     repeated: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
+    unknown_deviation: NDArray[np.bool_] = field(default_factory=lambda: np.zeros((2, 0), np.bool_))
 
     def __post_init__(self) -> None:
         if len(self.repeated) != len(self):
             self.repeated = np.zeros(len(self), np.bool_)
+        if self.unknown_deviation.shape[1] != len(self):
+            self.unknown_deviation = np.zeros((2, len(self)), np.bool_)
 
     def __len__(self) -> int:
         return len(self.source_id)
@@ -209,6 +214,7 @@ class SpectrumTable:
             Whether a row without it is bad; otherwise it counts as 1.
         """
         problems = list(problems)
+        unknown_deviation = np.isnan([arrays.bp_standard_deviation, arrays.rp_standard_deviation])
         for band, present, deviation in (
             (self.bands[0], arrays.has_bp, arrays.bp_standard_deviation),
             (self.bands[1], arrays.has_rp, arrays.rp_standard_deviation),
@@ -235,6 +241,7 @@ class SpectrumTable:
             ],
             is_sampled=self.is_sampled,
             missing=missing,
+            unknown_deviation=unknown_deviation,
         )
 
 

@@ -41,6 +41,8 @@ class CollectSummary:
         Sources that are in it more than once, as they are in the files of spectra; every row is kept.
     missing : list of str
         Files of spectra without a shard.
+    in_order : bool
+        Whether it is in the order of source_id.
     """
 
     files: list[Path] = field(default_factory=list)
@@ -48,6 +50,7 @@ class CollectSummary:
     rows: int = 0
     duplicates: list[int] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    in_order: bool = True
 
 
 def stored(columns: Sequence[Column], table: str = "") -> list[Column]:

@@ -147,7 +147,10 @@ class RunSettings:
         found: dict[str, Path] = {}
         seen: set[str] = set()
         for pattern in self.spectra:
-            names = glob.glob(str(self.folder / pattern), recursive=True)
+            # what looks like a pattern may be a name, and always is one in the folder's own
+            named = self.folder / pattern
+            beneath = os.path.join(glob.escape(str(self.folder)), pattern)
+            names = [str(named)] if named.exists() else glob.glob(beneath, recursive=True)
             if not names:
                 raise self._error(f"no such file: {pattern}", "spectra")
             for name in sorted(names):

@@ -9,7 +9,7 @@ import glob
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -225,9 +225,26 @@ def claimed(unit: Unit) -> Iterator[bool]:
     the file system knows no locks, every claim is granted: two processes then do the same work and write the same
     bytes, each under a name of its own before it renames them.
     """
-    folder = unit.settings.output_folder / ".claims"
-    folder.mkdir(exist_ok=True)
-    with open(folder / unit.name, "w") as stream:
+    finals = (*file_names(unit.catalog).values(), unit.done, unit.failed)
+    with claim(unit.settings.output_folder, unit.name, finals) as ours:
+        yield ours
+
+
+@contextlib.contextmanager
+def claim(folder: Path, name: str, finals: Iterable[Path]) -> Iterator[bool]:
+    """Hold files that are about to be written against other processes, as :func:`claimed`.
+
+    Parameters
+    ----------
+    folder : Path
+    name : str
+        Of the claim, in this folder.
+    finals : iterable of Path
+        The files.
+    """
+    claims = folder / ".claims"
+    claims.mkdir(exist_ok=True)
+    with open(claims / name, "w") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -235,7 +252,7 @@ def claimed(unit: Unit) -> Iterator[bool]:
                 yield False
                 return
         else:
-            _remove_partial(unit)
+            _remove_partial(finals)
         yield True
 
 
@@ -268,9 +285,9 @@ def _manifest(path: Path) -> dict[str, Any]:
     return {"name": path.name, "bytes": path.stat().st_size, "sha256": digest.hexdigest()}
 
 
-def _remove_partial(unit: Unit) -> None:
-    """Remove what a process that was killed at this unit was writing."""
-    for final in (*file_names(unit.catalog).values(), unit.done, unit.failed):
+def _remove_partial(finals: Iterable[Path]) -> None:
+    """Remove what a process that was killed while it wrote these files has left."""
+    for final in finals:
         for path in final.parent.glob(f".{glob.escape(final.name)}.*.partial"):
             path.unlink(missing_ok=True)
 

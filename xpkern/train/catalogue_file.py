@@ -12,13 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xpkern.errors import InputError
+from xpkern.observe.tables import open_table
 
 _FITS_ENDINGS = (".fits", ".fits.gz", ".fit", ".fit.gz")
 _CSV_ENDINGS = (".csv", ".csv.gz")
+_COLUMNAR_ENDINGS = (".h5", ".hdf5", ".parquet")
 
 #: Of our names, those that are read from csv as text: a guess from the first rows may be wrong about later ones, and
 #: identifiers must keep every digit.
 _TEXT = ("source_id", "obsdate", "planid", "specid")
+
+#: Rows that are read at a time.
+_ROWS = 1 << 18
 
 #: What separates the values of a csv file: LAMOST's have bars in some releases.
 _SEPARATORS = (",", "|", "\t", ";")
@@ -30,7 +35,7 @@ def read_catalogue(path: Path, wanted: Mapping[str, tuple[str, ...]]) -> tuple[d
     Parameters
     ----------
     path : path
-        FITS, csv (separated by comma, bar, tab or semicolon), or what astropy reads.
+        FITS, csv (separated by comma, bar, tab or semicolon), HDF5, Parquet, or what astropy reads.
     wanted : mapping of str to tuple of str
         Our names, and the names in lower case the column may have; the first that is there counts.
 
@@ -54,6 +59,8 @@ def read_catalogue(path: Path, wanted: Mapping[str, tuple[str, ...]]) -> tuple[d
             return _fits(path, wanted)
         if lower.endswith(_CSV_ENDINGS):
             return _csv(path, wanted), {}
+        if lower.endswith(_COLUMNAR_ENDINGS):
+            return _columnar(path, wanted), {}
         from astropy.table import Table
 
         table = Table.read(path)
@@ -95,6 +102,19 @@ def _fits(path: Path, wanted: Mapping[str, tuple[str, ...]]) -> tuple[dict[str, 
             if definition.unit:
                 units[ours] = str(definition.unit)
     return columns, units
+
+
+def _columnar(path: Path, wanted: Mapping[str, tuple[str, ...]]) -> dict[str, NDArray]:
+    """Columns of an HDF5 or Parquet file, as ``xpkern match`` writes them: numbers and texts."""
+    with open_table(path, "source_id") as table:
+        chosen = _chosen(list(table.widths), wanted)
+        chunks = list(table.chunks(list(chosen.values()), _ROWS))
+    columns = {}
+    for ours, theirs in chosen.items():
+        values = np.concatenate([chunk[theirs].values for chunk in chunks])
+        absent = np.concatenate([chunk[theirs].absent for chunk in chunks])
+        columns[ours] = np.ma.array(values, mask=absent) if absent.any() else values
+    return columns
 
 
 def _csv(path: Path, wanted: Mapping[str, tuple[str, ...]]) -> dict[str, NDArray]:

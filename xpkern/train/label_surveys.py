@@ -16,7 +16,7 @@ or -9999.99, GALAH by NaN.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,6 +114,15 @@ _LAMOST = Survey(
     id_release="Gaia DR2 (so says the documentation of DR8 v1.0)",
 )
 
+#: The same after ``xpkern match``, which gives each spectrum the source that is nearest.
+_LAMOST_MATCHED = replace(
+    _LAMOST,
+    release=f"{_LAMOST.release}, matched",
+    columns={**_LAMOST.columns, "source_id": ("source_id",)},
+    optional=_LAMOST.optional - {"source_id"},
+    id_release="Gaia DR3",
+)
+
 _HOT_PAYNE = Survey(
     name="hot_payne",
     release="Xiang et al. 2022",
@@ -184,7 +193,7 @@ def _galah(release: str, source_id: str, snr: str, flags: tuple[str, ...]) -> Su
 #: Releases of each survey that can be read, told apart by the column with Gaia's source_id. GALAH asks to look at
 #: flag_fe_h in DR3 and not to in DR4.
 SURVEYS: dict[str, tuple[Survey, ...]] = {
-    "lamost": (_LAMOST,),
+    "lamost": (_LAMOST_MATCHED, _LAMOST),
     "hot_payne": (_HOT_PAYNE,),
     "apogee": (_APOGEE,),
     "galah": (

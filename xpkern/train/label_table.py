@@ -129,6 +129,7 @@ class _Measurements:
     best: str = ""
     masks: tuple[Mask, ...] = ()
     cuts: dict[str, Any] = field(default_factory=dict)
+    id_release: str = ""
 
 
 def make_label_table(
@@ -225,10 +226,11 @@ def _read(releases: tuple[Survey, ...], path: Path) -> tuple[Survey, dict[str, N
     if len(releases) > 1:
         ids = {release.release: release.columns["source_id"] for release in releases}
         there, _ = read_catalogue(path, ids)
-        if not there:
+        without_id = [release for release in releases if "source_id" in release.optional]
+        if not there and not without_id:
             wanted = " or ".join(f"{names[0]} ({release})" for release, names in ids.items())
             raise InputError(f"is no catalogue of {survey.name}: it has no column {wanted}", file=str(path))
-        survey = next(release for release in releases if release.release in there)
+        survey = next((release for release in releases if release.release in there), *without_id[:1])
     columns, units = read_catalogue(path, survey.columns)
     for ours, theirs in survey.columns.items():
         if ours not in columns and ours not in survey.optional:
@@ -262,7 +264,7 @@ def _survey(name: str, path: Path) -> _Measurements:
 
 def _block(survey: Survey, columns: dict[str, NDArray], what: str) -> _Measurements:
     sieve = Sieve(len(columns["teff"]), what)
-    return _Measurements(survey.name, columns, sieve, survey.best, survey.masks, dict(survey.cuts))
+    return _Measurements(survey.name, columns, sieve, survey.best, survey.masks, dict(survey.cuts), survey.id_release)
 
 
 def _names(name: str, n: int) -> NDArray:
@@ -319,8 +321,7 @@ def _identify(block: _Measurements, sources: SourceTable | None, separation: flo
         columns["source_id"] = match_positions(columns["ra"], columns["dec"], sources, separation)
         block.sieve.require(f"within {separation:g} arcsec of a Gaia source", columns["source_id"] > 0)
     elif "source_id" in columns:
-        release = SURVEYS[block.name][0].id_release
-        block.sieve.require(f"with a source_id, of {release}", columns["source_id"] > 0)
+        block.sieve.require(f"with a source_id, of {block.id_release}", columns["source_id"] > 0)
     elif block.name == "hot_payne":  # beside LAMOST's catalogue, which has places or identifiers
         columns["source_id"] = np.zeros(len(columns["teff"]), np.int64)
         block.sieve.require("with a position, and a gaia_source to find it in", columns["source_id"] > 0)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from xpkern.engine.contract import Float64
 from xpkern.errors import InputError
-from xpkern.observe.gaia_source import SourceTable, as_array, read_csv_columns
+from xpkern.observe.gaia_source import SourceTable, as_array, hdf5_columns, read_csv_columns
 from xpkern.train.cuts import CUT_COLUMNS
 
 #: Labels every table has, and the one it may have; errors are called ``<label>_err``.
@@ -181,7 +181,7 @@ def _read(path: Path, name: str) -> Any:
     if not path.exists():
         raise InputError("no such file", file=name)
     try:
-        if lower.endswith(_HDF5_ENDINGS) and (columns := _hdf5_columns(path)) is not None:
+        if lower.endswith(_HDF5_ENDINGS) and (columns := hdf5_columns(path)) is not None:
             return columns
         if lower.endswith(".parquet"):
             import pyarrow.parquet
@@ -204,16 +204,3 @@ def _starts_with_ecsv(path: Path) -> bool:
 
     with gzip.open(path, "rb") if path.name.lower().endswith(".gz") else open(path, "rb") as stream:
         return stream.read(6) == b"# %ECS"
-
-
-def _hdf5_columns(path: Path) -> tuple[dict[str, NDArray], dict[str, str]] | None:
-    """Datasets at the root of the file as columns, and their units; None if there is no source_id among them."""
-    import h5py
-
-    with h5py.File(path) as file:
-        found = {key.lower(): item for key, item in file.items() if isinstance(item, h5py.Dataset) and item.ndim == 1}
-        if "source_id" not in found:
-            return None
-        columns = {key: item[()] for key, item in found.items()}
-        units = {key: str(item.attrs["unit"]) for key, item in found.items() if item.attrs.get("unit")}
-    return columns, units
