@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from xpkern.catalog.published import read_zgr23_catalog
     from xpkern.catalog.run import make_catalog
     from xpkern.catalog.spectra import write_spectra
+    from xpkern.fit.posterior import posterior
+    from xpkern.fit.posterior_result import Posterior, PosteriorFlag
+    from xpkern.fit.sightline_prior import SightlinePrior
     from xpkern.observe.calibration import Calibration
     from xpkern.observe.photometry import PhotometryCuts
     from xpkern.observe.read import iter_xp, read_xp
@@ -52,6 +55,9 @@ __all__ = [
     "Observations",
     "PhotometryCuts",
     "Planted",
+    "Posterior",
+    "PosteriorFlag",
+    "SightlinePrior",
     "Status",
     "TrainingDiverged",
     "TypePrior",
@@ -65,6 +71,7 @@ __all__ = [
     "iter_xp",
     "load_model",
     "make_catalog",
+    "posterior",
     "read_catalog",
     "read_xp",
     "read_zgr23_catalog",
@@ -86,6 +93,10 @@ _LAZY = {
     "simulate_survey": "xpkern.survey.run",
     "write_spectra": "xpkern.catalog.spectra",
     "Planted": "xpkern.survey.planted",
+    "posterior": "xpkern.fit.posterior",
+    "Posterior": "xpkern.fit.posterior_result",
+    "PosteriorFlag": "xpkern.fit.posterior_result",
+    "SightlinePrior": "xpkern.fit.sightline_prior",
 }
 
 
