@@ -24,6 +24,7 @@ from xpkern.cli import (
     run,
     simulate,
     spectra,
+    star,
     train,
 )
 from xpkern.errors import XpkernError
@@ -36,6 +37,7 @@ examples
   xpkern demo                        simulate a small survey, fit it, draw what came out; downloads nothing
   xpkern catalog XpContinuousMeanSpectrum_*.csv.gz --source gaia_source.csv -o catalog.h5
   xpkern spectra XpContinuousMeanSpectrum_*.csv.gz --source gaia_source.csv -o spectra.fits
+  xpkern star 4295806720 --spectra XpContinuousMeanSpectrum_*.csv.gz --source gaia_source.csv -o star/
   xpkern compare catalog.h5 stellar_params_catalog_*.h5
   xpkern fetch --region 'CIRCLE 180 30 1' -o region/
   xpkern run survey.toml             a shard for every file of a survey; status, rerun, collect go with it
@@ -50,7 +52,7 @@ examples
 
 #: In the order of the help: stars, surveys of them, models, and the rest.
 COMMANDS = (
-    *(catalog, spectra, compare),
+    *(catalog, spectra, star, compare),
     *(fetch, run),
     *(labels, reddening, train, import_model, predict),
     *(simulate, demo, doctor),

@@ -22,7 +22,7 @@ from xpkern.engine.contract import Box, Float64, StarData
 from xpkern.errors import InputError
 from xpkern.fit.fit import checked_box, default_box, fit
 from xpkern.fit.modes import Modes, find_modes
-from xpkern.fit.posterior_result import Posterior
+from xpkern.fit.posterior_result import LEAST_EFFECTIVE, Posterior
 from xpkern.fit.result import Fit
 from xpkern.fit.scale import widen_parallax
 from xpkern.fit.sightline_prior import SightlinePrior
@@ -34,13 +34,18 @@ from xpkern.observe.observations import Observations
 from xpkern.threads import in_order, number_of_threads
 
 #: Samples of a pilot, and the share of them that their effective number must reach for the mixture to be good enough.
-PILOT, GOOD_SHARE = 600, 0.2
+PILOT, GOOD_SHARE = 600, 0.25
 
-#: Times that an ensemble of so many walkers takes so many steps, after which so many components are fitted to it.
-ROUNDS, WALKERS, STEPS, COMPONENTS = 4, 600, 20, 8
+#: The samples themselves are drawn once more if fewer than this share of them is effective, and too few in number.
+LEAST_SHARE = 0.2
 
-#: Around every mode there is a second component, so many times as wide, with this share of the weight.
-_WIDE, _WIDE_SHARE = 2.5, 0.1
+#: Rounds at most, in each of which an ensemble of so many walkers takes so many steps, and so many components are
+#: fitted to it; as many once more for a star whose samples are poor all the same.
+ROUNDS, WALKERS, STEPS, COMPONENTS = 5, 600, 20, 6
+
+#: Around every component there is a second one, so many times as wide, with this share of the weight: tails that are
+#: thinner than the posterior's cost more than centres that are.
+_WIDE, _WIDE_SHARE = 1.6, 0.3
 
 #: Least weight of a mode in the first mixture: its Laplace evidence may be off by orders of magnitude.
 _LEAST_WEIGHT = 0.02
@@ -49,7 +54,7 @@ _LEAST_WEIGHT = 0.02
 _DEFENCE = 0.1
 
 #: Walkers begin at samples of at least so many effective ones, where need be under tempered weights.
-_LEAST_EFFECTIVE = 60.0
+_LEAST_WALKING = 60.0
 
 
 def posterior(
@@ -172,22 +177,31 @@ def sample_star(density: StarDensity, gaussians: Gaussians, samples: int, rng: n
         return density.at(y)[0]
 
     first = _mixture_of(gaussians, density.target.box)
-    mixture, rounds, walkers = first, 0, None
-    while True:
-        rounds += 1
-        y = mixture.sample(PILOT, rng)
-        height = ln_density(y)
-        weight = _normalised(height - mixture.ln_density(y))
-        if rounds > ROUNDS or 1.0 / np.square(weight).sum() > GOOD_SHARE * PILOT:
-            break
-        if walkers is None:
-            walkers = Walkers.among(y, height, height - mixture.ln_density(y), rng)
+    walkers: Walkers | None = None
+
+    def moved(y: Float64, height: Float64, ln_weight: Float64) -> StudentMixture:
+        nonlocal walkers
+        walkers = Walkers.among(y, height, ln_weight, rng) if walkers is None else walkers
         walkers.walk(ln_density, STEPS, rng)
         fitted = StudentMixture.fitted(walkers.y, COMPONENTS, first.lower, first.upper, rng)
-        mixture = fitted.joined(first, _DEFENCE)
-    y = mixture.sample(samples, rng)
-    height, params = density.at(y)
-    ln_weight = height - mixture.ln_density(y)
+        return _widened(fitted).joined(first, _DEFENCE)
+
+    mixture, rounds, most = first, 0, ROUNDS
+    while True:
+        rounds += 1
+        pilot = mixture.sample(PILOT, rng)
+        height = ln_density(pilot)
+        ln_weight = height - mixture.ln_density(pilot)
+        if rounds < most and _effective(ln_weight) < GOOD_SHARE * PILOT:
+            mixture = moved(pilot, height, ln_weight)
+            continue
+        y = mixture.sample(samples, rng)
+        height, params = density.at(y)
+        ln_weight = height - mixture.ln_density(y)
+        if most > ROUNDS or _effective(ln_weight) > min(LEAST_EFFECTIVE, LEAST_SHARE * samples):
+            break
+        most = 2 * ROUNDS  # the samples have found what the pilot had not: once more
+        mixture = moved(y, height, ln_weight)
     highest = ln_weight.max()
     if not np.isfinite(highest):
         ln_evidence, weight = -np.inf, np.full(samples, 1.0 / samples)
@@ -210,7 +224,7 @@ class Walkers:
     def among(cls, y: Float64, height: Float64, ln_weight: Float64, rng: np.random.Generator) -> Walkers:
         """Walkers at weighted samples; where few of these count, at those of tempered weights."""
         power, weight = 1.0, _normalised(ln_weight)
-        while 1.0 / np.square(weight).sum() < _LEAST_EFFECTIVE and power > 1e-3:
+        while _effective(power * ln_weight) < _LEAST_WALKING and power > 1e-3:
             power *= 0.8
             weight = _normalised(power * ln_weight)
         rows = rng.choice(len(y), WALKERS, p=weight)
@@ -235,7 +249,12 @@ def _mixture_of(gaussians: Gaussians, box: Box) -> StudentMixture:
     """Two components for each mode, one of them wide."""
     root, weight = root_of(gaussians.covariance), _weights(gaussians)
     mixture = StudentMixture(weight, gaussians.centre, root, float(box.lower[-2]), float(box.upper[-2]))
-    return mixture.joined(replace(mixture, root=_WIDE * root), _WIDE_SHARE)
+    return _widened(mixture)
+
+
+def _widened(mixture: StudentMixture) -> StudentMixture:
+    """The mixture with a wider component around each."""
+    return mixture.joined(replace(mixture, root=_WIDE * mixture.root), _WIDE_SHARE)
 
 
 def _weights(gaussians: Gaussians) -> Float64:
@@ -243,6 +262,11 @@ def _weights(gaussians: Gaussians) -> Float64:
     share = _normalised(gaussians.ln_evidence)
     share = np.maximum(share, _LEAST_WEIGHT)
     return share / share.sum()
+
+
+def _effective(ln_weight: Float64) -> float:
+    """Effective number of samples with these weights."""
+    return float(1.0 / np.square(_normalised(ln_weight)).sum())
 
 
 def _normalised(ln_weight: Float64) -> Float64:

@@ -16,8 +16,8 @@ from scipy.special import gammaln, stdtr, stdtrit
 
 from xpkern.engine.contract import Float64
 
-#: Degrees of freedom: tails heavy enough for posteriors that are no Gaussians, and a loss of a tenth where they are.
-DEGREES_OF_FREEDOM = 6.0
+#: Degrees of freedom: tails heavy enough for posteriors that are no Gaussians, and a small loss where they are.
+DEGREES_OF_FREEDOM = 5.0
 
 #: What a component was counts as so many points per coordinate of what it becomes: no covariance of a few is singular.
 _OLD_DRAWS = 1.0

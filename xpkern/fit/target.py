@@ -6,8 +6,8 @@ parameters themselves a posterior is a thin, curved sheet. With M = G^-1 f(Theta
     chi^2 = |A M - F|^2,  A = plx^2,  is least at  A_best(Theta, E) = M.F / M.M,
 
 and in y = (E, Theta, s), s = ln plx - ln(A_best) / 2, that sheet is flat and the change of variables has a determinant
-of one. E keeps its edge at zero, where the posterior of a star without dust is cut off like half a Gaussian. The density
-in y is
+of one. E keeps its edge at zero, where the posterior of a star without dust is cut off like half a Gaussian. The
+density in y is
 
     exp(-chi^2 / 2 - sum of constraints / 2) p_GMM(Theta) p(E) p(plx) plx,
 
