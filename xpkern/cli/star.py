@@ -14,9 +14,9 @@ examples
   a star of a survey, beside its row of the catalogue:
     xpkern star 4295806720 --spectra XpContinuousMeanSpectrum_*.csv.gz --source gaia_source.csv \\
         --catalog catalog.h5 -o star/
-  beside the published catalogue (Zhang, Green & Rix 2023), with twice as many samples:
+  beside the published catalogue (Zhang, Green & Rix 2023), with more samples:
     xpkern star 4295806720 --spectra XpContinuousMeanSpectrum_000000-003111.csv.gz --source gaia_source.csv \\
-        --catalog stellar_params_catalog_*.h5 --samples 8000 -o star/
+        --catalog stellar_params_catalog_*.h5 --samples 40000 -o star/
   priors of the dust and of the distance in place of uniform ones:
     xpkern star 4295806720 --spectra spectra.parquet --ext-scale 0.3 --distance-scale 1.35 -o star/
 
@@ -62,7 +62,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         "--catalog", nargs="+", default=[], metavar="FILE", help="a catalogue whose values stand beside"
     )
     parser.add_argument("-o", "--output", required=True, metavar="FOLDER", help="where pictures and tables are written")
-    parser.add_argument("--samples", type=int, default=4000, metavar="N", help="of the posterior; default: 4000")
+    parser.add_argument("--samples", type=int, default=10_000, metavar="N", help="of the posterior; default: 10000")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the samples; default: 0")
     parser.add_argument(
         "--ext-scale", type=float, metavar="MAG", help="prior exp(-E / MAG) of the extinction; default: uniform"

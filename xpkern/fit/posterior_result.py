@@ -177,17 +177,17 @@ class Posterior:
         return np.isfinite(self.mode_loss).sum(axis=1)
 
     @property
+    def own_mode(self) -> NDArray[np.intp]:
+        """Number of the mode that the fit ended in, (n,) intp: others may be lower, as the fit searches less."""
+        distance = np.linalg.norm((self.mode_params - self.fit.params[:, None])[:, :, :-1], axis=2)
+        return np.where(np.isfinite(distance), distance, np.inf).argmin(axis=1)
+
+    @property
     def other_weight(self) -> Float64:
         """Weight of all modes but the one the fit ended in, (n,) float64."""
-        inputs = self.samples.shape[2]
         if not self.mode_loss.size:
             return np.full(len(self), np.nan)
-        here = np.column_stack([self.fit.params[:, :-1], np.log(self.fit.model_plx)])
-        there = self.mode_params.copy()
-        there[:, :, -1] = np.where(np.isfinite(there[:, :, -1]), here[:, None, -1], np.nan)  # told apart by the others
-        distance = np.linalg.norm((there - here[:, None])[:, :, : inputs - 1], axis=2)
-        own = np.where(np.isfinite(distance), distance, np.inf).argmin(axis=1)
-        return np.nansum(self.mode_weight, axis=1) - self.mode_weight[np.arange(len(self)), own]
+        return np.nansum(self.mode_weight, axis=1) - self.mode_weight[np.arange(len(self)), self.own_mode]
 
     @property
     def flags(self) -> NDArray[np.uint32]:

@@ -24,7 +24,7 @@ _SMALLEST_EXT = 1e-4
 
 @dataclass(frozen=True)
 class LossProfiles:
-    """Losses of one star less that of its optimum.
+    """Losses of one star less that of its lowest mode.
 
     Attributes
     ----------
@@ -33,7 +33,7 @@ class LossProfiles:
     held, profiled : (5, p) float64
         Where the other parameters are those of the optimum, and where they are the best ones.
     fisher : (5, p) float64
-        ((value - optimum) / Fisher error)^2.
+        ((value - optimum) / Fisher error)^2, on top of the optimum's own loss.
     """
 
     values: Float64
@@ -63,8 +63,9 @@ def loss_profiles(found: Posterior, star: int = 0, points: int = 61) -> LossProf
     k = len(best)
     values = np.stack([_range(found, star, index, best[index], error[index], points) for index in range(k)])
     modes = found.mode_params[star][np.isfinite(found.mode_loss[star])]
-    # the others start where the Fisher matrix expects them, from the optimum and from every other mode
-    origins = [best, *(np.append(mode[:-1], best[-1]) for mode in modes[1:])]
+    # the others start where the Fisher matrix expects them, from the optimum and from every mode
+    origins = [best, *(np.append(mode[:-1], best[-1]) for mode in modes)]
+    lowest = float(found.mode_loss[star, 0])
     starts, held = [], np.repeat(best[None], k * points, axis=0)
     for origin in origins:
         rows = np.repeat(origin[None], k * points, axis=0)
@@ -85,14 +86,14 @@ def loss_profiles(found: Posterior, star: int = 0, points: int = 61) -> LossProf
 
     def loss_at(at: Float64) -> Float64:
         some = StarData(*(getattr(repeated, name)[: len(at)] for name in ("flux", "whitener", "mean", "sigma")))
-        return engine.evaluate(model, prior, some, at, terms).loss - fit.loss[star]
+        return engine.evaluate(model, prior, some, at, terms).loss - lowest
 
     profiled = loss_at(ends).reshape(len(origins), k, points).min(axis=0)
     return LossProfiles(
         values=values,
         held=loss_at(held).reshape(k, points),
         profiled=profiled,
-        fisher=((values - best[:, None]) / error[:, None]) ** 2,
+        fisher=((values - best[:, None]) / error[:, None]) ** 2 + (float(fit.loss[star]) - lowest),
     )
 
 

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 #: each has a mark of its own.
 OTHER_COLOUR, CATALOG_COLOUR = "#7a3d8f", "#111111"
 
+#: Dashes of modes, by which they are told apart.
+_DASHES = ((0, (5, 2)), (0, (1, 1)), (0, (6, 1, 1, 1)), (0, (9, 3)))
+
 #: A mode with less than this weight is left out of the pictures.
 SHOWN_WEIGHT = 0.005
 
@@ -100,23 +103,22 @@ def draw_spectrum(path: Path, found: Posterior, star: int, title: str) -> None:
             label="observed, 1 σ",
         )
         spectrum.plot(wavelength[optical], fitted[optical], color=SPECTRUM_COLOUR, lw=1.6, label="best fit", zorder=3)
+        top = 1.15 * np.nanmax(np.append(flux[optical], fitted[optical]))
         bare = best.copy()
         bare[3] = 0.0
-        if best[3] > 0.02:
-            without = np.exp(model.ln_flux(bare[None]))[0]
-            spectrum.plot(
-                wavelength[optical], without[optical], color="#9a9a9a", lw=1.2, ls=(0, (1, 1.2)), label="without dust"
-            )
+        without = np.exp(model.ln_flux(bare[None]))[0, optical]
+        if best[3] > 0.02 and (without < top).any():
+            spectrum.plot(wavelength[optical], without, color="#9a9a9a", lw=1.2, ls=(0, (1, 1.2)), label="without dust")
         for number, other in _others(found, star):
             shape = np.exp(model.ln_flux(_shown(other, flux, sigma, model)[None]))[0]
             weight = 100.0 * found.mode_weight[star, number]
+            style: Any = {"color": OTHER_COLOUR, "lw": 1.2, "ls": _DASHES[number % len(_DASHES)]}
             spectrum.plot(
-                wavelength[optical], shape[optical], color=OTHER_COLOUR, lw=1.3, ls=(0, (5, 2)),
-                label=f"mode {number + 1} ({weight:.0f} % of the weight)",
-            )  # fmt: skip
+                wavelength[optical], shape[optical], label=f"mode {number + 1} ({weight:.0f} % of the weight)", **style
+            )
+            left.plot(wavelength[optical], ((shape - fitted) / sigma)[optical], **style)
         spectrum.set(ylabel=FLUX_LABEL, title=title)
-        top = np.nanmax(np.append(flux[optical], fitted[optical]))
-        spectrum.set_ylim(min(0.0, float(np.nanmin(np.append(flux[optical], 0.0)))), 1.15 * top)
+        spectrum.set_ylim(min(0.0, float(np.nanmin(np.append(flux[optical], 0.0)))), top)
         spectrum.legend(loc="best", ncols=2)
         spectrum.grid(visible=True)
         if not np.isfinite(flux[optical]).any():
@@ -156,7 +158,7 @@ def draw_spectrum(path: Path, found: Posterior, star: int, title: str) -> None:
 
 
 def draw_corner(path: Path, found: Posterior, star: int, title: str, catalog: Float64 | None = None) -> None:
-    """Draw a star's posterior for each parameter and each pair of them, with the Fisher matrix's ellipses and the modes.
+    """Draw a star's posterior of each parameter and of each pair, with the ellipses of the Fisher matrix and the modes.
 
     Parameters
     ----------
@@ -178,6 +180,7 @@ def draw_corner(path: Path, found: Posterior, star: int, title: str, catalog: Fl
     def draw(figure: Figure) -> None:
         size = len(factor)
         axes: Any = figure.subplots(size, size)
+        figure.subplots_adjust(left=0.075, right=0.985, bottom=0.075, top=0.965, wspace=0.09, hspace=0.09)
         for row in range(size):
             for column in range(size):
                 panel = axes[row, column]
@@ -212,7 +215,8 @@ def draw_corner(path: Path, found: Posterior, star: int, title: str, catalog: Fl
             ha="left", va="top", fontsize=13, fontweight="bold",
         )  # fmt: skip
 
-    _save(path, (11.0, 11.0), draw)
+    # fifteen panels of one size need no layout to be worked out, which takes seconds
+    _save(path, (11.0, 11.0), draw, layout=None)
 
 
 def draw_profiles(path: Path, found: Posterior, star: int, profiles: LossProfiles, title: str) -> None:
@@ -242,11 +246,12 @@ def draw_profiles(path: Path, found: Posterior, star: int, profiles: LossProfile
                 if k < len(_PARAMETERS) - 1 and gap < highest:
                     panel.plot(mode[k] * factor, gap, "D", ms=7, mfc="none", mew=1.6, color=OTHER_COLOUR, clip_on=False)
             best = found.fit.params[star, k] if k < len(_PARAMETERS) - 1 else found.fit.model_plx[star]
-            panel.plot(best * factor, 0.0, "+", ms=10, mew=2.0, color=SPECTRUM_COLOUR, clip_on=False)
+            height = found.fit.loss[star] - found.mode_loss[star, 0]
+            panel.plot(best * factor, height, "+", ms=10, mew=2.0, color=SPECTRUM_COLOUR, clip_on=False)
             scale = " by the model's scale" if k == len(_PARAMETERS) - 1 and found.fit.model.scale_sigma > 0 else ""
             panel.set(xlabel=f"{symbol}{scale}  [{unit}]", ylim=(-0.4, highest), xlim=(values[0], values[-1]))
             panel.locator_params(axis="x", nbins=4)
-        axes[0].set_ylabel("loss − loss at the optimum")
+        axes[0].set_ylabel("loss − lowest loss")
         for level, name in ((1.0, "1 σ"), (4.0, "2 σ"), (9.0, "3 σ")):
             axes[-1].text(1.02, level, name, transform=axes[-1].get_yaxis_transform(), va="center", color=QUIET)
         handles, labels = axes[0].get_legend_handles_labels()
@@ -271,12 +276,8 @@ def _predicted_range(found: Posterior, star: int, flux: Float64, sigma: Float64)
     """Quantiles (66,) at 2.5 and 97.5 % of the flux that the posterior's parameters predict."""
     drawn = found.draws(400)[star]
     model = found.fit.model
-    if (
-        model.scale_sigma > 0
-    ):  # the samples' parallax is the star's own; what it is by the model's scale, the flux tells
-        shown = np.array([_shown(each, flux, sigma, model) for each in drawn])
-    else:
-        shown = drawn
+    if model.scale_sigma > 0:  # theirs is the star's own parallax; what it is by the model's scale, the flux tells
+        drawn = np.array([_shown(each, flux, sigma, model) for each in drawn])
     low, high = np.quantile(np.exp(model.ln_flux(drawn)), (0.025, 0.975), axis=0)
     return low, high
 
@@ -292,10 +293,11 @@ def _shown(params: Float64, flux: Float64, sigma: Float64, model: Any) -> Float6
 
 
 def _others(found: Posterior, star: int) -> list[tuple[int, Float64]]:
-    """Numbers (from 0) and parameters of the modes that are drawn beside the lowest one."""
+    """Numbers (from 0) and parameters of the modes that are drawn beside the one the fit ended in."""
     weight = np.nan_to_num(found.mode_weight[star])
-    chosen = [number for number in np.argsort(-weight) if number > 0 and weight[number] > SHOWN_WEIGHT]
-    return [(int(number), found.mode_params[star, number]) for number in chosen[: _MOST_MODES - 1]]
+    own = int(found.own_mode[star])
+    chosen = [int(number) for number in np.argsort(-weight) if number != own and weight[number] > SHOWN_WEIGHT]
+    return [(number, found.mode_params[star, number]) for number in chosen[: _MOST_MODES - 1]]
 
 
 def _span(values: Float64, weights: Float64, best: float, error: float) -> tuple[float, float]:
@@ -308,7 +310,7 @@ def _span(values: Float64, weights: Float64, best: float, error: float) -> tuple
 def _draw_marginal(
     panel: Axes, values: Float64, weights: Float64, span: tuple[float, float], best: float, error: float
 ) -> None:
-    edges = np.linspace(*span, _BINS + 1)
+    edges: Any = np.linspace(*span, _BINS + 1)
     panel.hist(values, edges, weights=weights, density=True, color=SPECTRUM_COLOUR, alpha=0.35)
     panel.hist(values, edges, weights=weights, density=True, histtype="step", color=SPECTRUM_COLOUR, lw=1.2)
     for quantile, style in zip(
@@ -366,9 +368,7 @@ def _title_of(panel: Axes, k: int, interval: Float64) -> None:
     while min(high - middle, middle - low) < 2 * 10.0**-digits and digits < 4:
         digits += 1
     up, down = f"{high - middle:.{digits}f}", f"{middle - low:.{digits}f}"
-    panel.set_title(
-        rf"{symbol} $= {middle:.{digits}f}^{{+{up}}}_{{-{down}}}$ {unit}", fontsize=10.5, fontweight="normal"
-    )
+    panel.set_title(rf"{symbol} $= {middle:.{digits}f}^{{+{up}}}_{{-{down}}}$ {unit}", fontsize=10, fontweight="normal")
 
 
 def _tick(panel: Axes, row: int, column: int, size: int) -> None:
@@ -407,11 +407,11 @@ def _say(panel: Axes, text: str, height: float = 0.5) -> None:
     panel.text(0.5, height, text, transform=panel.transAxes, ha="center", va="center", color=QUIET, fontsize=9)
 
 
-def _save(path: Path, size: tuple[float, float], draw: Any) -> None:
+def _save(path: Path, size: tuple[float, float], draw: Any, layout: str | None = "constrained") -> None:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     with rc_context(_STYLE):
-        figure = Figure(figsize=size, dpi=110, facecolor="white", layout="constrained")
+        figure: Any = Figure(figsize=size, dpi=110, facecolor="white", layout=layout)
         draw(figure)
         figure.savefig(path, format="png", metadata=METADATA[".png"])
