@@ -365,7 +365,7 @@ def _title_of(panel: Axes, k: int, interval: Float64) -> None:
     symbol, unit, _ = _PARAMETERS[k]
     low, middle, high = interval
     digits = 0 if unit == "K" else 2
-    while min(high - middle, middle - low) < 2 * 10.0**-digits and digits < 4:
+    while min(high - middle, middle - low) < 10.0 ** (1 - digits) and digits < 4 and unit != "K":
         digits += 1
     up, down = f"{high - middle:.{digits}f}", f"{middle - low:.{digits}f}"
     panel.set_title(rf"{symbol} $= {middle:.{digits}f}^{{+{up}}}_{{-{down}}}$ {unit}", fontsize=10, fontweight="normal")
