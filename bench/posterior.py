@@ -79,7 +79,9 @@ def draw_stars(
     diagonal = np.einsum("njj->nj", factor)
     present = diagonal > 0
     np.divide(1.0, diagonal, out=diagonal, where=present)
-    relative = factor / np.where(present, like.flux, 1.0)[:, :, None]
+    # where noise hides a sample's flux, which may then be negative, its error takes the flux's place
+    error = np.linalg.norm(factor, axis=2)
+    relative = factor / np.where(present, np.maximum(np.abs(like.flux), error), 1.0)[:, :, None]
     factor = relative * np.where(present, typical_flux(model, prior, sightline, box), 0.0)[:, :, None]
     noisy = flux + np.einsum("nij,nj->ni", factor, rng.standard_normal(flux.shape))
     plx_error = np.exp(rng.uniform(*np.log(PLX_ERRORS), n_stars))
