@@ -11,7 +11,7 @@ import pytest
 from labelled_stars import SMALL, SMALL_ZGR23, recipe_from
 
 import xpkern as xk
-from bench import closure, formats, fuzz, ingest, noise, oracle, simulation
+from bench import closure, formats, fuzz, ingest, noise, oracle, posterior, simulation
 from bench.__main__ import parse
 from bench.benchmarks import BENCHMARKS
 from bench.evaluation import multiply_adds_of_evaluation, seconds_per_evaluation
@@ -230,6 +230,7 @@ FIGURES = {
     "resume": ["kills", "same bytes"],
     "noise": ["real ones: factor of the archive's", "independent, learned, Eq. 19, all", "log g off by more"],
     "noise_cost": ["times that of Eq. 2", "of both passes, mean"],
+    "posterior": ["rank chi2 of logg", "no parallax: truths within 90 %", "survey: effective share"],
 }
 
 
@@ -249,6 +250,12 @@ def small_benchmarks(monkeypatch, tmp_path):
     for module in (closure, simulation, run, simulator):
         monkeypatch.setattr(module, "BLOCK_ROWS", 128)
     monkeypatch.setattr(closure, "load_truth", lambda name, cache: ModelTruth(*xk.load_model()))  # nor does this
+    sampling = sys.modules["xpkern.fit.posterior"]  # xpkern.fit is the function
+    monkeypatch.setattr(sampling, "ROUNDS", 1)
+    monkeypatch.setattr(sampling, "PILOT", 100)
+    monkeypatch.setattr(sampling, "WALKERS", 100)
+    monkeypatch.setattr(sampling, "STEPS", 2)
+    monkeypatch.setattr(posterior, "SAMPLES", 600)
     monkeypatch.setattr(closure, "KILLS", 1)
     monkeypatch.setattr(closure, "KILLED_RECIPE", SMALL)
     recipes = {name: recipe_from(tmp_path, text) for name, text in (("default", SMALL), ("zgr23", SMALL_ZGR23))}

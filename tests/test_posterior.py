@@ -146,9 +146,9 @@ def test_extinction_and_parallax_against_a_dense_grid(rng, model, dusty):
 def test_truths_drawn_from_the_priors_have_uniform_ranks():
     """Simulation-based calibration, short; `python -m bench posterior` has the long one."""
     model, prior = xk.load_model()
-    drawn = draw_stars(model, prior, SIGHTLINE, calibration_box(prior), 32, seed=77)
+    drawn = draw_stars(model, prior, SIGHTLINE, calibration_box(prior), 24, seed=77)
     found = xk.posterior(
-        drawn.observations, model, prior, samples=600, sightline=SIGHTLINE, box=calibration_box(prior), seed=3
+        drawn.observations, model, prior, samples=500, sightline=SIGHTLINE, box=calibration_box(prior), seed=3
     )
     assert (found.ess > 20).mean() > 0.9
     _, chance = rank_chi2(ranks(found, drawn.truth), bins=4)
