@@ -12,11 +12,12 @@ from test_learned_noise import learned, stars_with_eq2
 
 import xpkern as xk
 from bench.posterior import SIGHTLINE, calibration_box, draw_stars, rank_chi2, ranks
+from xpkern.catalog.schema import PARAMETER_COLUMNS
 from xpkern.engine.contract import Box, LossTerms, StarData
 from xpkern.engine.reference_loss import star_loss
 from xpkern.errors import InputError
 from xpkern.fit.fit import default_box
-from xpkern.fit.posterior_result import PosteriorFlag, weighted_quantile
+from xpkern.fit.posterior_result import COLUMNS, PosteriorFlag, weighted_quantile
 from xpkern.fit.sightline_prior import SightlinePrior
 from xpkern.fit.student_mixture import StudentMixture
 from xpkern.fit.target import StarDensity, Target
@@ -236,6 +237,10 @@ def test_result_holds_together(few):
         few.draws(0)
     with pytest.raises(InputError, match="field levels"):
         few.quantile(1.5)
+
+
+def test_columns_are_called_as_in_the_catalogue():
+    assert [(name, unit) for name, unit, _ in COLUMNS] == [(each.name, each.unit) for each in PARAMETER_COLUMNS]
 
 
 def test_quantiles_of_weighted_values_are_those_of_repeated_ones(rng):

@@ -14,7 +14,6 @@ from xpkern.engine.contract import Box, Float64
 from xpkern.errors import InputError
 from xpkern.fit.result import Fit
 from xpkern.fit.sightline_prior import SightlinePrior
-from xpkern.grid import PARAMETERS
 
 if TYPE_CHECKING:
     from astropy.table import Table
@@ -306,6 +305,3 @@ def weighted_quantile(values: Float64, weights: Float64, levels: Float64) -> Flo
     order = np.argsort(values)
     cumulative = weights[order].cumsum()
     return np.interp(levels * cumulative[-1], cumulative - 0.5 * weights[order], values[order])
-
-
-assert len(COLUMNS) == len(PARAMETERS)

@@ -407,7 +407,7 @@ def _say(panel: Axes, text: str, height: float = 0.5) -> None:
     panel.text(0.5, height, text, transform=panel.transAxes, ha="center", va="center", color=QUIET, fontsize=9)
 
 
-def _save(path: Path, size: tuple[float, float], draw: Any, layout: str | None = "constrained") -> None:
+def _save(path: Path, size: tuple[float, float], draw: Any, layout: Any = "constrained") -> None:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
