@@ -16,6 +16,7 @@ from bench.fuzz import bench_fuzz
 from bench.ingest import bench_ingest
 from bench.matching import bench_crossmatch
 from bench.noise import bench_noise, bench_noise_cost
+from bench.posterior import bench_posterior
 from bench.real import bench_confusion, bench_curve, bench_real
 from bench.result import Result
 from bench.scaling import bench_threads
@@ -57,4 +58,5 @@ BENCHMARKS: dict[str, tuple[Callable[[int, int, str], Result], int]] = {
     "confidence": (bench_confidence, 40000),
     "noise": (bench_noise, 100_000),
     "noise_cost": (bench_noise_cost, 2048),
+    "posterior": (bench_posterior, 2048),
 }

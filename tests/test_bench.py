@@ -11,7 +11,20 @@ import pytest
 from labelled_stars import SMALL, SMALL_ZGR23, recipe_from
 
 import xpkern as xk
-from bench import closure, confidence, dust, formats, fuzz, ingest, matching, noise, oracle, simulation, surveys
+from bench import (
+    closure,
+    confidence,
+    dust,
+    formats,
+    fuzz,
+    ingest,
+    matching,
+    noise,
+    oracle,
+    posterior,
+    simulation,
+    surveys,
+)
 from bench.__main__ import parse
 from bench.benchmarks import BENCHMARKS
 from bench.evaluation import multiply_adds_of_evaluation, seconds_per_evaluation
@@ -241,6 +254,7 @@ FIGURES = {
     "survey": ["end to end [us a row]", "catalogue of 2 files", "DR4 on 40 nodes", "bound by"],
     "kills": ["ended with the same bytes", "faults: bad files that are named"],
     "noise_cost": ["times that of Eq. 2", "of both passes, mean"],
+    "posterior": ["rank chi2 of logg", "no parallax: truths within 90 %", "survey: effective share"],
 }
 
 
@@ -263,6 +277,12 @@ def small_benchmarks(monkeypatch, tmp_path):
     for module in (closure, simulation, run, simulator):
         monkeypatch.setattr(module, "BLOCK_ROWS", 128)
     monkeypatch.setattr(closure, "load_truth", lambda name, cache: ModelTruth(*xk.load_model()))  # nor does this
+    sampling = sys.modules["xpkern.fit.posterior"]  # xpkern.fit is the function
+    monkeypatch.setattr(sampling, "ROUNDS", 1)
+    monkeypatch.setattr(sampling, "PILOT", 100)
+    monkeypatch.setattr(sampling, "WALKERS", 100)
+    monkeypatch.setattr(sampling, "STEPS", 2)
+    monkeypatch.setattr(posterior, "SAMPLES", 600)
     monkeypatch.setattr(closure, "KILLS", 1)
     monkeypatch.setattr(closure, "KILLED_RECIPE", SMALL)
     monkeypatch.setattr(surveys, "FILES", 2)

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from xpkern.catalog.published import read_zgr23_catalog
     from xpkern.catalog.run import make_catalog
     from xpkern.catalog.spectra import write_spectra
+    from xpkern.fit.posterior import posterior
+    from xpkern.fit.posterior_result import Posterior, PosteriorFlag
+    from xpkern.fit.sightline_prior import SightlinePrior
     from xpkern.maps.make import make_map
     from xpkern.maps.map_file import read_map
     from xpkern.maps.settings import MapCuts, MapSettings
@@ -62,7 +65,10 @@ __all__ = [
     "Observations",
     "PhotometryCuts",
     "Planted",
+    "Posterior",
+    "PosteriorFlag",
     "QualityFlags",
+    "SightlinePrior",
     "Status",
     "TrainingDiverged",
     "TypePrior",
@@ -80,6 +86,7 @@ __all__ = [
     "load_model",
     "make_catalog",
     "make_map",
+    "posterior",
     "read_catalog",
     "read_map",
     "read_xp",
@@ -110,6 +117,10 @@ _LAZY = {
     "simulate_survey": "xpkern.survey.run",
     "write_spectra": "xpkern.catalog.spectra",
     "Planted": "xpkern.survey.planted",
+    "posterior": "xpkern.fit.posterior",
+    "Posterior": "xpkern.fit.posterior_result",
+    "PosteriorFlag": "xpkern.fit.posterior_result",
+    "SightlinePrior": "xpkern.fit.sightline_prior",
 }
 
 

@@ -116,6 +116,11 @@ def add_input_options(parser: argparse.ArgumentParser) -> None:
         help="XP spectra, continuous (or sampled, which are marked so): csv, ECSV, FITS, VOTable, HDF5, Parquet, AVRO, "
         "any of them gzipped; told apart by their content",
     )
+    add_table_options(parser)
+
+
+def add_table_options(parser: argparse.ArgumentParser) -> None:
+    """Declare what goes with spectra, wherever these are named: tables, how both are read, the model."""
     parser.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
     parser.add_argument(
         "--source",

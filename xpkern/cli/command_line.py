@@ -29,6 +29,7 @@ from xpkern.cli import (
     run,
     simulate,
     spectra,
+    star,
     train,
 )
 from xpkern.errors import XpkernError
@@ -42,6 +43,7 @@ examples
   xpkern catalog XpContinuousMeanSpectrum_*.csv.gz --source gaia_source.csv -o catalog.h5
   xpkern flag catalog.h5 --model model.h5 --derived
   xpkern spectra XpContinuousMeanSpectrum_*.csv.gz --source gaia_source.csv -o spectra.fits
+  xpkern star 4295806720 --spectra XpContinuousMeanSpectrum_*.csv.gz --source gaia_source.csv -o star/
   xpkern compare catalog.h5 stellar_params_catalog_*.h5
   xpkern map catalog.h5 -o dust.fits && xpkern map plot dust.fits
   xpkern fetch --region 'CIRCLE 180 30 1' -o region/
@@ -60,7 +62,7 @@ examples
 
 #: In the order of the help: stars, surveys of them, models, and the rest.
 COMMANDS = (
-    *(catalog, flag, spectra, compare, maps),
+    *(catalog, flag, star, spectra, compare, maps),
     *(fetch, match, convert, run),
     *(labels, reddening, train, confidence, import_model, predict),
     *(simulate, demo, doctor),

@@ -94,7 +94,7 @@ def fit(
         raise InputError("observations and model have different wavelengths", field="wavelength")
     if prior.means.shape[1] != model.n_inputs:
         raise InputError(f"the prior has {prior.means.shape[1]} dimensions, the model {model.n_inputs} inputs")
-    box = default_box(prior) if box is None else _checked_box(box, model.n_parameters)
+    box = default_box(prior) if box is None else checked_box(box, model.n_parameters)
     how = options_of(optimizer, options)
     noise = noise_of(noise, model, optimizer)
     if start is not None and not isinstance(start, StartGrid):
@@ -106,10 +106,10 @@ def fit(
     if isinstance(how, FitOptions):
         start = start_grid(model, prior) if start is None else start
         solution = chosen.fit(model, prior, widened, start, terms, box, how, threads=threads)
-        chi2 = solution.chi2
+        chi2, frozen_at = solution.chi2, np.full_like(solution.params, np.nan)
         if noise == "learned":
             passed = second_pass(chosen, model, prior, widened, obs.noise, solution, terms, box, how, threads=threads)
-            solution, chi2 = passed.solution, passed.chi2_eq2
+            solution, chi2, frozen_at = passed.solution, passed.chi2_eq2, passed.frozen_at
     elif isinstance(start, StartGrid):
         raise InputError("a StartGrid is for newton: zgr23 has its own grid, or takes parameters", field="start")
     else:
@@ -117,7 +117,7 @@ def fit(
             widened, start = _on_host(widened), None if start is None else to_host(start)
         solution = zgr23_solution(chosen, model, prior, widened, start, terms, box, how, threads=threads)
         solution = _beside(solution, obs.flux)
-        chi2 = solution.chi2
+        chi2, frozen_at = solution.chi2, np.full_like(solution.params, np.nan)
     params, fisher = solution.params, solution.fisher
     if model.scale_sigma > 0:
         plx, fisher = marginalise_scale(params[:, -1], fisher, stars, model.scale_sigma)
@@ -161,6 +161,7 @@ def fit(
         options=how,
         noise_kind=noise,
         instruction_set=getattr(chosen, "instruction_set", ""),
+        frozen_at=frozen_at,
     )
 
 
@@ -202,7 +203,8 @@ def options_of(optimizer: str | Zgr23Options, options: FitOptions | None) -> Fit
     return optimizer if isinstance(optimizer, Zgr23Options) else Zgr23Options()
 
 
-def _checked_box(box: Box, size: int) -> Box:
+def checked_box(box: Box, size: int) -> Box:
+    """The box, if it is one of so many parameters and extinction and parallax may have logarithms in it."""
     lower, upper = np.asarray(box.lower, dtype=np.float64), np.asarray(box.upper, dtype=np.float64)
     if lower.shape != (size,) or upper.shape != (size,) or not (lower < upper).all():
         raise InputError(f"needs lower < upper, each ({size},)", field="box")

@@ -80,6 +80,9 @@ class Fit:
         Under which noise ``params``, errors, ``loss`` and ``residual`` are.
     instruction_set : str
         Which of the engine's instruction sets computed it; empty for an engine that has only one.
+    frozen_at : (n, 5) float64
+        Parameters, the parallax by the model's own scale, at which the covariance of a learned noise was frozen; NaN
+        where the fit had none.
     """
 
     params: Float64
@@ -108,6 +111,7 @@ class Fit:
     options: FitOptions | Zgr23Options = field(default_factory=FitOptions)
     noise_kind: str = "eq2"
     instruction_set: str = ""
+    frozen_at: Float64 = field(default_factory=lambda: np.empty((0, 0)))
 
     def __len__(self) -> int:
         return len(self.params)

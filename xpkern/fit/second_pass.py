@@ -38,10 +38,13 @@ class SecondPass:
         compared with ln det C.
     chi2_eq2 : (n,) float64
         chi^2 under the noise of Eq. 2 at the optimum of the first pass.
+    frozen_at : (n, k) float64
+        Linear parameters at which each star's covariance was frozen; NaN where it has none.
     """
 
     solution: Solution
     chi2_eq2: Float64
+    frozen_at: Float64
 
 
 def second_pass(
@@ -84,7 +87,7 @@ def second_pass(
     solution.iterations += first.iterations
     solution.minima, solution.second_params = first.minima.copy(), first.second_params.copy()
     solution.second_gap = first.second_gap.copy()
-    chi2_eq2 = first.chi2.copy()
+    chi2_eq2, frozen_at = first.chi2.copy(), first.params.copy()
     rows = np.flatnonzero(np.isfinite(first.second_gap) & np.isfinite(ln_det))
     if len(rows):
         there = first.second_params[rows]
@@ -94,11 +97,13 @@ def second_pass(
         _choose(solution, other, rows, gap)
         better = gap < 0
         chi2_eq2[rows[better]] = at_first.chi2[better]
+        frozen_at[rows[better]] = there[better]
     failed = ((solution.status & np.uint32(UNFITTED)) != 0) & ((first.status & np.uint32(UNFITTED)) == 0)
     if failed.any():
         _put(solution, np.flatnonzero(failed), first, np.flatnonzero(failed))
         mark(solution.status, failed, Status.NOISE_OF_EQ2)
-    return SecondPass(solution, chi2_eq2)
+        frozen_at[failed] = np.nan
+    return SecondPass(solution, chi2_eq2, frozen_at)
 
 
 def _choose(solution: Solution, other: Solution, rows: Any, gap: Float64) -> None:

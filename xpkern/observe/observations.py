@@ -169,7 +169,11 @@ class Observations:
     def __getitem__(self, stars: slice) -> Observations:
         """A range of the stars; arrays are views, ``reasons`` and ``counts`` stay whole."""
         if not isinstance(stars, slice):
-            raise TypeError("observations are sliced by ranges: obs[a:b]")
+            raise TypeError("observations are sliced by ranges: obs[a:b]; obs.take(rows) copies any rows")
+        return self.take(stars)
+
+    def take(self, stars: slice | NDArray[Any]) -> Observations:
+        """Some of the stars: a range (views), row numbers or a mask (copies); ``reasons`` and ``counts`` stay whole."""
         return Observations(
             source_id=self.source_id[stars],
             flux=self.flux[stars],

@@ -14,7 +14,7 @@ from xpkern.errors import InputError
 from xpkern.observe import spectra_csv
 from xpkern.observe.calibration import Calibration
 from xpkern.observe.spectra_columns import ColumnTable, read_columns
-from xpkern.observe.spectra_csv import GZIP_MAGIC, decompressed, read_text
+from xpkern.observe.spectra_csv import GZIP_MAGIC, decompressed, lines_with, read_text
 from xpkern.observe.xp_block import BLOCK_ROWS, XpBlock
 
 #: Files that are not read as a stream of text are decompressed in memory, up to this size.
@@ -40,7 +40,12 @@ def is_table(source: Any) -> bool:
 
 
 def read_blocks(
-    source: Any, calibration: Calibration, *, rows: int = BLOCK_ROWS, need_standard_deviation: bool = False
+    source: Any,
+    calibration: Calibration,
+    *,
+    rows: int = BLOCK_ROWS,
+    need_standard_deviation: bool = False,
+    source_id: int | None = None,
 ) -> Generator[XpBlock, None, None]:
     """Read spectra block by block.
 
@@ -55,6 +60,9 @@ def read_blocks(
         Rows of each block but the last.
     need_standard_deviation : bool
         Whether a row without the archive's standard deviation is bad; otherwise it counts as 1.
+    source_id : int, optional
+        The only source wanted. Files of text are then not parsed but where it occurs, and rows are counted among those
+        alone; of other files every row is read all the same.
 
     Yields
     ------
@@ -83,6 +91,8 @@ def read_blocks(
             reader = reader_of(head, file)
             if reader is None:
                 text = decompressed(head, stream, file)
+                if source_id is not None:
+                    text = lines_with(text, source_id)
                 yield from read_text(
                     text, file, calibration, rows=rows, need_standard_deviation=need_standard_deviation
                 )

@@ -188,6 +188,31 @@ class _Text:
         raise InputError("the file holds no header line", file=self._file)
 
 
+def lines_with(pieces: Iterator[bytes], number: int) -> Iterator[bytes]:
+    """Pass on, of the text of a table, what stands before its rows and the rows in whose text a number occurs.
+
+    That is all that decompression leaves to do where one source of a file is wanted.
+    """
+    needle, kept, in_header = str(number).encode(), b"", True
+    for piece in pieces:
+        kept += piece
+        while in_header and (end := kept.find(b"\n") + 1) > 0:
+            line, kept = kept[:end], kept[end:]
+            in_header = not line.strip() or line.lstrip(b"\xef\xbb\xbf").startswith(b"#")
+            yield line
+        if in_header or len(kept) > LONGEST_LINE:  # what has no line ends is not text: whoever reads it says so
+            continue
+        end = kept.rfind(b"\n") + 1
+        lines, kept = kept[:end], kept[end:]
+        at = lines.find(needle)
+        while at >= 0:
+            end = lines.find(b"\n", at) + 1
+            yield lines[lines.rfind(b"\n", 0, at) + 1 : end]
+            at = lines.find(needle, end)
+    if in_header or needle in kept or len(kept) > LONGEST_LINE:
+        yield kept
+
+
 def decompressed(piece: bytes, stream: BinaryIO, file: str) -> Iterator[bytes]:
     """Yield the bytes of a file that begins with ``piece``, decompressed if it is gzip (of one or several members)."""
     if not piece.startswith(GZIP_MAGIC):
