@@ -78,7 +78,7 @@ def test_what_cannot_be_compared(rows, tmp_path, capsys):
     for name, message in (
         (rest, f"{first}, field source_id: no source of it is in the other catalogue"),
         (tmp_path / "none.h5", f"{tmp_path / 'none.h5'}, field source_id: missing: this is no catalogue"),
-        (tmp_path / "text.fits", f"{tmp_path / 'text.fits'}: cannot be read as a table"),
+        (tmp_path / "text.fits", f"{tmp_path / 'text.fits'}, field source_id: missing: this is no catalogue"),
         (tmp_path / "absent.h5", f"{tmp_path / 'absent.h5'}: no such file"),
     ):
         assert main(["compare", str(first), str(name)]) == 1

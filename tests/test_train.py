@@ -306,18 +306,18 @@ SMALL = """
 base = "apogee"
 name = "small"
 [start]
-hidden = [8, 8]
+hidden = [16, 16]
 [prior]
 components = 3
 [anchors]
 stars = 100
 [phase.model]
-rounds = 3
+rounds = 6
 steps = 16
 batch = 128
 metric_stars = 64
 [phase.joint]
-rounds = 2
+rounds = 4
 steps = 16
 batch = 128
 metric_stars = 64

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from xpkern.catalog.published import read_zgr23_catalog
-from xpkern.catalog.schema import PARAMETER_COLUMNS
+from xpkern.catalog.published import descriptions
+from xpkern.catalog.schema import DEFAULT, DIAGNOSTICS, PARAMETER_COLUMNS
+from xpkern.catalog.stream import CatalogReader, StoredRows
 from xpkern.engine.contract import Float64
 from xpkern.errors import InputError
 
 if TYPE_CHECKING:
     from astropy.table import Table
+
+#: Columns without which a table is no catalogue.
+NEEDED = ("source_id", "quality_flags", *(f"{p.name}{end}" for p in PARAMETER_COLUMNS for end in ("", "_error")))
 
 #: ``quality_flags`` below this pass the basic reliability cut of ZGR23 (Eq. 26).
 BASIC_CUT = 8
@@ -121,7 +122,7 @@ def read_catalog(*paths: str | os.PathLike[str], source_id: NDArray[np.int64] | 
     Parameters
     ----------
     paths : path-like
-        Several are read one after the other; then they must be in HDF5, in the published layout.
+        In any layout and format that :class:`xpkern.catalog.stream.CatalogReader` reads, one after the other.
     source_id : (m,) int64, optional
         Only these sources, where they are many more.
 
@@ -136,46 +137,23 @@ def read_catalog(*paths: str | os.PathLike[str], source_id: NDArray[np.int64] | 
         If a file cannot be read or is no catalogue.
     """
     from astropy.table import Table
-    from astropy.units import UnitsWarning
 
-    path = Path(paths[0])
-    is_hdf5 = path.suffix in (".h5", ".hdf5")
-    if len(paths) > 1 or (is_hdf5 and _has(path, "gdr3_source_id")):
-        return read_zgr23_catalog(paths, source_id=source_id)
-    if is_hdf5:
-        with h5py.File(path) as file:
-            table = Table({name: file[name][()] for name in file if isinstance(file[name], h5py.Dataset)})
-    else:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UnitsWarning)  # FITS has no dex
-                table = _read_parquet(path) if path.suffix == ".parquet" else Table.read(path)
-        except Exception as error:  # each of astropy's readers fails in its own way
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise InputError(f"cannot be read as a table ({reason})", file=str(path)) from error
-    needed = ["source_id", "quality_flags", *(f"{p.name}{end}" for p in PARAMETER_COLUMNS for end in ("", "_error"))]
-    missing = [name for name in needed if name not in table.colnames]
-    if missing:
-        raise InputError("missing: this is no catalogue in the default layout", file=str(path), field=missing[0])
+    reader = CatalogReader(paths)
+    parts = [
+        block if source_id is None else _chosen(block, np.isin(block["source_id"], source_id))
+        for block in reader.blocks(NEEDED, optional=reader.names)
+    ]
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
+    table = Table(columns or {name: np.empty(0) for name in reader.names})
+    about = {column.name: (column.unit, column.description) for column in (*DEFAULT, *DIAGNOSTICS)} | descriptions()
+    for name in table.colnames:
+        unit, description = about.get(name, ("", ""))
+        table[name].unit, table[name].description = unit or None, description
     return table
 
 
-def _read_parquet(path: Path) -> Table:
-    """The columns of numbers of a Parquet file, without pandas, which astropy needs for it."""
-    from astropy.table import Table
-    from pyarrow import parquet
-
-    table = parquet.read_table(path)
-    return Table({name: table.column(name).to_numpy() for name in table.column_names})
-
-
-def _has(path: Path, dataset: str) -> bool:
-    try:
-        with h5py.File(path) as file:
-            return dataset in file
-    except OSError as error:
-        reason = "no such file" if not path.exists() else f"not a readable HDF5 file ({error})"
-        raise InputError(reason, file=str(path)) from error
+def _chosen(rows: StoredRows, chosen: NDArray[np.bool_]) -> StoredRows:
+    return StoredRows({name: values[chosen] for name, values in rows.items()})
 
 
 def _difference(ours: Table, theirs: Table, name: str, unit: str) -> ParameterDifference:

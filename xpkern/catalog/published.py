@@ -21,7 +21,7 @@ a dataset of its own (``xi_est``, ...), or the diagonal of the covariance, it mu
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +45,7 @@ ORDERS: dict[int, tuple[ParameterColumn, ...]] = {
 }
 
 #: Datasets in which a file may give parameters once more, by the parameters that they hold.
-_ALONE = {
+ALONE = {
     "stellar_type_est": (_TEFF, _FEH, _LOGG),
     "xi_est": (_XI,),
     "stellar_ext_est": (_EXT,),
@@ -54,7 +54,7 @@ _ALONE = {
 
 _ID, _ESTIMATES, _ERRORS = "gdr3_source_id", "stellar_params_est", "stellar_params_err"
 _COVARIANCE, _PRECISION = "stellar_params_cov_triu", "stellar_params_icov_triu"
-_READ_HERE = (_ID, _ESTIMATES, _ERRORS, _COVARIANCE, _PRECISION, *_ALONE)
+_READ_HERE = (_ID, _ESTIMATES, _ERRORS, _COVARIANCE, _PRECISION, *ALONE)
 
 #: Names that the default layout has for columns of the published one.
 _NAMES = {"chi2_opt": "chi2"}
@@ -103,7 +103,7 @@ def read_zgr23_catalog(
     if len({table.meta["version"] for table in tables}) > 1:
         raise InputError("files of v1 and of v2 together: read them one after the other", file=str(names[0]))
     table: Table = vstack(tables, metadata_conflicts="silent")
-    for name, (unit, description) in _descriptions().items():
+    for name, (unit, description) in descriptions().items():
         if name in table.colnames:
             table[name].unit, table[name].description = unit or None, description
     return table
@@ -136,17 +136,63 @@ def _read_file(path: Path, wanted: NDArray[np.int64] | None, covariances: Path |
             for name in (_COVARIANCE, _PRECISION):
                 if name in file:
                     values[name] = _rows_of(file, name, rows, len(ids), covariances)
-    for name in ("ra", "dec"):
-        if name in values:
-            columns[name] = values[name]
-    for index, parameter in enumerate(order):
-        columns[parameter.name] = parameter.per_unit * values[_ESTIMATES][:, index]
-        columns[f"{parameter.name}_error"] = parameter.per_unit * values[_ERRORS][:, index]
-    _check_against_single_datasets(values, order, path)
+    check_against_single_datasets(values, order, path)
     if _COVARIANCE in values:
-        columns |= _correlations(values, order, covariances or path)
-    columns |= {_NAMES.get(name, name): array for name, array in values.items() if name not in (*_READ_HERE, *columns)}
+        _check_covariance(values, order, covariances or path)
+    columns |= {
+        name: column(*(values[dataset] for dataset in datasets))
+        for name, (datasets, column) in default_columns(values, order).items()
+        if name != "source_id"
+    }
     return Table(columns, meta={"version": f"v{len(order) - 4}"})
+
+
+def default_columns(
+    datasets: Collection[str], order: Sequence[ParameterColumn]
+) -> dict[str, tuple[tuple[str, ...], Callable[..., np.ndarray]]]:
+    """How columns by the default layout's names come from datasets of the published one.
+
+    Parameters
+    ----------
+    datasets : collection of str
+        Those there are.
+    order : sequence of ParameterColumn
+        The parameters that the arrays hold (:data:`ORDERS`).
+
+    Returns
+    -------
+    dict of str to (tuple of str, callable)
+        By column: the datasets it needs, and what makes it of them.
+    """
+    found: dict[str, tuple[tuple[str, ...], Callable[..., np.ndarray]]] = {
+        "source_id": ((_ID,), lambda ids: ids.astype(np.int64))
+    }
+    found |= {name: ((name,), np.asarray) for name in ("ra", "dec") if name in datasets}
+    for index, parameter in enumerate(order):
+        found[parameter.name] = ((_ESTIMATES,), _element(index, parameter.per_unit))
+        found[f"{parameter.name}_error"] = ((_ERRORS,), _element(index, parameter.per_unit))
+    if _COVARIANCE in datasets:
+        first, second = np.triu_indices(len(order))
+        for index, (i, j) in enumerate(zip(first.tolist(), second.tolist(), strict=True)):
+            if i < j:
+                variances = np.flatnonzero((first == second) & ((first == i) | (first == j)))
+                found[f"{order[i].name}_{order[j].name}_corr"] = ((_COVARIANCE,), _correlation(index, *variances))
+    others = [name for name in datasets if name not in (*_READ_HERE, *found)]
+    return found | {_NAMES.get(name, name): ((name,), np.asarray) for name in others}
+
+
+def _element(index: int, factor: float) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda array: factor * array[:, index]
+
+
+def _correlation(element: int, first: int, second: int) -> Callable[[np.ndarray], np.ndarray]:
+    """From the upper triangle of the covariance: an element of it over the roots of two others."""
+
+    def correlation(triangle: np.ndarray) -> np.ndarray:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.asarray(triangle[:, element] / (np.sqrt(triangle[:, first]) * np.sqrt(triangle[:, second])))
+
+    return correlation
 
 
 def _opened(path: Path) -> h5py.File:
@@ -188,11 +234,11 @@ def _rows_of(file: h5py.File, name: str, rows: NDArray[np.intp], length: int, pa
     return np.concatenate([np.empty((0, *dataset.shape[1:]), dataset.dtype), *pieces])
 
 
-def _check_against_single_datasets(
+def check_against_single_datasets(
     values: Mapping[str, np.ndarray], order: tuple[ParameterColumn, ...], path: Path
 ) -> None:
     """Where parameters are there once more, the array must be these: the test of what this module says of its order."""
-    for name, parameters in _ALONE.items():
+    for name, parameters in ALONE.items():
         if name not in values:
             continue
         alone = values[name].reshape(len(values[name]), -1)
@@ -210,10 +256,8 @@ def _check_against_single_datasets(
                 )
 
 
-def _correlations(
-    values: Mapping[str, np.ndarray], order: tuple[ParameterColumn, ...], path: Path
-) -> dict[str, np.ndarray]:
-    """Correlations of each pair of parameters from the upper triangle, row-major, of the covariance."""
+def _check_covariance(values: Mapping[str, np.ndarray], order: Sequence[ParameterColumn], path: Path) -> None:
+    """The upper triangle, row-major, of the covariance must be that of these parameters, row for row."""
     first, second = np.triu_indices(len(order))
     triangle = values[_COVARIANCE]
     if triangle.shape[1:] != first.shape:
@@ -228,15 +272,9 @@ def _correlations(
         raise InputError(
             f"its diagonal is not that of {_ERRORS}: other rows, or another order", file=str(path), field=_COVARIANCE
         )
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return {
-            f"{order[i].name}_{order[j].name}_corr": triangle[:, index] / (error[:, i] * error[:, j])
-            for index, (i, j) in enumerate(zip(first, second, strict=True))
-            if i < j
-        }
 
 
-def _descriptions() -> dict[str, tuple[str, str]]:
+def descriptions() -> dict[str, tuple[str, str]]:
     """Unit and description of each column, by its name in the table."""
     about = {_NAMES.get(column.name, column.name): (column.unit, column.description) for column in ZGR23}
     about["source_id"] = about.pop(_ID)

@@ -80,7 +80,7 @@ def read_blocks(
             head = stream.read(spectra_csv.PIECE)
             if not head:
                 raise InputError("the file is empty: it holds no header line", file=file)
-            reader = _reader_of(head, file)
+            reader = reader_of(head, file)
             if reader is None:
                 text = decompressed(head, stream, file)
                 yield from read_text(
@@ -98,7 +98,7 @@ def read_blocks(
         raise InputError(f"cannot be read ({error.strerror or error})", file=file) from error
 
 
-def _reader_of(head: bytes, file: str) -> Callable[[str | BinaryIO, str], ColumnTable] | None:
+def reader_of(head: bytes, file: str) -> Callable[[str | BinaryIO, str], ColumnTable] | None:
     """Return what opens a file that begins so; None for text."""
     if head.startswith(GZIP_MAGIC):
         with contextlib.suppress(InputError):

@@ -23,6 +23,9 @@ from xpkern.observe.xp_block import BandColumns, SpectrumTable, XpBlock, missing
 #: which multiplies them as s² to the covariance that the archive's errors and correlations mean.
 COVARIANCES = ("_coefficient_covariances", "_covariance_matrix")
 
+#: Names of the column by which a table of sources is known: the archive's, and the published catalogue's.
+IDENTIFIERS = frozenset({"source_id", "gdr3_source_id"})
+
 Chunk = Mapping[str, Column]
 
 

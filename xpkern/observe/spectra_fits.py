@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from xpkern.errors import InputError
 from xpkern.observe.columns import Column, reason_of
-from xpkern.observe.spectra_columns import Chunk
+from xpkern.observe.spectra_columns import IDENTIFIERS, Chunk
 
 #: Types of FITS columns as NumPy's, big-endian.
 _TYPES = {"B": "u1", "I": ">i2", "J": ">i4", "K": ">i8", "E": ">f4", "D": ">f8"}
@@ -55,7 +55,7 @@ class FitsTable:
         seen = []
         for number, hdu in enumerate(hdus):
             names = [name.lower() for name in hdu.columns.names] if isinstance(hdu, fits.BinTableHDU) else []
-            if "source_id" in names:
+            if IDENTIFIERS.intersection(names):
                 break
             what = f"a table of {', '.join(names[:3])}, ..." if names else type(hdu).__name__
             seen.append(f"{number} is {what}")
@@ -64,26 +64,26 @@ class FitsTable:
                 f"none of its HDUs is a table with source_id: {'; '.join(seen)}", file=self._name, field="source_id"
             )
         header = hdu.header
-        self._row_size, self._n_rows = int(header["NAXIS1"]), int(header["NAXIS2"])
+        self._row_size, self.n_rows = int(header["NAXIS1"]), int(header["NAXIS2"])
         self._start = int(hdu.fileinfo()["datLoc"])
-        size = self._row_size * self._n_rows
+        size = self._row_size * self.n_rows
         self._heap = self._start + int(header.get("THEAP", size))
         self._heap_end = self._start + size + int(header.get("PCOUNT", 0))
-        if min(self._row_size, self._n_rows, self._heap, self._heap_end - self._start) < 0:
+        if min(self._row_size, self.n_rows, self._heap, self._heap_end - self._start) < 0:
             raise InputError("a negative size in its header", file=self._name)
         place = 0
         for name, column in zip(names, hdu.columns, strict=True):
             width = hdu.columns.dtype[column.name].itemsize
             self._columns[name] = _FitsColumn(column, place, self._name)
-            self.widths[name] = self._columns[name].width if self._n_rows else None
+            self.widths[name] = self._columns[name].width if self.n_rows else None
             place += width
         if place != self._row_size:
             raise InputError(f"its columns take {place} bytes of rows of {self._row_size}", file=self._name)
 
     def chunks(self, columns: Sequence[str], rows: int) -> Iterator[Chunk]:
         """See :class:`ColumnTable`."""
-        for first in range(0, self._n_rows, rows):
-            count = min(rows, self._n_rows - first)
+        for first in range(0, self.n_rows, rows):
+            count = min(rows, self.n_rows - first)
             begin = self._start + first * self._row_size
             table = self._bytes(begin, begin + count * self._row_size).reshape(count, self._row_size)
             yield {name: self._columns[name].read(table, self._of_heap, first) for name in columns}
@@ -184,6 +184,13 @@ class _FitsColumn:
         native = values.astype(values.dtype.newbyteorder("="))
         if self._scale == 1 and self._zero == 0:
             return native
-        if native.dtype == np.int64 and self._scale == 1 and self._zero == 1 << 63:  # how FITS has unsigned integers
-            return native.view(np.uint64) ^ np.uint64(1 << 63)
-        return native * self._scale + self._zero
+        half = 1 << 8 * native.itemsize - 1
+        if (
+            native.dtype.kind in "iu"
+            and self._scale == 1
+            and self._zero == (half if native.dtype.kind == "i" else -half)
+        ):
+            # how FITS has integers of the other sign: the highest bit says it
+            unsigned = native.view(f"u{native.itemsize}") ^ np.array(half, f"u{native.itemsize}")
+            return unsigned if native.dtype.kind == "i" else unsigned.view(np.int8)
+        return native * np.float64(self._scale) + np.float64(self._zero)

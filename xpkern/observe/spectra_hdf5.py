@@ -10,7 +10,7 @@ import numpy as np
 
 from xpkern.errors import InputError
 from xpkern.observe.columns import Column, column_of
-from xpkern.observe.spectra_columns import Chunk
+from xpkern.observe.spectra_columns import IDENTIFIERS, Chunk
 
 #: A dataset that claims more bytes than this for each byte of the file is not read: deflate makes at most 1032 of one.
 MOST_INFLATION = 2000
@@ -40,6 +40,7 @@ class Hdf5Table:
     def _find_columns(self) -> None:
         self._columns: dict[str, Any] = {}
         self.widths: dict[str, int | None] = {}
+        self.n_rows = 0
         places = [self._file, *(item for item in self._file.values() if isinstance(item, (h5py.Group, h5py.Dataset)))]
         for place in places:
             if isinstance(place, h5py.Dataset):
@@ -51,7 +52,7 @@ class Hdf5Table:
                 datasets = {name: item for name, item in items.items() if isinstance(item, h5py.Dataset)}
                 columns = {name: (data, data.dtype, data.shape) for name, data in datasets.items()}
             self.widths |= dict.fromkeys(columns)
-            if "source_id" in columns:
+            if IDENTIFIERS & columns.keys():
                 break
         else:
             return  # the names found tell what is missing
@@ -71,21 +72,21 @@ class Hdf5Table:
                 raise InputError(f"its shape {shape} is absurd in a file of {size} bytes", file=self._name, field=name)
             if whole.chunks and int(np.prod(whole.chunks, dtype=object)) * whole.dtype.itemsize > LARGEST_CHUNK:
                 raise InputError(f"chunks of shape {whole.chunks} are too large", file=self._name, field=name)
-            if name == "source_id":
+            if name in IDENTIFIERS:
                 n_rows = shape[0]
             self._columns[name] = (data, shape[0])
-        self._n_rows = n_rows or 0
+        self.n_rows = n_rows or 0
 
     def chunks(self, columns: Sequence[str], rows: int) -> Iterator[Chunk]:
         """See :class:`ColumnTable`."""
         for name in columns:
-            if (n_rows := self._columns[name][1]) != self._n_rows:
-                raise InputError(f"{n_rows} rows, but {self._n_rows} of source_id", file=self._name, field=name)
-        for first in range(0, self._n_rows, rows):
+            if (n_rows := self._columns[name][1]) != self.n_rows:
+                raise InputError(f"{n_rows} rows, but {self.n_rows} of source_id", file=self._name, field=name)
+        for first in range(0, self.n_rows, rows):
             chunk = {}
             for name in columns:
                 try:
-                    values = self._rows(self._columns[name][0], first, min(first + rows, self._n_rows))
+                    values = self._rows(self._columns[name][0], first, min(first + rows, self.n_rows))
                     chunk[name] = _native(values) if values.dtype.kind in "iufb" else column_of(values)
                 except (OSError, RuntimeError, ValueError, TypeError) as error:
                     raise InputError(f"cannot be read ({error})", file=self._name, row=first + 1, field=name) from error

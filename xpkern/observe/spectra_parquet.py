@@ -34,8 +34,9 @@ class ParquetTable:
             self._names = {field.name.lower(): field.name for field in schema}
         except (pa.ArrowException, OSError, ValueError) as error:
             raise InputError(f"not a readable Parquet file ({reason_of(error)})", file=file) from error
+        self.n_rows = self._metadata.num_rows
         self.widths: dict[str, int | None] = {
-            field.name.lower(): _width(field.type) if self._metadata.num_rows else None for field in schema
+            field.name.lower(): _width(field.type) if self.n_rows else None for field in schema
         }
 
     def chunks(self, columns: Sequence[str], rows: int) -> Iterator[Chunk]:

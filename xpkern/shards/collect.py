@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from xpkern.catalog.output import CATALOG_KINDS, TableOutput, checked_output
 from xpkern.catalog.schema import DIAGNOSTICS, Column, columns_of
+from xpkern.catalog.stream import StoredRows
 from xpkern.errors import InputError
 from xpkern.grid import WAVELENGTH
 from xpkern.shards.ledger import Ledger, State
@@ -47,13 +48,6 @@ class CollectSummary:
     rows: int = 0
     duplicates: list[int] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
-
-
-class StoredRows(dict[str, NDArray[np.generic]]):
-    """Values of columns by name, as shards hold them; its length is the number of rows."""
-
-    def __len__(self) -> int:
-        return len(next(iter(self.values())))
 
 
 def stored(columns: Sequence[Column], table: str = "") -> list[Column]:

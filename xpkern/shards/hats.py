@@ -24,9 +24,10 @@ from numpy.typing import NDArray
 
 from xpkern.catalog.parquet_writer import ParquetWriter
 from xpkern.catalog.schema import Column, columns_of
+from xpkern.catalog.stream import StoredRows
 from xpkern.errors import InputError
 from xpkern.observe.source_position import BITS_BELOW_PIXEL, PIXEL_LEVEL
-from xpkern.shards.collect import IDENTIFIER, CollectSummary, Shards, StoredRows, stored
+from xpkern.shards.collect import IDENTIFIER, CollectSummary, Shards, stored
 from xpkern.shards.settings import RunSettings
 from xpkern.version import __version__
 
