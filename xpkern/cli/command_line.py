@@ -21,6 +21,7 @@ from xpkern.cli import (
     labels,
     predict,
     reddening,
+    report,
     run,
     simulate,
     spectra,
@@ -37,6 +38,7 @@ examples
   xpkern catalog XpContinuousMeanSpectrum_*.csv.gz --source gaia_source.csv -o catalog.h5
   xpkern spectra XpContinuousMeanSpectrum_*.csv.gz --source gaia_source.csv -o spectra.fits
   xpkern compare catalog.h5 stellar_params_catalog_*.h5
+  xpkern report catalog.h5 --labels labels.fits -o report/
   xpkern fetch --region 'CIRCLE 180 30 1' -o region/
   xpkern run survey.toml             a shard for every file of a survey; status, rerun, collect go with it
   xpkern predict --teff 5.77 --feh 0 --logg 4.44 --ext 0.1 --plx 10 --plot sun.png
@@ -50,7 +52,7 @@ examples
 
 #: In the order of the help: stars, surveys of them, models, and the rest.
 COMMANDS = (
-    *(catalog, spectra, compare),
+    *(catalog, spectra, compare, report),
     *(fetch, run),
     *(labels, reddening, train, import_model, predict),
     *(simulate, demo, doctor),

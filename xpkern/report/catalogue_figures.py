@@ -23,7 +23,17 @@ from xpkern.report.drawing import (
 )
 from xpkern.report.sky import SkyMap
 from xpkern.report.stars import PLX, Stars
-from xpkern.report.style import PERCENTILES, Theme, draw_counts, draw_density, frame
+from xpkern.report.style import (
+    INK,
+    PAPER,
+    PERCENTILES,
+    QUIET,
+    density_colours,
+    draw_counts,
+    draw_density,
+    frame,
+    signed_colours,
+)
 from xpkern.train.figures import BLUE
 
 if TYPE_CHECKING:
@@ -87,15 +97,15 @@ class KielDiagram(Drawing):
             f"{self.all.outside:,} lie outside the frame."
         )
 
-    def draw(self, figure: Figure, theme: Theme) -> None:
+    def draw(self, figure: Figure) -> None:
         """Draw both diagrams."""
         left, right = figure.subplots(1, 2, sharex=True, sharey=True)
-        bar = figure.colorbar(draw_counts(left, self.all, theme), ax=left, label="stars in a cell", aspect=30, pad=0.01)
+        bar = figure.colorbar(draw_counts(left, self.all), ax=left, label="stars in a cell", aspect=30, pad=0.01)
         bar.outline.set_visible(False)
         teff = np.linspace(3500.0, 11000.0, 151)
         logg = np.linspace(1.0, 4.15, 64)
-        left.plot(teff, main_sequence_logg(teff), color=theme.paper, lw=3.2, alpha=0.7)
-        left.plot(giant_branch_teff(logg), logg, color=theme.paper, lw=3.2, alpha=0.7)
+        left.plot(teff, main_sequence_logg(teff), color=PAPER, lw=3.2, alpha=0.7)
+        left.plot(giant_branch_teff(logg), logg, color=PAPER, lw=3.2, alpha=0.7)
         left.plot(teff, main_sequence_logg(teff), color=PERCENTILES, lw=1.5)
         left.plot(giant_branch_teff(logg), logg, color=PERCENTILES, lw=1.5, ls=(0, (4, 2)))
         left.set_title("all stars")
@@ -106,7 +116,7 @@ class KielDiagram(Drawing):
             low, high = np.quantile(shown, (0.02, 0.98)) if len(shown) else (-1.0, 0.5)
             drawn = right.pcolormesh(
                 self.all.x.edges, self.all.y.edges, mean.T, cmap="cividis", vmin=low, vmax=max(high, low + 0.01),
-                rasterized=True, linewidth=0, zorder=0.5,
+                rasterized=True, linewidth=0, zorder=0.7,
             )  # fmt: skip
             bar = figure.colorbar(drawn, ax=right, label="[Fe/H]  [dex]", aspect=30, pad=0.01, extend="both")
             bar.outline.set_visible(False)
@@ -149,7 +159,7 @@ class SkyDensity(Drawing):
         lacking = f" {stars_text(self._without)} without coordinates." if self._without else ""
         return f"Stars per square degree, and the share that passes the basic cut, in cells of equal area.{lacking}"
 
-    def draw(self, figure: Figure, theme: Theme) -> None:
+    def draw(self, figure: Figure) -> None:
         """Draw both maps."""
         from matplotlib.colors import LogNorm
 
@@ -160,7 +170,7 @@ class SkyDensity(Drawing):
             (left, density, {"norm": LogNorm(least, max(most, 1.01 * least))}, "stars / deg²"),
             (right, self.map.mean(0, _LEAST_IN_CELL), {"vmin": 0.0, "vmax": 1.0}, "share reliable"),
         ):
-            drawn = self.map.draw(axes, cells, theme, theme.density, **scale)
+            drawn = self.map.draw(axes, cells, density_colours(), **scale)
             bar = figure.colorbar(drawn, ax=axes, label=label, location="bottom", aspect=40, pad=0.1, shrink=0.8)
             bar.outline.set_visible(False)
 
@@ -217,39 +227,49 @@ class GoodnessOfFit(Drawing):
             f"{poor:.1f} % lie above 2, where the flag “poor fit” begins (it divides by {FLAG_DEGREES_OF_FREEDOM})."
         )
 
-    def draw(self, figure: Figure, theme: Theme) -> None:
+    def draw(self, figure: Figure) -> None:
         """Draw the distribution and its run with G."""
         left, right = figure.subplots(1, 2, width_ratios=(1.0, 1.25))
         centres, names = self._RATIO.centres, {"chi2": "noise of Eq. 2", "chi2_learned": "learned noise"}
         for (name, density), colour in zip(self.counts.items(), (BLUE, PERCENTILES), strict=False):
-            left.step(centres, density.inside[0] / max(density.total, 1), where="mid", color=colour, label=names[name], lw=1.8)
+            left.step(
+                centres, density.inside[0] / max(density.total, 1), where="mid", color=colour, label=names[name], lw=1.8
+            )
         total = self.counts["chi2"].total
-        left.plot(centres, self._expected / total, color=theme.ink, lw=1.2, ls=(0, (4, 2)), label="exact model and errors")
-        left.axvline(2.0, color=theme.quiet, lw=1.0, ls=(0, (1, 1.5)))
+        left.plot(centres, self._expected / total, color=INK, lw=1.2, ls=(0, (4, 2)), label="exact model and errors")
+        left.axvline(2.0, color=QUIET, lw=1.0, ls=(0, (1, 1.5)))
         left.set(xscale="log", xlabel=self._RATIO.label, ylabel="share of stars in a bin", ylim=(0.0, None))
         left.set_xlim(0.2, 20.0)
         left.legend(loc="upper right")
         if self.with_g is None or not self.with_g.total:
-            right.text(0.5, 0.5, "no magnitudes G in the catalogue", ha="center", color=theme.quiet)
+            right.text(0.5, 0.5, "no magnitudes G in the catalogue", ha="center", color=QUIET)
             right.set_axis_off()
             return
-        draw_density(right, self.with_g, theme)
-        right.axhline(1.0, color=theme.ink, lw=0.8, alpha=0.7)
+        draw_density(right, self.with_g)
+        right.axhline(1.0, color=INK, lw=0.8, alpha=0.7)
         right.set_ylim(0.2, 20.0)
 
     def table(self) -> Table:
         """Bins of both panels."""
         parts = dict(self.counts) | ({} if self.with_g is None else {"with G": self.with_g})
-        return density_table({name: part for name, part in parts.items()}, {"y": "chi2 / dof, bins equal in its logarithm"})
+        return density_table(dict(parts.items()), {"y": "chi2 / dof, bins equal in its logarithm"})
 
 
 class Correlations(Drawing):
     """Median correlations of the errors without and with the measured parallax (Fig. 6, Eqs. 21-23)."""
 
-    name, section, title = "correlations", "The catalogue", "Correlations of the errors without and with the parallax (Fig. 6)"
-    columns = tuple(
-        f"{PARAMETER_NAMES[i]}_{PARAMETER_NAMES[j]}_corr" for i, j in combinations(range(N_PARAMETERS), 2)
-    ) + ("parallax_est_error", "parallax_error", "parallax", "quality_flags")
+    name, section, title = (
+        "correlations",
+        "The catalogue",
+        "Correlations of the errors without and with the parallax (Fig. 6)",
+    )
+    columns = (
+        *tuple(f"{PARAMETER_NAMES[i]}_{PARAMETER_NAMES[j]}_corr" for i, j in combinations(range(N_PARAMETERS), 2)),
+        "parallax_est_error",
+        "parallax_error",
+        "parallax",
+        "quality_flags",
+    )
     size = (10.0, 5.0)
     _PAIRS = tuple(combinations(range(N_PARAMETERS), 2))
     _RHO = Axis("correlation", -1.0, 1.0, 800)
@@ -305,7 +325,7 @@ class Correlations(Drawing):
             matrix[i, j] = matrix[j, i] = middle
         return matrix
 
-    def draw(self, figure: Figure, theme: Theme) -> None:
+    def draw(self, figure: Figure) -> None:
         """Draw both matrices."""
         axes = figure.subplots(1, 2, sharey=True)
         names = [SYMBOLS[name][0] for name in PARAMETER_NAMES]
@@ -314,11 +334,11 @@ class Correlations(Drawing):
         ):
             matrix = self._medians(density)
             lower = np.ma.masked_where(np.triu(np.ones_like(matrix), 1) > 0, matrix)
-            drawn = panel.imshow(lower, cmap=theme.signed, vmin=-1.0, vmax=1.0)
+            drawn = panel.imshow(lower, cmap=signed_colours(), vmin=-1.0, vmax=1.0)
             for i in range(N_PARAMETERS):
                 for j in range(i):
                     strong = abs(matrix[i, j]) > 0.55
-                    colour = "#ffffff" if strong else theme.ink
+                    colour = "#ffffff" if strong else INK
                     panel.text(j, i, f"{matrix[i, j]:+.2f}", ha="center", va="center", color=colour, fontsize=10)
             panel.set_xticks(range(N_PARAMETERS), names)
             panel.set_yticks(range(N_PARAMETERS), names)
@@ -336,7 +356,13 @@ class Correlations(Drawing):
 
         without, with_parallax = self._medians(self.without), self._medians(self.with_parallax)
         rows = [
-            (PARAMETER_NAMES[i], PARAMETER_NAMES[j], without[i, j], with_parallax[i, j], int(self.without.column_stars[k]))
+            (
+                PARAMETER_NAMES[i],
+                PARAMETER_NAMES[j],
+                without[i, j],
+                with_parallax[i, j],
+                int(self.without.column_stars[k]),
+            )
             for k, (i, j) in enumerate(self._PAIRS)
         ]
         return Table(rows=rows, names=("first", "second", "spectrum_alone", "with_parallax", "stars"))
@@ -412,16 +438,16 @@ class Reliability(Drawing):
             f"cells of {_LEAST_IN_CELL} stars or more.{why}"
         )
 
-    def draw(self, figure: Figure, theme: Theme) -> None:
+    def draw(self, figure: Figure) -> None:
         """Draw numbers and shares."""
         left, right = figure.subplots(1, 2, sharex=True, sharey=True)
-        bar = figure.colorbar(draw_counts(left, self.all, theme), ax=left, label="stars in a cell", aspect=30, pad=0.01)
+        bar = figure.colorbar(draw_counts(left, self.all), ax=left, label="stars in a cell", aspect=30, pad=0.01)
         bar.outline.set_visible(False)
         all_stars = self.all.inside
         share = np.ma.masked_where(all_stars < _LEAST_IN_CELL, self.reliable.inside / np.maximum(all_stars, 1))
         drawn = right.pcolormesh(
             self.all.x.edges, self.all.y.edges, share.T, cmap="cividis", vmin=0.0, vmax=1.0, rasterized=True, linewidth=0,
-            zorder=0.5,
+            zorder=0.7,
         )  # fmt: skip
         bar = figure.colorbar(drawn, ax=right, label="share that passes the basic cut", aspect=30, pad=0.01)
         bar.outline.set_visible(False)
@@ -440,5 +466,3 @@ def _colour(stars: Stars) -> Any:
     if "phot_bp_mean_mag" in stars and "phot_rp_mean_mag" in stars:
         return stars.of("phot_bp_mean_mag") - stars.of("phot_rp_mean_mag")
     return None
-
-

@@ -1,4 +1,4 @@
-"""What every figure of the report is: the columns it needs, what it keeps of the stars, how it is drawn, its data."""
+"""What every part of the report is: the columns it needs, what it keeps of the stars, how it is shown, its data."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import numpy as np
 from xpkern.catalog.schema import PARAMETER_COLUMNS
 from xpkern.report.density import Axis, Density, range_of
 from xpkern.report.stars import Stars
-from xpkern.report.style import Theme
 
 if TYPE_CHECKING:
     from astropy.table import Table
@@ -39,8 +38,8 @@ NEEDS = {
 }
 
 
-class Drawing(ABC):
-    """A figure of the report.
+class Part(ABC):
+    """A figure or a table of the report.
 
     Attributes
     ----------
@@ -54,8 +53,6 @@ class Drawing(ABC):
         Columns it uses where they are there.
     needs : tuple of str
         What else it needs: keys of :data:`NEEDS`.
-    size : (float, float)
-        In inches.
     """
 
     name: str
@@ -64,7 +61,6 @@ class Drawing(ABC):
     columns: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
-    size: tuple[float, float] = (10.0, 6.4)
 
     def missing(self, available: Collection[str]) -> str | None:
         """What it needs and lacks, in words; None if all is there."""
@@ -75,10 +71,12 @@ class Drawing(ABC):
         return "; ".join(dict.fromkeys(others)) or None
 
     def begin(self, sample: Stars) -> None:
-        """Choose axes by a sample of the stars."""
+        """Choose axes by a sample of the stars; here there are none."""
+        del sample
 
     def add(self, stars: Stars) -> None:
-        """Count a block of stars."""
+        """Count a block of stars; here they do not matter."""
+        del stars
 
     @abstractmethod
     def nothing(self) -> str | None:
@@ -89,12 +87,32 @@ class Drawing(ABC):
         """What is drawn, of which stars."""
 
     @abstractmethod
-    def draw(self, figure: Figure, theme: Theme) -> None:
-        """Draw it."""
+    def table(self) -> Table:
+        """What is shown, as numbers."""
+
+
+class Drawing(Part):
+    """A figure of the report.
+
+    Attributes
+    ----------
+    size : (float, float)
+        In inches.
+    """
+
+    size: tuple[float, float] = (10.0, 6.4)
 
     @abstractmethod
-    def table(self) -> Table:
-        """What was drawn, as numbers."""
+    def draw(self, figure: Figure) -> None:
+        """Draw it."""
+
+
+class Tabulation(Part):
+    """A table of the report."""
+
+    @abstractmethod
+    def rows(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """Heads of the columns, and cells as they are shown."""
 
 
 def parameter_label(column: str) -> str:

@@ -12,7 +12,7 @@ from xpkern.report.density import Axis, Density
 from xpkern.report.drawing import PARAMETER_NAMES, Drawing, density_table, parameter_axis, stars_text
 from xpkern.report.sky import SkyMap
 from xpkern.report.stars import Stars
-from xpkern.report.style import PERCENTILES, Theme, draw_density
+from xpkern.report.style import INK, PAPER, PERCENTILES, density_colours, draw_density, signed_colours
 from xpkern.train.figures import places
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ _LEAST_IN_CELL = 3
 
 def sample_index(name: str) -> int:
     """Place of a flux sample called by its band or its wavelength in nm."""
-    return N_XP + BANDS.index(name) if name in BANDS else int(np.flatnonzero(WAVELENGTH == float(name))[0])
+    return N_XP + BANDS.index(name) if name in BANDS else int(np.flatnonzero(float(name) == WAVELENGTH)[0])
 
 
 def sample_name(index: int) -> str:
@@ -74,24 +74,30 @@ class ResidualSpectrum(Drawing):
             "stars over the most in a cell of the same sample; lines: 15.9, 50 and 84.1 %; dotted: ±1."
         )
 
-    def draw(self, figure: Figure, theme: Theme) -> None:
+    def draw(self, figure: Figure) -> None:
         """Draw XP at its wavelengths and the bands to its right."""
         axes = figure.subplots()
         place, ticks, names = places()
         shares = np.ma.masked_equal(self.density.column_normalised(), 0.0)
         optical = np.concatenate([place[:N_XP] - 5.0, [place[N_XP - 1] + 5.0]])
-        style: dict[str, Any] = {"cmap": theme.density, "vmin": 0.0, "vmax": 1.0, "rasterized": True, "linewidth": 0}
-        axes.pcolormesh(optical, self.density.y.edges, shares[:N_XP].T, zorder=0.5, **style)
+        style: dict[str, Any] = {
+            "cmap": density_colours(),
+            "vmin": 0.0,
+            "vmax": 1.0,
+            "rasterized": True,
+            "linewidth": 0,
+        }
+        axes.pcolormesh(optical, self.density.y.edges, shares[:N_XP].T, zorder=0.7, **style)
         for k in range(N_XP, N_FLUX):
             edges = np.array([place[k] - 14.0, place[k] + 14.0])
-            axes.pcolormesh(edges, self.density.y.edges, shares[k : k + 1].T, zorder=0.5, **style)
+            axes.pcolormesh(edges, self.density.y.edges, shares[k : k + 1].T, zorder=0.7, **style)
         for quantile, width in zip(self.density.quantiles().T, (1.2, 2.0, 1.2), strict=True):
-            axes.plot(place[:N_XP], quantile[:N_XP], color=theme.paper, lw=width + 1.6, alpha=0.75)
+            axes.plot(place[:N_XP], quantile[:N_XP], color=PAPER, lw=width + 1.6, alpha=0.75)
             axes.plot(place[:N_XP], quantile[:N_XP], color=PERCENTILES, lw=width)
             for k in range(N_XP, N_FLUX):
                 axes.plot([place[k] - 14.0, place[k] + 14.0], [quantile[k]] * 2, color=PERCENTILES, lw=width)
         for level in (-1.0, 0.0, 1.0):
-            axes.axhline(level, color=theme.ink, lw=0.8, ls="-" if level == 0.0 else (0, (1, 1.5)), alpha=0.8)
+            axes.axhline(level, color=INK, lw=0.8, ls="-" if level == 0.0 else (0, (1, 1.5)), alpha=0.8)
         axes.set_xticks(ticks, names)
         axes.set(xlabel="wavelength  [nm]", ylabel=self.density.y.label, xlim=(380.0, place[-1] + 25.0))
         axes.set_ylim(self.density.y.limits)
@@ -149,13 +155,13 @@ class ResidualsByParameter(Drawing):
             "lines as above. Empty panels: no star has that band."
         )
 
-    def draw(self, figure: Figure, theme: Theme) -> None:
+    def draw(self, figure: Figure) -> None:
         """Draw a row per sample, a column per parameter."""
         axes = figure.subplots(len(_FIG9_SAMPLES), len(_PARAMETERS), sharex="col", sharey=True)
         for i, sample_of in enumerate(_FIG9_SAMPLES):
             for j, name in enumerate(_PARAMETERS):
                 panel = axes[i, j]
-                draw_density(panel, self.densities[sample_of, name], theme, zero=True)
+                draw_density(panel, self.densities[sample_of, name], zero=True)
                 if i < len(_FIG9_SAMPLES) - 1:
                     panel.set_xlabel("")
                 if j == 0:
@@ -216,7 +222,7 @@ class MeanResiduals(Drawing):
         counted = self.counted[k]
         return np.where(counted >= _LEAST_IN_CELL, self.totals[k] / np.maximum(counted, 1), np.nan)
 
-    def draw(self, figure: Figure, theme: Theme) -> None:
+    def draw(self, figure: Figure) -> None:
         """Draw a map for each parameter."""
         axes = figure.subplots(2, 2, sharex=True)
         place, ticks, names = places()
@@ -225,7 +231,13 @@ class MeanResiduals(Drawing):
         limit = max(float(np.quantile(finite, 0.98)), 0.1) if len(finite) else 1.0
         for panel, axis, mean in zip(axes.ravel(), self.axes, means, strict=True):
             cells = np.ma.masked_invalid(mean)
-            style: dict[str, Any] = {"cmap": theme.signed, "vmin": -limit, "vmax": limit, "rasterized": True, "linewidth": 0}
+            style: dict[str, Any] = {
+                "cmap": signed_colours(),
+                "vmin": -limit,
+                "vmax": limit,
+                "rasterized": True,
+                "linewidth": 0,
+            }
             optical = np.concatenate([place[:N_XP] - 5.0, [place[N_XP - 1] + 5.0]])
             drawn = panel.pcolormesh(optical, axis.edges, cells[:, :N_XP], **style)
             for sample in range(N_XP, N_FLUX):
@@ -236,7 +248,9 @@ class MeanResiduals(Drawing):
         for panel in axes[1]:
             panel.set_xticks(ticks[::2], names[::2]) if len(ticks) > 14 else panel.set_xticks(ticks, names, fontsize=8)
             panel.set_xlabel("wavelength  [nm]")
-        bar = figure.colorbar(drawn, ax=axes, label="mean of (model − observed) / error", aspect=40, pad=0.01, extend="both")
+        bar = figure.colorbar(
+            drawn, ax=axes, label="mean of (model − observed) / error", aspect=40, pad=0.01, extend="both"
+        )
         bar.outline.set_visible(False)
 
     def table(self) -> Table:
@@ -290,16 +304,18 @@ class ResidualsOnTheSky(Drawing):
             "Blue: the model is too faint; red: too bright."
         )
 
-    def draw(self, figure: Figure, theme: Theme) -> None:
+    def draw(self, figure: Figure) -> None:
         """Draw four maps on one scale."""
         axes = figure.subplots(2, 2)
         maps = [self.map.mean(k, _LEAST_IN_CELL) for k in range(len(_SKY_SAMPLES))]
         finite = np.abs(np.concatenate([cells[np.isfinite(cells)] for cells in maps]))
         limit = max(float(np.quantile(finite, 0.95)), 0.05) if len(finite) else 1.0
         for panel, name, cells in zip(axes.ravel(), _SKY_SAMPLES, maps, strict=True):
-            drawn = self.map.draw(panel, cells, theme, theme.signed, vmin=-limit, vmax=limit)
+            drawn = self.map.draw(panel, cells, signed_colours(), vmin=-limit, vmax=limit)
             panel.set_title(sample_name(sample_index(name)))
-        bar = figure.colorbar(drawn, ax=axes, label="mean of (model − observed) / error", aspect=40, pad=0.01, extend="both")
+        bar = figure.colorbar(
+            drawn, ax=axes, label="mean of (model − observed) / error", aspect=40, pad=0.01, extend="both"
+        )
         bar.outline.set_visible(False)
 
     def table(self) -> Table:

@@ -10,14 +10,14 @@ import numpy as np
 
 from xpkern.engine.contract import Float64
 from xpkern.errors import InputError, XpkernError
-from xpkern.grid import N_XP
+from xpkern.grid import N_XP, PARAMETERS
 from xpkern.model import FluxModel, TypePrior
 from xpkern.report.catalogue_figures import giant_branch_teff, main_sequence_logg
 from xpkern.report.drawing import Drawing, stars_text
 from xpkern.report.reference import Reference
 from xpkern.report.spectrum_plot import FLUX_LABEL
 from xpkern.report.stars import Stars
-from xpkern.report.style import Theme
+from xpkern.report.style import PAPER, QUIET
 from xpkern.train.extinction_comparison import COMPARED, curve_shape, draw_curves, published_curves
 from xpkern.train.figures import BLUE, RED, draw_prior
 from xpkern.train.outcome import USED
@@ -37,6 +37,9 @@ LINES = {
     "Ca": (422.8, 858.0),
     "Mg": (517.5,),
 }
+#: Sun-like stars, Eq. 16: middle, half of the width, largest error of the label, in kK and dex.
+_SUN_LIKE = {"teff": (5.7, 0.05, 0.1), "logg": (4.5, 0.1, 0.1), "feh": (0.0, 0.1, 0.1)}
+
 _LINE_STYLES: dict[str, Any] = {"H": (0, (1, 1.5)), "Ca": (0, (5, 2)), "Mg": (0, (5, 2, 1, 2))}
 
 
@@ -62,9 +65,10 @@ class ModelSpectra(Drawing):
         self.name = f"model_{name}"
         teff, feh, logg = along(values)
         theta = np.stack(np.broadcast_arrays(teff / 1000.0, feh, logg), axis=1)
-        low, high = prior.support()
-        self.covered = ((theta >= low) & (theta <= high)).all(axis=1)
-        self._symbol = {"main_sequence": r"$T_\mathrm{eff}$  [K]", "metallicity": "[Fe/H]  [dex]"}.get(name, r"$\log\,g$")
+        self.covered = prior.ln_density(theta) >= prior.ln_prior_threshold
+        self._symbol = {"main_sequence": r"$T_\mathrm{eff}$  [K]", "metallicity": "[Fe/H]  [dex]"}.get(
+            name, r"$\log\,g$"
+        )
         self.values, self.theta = values[self.covered], theta[self.covered]
         self.flux = model.predict(
             teff=self.theta[:, 0], feh=self.theta[:, 1], logg=self.theta[:, 2], ext=0.0, plx=1.0
@@ -77,14 +81,16 @@ class ModelSpectra(Drawing):
     def caption(self) -> str:
         """What is drawn."""
         left_out = len(self.covered) - len(self.values)
-        beyond = f" {left_out} of {len(self.covered)} types lie outside the box of the model's prior." if left_out else ""
+        beyond = (
+            f" {left_out} of {len(self.covered)} types, which the model has not learned, left out." if left_out else ""
+        )
         theory = " Open circles: bands that are theory alone." if np.asarray(self.model.theoretical).any() else ""
         return (
             f"{self._fixed} Flux at 1 kpc without dust, infrared bands at their wavelengths.{theory} Right: XP over a "
             f"polynomial of degree {CONTINUUM_DEGREE}; dotted: hydrogen, dashed: Ca, dash-dotted: Mg.{beyond}"
         )
 
-    def draw(self, figure: Figure, theme: Theme) -> None:
+    def draw(self, figure: Figure) -> None:
         """Draw spectra and normalised spectra."""
         from matplotlib import colormaps
         from matplotlib.cm import ScalarMappable
@@ -100,12 +106,12 @@ class ModelSpectra(Drawing):
             colour = colours(spread(value))
             left.plot(wavelength[:N_XP], flux[:N_XP], color=colour, lw=1.2)
             for k in range(N_XP, len(wavelength)):
-                face = theme.paper if theoretical[k] else colour
+                face = PAPER if theoretical[k] else colour
                 left.plot(wavelength[k], flux[k], "o", ms=3.5, color=colour, markerfacecolor=face)
             right.plot(wavelength[:N_XP], line, color=colour, lw=1.2)
         for element, places in LINES.items():
             for place in places:
-                right.axvline(place, color=theme.quiet, lw=0.8, ls=_LINE_STYLES[element], zorder=0)
+                right.axvline(place, color=QUIET, lw=0.8, ls=_LINE_STYLES[element], zorder=0)
         left.set(xscale="log", yscale="log", xlabel="wavelength  [nm]", ylabel=FLUX_LABEL)
         left.set_xticks([400, 600, 1000, 2000, 4500], ["400", "600", "1000", "2000", "4500"])
         left.minorticks_off()
@@ -173,7 +179,7 @@ class ExtinctionCurve(Drawing):
             f"Ks. Unit of E: {self.model.ext_unit}."
         )
 
-    def draw(self, figure: Figure, theme: Theme) -> None:
+    def draw(self, figure: Figure) -> None:
         """Draw the curves."""
         draw_curves(figure, self.model.ext_curve)
 
@@ -207,9 +213,11 @@ class PriorContours(Drawing):
     def caption(self) -> str:
         """What is drawn."""
         over = f" over {stars_text(len(self.labels))} of the label table" if len(self.labels) else ""
-        return f"Contours around 68, 95 and 99 % of the prior's mass{over}. It weighs stellar types in every fit (Eq. 18)."
+        return (
+            f"Contours around 68, 95 and 99 % of the prior's mass{over}. It weighs stellar types in every fit (Eq. 18)."
+        )
 
-    def draw(self, figure: Figure, theme: Theme) -> None:
+    def draw(self, figure: Figure) -> None:
         """Draw the contours."""
         title = f"{self.prior.n_components} components"
         draw_prior(figure, self.prior, self.labels, title=title, whose="label table")
@@ -266,7 +274,7 @@ class SelfCleaning(Drawing):
         n, removed = len(self._g), int(np.count_nonzero(~self._clean))
         known = int(np.isfinite(self._g).sum())
         return (
-            f"{stars_text(n)} with 5500 < Teff < 6000 K, 4.3 < log g < 4.5, |[Fe/H]| < 0.1 and E < 0.05, by their labels; "
+            f"{stars_text(n)} like the Sun and with E < 0.05 by their labels (Eq. 16); "
             f"self-cleaning took out {removed:,}. Right: absolute magnitudes of the {known:,} of them in the catalogue; a "
             "population 0.75 mag brighter is binaries of equal stars."
         )
@@ -287,7 +295,7 @@ class SelfCleaning(Drawing):
         plx = self._stars["plx"]
         return self._g + 5.0 * np.log10(np.where(plx > 0, plx, np.nan)) - 10.0
 
-    def draw(self, figure: Figure, theme: Theme) -> None:
+    def draw(self, figure: Figure) -> None:
         """Draw both panels."""
         left, right = figure.subplots(1, 2)
         clean = self._clean
@@ -301,10 +309,11 @@ class SelfCleaning(Drawing):
         magnitude = self._absolute_g()
         known = np.isfinite(magnitude)
         if not known.any():
-            right.text(0.5, 0.5, "none of them is in the catalogue with a G", ha="center", color=theme.quiet)
+            right.text(0.5, 0.5, "none of them is in the catalogue with a G", ha="center", color=QUIET)
             right.set_axis_off()
             return
-        edges = np.linspace(*np.quantile(magnitude[known], (0.002, 0.998)), 61)
+        low, high = np.quantile(magnitude[known], (0.002, 0.998))
+        edges = np.linspace(low, high, 61)
         right.hist(magnitude[known], edges, color=BLUE, alpha=0.65, label="all")
         right.hist(magnitude[known & ~clean], edges, histtype="step", lw=1.8, color=RED, label="taken out")
         right.set(xlabel=r"$M_G$  [mag]", ylabel="stars")
@@ -330,13 +339,14 @@ def _read_training(path: Path) -> dict[str, Any]:
     """Columns of the stars of a training run (``model.stars.h5``)."""
     import h5py
 
-    names = ["source_id", "used", *(f"{p}{end}" for p in ("teff", "feh", "logg", "ext", "plx") for end in ("", "_label"))]
-    names += ["logg_label_err", "plx_label_err"]
+    names = ["source_id", "used", *(f"{name}{end}" for name in PARAMETERS for end in ("", "_label", "_label_err"))]
     try:
         with h5py.File(path) as file:
             lacking = [name for name in names if f"stars/{name}" not in file]
             if lacking:
-                raise InputError("missing: this is no file on the stars of xpkern train", file=str(path), field=lacking[0])
+                raise InputError(
+                    "missing: this is no file on the stars of xpkern train", file=str(path), field=lacking[0]
+                )
             return {name: file[f"stars/{name}"][()] for name in names}
     except OSError as error:
         reason = "no such file" if not path.exists() else f"not a readable HDF5 file ({error})"
@@ -344,11 +354,13 @@ def _read_training(path: Path) -> dict[str, Any]:
 
 
 def _sun_like(stars: Mapping[str, Any]) -> Any:
-    """Training stars of Eq. 16, a mask (n,)."""
+    """Sun-like training stars with little dust, Eq. 16, by their labels: a mask (n,)."""
     ext = np.where(np.isfinite(stars["ext_label"]), stars["ext_label"], stars["ext"])
-    type_label = (stars["teff_label"], stars["feh_label"], stars["logg_label"])
-    teff, feh, logg = type_label
-    return (teff > 5.5) & (teff < 6.0) & (np.abs(feh) < 0.1) & (logg > 4.3) & (logg < 4.5) & (ext < 0.05)
+    ext_error = np.where(np.isfinite(stars["ext_label"]), stars["ext_label_err"], 0.0)
+    chosen = (ext < 0.05) & (ext_error < 0.05) & (stars["plx_label_err"] < 0.1 * np.abs(stars["plx_label"]))
+    for name, (middle, half, error) in _SUN_LIKE.items():
+        chosen &= (np.abs(stars[f"{name}_label"] - middle) < half) & (stars[f"{name}_label_err"] < error)
+    return chosen
 
 
 def model_figures(
@@ -361,5 +373,3 @@ def model_figures(
         PriorContours(prior, references),
         SelfCleaning(training),
     ]
-
-

@@ -9,7 +9,7 @@ import numpy as np
 
 from xpkern.engine.contract import Float64
 from xpkern.grid import N_PARAMETERS, PARAMETERS
-from xpkern.report.density import Axis, Density, symmetric_range
+from xpkern.report.density import LEAST_STARS, Axis, Density, symmetric_range
 from xpkern.report.drawing import (
     PARAMETER_NAMES,
     SYMBOLS,
@@ -21,7 +21,7 @@ from xpkern.report.drawing import (
     stars_text,
 )
 from xpkern.report.stars import LEAST_CONFIDENCE, PLX, Stars
-from xpkern.report.style import LEAST_STARS, PERCENTILES, Theme, draw_density
+from xpkern.report.style import INK, PERCENTILES, density_colours, draw_density
 from xpkern.train.figures import BLUE, levels_around, smoothed
 
 if TYPE_CHECKING:
@@ -81,7 +81,13 @@ class Residuals(Drawing):
         what = {"teff": "Temperature", "feh": "Metallicity", "logg": "Surface gravity", "ext": "Extinction"}
         self.title = f"{what.get(PARAMETERS[parameter], 'Parallax')}: {'pulls' if is_pull else 'residuals'}"
         self.columns = _columns(parameter)
-        self.optional = (*PARAMETER_NAMES[:4], "phot_g_mean_mag", "parallax", "parallax_error", f"{self.column}_confidence")
+        self.optional = (
+            *PARAMETER_NAMES[:4],
+            "phot_g_mean_mag",
+            "parallax",
+            "parallax_error",
+            f"{self.column}_confidence",
+        )
         self.needs = (reference,)
         self._matched = 0
 
@@ -151,14 +157,14 @@ class Residuals(Drawing):
             f"{LEAST_STARS} stars or more."
         )
 
-    def draw(self, figure: Figure, theme: Theme) -> None:
+    def draw(self, figure: Figure) -> None:
         """Draw the six densities."""
         axes = figure.subplots(2, 3, sharey=True).ravel()
         for panel, density in zip(axes, self.densities.values(), strict=False):
-            draw_density(panel, density, theme, zero=True)
+            draw_density(panel, density, zero=True)
             if self.is_pull:
                 for level in (-1.0, 1.0):
-                    panel.axhline(level, color=theme.ink, lw=0.7, ls=(0, (2, 3)), alpha=0.7)
+                    panel.axhline(level, color=INK, lw=0.7, ls=(0, (2, 3)), alpha=0.7)
         for panel in axes[len(self.densities) :]:
             panel.set_axis_off()
         for panel in axes[[1, 2, 4, 5]]:
@@ -167,7 +173,9 @@ class Residuals(Drawing):
     def table(self) -> Table:
         """Bins of all panels."""
         y = next(iter(self.densities.values())).y.label
-        return density_table(self.densities, {"residual": self.column, "in": "errors" if self.is_pull else "its unit", "y": y})
+        return density_table(
+            self.densities, {"residual": self.column, "in": "errors" if self.is_pull else "its unit", "y": y}
+        )
 
 
 class ResidualCorner(Drawing):
@@ -226,7 +234,7 @@ class ResidualCorner(Drawing):
         curve = " Dashed: the unit normal." if self.is_pull else ""
         return f"{stars_text(most)} that pass the basic cut; contours around {shares} of them.{curve}"
 
-    def draw(self, figure: Figure, theme: Theme) -> None:
+    def draw(self, figure: Figure) -> None:
         """Draw the triangle."""
         n = len(self.parameters)
         axes = figure.subplots(n, n, squeeze=False)
@@ -237,9 +245,9 @@ class ResidualCorner(Drawing):
                     panel.set_axis_off()
                     continue
                 if column == row:
-                    self._draw_single(panel, j, theme)
+                    self._draw_single(panel, j)
                 else:
-                    self._draw_pair(panel, self.pairs[i, j], theme)
+                    self._draw_pair(panel, self.pairs[i, j])
                 panel.set(xlim=self.axes[i].limits, xlabel=self.axes[i].label if row == n - 1 else "")
                 panel.set_ylabel(self.axes[j].label if column == 0 and row else "")
                 panel.locator_params(nbins=4)
@@ -248,20 +256,20 @@ class ResidualCorner(Drawing):
                 if column:
                     panel.tick_params(labelleft=False)
 
-    def _draw_single(self, panel, k: int, theme: Theme) -> None:  # type: ignore[no-untyped-def]
+    def _draw_single(self, panel, k: int) -> None:  # type: ignore[no-untyped-def]
         density = self.single[k]
         width = (density.y.high - density.y.low) / density.y.bins
         height = density.inside[0] / max(density.total * width, 1e-300)
         panel.stairs(height, density.y.edges, color=BLUE, fill=True, alpha=0.65)
         if self.is_pull:
             x = density.y.edges
-            panel.plot(x, np.exp(-0.5 * x**2) / np.sqrt(2.0 * np.pi), color=theme.ink, lw=1.1, ls=(0, (4, 2)))
+            panel.plot(x, np.exp(-0.5 * x**2) / np.sqrt(2.0 * np.pi), color=INK, lw=1.1, ls=(0, (4, 2)))
         panel.set(yticks=[], ylim=(0.0, None))
 
-    def _draw_pair(self, panel, density: Density, theme: Theme) -> None:  # type: ignore[no-untyped-def]
+    def _draw_pair(self, panel, density: Density) -> None:  # type: ignore[no-untyped-def]
         cells = np.ma.masked_equal(density.inside / max(int(density.inside.max()), 1), 0.0)
         panel.pcolormesh(
-            density.x.edges, density.y.edges, cells.T, cmap=theme.density, rasterized=True, linewidth=0, zorder=0.5
+            density.x.edges, density.y.edges, cells.T, cmap=density_colours(), rasterized=True, linewidth=0, zorder=0.7
         )
         if density.inside.sum() >= 100:
             smooth = smoothed(density.inside)
@@ -269,8 +277,8 @@ class ResidualCorner(Drawing):
                 density.x.centres, density.y.centres, smooth.T, levels=levels_around(smooth, _CONTOURS),
                 colors=[PERCENTILES], linewidths=[1.2, 1.8],
             )  # fmt: skip
-        panel.axhline(0.0, color=theme.ink, lw=0.7, alpha=0.6)
-        panel.axvline(0.0, color=theme.ink, lw=0.7, alpha=0.6)
+        panel.axhline(0.0, color=INK, lw=0.7, alpha=0.6)
+        panel.axvline(0.0, color=INK, lw=0.7, alpha=0.6)
         panel.set_ylim(density.y.limits)
 
     def table(self) -> Table:
@@ -332,20 +340,26 @@ class GoodAndBad(Drawing):
             "`xpkern flag` writes them.) Shade and lines as above."
         )
 
-    def draw(self, figure: Figure, theme: Theme) -> None:
+    def draw(self, figure: Figure) -> None:
         """Draw three rows, good and bad beside each other."""
         axes = figure.subplots(3, 2, sharex="row", sharey="row")
         for (k, good), density in self.densities.items():
             panel = axes[k, 0 if good else 1]
-            draw_density(panel, density, theme, zero=True)
-            title = ("confident" if good else "not confident") if self.judged else ("passes" if good else "fails the basic cut")
+            draw_density(panel, density, zero=True)
+            title = (
+                ("confident" if good else "not confident")
+                if self.judged
+                else ("passes" if good else "fails the basic cut")
+            )
             panel.set_title(f"{title}: {stars_text(density.total)}", fontsize=9.5)
             if not good:
                 panel.set_ylabel("")
 
     def table(self) -> Table:
         """Bins of all panels."""
-        parts = {f"{PARAMETER_NAMES[k]} {'good' if good else 'bad'}": part for (k, good), part in self.densities.items()}
+        parts = {
+            f"{PARAMETER_NAMES[k]} {'good' if good else 'bad'}": part for (k, good), part in self.densities.items()
+        }
         return density_table(parts, {"x": "the reference's value", "y": "estimate minus reference"})
 
 
@@ -353,7 +367,9 @@ def residual_figures(reference: str) -> list[Drawing]:
     """All figures beside one reference."""
     figures: list[Drawing] = [ResidualCorner(reference, is_pull=False), ResidualCorner(reference, is_pull=True)]
     figures += [
-        Residuals(reference, parameter, is_pull=is_pull) for parameter in range(N_PARAMETERS) for is_pull in (False, True)
+        Residuals(reference, parameter, is_pull=is_pull)
+        for parameter in range(N_PARAMETERS)
+        for is_pull in (False, True)
     ]
     figures.append(GoodAndBad(reference))
     return figures

@@ -8,13 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xpkern.engine.contract import Float64
+from xpkern.report.style import INK, QUIET
 
 if TYPE_CHECKING:
     from astropy.table import Table
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
-
-    from xpkern.report.style import Theme
 
 #: A survey whose stars lie within this many degrees of their middle is drawn alone, not on the whole sky.
 _LARGEST_REGION = 40.0
@@ -92,11 +91,10 @@ class SkyMap:
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.where(self.counted[k] >= least, self.totals[k] / self.counted[k], np.nan)
 
-    def draw(self, axes: Axes, cells: Any, theme: Theme, colours: Colormap, **scale: Any) -> Any:
+    def draw(self, axes: Axes, cells: Any, colours: Colormap, **scale: Any) -> Any:
         """Draw values of the cells, (columns, rows), masked or NaN where there are none."""
         x, y = (
-            np.linspace(low, high, n + 1)
-            for low, high, n in zip(self._low, self._high, self.stars.shape, strict=True)
+            np.linspace(low, high, n + 1) for low, high, n in zip(self._low, self._high, self.stars.shape, strict=True)
         )
         drawn = axes.pcolormesh(
             x, y, np.ma.masked_invalid(cells).T, cmap=colours, rasterized=True, linewidth=0, **scale
@@ -106,14 +104,14 @@ class SkyMap:
         for side in axes.spines.values():
             side.set_visible(False)
         axes.set(xticks=[], yticks=[])
-        line = {"color": theme.quiet, "lw": 0.6, "alpha": 0.7}
+        line = {"color": QUIET, "lw": 0.6, "alpha": 0.7}
         if self.is_whole:
-            self._draw_graticule(axes, line, theme)
+            self._draw_graticule(axes, line)
         else:
-            self._draw_frame(axes, theme)
+            self._draw_frame(axes)
         return drawn
 
-    def _draw_graticule(self, axes: Axes, line: dict[str, Any], theme: Theme) -> None:
+    def _draw_graticule(self, axes: Axes, line: dict[str, Any]) -> None:
         """Lines of equal longitude and latitude; longitude grows to the left, 0 in the middle."""
         turn = np.linspace(-90.0, 90.0, 91)
         for longitude in (-180.0, -120.0, -60.0, 0.0, 60.0, 120.0, 179.999):
@@ -123,22 +121,22 @@ class SkyMap:
             x, y = self._project(around, np.full(181, latitude))
             axes.plot(x, y, **line)
             if latitude:
-                axes.text(
-                    x.max() + 0.03, float(y[0]), f"{latitude:+.0f}°", fontsize=7.5, color=theme.quiet, va="center"
-                )
+                axes.text(x.max() + 0.03, float(y[0]), f"{latitude:+.0f}°", fontsize=7.5, color=QUIET, va="center")
         axes.set(xlim=(-2.04, 2.25), ylim=(-1.04, 1.04))
         axes.text(0.0, -1.14, "Galactic; longitude 0° in the middle, growing to the left", ha="center", fontsize=8,
-                  color=theme.quiet)  # fmt: skip
+                  color=QUIET)  # fmt: skip
 
-    def _draw_frame(self, axes: Axes, theme: Theme) -> None:
+    def _draw_frame(self, axes: Axes) -> None:
         half = float(self._high[0])
         assert self._centre is not None
         length = 10.0 ** np.floor(np.log10(np.degrees(half)))
         x0, y0 = -0.92 * half, -1.06 * half
-        axes.plot([x0, x0 + np.radians(length)], [y0, y0], color=theme.ink, lw=1.6)
+        axes.plot([x0, x0 + np.radians(length)], [y0, y0], color=INK, lw=1.6)
         name = f"{length:g}°" if length >= 1.0 else f"{60.0 * length:g}′"
-        text = f"  {name};  centre l = {self._centre[0] % 360.0:.2f}°, b = {self._centre[1]:+.2f}°; longitude to the left"
-        axes.text(x0 + np.radians(length), y0, text, fontsize=8, color=theme.quiet, va="center")
+        text = (
+            f"  {name};  centre l = {self._centre[0] % 360.0:.2f}°, b = {self._centre[1]:+.2f}°; longitude to the left"
+        )
+        axes.text(x0 + np.radians(length), y0, text, fontsize=8, color=QUIET, va="center")
         axes.set(xlim=(-half, half), ylim=(-1.14 * half, half))
 
     def table(self, names: tuple[str, ...] = ()) -> Table:
@@ -175,8 +173,8 @@ def _region_centre(longitude: Float64, latitude: Float64) -> tuple[float, float]
     """Middle [deg] of stars that all lie within :data:`_LARGEST_REGION` of it; None if they do not."""
     if not len(longitude):
         return None
-    l, b = np.radians(longitude), np.radians(latitude)
-    direction = np.stack([np.cos(b) * np.cos(l), np.cos(b) * np.sin(l), np.sin(b)])
+    around, up = np.radians(longitude), np.radians(latitude)
+    direction = np.stack([np.cos(up) * np.cos(around), np.cos(up) * np.sin(around), np.sin(up)])
     middle = direction.mean(axis=1)
     length = float(np.linalg.norm(middle))
     if length == 0.0 or (middle / length @ direction).min() < np.cos(np.radians(_LARGEST_REGION)):
@@ -192,7 +190,9 @@ def _mollweide(longitude: Float64, latitude: Float64) -> tuple[Float64, Float64]
     angle = np.sign(sine) * np.where(np.abs(sine) > 2.6, 0.5 * np.pi - 0.5 * away, np.abs(sine) / 4.0)
     for _ in range(5):
         slope = 2.0 + 2.0 * np.cos(2.0 * angle)
-        angle = angle - np.where(slope > 1e-12, (2.0 * angle + np.sin(2.0 * angle) - sine) / np.maximum(slope, 1e-12), 0.0)
+        angle = angle - np.where(
+            slope > 1e-12, (2.0 * angle + np.sin(2.0 * angle) - sine) / np.maximum(slope, 1e-12), 0.0
+        )
     turned = (np.asarray(longitude) + 180.0) % 360.0 - 180.0
     return -turned / 90.0 * np.cos(angle), np.sin(angle)
 
@@ -208,11 +208,12 @@ def _from_mollweide(x: Float64, y: Float64) -> tuple[Float64, Float64]:
 
 def _lambert(longitude: Float64, latitude: Float64, centre: tuple[float, float]) -> tuple[Float64, Float64]:
     """Lambert's azimuthal equal-area projection about a centre [deg], in radians near it; longitude to the left."""
-    l, b = np.radians(longitude - centre[0]), np.radians(latitude)
+    around, up = np.radians(longitude - centre[0]), np.radians(latitude)
     b0 = np.radians(centre[1])
-    towards = np.sin(b0) * np.sin(b) + np.cos(b0) * np.cos(b) * np.cos(l)
+    towards = np.sin(b0) * np.sin(up) + np.cos(b0) * np.cos(up) * np.cos(around)
     stretch = np.sqrt(2.0 / np.maximum(1.0 + towards, 1e-6))
-    return -stretch * np.cos(b) * np.sin(l), stretch * (np.cos(b0) * np.sin(b) - np.sin(b0) * np.cos(b) * np.cos(l))
+    north = np.cos(b0) * np.sin(up) - np.sin(b0) * np.cos(up) * np.cos(around)
+    return -stretch * np.cos(up) * np.sin(around), stretch * north
 
 
 def _from_lambert(x: Float64, y: Float64, centre: tuple[float, float]) -> tuple[Float64, Float64]:

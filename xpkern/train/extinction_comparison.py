@@ -92,9 +92,7 @@ def draw_curves(figure: Figure, ext_curve: Float64) -> None:
         whole.plot(wavelength, shape, color=colour, lw=1.0, label=name)
         differences.plot(wavelength, shape - learned, color=colour, lw=1.2, label=name)
     differences.axhline(0.0, color=BLUE, lw=1.2)
-    whole.set(
-        ylabel=r"$E(\lambda-K_s)\,/\,E(552\,\mathrm{nm}-K_s)$", title=f"Published laws at R(V) = {STANDARD_RV}"
-    )
+    whole.set(ylabel=r"$E(\lambda-K_s)\,/\,E(552\,\mathrm{nm}-K_s)$", title=f"Published laws at R(V) = {STANDARD_RV}")
     differences.set(ylabel="law − learned", xlabel="wavelength  [nm]", xscale="log")
     differences.set_xticks([400, 500, 600, 800, 1000, 1500, 2000], [400, 500, 600, 800, 1000, 1500, 2000])
     differences.minorticks_off()

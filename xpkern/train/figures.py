@@ -283,6 +283,7 @@ def _alpha(points: int) -> float:
 
 
 def smoothed(density: NDArray) -> Float64:
+    """A histogram, (n, m), smoothed by a normal law of one bin."""
     from scipy.ndimage import gaussian_filter
 
     smooth: Float64 = gaussian_filter(density.astype(np.float64), 1.0)
