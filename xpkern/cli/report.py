@@ -16,7 +16,8 @@ examples
   beside another catalogue, or the published one:
     xpkern report catalog.h5 --compare stellar_params_catalog_*.h5 -o report/
   a cluster's parallaxes, a model of one's own and its training:
-    xpkern report catalog.h5 --members ngc6752.ecsv --distance 4.12 --model model.h5 --training model.stars.h5 -o report/
+    xpkern report catalog.h5 --members ngc6752.ecsv --distance 4.12 -o report/
+    xpkern report catalog.h5 --model model.h5 --training model.stars.h5 -o report/
 
 what is written
   index.html     the page: needs neither network nor scripts, and nothing of the folder but for the links
@@ -36,7 +37,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     parser = commands.add_parser(
         "report",
         help="figures and numbers of a catalogue as one page",
-        description="Draw what a catalogue holds, and how it compares with labels or another catalogue, as one HTML page.",
+        description="Draw what a catalogue holds and how it compares with labels or another catalogue: one HTML page.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         parents=[common],

@@ -92,8 +92,10 @@ class KielDiagram(Drawing):
     def caption(self) -> str:
         """What is drawn."""
         return (
-            f"Left: all {stars_text(self.all.total)} with a solution; lines: main sequence and giant branch of Eqs. 28 and "
-            f"29. Right: mean [Fe/H] of the {stars_text(self.reliable.total)} that pass the basic cut (quality_flags < 8). "
+            f"Left: all {stars_text(self.all.total)} with a solution; lines: main sequence and giant branch of "
+            "Eqs. 28 and "
+            f"29. Right: mean [Fe/H] of the {stars_text(self.reliable.total)} that pass the basic cut "
+            "(quality_flags < 8). "
             f"{self.all.outside:,} lie outside the frame."
         )
 
@@ -141,7 +143,7 @@ class SkyDensity(Drawing):
 
     def begin(self, sample: Stars) -> None:
         """The whole sky, or the region of the sample."""
-        self.map = SkyMap(*sample.galactic, sums=1)
+        self.map = SkyMap(*sample.galactic, sample.total, sums=1)
         self._without = 0
 
     def add(self, stars: Stars) -> None:
@@ -166,11 +168,11 @@ class SkyDensity(Drawing):
         left, right = figure.subplots(1, 2)
         density = np.where(self.map.stars > 0, self.map.stars / self.map.cell_area, np.nan)
         least, most = np.nanmin(density), np.nanmax(density)
-        for axes, cells, scale, label in (
-            (left, density, {"norm": LogNorm(least, max(most, 1.01 * least))}, "stars / deg²"),
-            (right, self.map.mean(0, _LEAST_IN_CELL), {"vmin": 0.0, "vmax": 1.0}, "share reliable"),
+        for axes, cells, colours, scale, label in (
+            (left, density, density_colours(), {"norm": LogNorm(least, max(most, 1.01 * least))}, "stars / deg²"),
+            (right, self.map.mean(0, _LEAST_IN_CELL), "cividis", {"vmin": 0.0, "vmax": 1.0}, "share reliable"),
         ):
-            drawn = self.map.draw(axes, cells, density_colours(), **scale)
+            drawn = self.map.draw(axes, cells, colours, **scale)
             bar = figure.colorbar(drawn, ax=axes, label=label, location="bottom", aspect=40, pad=0.1, shrink=0.8)
             bar.outline.set_visible(False)
 
@@ -310,8 +312,10 @@ class Correlations(Drawing):
             else ""
         )
         return (
-            f"Medians over {stars_text(stars)} that pass the basic cut and have a parallax. Left: from the spectrum alone; the "
-            f"information of the measurement, 1/σ², has been taken out of each star's Fisher matrix. Right: with it.{left_out}"
+            f"Medians over {stars_text(stars)} that pass the basic cut and have a parallax. Left: from the "
+            "spectrum alone; the "
+            "information of the measurement, 1/σ², has been taken out of each star's Fisher matrix. Right: with "
+            f"it.{left_out}"
         )
 
     def _medians(self, density: Density) -> Float64:
@@ -347,7 +351,7 @@ class Correlations(Drawing):
             panel.tick_params(length=0)
             for side in panel.spines.values():
                 side.set_visible(False)
-        bar = figure.colorbar(drawn, ax=axes, label="median correlation", aspect=30, pad=0.02)
+        bar = figure.colorbar(drawn, ax=axes, label="median correlation", aspect=30, pad=0.02, shrink=0.85)
         bar.outline.set_visible(False)
 
     def table(self) -> Table:
@@ -398,7 +402,7 @@ def without_parallax(rho: Float64, share: Float64) -> tuple[Float64, NDArray[np.
 
 
 class Reliability(Drawing):
-    """Share of the stars that pass the basic cut by place in the colour-magnitude or Hertzsprung-Russell diagram (Fig. 18)."""
+    """Share of the stars that pass the basic cut, in the colour-magnitude or Hertzsprung-Russell diagram (Fig. 18)."""
 
     name, section, title = "reliability", "The catalogue", "Which stars are reliable (Fig. 18)"
     columns = ("phot_g_mean_mag", "parallax_est", "teff", "quality_flags")
@@ -434,7 +438,8 @@ class Reliability(Drawing):
         share = 100.0 * self.reliable.total / max(self.all.total, 1)
         why = "" if self._has_colour else " The catalogue has no BP − RP, so that temperature stands for it."
         return (
-            f"{stars_text(self.all.total)}, of which {share:.1f} % pass the basic cut (quality_flags < 8). Right: that share in "
+            f"{stars_text(self.all.total)}, of which {share:.1f} % pass the basic cut (quality_flags < 8). Right: "
+            "that share in "
             f"cells of {_LEAST_IN_CELL} stars or more.{why}"
         )
 
@@ -446,8 +451,8 @@ class Reliability(Drawing):
         all_stars = self.all.inside
         share = np.ma.masked_where(all_stars < _LEAST_IN_CELL, self.reliable.inside / np.maximum(all_stars, 1))
         drawn = right.pcolormesh(
-            self.all.x.edges, self.all.y.edges, share.T, cmap="cividis", vmin=0.0, vmax=1.0, rasterized=True, linewidth=0,
-            zorder=0.7,
+            self.all.x.edges, self.all.y.edges, share.T, cmap="cividis", vmin=0.0, vmax=1.0, rasterized=True,
+            linewidth=0, zorder=0.7,
         )  # fmt: skip
         bar = figure.colorbar(drawn, ax=right, label="share that passes the basic cut", aspect=30, pad=0.01)
         bar.outline.set_visible(False)

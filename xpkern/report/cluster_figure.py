@@ -153,8 +153,10 @@ class ClusterParallaxes(Drawing):
             median_and_width(self.values[name][self._chosen]) for name in ("parallax", "parallax_est")
         )
         return (
-            f"{self.members.name}: {int(self.found.sum()):,} of {len(self.found):,} members are in the catalogue. Right: "
-            f"{stars_text(int(self._chosen.sum()))} that pass the basic cut {which}. Median and half of the central 68 %: Gaia "
+            f"{self.members.name}: {int(self.found.sum()):,} of {len(self.found):,} members are in the catalogue. "
+            "Right: "
+            f"{stars_text(int(self._chosen.sum()))} that pass the basic cut {which}. Median and half of the "
+            "central 68 %: Gaia "
             f"{gaia:.3f} ± {gaia_width:.3f} mas, with the spectrum {ours:.3f} ± {our_width:.3f} mas; dotted: 1 / "
             f"{self.members.distance:g} kpc = {self._parallax:.3f} mas."
         )

@@ -119,8 +119,8 @@ class Density:
     def quantiles(self, shares: tuple[float, ...] = SHARES) -> Float64:
         """Quantiles of y in each bin of x, (x.bins, len(shares)).
 
-        Stars are taken as spread evenly over their cell. NaN where a column has fewer than :data:`LEAST_STARS` stars, or
-        where the quantile lies outside the bins of y.
+        Stars are taken as spread evenly over their cell. NaN where a column has fewer than :data:`LEAST_STARS` stars,
+        or where the quantile lies outside the bins of y.
         """
         cumulated = np.cumsum(self.counts[1:-1], axis=1)
         found = np.full((self.x.bins, len(shares)), np.nan)

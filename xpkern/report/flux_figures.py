@@ -29,7 +29,7 @@ _PARAMETERS = PARAMETER_NAMES[:4]
 _DRAWN, _LARGEST_ON_SKY = 3.5, 10.0
 
 #: A cell of a map of means has at least this many stars.
-_LEAST_IN_CELL = 3
+_LEAST_IN_CELL = 5
 
 
 def sample_index(name: str) -> int:
@@ -70,7 +70,8 @@ class ResidualSpectrum(Drawing):
         """What is drawn."""
         most = stars_text(int(self.density.column_stars.max()))
         return (
-            f"{most} that pass the basic cut. The errors are roots of the diagonal of C, whose samples are correlated. Shade: "
+            f"{most} that pass the basic cut. The errors are roots of the diagonal of C, whose samples are "
+            "correlated. Shade: "
             "stars over the most in a cell of the same sample; lines: 15.9, 50 and 84.1 %; dotted: ±1."
         )
 
@@ -151,7 +152,8 @@ class ResidualsByParameter(Drawing):
         by = "as the labels have them" if self._by_labels else "as estimated (there are no labels)"
         most = max(density.total for density in self.densities.values())
         return (
-            f"(Model − observed) / error for {stars_text(most)} that pass the basic cut, against the parameters {by}. Shade and "
+            f"(Model − observed) / error for {stars_text(most)} that pass the basic cut, against the parameters "
+            f"{by}. Shade and "
             "lines as above. Empty panels: no star has that band."
         )
 
@@ -214,8 +216,10 @@ class MeanResiduals(Drawing):
     def caption(self) -> str:
         """What is drawn."""
         return (
-            "Mean of (model − observed) / error by estimated parameter, over stars that pass the basic cut, without residuals "
-            f"beyond {_LARGEST_ON_SKY:g}; cells of {_LEAST_IN_CELL} stars or more. Blue: the model is too faint; red: too bright."
+            "Mean of (model − observed) / error by estimated parameter, over stars that pass the basic cut, "
+            "without residuals "
+            f"beyond {_LARGEST_ON_SKY:g}; cells of {_LEAST_IN_CELL} stars or more. Blue: the model is too faint; "
+            "red: too bright."
         )
 
     def _means(self, k: int) -> Float64:
@@ -279,7 +283,7 @@ class ResidualsOnTheSky(Drawing):
 
     def begin(self, sample: Stars) -> None:
         """The whole sky, or the region of the sample."""
-        self.map = SkyMap(*sample.galactic, sums=len(_SKY_SAMPLES))
+        self.map = SkyMap(*sample.galactic, sample.total, sums=len(_SKY_SAMPLES))
 
     def add(self, stars: Stars) -> None:
         """Sum over a block."""
@@ -300,7 +304,8 @@ class ResidualsOnTheSky(Drawing):
         """What is drawn."""
         return (
             "Mean of (model − observed) / error in cells of equal area with "
-            f"{_LEAST_IN_CELL} stars or more, over stars that pass the basic cut, without residuals beyond {_LARGEST_ON_SKY:g}. "
+            f"{_LEAST_IN_CELL} stars or more, over stars that pass the basic cut, without residuals beyond "
+            f"{_LARGEST_ON_SKY:g}. "
             "Blue: the model is too faint; red: too bright."
         )
 
@@ -313,8 +318,9 @@ class ResidualsOnTheSky(Drawing):
         for panel, name, cells in zip(axes.ravel(), _SKY_SAMPLES, maps, strict=True):
             drawn = self.map.draw(panel, cells, signed_colours(), vmin=-limit, vmax=limit)
             panel.set_title(sample_name(sample_index(name)))
+        label = "mean of (model − observed) / error"
         bar = figure.colorbar(
-            drawn, ax=axes, label="mean of (model − observed) / error", aspect=40, pad=0.01, extend="both"
+            drawn, ax=axes, label=label, location="bottom", aspect=50, pad=0.02, shrink=0.6, extend="both"
         )
         bar.outline.set_visible(False)
 

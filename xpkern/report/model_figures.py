@@ -44,7 +44,7 @@ _LINE_STYLES: dict[str, Any] = {"H": (0, (1, 1.5)), "Ca": (0, (5, 2)), "Mg": (0,
 
 
 def continuum_normalised(wavelength: Float64, flux: Float64) -> Float64:
-    """Spectra (n, w) over their continua: least-squares polynomials of :data:`CONTINUUM_DEGREE` in the wavelength (w,)."""
+    """Spectra (n, w) over their continua, polynomials of :data:`CONTINUUM_DEGREE` in the wavelength (w,)."""
     scaled = 2.0 * (wavelength - wavelength[0]) / (wavelength[-1] - wavelength[0]) - 1.0
     polynomials = np.polynomial.legendre.legvander(scaled, CONTINUUM_DEGREE)
     scale = flux.mean(axis=1, keepdims=True)
@@ -175,7 +175,8 @@ class ExtinctionCurve(Drawing):
     def caption(self) -> str:
         """What is drawn."""
         return (
-            "In a form that neither unit nor zero point of E enters: E(λ − Ks) / E(552 nm − Ks), at the XP samples and J, H, "
+            "In a form that neither unit nor zero point of E enters: E(λ − Ks) / E(552 nm − Ks), at the XP "
+            "samples and J, H, "
             f"Ks. Unit of E: {self.model.ext_unit}."
         )
 
@@ -275,7 +276,8 @@ class SelfCleaning(Drawing):
         known = int(np.isfinite(self._g).sum())
         return (
             f"{stars_text(n)} like the Sun and with E < 0.05 by their labels (Eq. 16); "
-            f"self-cleaning took out {removed:,}. Right: absolute magnitudes of the {known:,} of them in the catalogue; a "
+            f"self-cleaning took out {removed:,}. Right: absolute magnitudes of the {known:,} of them in the "
+            "catalogue; a "
             "population 0.75 mag brighter is binaries of equal stars."
         )
 
@@ -301,8 +303,8 @@ class SelfCleaning(Drawing):
         clean = self._clean
         for chosen, colour, label in ((clean, BLUE, "kept"), (~clean, RED, "taken out")):
             left.plot(
-                self._pulls("plx")[chosen], self._pulls("logg")[chosen], ".", ms=3, color=colour, alpha=0.6, label=label,
-                rasterized=True,
+                self._pulls("plx")[chosen], self._pulls("logg")[chosen], ".", ms=3, color=colour, alpha=0.6,
+                label=label, rasterized=True,
             )  # fmt: skip
         left.set(xlabel=r"$\Delta\varpi$ / error", ylabel=r"$\Delta\log\,g$ / error", xlim=(-12, 12), ylim=(-12, 12))
         left.legend(loc="upper right")

@@ -110,7 +110,7 @@ class FlagCounts(Tabulation):
 
     def caption(self) -> str:
         """What is counted."""
-        return f"Of {stars_text(self._total)}; a star may have several bits. Bits of the status that no star has are left out."
+        return f"Of {stars_text(self._total)}; a star may have several bits. Status bits that no star has are left out."
 
     def rows(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         """Column, bit, meaning, stars, share."""
@@ -191,10 +191,14 @@ class ReferenceNumbers(Tabulation):
     def caption(self) -> str:
         """What the columns mean."""
         return (
-            f"{stars_text(self._matched)} of the catalogue are in the reference; counted are those that pass the basic cut, and "
-            "are confident in the parameter where there is a classifier. Bias and scatter: median and half of the central "
-            "68.3 % of estimate minus reference; error: median standard error of the estimate; pull: the same of the residual "
-            "over the root of the sum of both variances (the reference's is 0 where it has none), ideally 0 ± 1. Where the "
+            f"{stars_text(self._matched)} of the catalogue are in the reference; counted are those that pass the "
+            "basic cut, and "
+            "are confident in the parameter where there is a classifier. Bias and scatter: median and half of "
+            "the central "
+            "68.3 % of estimate minus reference; error: median standard error of the estimate; pull: the same of "
+            "the residual "
+            "over the root of the sum of both variances (the reference's is 0 where it has none), ideally 0 ± 1. "
+            "Where the "
             "reference has no parallax, Gaia's own stands for it."
         )
 

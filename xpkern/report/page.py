@@ -48,7 +48,8 @@ _STYLE = f"""
 @media print {{ figure img {{ filter: none; }} }}
 * {{ box-sizing: border-box; }}
 html {{ scroll-behavior: smooth; scroll-padding-top: 3.6rem; }}
-body {{ margin: 0; background: var(--back); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; overflow-wrap: break-word; }}
+body {{ margin: 0; background: var(--back); color: var(--ink); font: 16px/1.5 system-ui, sans-serif;
+  overflow-wrap: break-word; }}
 header, main, footer {{ max-width: 1180px; margin: 0 auto; padding: 0 1.1rem; }}
 header {{ padding-top: 1.6rem; }}
 h1 {{ font-size: 1.7rem; line-height: 1.2; margin: 0 0 .3rem; }}
@@ -58,7 +59,8 @@ a {{ color: var(--accent); }}
 code {{ font-size: .92em; }}
 .lead, .caption, .links, .why {{ color: var(--quiet); }}
 .lead {{ margin: 0 0 1rem; }}
-.tiles {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .7rem; margin: 1rem 0; padding: 0; }}
+.tiles {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .7rem;
+  margin: 1rem 0; padding: 0; }}
 .tiles div {{ background: var(--paper); border: 1px solid var(--line); border-radius: .5rem; padding: .7rem .9rem; }}
 .tiles dt {{ color: var(--quiet); font-size: .85rem; }}
 .tiles dd {{ margin: 0; font-size: 1.35rem; font-weight: 650; font-variant-numeric: tabular-nums; }}
@@ -81,7 +83,8 @@ th {{ color: var(--quiet); font-weight: 600; }}
 details {{ margin: 1.2rem 0; }}
 summary {{ cursor: pointer; font-weight: 600; }}
 footer {{ color: var(--quiet); font-size: .88rem; padding-bottom: 2.5rem; }}
-@media (max-width: 720px) {{ figure, .table {{ padding: .8rem .7rem; }} figure img.wide {{ max-width: none; width: 680px; }}
+@media (max-width: 720px) {{ figure, .table {{ padding: .8rem .7rem; }}
+  figure img.wide {{ max-width: none; width: 680px; }}
   h1 {{ font-size: 1.4rem; }} .tiles {{ grid-template-columns: repeat(2, 1fr); }} }}
 @media print {{ nav {{ display: none; }} figure, .table {{ break-inside: avoid; }} }}
 """
@@ -142,7 +145,7 @@ def page(
 <footer>
 <details><summary>What made the catalogue</summary><div class="scroll"><table>{made}</table></div></details>
 <p>Figures are numbered as in Zhang, Green &amp; Rix (2023), whose figures of the same kind they are. Colours: shades of
-blue for numbers of stars, orange for percentiles, blue and vermilion for negative and positive; told apart without red and green.
+blue for numbers of stars, orange for percentiles, blue and vermilion for negative and positive.
 “ECSV” is the data behind a figure, as astropy and TOPCAT read it.</p>
 </footer>
 </body>

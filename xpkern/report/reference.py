@@ -65,8 +65,8 @@ class Reference:
 def read_label_reference(path: str | os.PathLike[str]) -> Reference:
     """Labels as ``xpkern labels`` writes them, the truth of a simulated survey, or any table with such columns.
 
-    ``source_id`` and at least one of teff, feh, logg, ext, plx; errors are called ``<name>_err`` or ``<name>_error`` and
-    may be missing. Temperatures are in the unit of their column; see :mod:`xpkern.train.labels`.
+    ``source_id`` and at least one of teff, feh, logg, ext, plx; errors are called ``<name>_err`` or ``<name>_error``
+    and may be missing. Temperatures are in the unit of their column; see :mod:`xpkern.train.labels`.
 
     Raises
     ------

@@ -97,10 +97,10 @@ class Residuals(Drawing):
         there = sample.rows_in(self.reference) >= 0
         counted = _counted(sample, self.parameter, self._residual(sample))
         if self.is_pull:
-            y = Axis(f"Δ{symbol} / error", -_LARGEST_PULL, _LARGEST_PULL, 100)
+            y = Axis(f"Δ{symbol} / error", -_LARGEST_PULL, _LARGEST_PULL, 80)
         else:
             half = symmetric_range(counted) or usual
-            y = Axis(f"Δ{symbol}  [{unit}]", -half, half, 100)
+            y = Axis(f"Δ{symbol}  [{unit}]", -half, half, 80)
         self.densities: dict[str, Density] = {}
         for name in _AGAINST:
             values = self._against(sample, name)
@@ -144,17 +144,16 @@ class Residuals(Drawing):
         """What is drawn."""
         most = max(density.total for density in self.densities.values())
         judged = f" and whose confidence exceeds {LEAST_CONFIDENCE:g}, where there is one" if self.parameter < 3 else ""
-        by = "Gaia's parallax" if self.parameter == PLX else "the reference"
         what = "Estimate minus reference"
         if self.is_pull:
             what += ", over the root of the sum of both variances"
-            if self.parameter == PLX:
-                what += " (beside Gaia's own parallax, which is part of the estimate: of their difference)"
+        if self.parameter == PLX:
+            what += " (Gaia's parallax where the reference has none"
+            what += "; as it is part of the estimate, over the root of their difference)" if self.is_pull else ")"
         return (
-            f"{what}, for {stars_text(most)} that pass the basic cut{judged}, against values of the reference (E, G and "
-            f"parallax: the catalogue's where it has none). {'Without a parallax of its own, ' + by + ' counts. ' if self.parameter == PLX else ''}"
-            f"Shade: stars over the most in a cell of the same column. Lines: 15.9, 50 and 84.1 % of columns with "
-            f"{LEAST_STARS} stars or more."
+            f"{what}, for {stars_text(most)} that pass the basic cut{judged}, against values of the reference, or of "
+            "the catalogue where it has none. Shade: stars over the most in a cell of the same column, paler where "
+            f"they are few. Lines: 15.9, 50 and 84.1 % of columns with {LEAST_STARS} stars or more."
         )
 
     def draw(self, figure: Figure) -> None:
@@ -309,7 +308,8 @@ class GoodAndBad(Drawing):
         for k in range(3):
             symbol, unit, usual, _ = SYMBOLS[PARAMETER_NAMES[k]]
             half = symmetric_range(sample.residual(self.reference, k), 0.95) or usual
-            x = parameter_axis(PARAMETER_NAMES[k], sample.others(self.reference, k)[0], 50)
+            values = np.where(sample.reliable, sample.others(self.reference, k)[0], np.nan)
+            x = parameter_axis(PARAMETER_NAMES[k], values, 50)
             for good in (True, False):
                 self.densities[k, good] = Density(x, Axis(f"Δ{symbol}  [{unit}]", -half, half, 100))
 
@@ -332,7 +332,8 @@ class GoodAndBad(Drawing):
         """What is drawn."""
         if self.judged:
             return (
-                f"Stars that pass the basic cut. Left: the confidence in the parameter exceeds {LEAST_CONFIDENCE:g}; right: "
+                "Stars that pass the basic cut. Left: the confidence in the parameter exceeds "
+                f"{LEAST_CONFIDENCE:g}; right: "
                 "it does not. Shade and lines as above."
             )
         return (

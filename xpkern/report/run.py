@@ -33,7 +33,7 @@ from xpkern.report.style import RC
 from xpkern.version import __version__
 
 if TYPE_CHECKING:
-    from xpkern.model import FluxModel, TypePrior
+    from xpkern.model import FluxModel
 
 log = logging.getLogger(__name__)
 
@@ -66,13 +66,14 @@ def write_report(
 ) -> Path:
     """Write the report of a catalogue: a page, its figures as PNG and PDF, the data behind each as ECSV.
 
-    Memory grows with the sizes of ``labels``, ``compare`` and ``members``, not with the catalogue's. Equal input gives equal
-    bytes.
+    Memory grows with the sizes of ``labels``, ``compare`` and ``members``, not with the catalogue's. Equal input gives
+    equal bytes.
 
     Parameters
     ----------
     catalog : path-like or sequence of path-like
-        What :class:`xpkern.catalog.stream.CatalogReader` reads; the diagnostics companion beside it is used if it is there.
+        What :class:`xpkern.catalog.stream.CatalogReader` reads; the diagnostics companion beside it is used if it is
+        there.
     output : path-like
         Folder to make; it appears under its name once it is complete.
     labels : path-like, optional
@@ -96,8 +97,8 @@ def write_report(
     Raises
     ------
     InputError
-        If a file cannot be read or lacks what it must have, only one of ``members`` and ``distance`` is given, or the folder
-        exists and is no report or must not be replaced.
+        If a file cannot be read or lacks what it must have, only one of ``members`` and ``distance`` is given, or the
+        folder exists and is no report or must not be replaced.
     """
     folder = Path(output)
     _refuse_taken(folder, overwrite)
@@ -127,7 +128,7 @@ def write_report(
         (partial / _FIGURES).mkdir(parents=True)
         (partial / _DATA).mkdir()
         shown = [_show(part, summary.missing.get(part.name), partial) for part in parts]
-        lead = _lead(reader, references, flux_model, prior, model is not None)
+        lead = _lead(reader, references, flux_model, model is not None)
         text = page(_title(given), lead, summary.tiles(), shown, reader.attributes)
         (partial / "index.html").write_text(text, encoding="utf-8")
         mark = {"xpkern_version": __version__, "stars": len(reader), "parts": [part.name for part in parts]}
@@ -215,7 +216,7 @@ def _sample(reader: CatalogReader, columns: list[str], references: Mapping[str, 
     for block in reader.blocks(columns, rows=BLOCK_ROWS):
         parts.append({name: values[-first % step :: step] for name, values in block.items()})
         first += len(block)
-    return Stars({name: np.concatenate([part[name] for part in parts]) for name in columns}, references)
+    return Stars({name: np.concatenate([part[name] for part in parts]) for name in columns}, references, first)
 
 
 def _blocks(
@@ -286,9 +287,7 @@ def _title(given: Sequence[str | os.PathLike[str]]) -> str:
     return (Path(given[0]).name or str(given[0])) + more
 
 
-def _lead(
-    reader: CatalogReader, references: Mapping[str, Reference], model: FluxModel, prior: TypePrior, is_given: bool
-) -> str:
+def _lead(reader: CatalogReader, references: Mapping[str, Reference], model: FluxModel, is_given: bool) -> str:
     """A sentence on what is compared, and whether the model drawn is the catalogue's."""
     said = [f"A catalogue of {stars_text(len(reader))}"]
     for name, what in (("labels", "labels"), ("compare", "the catalogue")):
@@ -299,11 +298,8 @@ def _lead(
     lead = ", ".join(said) + "."
     digest = reader.attributes.get("model_digest")
     if digest is not None and str(digest) != model.digest:
-        lead += (
-            " The model drawn below is not the one that made the catalogue."
-            if is_given
-            else " The model drawn below is the one that comes with xpkern, not the one that made the catalogue: --model draws that."
-        )
+        drawn = "the one given" if is_given else "the one that comes with xpkern"
+        lead += f" The model drawn below is {drawn}, not the one that made the catalogue (--model draws another)."
     return lead
 
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 #: A survey whose stars lie within this many degrees of their middle is drawn alone, not on the whole sky.
 _LARGEST_REGION = 40.0
 
-#: Cells across a map.
-_CELLS = (180, 90)
+#: Stars that a cell has on average, if that makes neither fewer nor more cells across than these.
+_STARS_IN_CELL, _FEWEST, _MOST = 20, 24, 360
 
 
 class SkyMap:
@@ -28,7 +28,9 @@ class SkyMap:
     Parameters
     ----------
     longitude, latitude : (n,) float64
-        Galactic, of a sample of the stars [deg]; they decide what is mapped, and how large cells are.
+        Galactic, of a sample of the stars [deg]; they decide what is mapped.
+    total : int
+        Stars there will be; they decide how large cells are.
     sums : int
         Quantities that are summed beside the number of stars.
 
@@ -40,17 +42,18 @@ class SkyMap:
         Stars that went into the totals: those that had a number.
     """
 
-    def __init__(self, longitude: Float64, latitude: Float64, sums: int = 0) -> None:
+    def __init__(self, longitude: Float64, latitude: Float64, total: int, sums: int = 0) -> None:
         known = np.isfinite(longitude) & np.isfinite(latitude)
         self._centre = _region_centre(longitude[known], latitude[known])
         if self._centre is None:
             self._low, self._high = np.array([-2.0, -1.0]), np.array([2.0, 1.0])
-            shape = _CELLS
+            rows = int(np.clip(np.sqrt(total / _STARS_IN_CELL / (0.5 * np.pi)), _FEWEST, _MOST // 2))
+            shape = (2 * rows, rows)
         else:
             places = np.stack(self._project(longitude[known], latitude[known]))
             half = 1.05 * max(float(np.abs(places).max()), 1e-4)
             self._low, self._high = np.full(2, -half), np.full(2, half)
-            side = int(np.clip(np.sqrt(known.sum() / 4.0), 12, 100))
+            side = int(np.clip(np.sqrt(total / _STARS_IN_CELL), _FEWEST, _MOST // 2))
             shape = (side, side)
         self.stars = np.zeros(shape, np.int64)
         self.totals = np.zeros((sums, *shape))
@@ -91,7 +94,7 @@ class SkyMap:
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.where(self.counted[k] >= least, self.totals[k] / self.counted[k], np.nan)
 
-    def draw(self, axes: Axes, cells: Any, colours: Colormap, **scale: Any) -> Any:
+    def draw(self, axes: Axes, cells: Any, colours: Colormap | str, **scale: Any) -> Any:
         """Draw values of the cells, (columns, rows), masked or NaN where there are none."""
         x, y = (
             np.linspace(low, high, n + 1) for low, high, n in zip(self._low, self._high, self.stars.shape, strict=True)
@@ -121,7 +124,8 @@ class SkyMap:
             x, y = self._project(around, np.full(181, latitude))
             axes.plot(x, y, **line)
             if latitude:
-                axes.text(x.max() + 0.03, float(y[0]), f"{latitude:+.0f}°", fontsize=7.5, color=QUIET, va="center")
+                name = f"{latitude:+.0f}°".replace("-", "−")
+                axes.text(x.max() + 0.08, float(y[0]), name, fontsize=7.5, color=QUIET, va="center")
         axes.set(xlim=(-2.04, 2.25), ylim=(-1.04, 1.04))
         axes.text(0.0, -1.14, "Galactic; longitude 0° in the middle, growing to the left", ha="center", fontsize=8,
                   color=QUIET)  # fmt: skip
@@ -198,12 +202,12 @@ def _mollweide(longitude: Float64, latitude: Float64) -> tuple[Float64, Float64]
 
 
 def _from_mollweide(x: Float64, y: Float64) -> tuple[Float64, Float64]:
-    """Longitude and latitude [deg]; NaN outside the ellipse."""
-    inside = (0.5 * x) ** 2 + y**2 <= 1.0
-    angle = np.arcsin(np.where(inside, y, 0.0))
-    latitude = np.degrees(np.arcsin((2.0 * angle + np.sin(2.0 * angle)) / np.pi))
-    longitude = -90.0 * x / np.maximum(np.cos(angle), 1e-12)
-    return np.where(inside, longitude, np.nan), np.where(inside, latitude, np.nan)
+    """Longitude and latitude [deg]; a place outside the ellipse is moved onto it."""
+    away = np.maximum(np.hypot(0.5 * x, y), 1.0)
+    angle = np.arcsin(y / away)
+    latitude = np.degrees(np.arcsin(np.clip((2.0 * angle + np.sin(2.0 * angle)) / np.pi, -1.0, 1.0)))
+    longitude = -90.0 * x / away / np.maximum(np.cos(angle), 1e-12)
+    return np.clip(longitude, -180.0, 180.0), latitude
 
 
 def _lambert(longitude: Float64, latitude: Float64, centre: tuple[float, float]) -> tuple[Float64, Float64]:

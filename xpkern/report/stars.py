@@ -31,10 +31,18 @@ class Stars:
         By the names of the default layout, ``residual`` of the diagnostics companion among them where there is one.
     references : mapping of str to Reference
         By what they are: "labels" or "compare".
+    total : int, optional
+        Stars of the catalogue that these are a sample of.
     """
 
-    def __init__(self, columns: Mapping[str, NDArray], references: Mapping[str, Reference] | None = None) -> None:
+    def __init__(
+        self,
+        columns: Mapping[str, NDArray],
+        references: Mapping[str, Reference] | None = None,
+        total: int | None = None,
+    ) -> None:
         self.columns = columns
+        self.total = len(self) if total is None else total
         self.references = dict(references or {})
         self._numbers: dict[str, Float64] = {}
         self._matches: dict[str, NDArray[np.intp]] = {}

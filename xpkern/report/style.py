@@ -1,4 +1,4 @@
-"""How figures look: colours that the colour-blind tell apart, on light paper and on dark; densities, percentile lines."""
+"""How figures look: colours that the colour-blind tell apart, densities, percentile lines."""
 
 from __future__ import annotations
 
@@ -35,7 +35,6 @@ RC: Any = STYLE | {
     "xtick.labelcolor": INK,
     "ytick.labelcolor": INK,
     "legend.labelcolor": INK,
-    "pdf.fonttype": 42,
 }
 
 #: Columns with fewer stars than these are drawn paler.
@@ -105,5 +104,16 @@ def frame(axes: Axes, x: Axis, y: Axis) -> None:
     axes.set(xlabel=x.label, ylabel=y.label, xlim=x.limits, ylim=y.limits)
     if x.is_log:
         axes.set_xscale("log")
+        plain_decades(axes.xaxis)
     if y.is_log:
         axes.set_yscale("log")
+        plain_decades(axes.yaxis)
+
+
+def plain_decades(axis: Any) -> None:
+    """Ticks of a logarithmic axis at powers of ten alone, as plain numbers."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    axis.set_major_locator(LogLocator(10.0, numticks=8))
+    axis.set_major_formatter(lambda value, position: f"{value:g}")
+    axis.set_minor_locator(NullLocator())
