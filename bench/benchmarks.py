@@ -13,6 +13,7 @@ from bench.fuzz import bench_fuzz
 from bench.ingest import bench_ingest
 from bench.noise import bench_noise, bench_noise_cost
 from bench.real import bench_confusion, bench_curve, bench_real
+from bench.report import bench_report
 from bench.result import Result
 from bench.scaling import bench_threads
 from bench.simulation import bench_simulate
@@ -45,4 +46,5 @@ BENCHMARKS: dict[str, tuple[Callable[[int, int, str], Result], int]] = {
     "confusion": (bench_confusion, 16384),
     "noise": (bench_noise, 100_000),
     "noise_cost": (bench_noise_cost, 2048),
+    "report": (bench_report, 1_000_000),
 }

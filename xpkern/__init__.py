@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from xpkern.observe.calibration import Calibration
     from xpkern.observe.photometry import PhotometryCuts
     from xpkern.observe.read import iter_xp, read_xp
+    from xpkern.report.run import write_report
     from xpkern.survey.planted import Planted
     from xpkern.survey.run import simulate_survey
 
@@ -70,6 +71,7 @@ __all__ = [
     "read_zgr23_catalog",
     "save_model",
     "simulate_survey",
+    "write_report",
     "write_spectra",
 ]
 
@@ -84,6 +86,7 @@ _LAZY = {
     "read_catalog": "xpkern.catalog.compare",
     "read_zgr23_catalog": "xpkern.catalog.published",
     "simulate_survey": "xpkern.survey.run",
+    "write_report": "xpkern.report.run",
     "write_spectra": "xpkern.catalog.spectra",
     "Planted": "xpkern.survey.planted",
 }
