@@ -213,7 +213,15 @@ def test_blocks_of_any_size_give_the_same_report(survey, monkeypatch):
 
 
 @pytest.fixture
-def quick(monkeypatch):
+def counted(monkeypatch):
+    """Everything is counted and described; nothing is drawn, and no data is written, which takes most of the time."""
+    monkeypatch.setattr(report_run, "_render", lambda part: (b"", b""))
+    monkeypatch.setattr(report_run, "_write_data", lambda table, path: None)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Everything is drawn, too, but not rendered."""
     monkeypatch.setattr(report_run, "_render", draw_only)
 
 
@@ -234,7 +242,7 @@ def write(path: Path, rows, columns=DEFAULT) -> Path:
     return path
 
 
-def test_without_covariances_companion_labels(tmp_path, quick):
+def test_without_covariances_companion_labels(tmp_path, counted):
     rows, _ = made_rows(50, 1, confident=False)
     columns = [column for column in DEFAULT if not column.name.endswith("_corr")]
     page = write_report(write(tmp_path / "c.h5", rows, columns), tmp_path / "report")
@@ -248,14 +256,13 @@ def test_without_covariances_companion_labels(tmp_path, quick):
     assert "The catalogue has no confidences yet" in page.read_text()
 
 
-@pytest.mark.parametrize("n", [1, 2, 17])
-def test_a_few_stars(tmp_path, quick, n):
-    write_made_catalogue(tmp_path / "c.h5", n, seed=3, labels=tmp_path / "labels.fits", labelled=1.0)
+def test_one_star(tmp_path, drawn):
+    write_made_catalogue(tmp_path / "c.h5", 1, seed=3, labels=tmp_path / "labels.fits", labelled=1.0)
     page = write_report(tmp_path / "c.h5", tmp_path / "report", labels=tmp_path / "labels.fits")
-    assert f">{n}</dd>" in page.read_text()
+    assert "<dt>stars</dt><dd>1</dd>" in page.read_text()
 
 
-def test_no_star_at_all(tmp_path, quick):
+def test_no_star_at_all(tmp_path, counted):
     rows, _ = made_rows(1, 1)
     path = write(tmp_path / "c.h5", rows)
     with h5py.File(path, "r+") as file:
@@ -269,7 +276,7 @@ def test_no_star_at_all(tmp_path, quick):
     assert said["quality_cuts"] == "the catalogue has no stars"
 
 
-def test_all_flagged(tmp_path, quick, survey):
+def test_all_flagged(tmp_path, counted, survey):
     rows, _ = made_rows(300, 5)
     object.__setattr__(rows, "quality_flags", np.full(300, 63, np.uint8))
     labels = Table({"source_id": rows.source_id, "teff": 1000.0 * rows.params[:, 0], "feh": rows.params[:, 1]})
@@ -283,7 +290,7 @@ def test_all_flagged(tmp_path, quick, survey):
     assert "reliability" not in said
 
 
-def test_labels_that_match_nothing(tmp_path, quick, survey):
+def test_labels_that_match_nothing(tmp_path, counted, survey):
     Table({"source_id": [-5, -6], "teff": [5000.0, 6000.0]}).write(tmp_path / "labels.fits")
     page = write_report(survey / "catalog.h5", tmp_path / "report", labels=tmp_path / "labels.fits")
     said = no_data(page)
@@ -291,7 +298,7 @@ def test_labels_that_match_nothing(tmp_path, quick, survey):
         assert "no star of the catalogue is in the label table: are these source_ids of the same release?" in said[name]
 
 
-def test_places_and_parallaxes_that_are_none(tmp_path, quick):
+def test_places_and_parallaxes_that_are_none(tmp_path, counted):
     rows, _ = made_rows(200, 2)
     rows = changed(rows, 200, ra=[np.nan], dec=[np.nan], plx_observed=-np.abs(rows.plx_observed))
     object.__setattr__(rows, "params", np.where(np.arange(5) == 4, -1.0, rows.params))
@@ -304,7 +311,7 @@ def test_places_and_parallaxes_that_are_none(tmp_path, quick):
     assert "100 stars without coordinates" in page.read_text()
 
 
-def test_the_published_layout(tmp_path, quick):
+def test_the_published_layout(tmp_path, counted):
     write_made_catalogue(tmp_path / "c.h5", 60, layout="zgr23", diagnostics=False)
     said = no_data(write_report(tmp_path / "c.h5", tmp_path / "report"))
     assert said["correlations"] == "needs the columns parallax_error, parallax of the catalogue"
@@ -324,7 +331,7 @@ def test_companion_of_other_stars(tmp_path, survey, capsys):
     assert not (tmp_path / "report").exists()
 
 
-def test_folders_that_exist(tmp_path, quick, survey, capsys):
+def test_folders_that_exist(tmp_path, counted, survey, capsys):
     catalog, folder = str(survey / "catalog.h5"), tmp_path / "report"
     arguments = ["report", catalog, "-o", str(folder)]
     assert main(arguments) == 0
@@ -348,7 +355,7 @@ def test_folders_that_exist(tmp_path, quick, survey, capsys):
     assert "its folder does not exist" in one_line(capsys)
 
 
-def test_what_fails_leaves_the_earlier_report(tmp_path, quick, survey, monkeypatch):
+def test_what_fails_leaves_the_earlier_report(tmp_path, counted, survey, monkeypatch):
     page = write_report(survey / "catalog.h5", tmp_path / "report")
     before = page.read_bytes()
 
@@ -393,7 +400,7 @@ def test_fonts_are_matplotlibs_own():
     assert Path(found).is_relative_to(get_data_path())
 
 
-def test_model_that_made_the_catalogue(survey, tmp_path, quick):
+def test_model_that_made_the_catalogue(survey, tmp_path, counted):
     model, _ = load_model()
     rows, _ = made_rows(20, 1)
     writer = writer_for(tmp_path / "c.h5")(tmp_path / "c.h5", DEFAULT, {"model_digest": model.digest})

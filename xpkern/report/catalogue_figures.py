@@ -28,6 +28,7 @@ from xpkern.report.style import (
     PAPER,
     PERCENTILES,
     QUIET,
+    SHARES_COLOURS,
     density_colours,
     draw_counts,
     draw_density,
@@ -117,7 +118,7 @@ class KielDiagram(Drawing):
             shown = mean.compressed()
             low, high = np.quantile(shown, (0.02, 0.98)) if len(shown) else (-1.0, 0.5)
             drawn = right.pcolormesh(
-                self.all.x.edges, self.all.y.edges, mean.T, cmap="cividis", vmin=low, vmax=max(high, low + 0.01),
+                self.all.x.edges, self.all.y.edges, mean.T, cmap=SHARES_COLOURS, vmin=low, vmax=max(high, low + 0.01),
                 rasterized=True, linewidth=0, zorder=0.7,
             )  # fmt: skip
             bar = figure.colorbar(drawn, ax=right, label="[Fe/H]  [dex]", aspect=30, pad=0.01, extend="both")
@@ -170,7 +171,7 @@ class SkyDensity(Drawing):
         least, most = np.nanmin(density), np.nanmax(density)
         for axes, cells, colours, scale, label in (
             (left, density, density_colours(), {"norm": LogNorm(least, max(most, 1.01 * least))}, "stars / deg²"),
-            (right, self.map.mean(0, _LEAST_IN_CELL), "cividis", {"vmin": 0.0, "vmax": 1.0}, "share reliable"),
+            (right, self.map.mean(0, _LEAST_IN_CELL), SHARES_COLOURS, {"vmin": 0.0, "vmax": 1.0}, "share reliable"),
         ):
             drawn = self.map.draw(axes, cells, colours, **scale)
             bar = figure.colorbar(drawn, ax=axes, label=label, location="bottom", aspect=40, pad=0.1, shrink=0.8)
@@ -451,7 +452,7 @@ class Reliability(Drawing):
         all_stars = self.all.inside
         share = np.ma.masked_where(all_stars < _LEAST_IN_CELL, self.reliable.inside / np.maximum(all_stars, 1))
         drawn = right.pcolormesh(
-            self.all.x.edges, self.all.y.edges, share.T, cmap="cividis", vmin=0.0, vmax=1.0, rasterized=True,
+            self.all.x.edges, self.all.y.edges, share.T, cmap=SHARES_COLOURS, vmin=0.0, vmax=1.0, rasterized=True,
             linewidth=0, zorder=0.7,
         )  # fmt: skip
         bar = figure.colorbar(drawn, ax=right, label="share that passes the basic cut", aspect=30, pad=0.01)

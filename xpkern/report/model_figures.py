@@ -94,12 +94,12 @@ class ModelSpectra(Drawing):
         """Draw spectra and normalised spectra."""
         from matplotlib import colormaps
         from matplotlib.cm import ScalarMappable
-        from matplotlib.colors import Normalize
+        from matplotlib.colors import ListedColormap, Normalize
 
         left, right = figure.subplots(1, 2, width_ratios=(1.0, 1.15))
         wavelength = self.model.wavelength
         spread = Normalize(self.values.min() - 1e-6, self.values.max() + 1e-6)
-        colours = colormaps["viridis"]
+        colours = ListedColormap(colormaps["viridis"](np.linspace(0.0, 0.88, 256)))  # without yellow on white
         theoretical = np.asarray(self.model.theoretical)
         normalised = continuum_normalised(wavelength[:N_XP], self.flux[:, :N_XP])
         for value, flux, line in zip(self.values, self.flux, normalised, strict=True):

@@ -33,6 +33,8 @@ from xpkern.report.style import RC
 from xpkern.version import __version__
 
 if TYPE_CHECKING:
+    from astropy.table import Table
+
     from xpkern.model import FluxModel
 
 log = logging.getLogger(__name__)
@@ -256,11 +258,14 @@ def _show(part: Part, missing: str | None, folder: Path) -> Shown:
             links[ending.upper()] = f"{_FIGURES}/{part.name}.{ending}"
     elif isinstance(part, Tabulation):
         rows = part.rows()
-    table = part.table()
-    table.write(folder / _DATA / f"{part.name}.ecsv", format="ascii.ecsv")
+    _write_data(part.table(), folder / _DATA / f"{part.name}.ecsv")
     links["ECSV"] = f"{_DATA}/{part.name}.ecsv"
     log.info("drawn: %s", part.title)
     return Shown(part.name, part.section, part.title, part.caption(), links, image, rows, width=width)
+
+
+def _write_data(table: Table, path: Path) -> None:
+    table.write(path, format="ascii.ecsv")
 
 
 def _render(part: Drawing) -> tuple[bytes, bytes]:

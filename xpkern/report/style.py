@@ -23,6 +23,9 @@ PAPER, INK, QUIET = "#ffffff", "#16202b", "#6b7682"
 #: Colours of a density from few stars to many: of one hue, evenly growing in contrast to the paper.
 _DENSITY_STEPS = ("#dcebf5", "#7db8dd", "#2a83ba", "#06456d", "#04202f")
 
+#: Colour map of means and shares: large ones are far from the paper, light or dark.
+SHARES_COLOURS = "cividis_r"
+
 #: Settings of matplotlib; the font is the one that comes with it, whatever the machine has.
 RC: Any = STYLE | {
     "font.family": "DejaVu Sans",
