@@ -255,4 +255,4 @@ class ReferenceNumbers(Tabulation):
 
 
 def _signed(value: float, digits: int) -> str:
-    return f"{value:+.{digits}f}"
+    return f"{value:+.{digits}f}".replace("-", "−")

@@ -218,7 +218,8 @@ def _sample(reader: CatalogReader, columns: list[str], references: Mapping[str, 
     for block in reader.blocks(columns, rows=BLOCK_ROWS):
         parts.append({name: values[-first % step :: step] for name, values in block.items()})
         first += len(block)
-    return Stars({name: np.concatenate([part[name] for part in parts]) for name in columns}, references, first)
+    rows = {name: np.concatenate([part[name] for part in parts]) if parts else np.empty(0) for name in columns}
+    return Stars(rows, references, first)
 
 
 def _blocks(
