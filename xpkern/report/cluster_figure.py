@@ -191,7 +191,7 @@ class ClusterParallaxes(Drawing):
             parallax.hist(values, edges, histtype="step", lw=1.8, color=colour, label=label)
         parallax.axvline(self._parallax, color=RED, lw=1.6, ls=(0, (1, 1.2)), label="known distance")
         parallax.set(xlabel=r"$\varpi$  [mas]", ylabel="stars")
-        parallax.margins(y=0.25)
+        parallax.set_ylim(0.0, 1.35 * parallax.get_ylim()[1])  # room for the legend
         parallax.legend(loc="upper right")
 
     def table(self) -> Table:
