@@ -431,16 +431,14 @@ def test_page_in_a_browser(report, tmp_path, width, scheme):
     """Chromium shows the page without a word in its console, asks the network for nothing; nothing sticks out."""
     from PIL import Image
 
-    size = "document.documentElement.scrollWidth + ' of ' + innerWidth"
-    page = tmp_path / "page.html"
+    widths = "document.documentElement.scrollWidth + ' of ' + innerWidth"
     html = (report / "index.html").read_text()
-    page.write_text(html.replace("</body>", f"<script>onload = () => console.log('wide: ' + {size})</script></body>"))
+    html = html.replace("</body>", f"<script>onload = () => console.log('wide: ' + {widths})</script></body>")
+    (tmp_path / "page.html").write_text(html)
     # its window is never narrower than 500 pixels; a frame is
-    style = f"width:{width}px;height:1400px;border:0"
-    frame = tmp_path / "frame.html"
-    frame.write_text(
-        f'<html style="color-scheme:light dark"><body style="margin:0"><iframe src="page.html" style="{style}"></iframe>'
-    )
+    frame, size = tmp_path / "frame.html", f"width:{width}px;height:1400px"
+    inner = f'<iframe src="page.html" style="{size};border:0"></iframe>'
+    frame.write_text(f'<html style="color-scheme:light dark"><body style="margin:0">{inner}')
     picture, requests = tmp_path / "page.png", tmp_path / "net.json"
     ran = subprocess.run(
         [
