@@ -15,7 +15,7 @@ from bench.result import Result
 _SMALLER = 10
 
 #: Run in a process of its own, whose peak memory is then the report's.
-_PROGRAM = """
+PROGRAM = """
 import json, resource, sys, time
 from xpkern.report.run import write_report
 wall, own = time.perf_counter(), time.process_time()
@@ -31,12 +31,12 @@ def bench_report(n_stars: int, rounds: int, engine: str) -> Result:
     result = Result("report", "stars/s")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for n in (n_stars // _SMALLER, n_stars):
+        for n in (max(n_stars // _SMALLER, 10), n_stars):
             catalog, labels = folder / f"{n}.h5", folder / f"{n}.fits"
             write_made_catalogue(catalog, n, labels=labels)
             arguments = [str(catalog), str(folder / f"report-{n}"), str(labels)]
             ran = subprocess.run(
-                [sys.executable, "-c", _PROGRAM, *arguments], check=True, capture_output=True, text=True
+                [sys.executable, "-c", PROGRAM, *arguments], check=True, capture_output=True, text=True
             )
             wall, own, peak = json.loads(ran.stdout)
             result.extra |= {

@@ -11,7 +11,7 @@ import pytest
 from labelled_stars import SMALL, SMALL_ZGR23, recipe_from
 
 import xpkern as xk
-from bench import closure, formats, fuzz, ingest, noise, oracle, simulation
+from bench import closure, formats, fuzz, ingest, noise, oracle, report, simulation
 from bench.__main__ import parse
 from bench.benchmarks import BENCHMARKS
 from bench.evaluation import multiply_adds_of_evaluation, seconds_per_evaluation
@@ -230,6 +230,7 @@ FIGURES = {
     "resume": ["kills", "same bytes"],
     "noise": ["real ones: factor of the archive's", "independent, learned, Eq. 19, all", "log g off by more"],
     "noise_cost": ["times that of Eq. 2", "of both passes, mean"],
+    "report": ["24 stars: wall time", "24 stars: CPU time", "24 stars: peak memory"],
 }
 
 
@@ -256,6 +257,10 @@ def small_benchmarks(monkeypatch, tmp_path):
     monkeypatch.setattr(noise, "RECIPE", NoiseRecipe(groups=2, iterations=2))
     monkeypatch.setattr(noise, "QUICK_RECIPE", NoiseRecipe(groups=2, iterations=2))
     monkeypatch.setattr(noise, "real_stars", lambda part, correlated: few_real_stars(correlated))
+    without_figures = (
+        "from xpkern.report import run\nrun._render = lambda part: (b'', b'')\nrun._write_data = lambda *_: None\n"
+    )
+    monkeypatch.setattr(report, "PROGRAM", without_figures + report.PROGRAM)
     monkeypatch.setattr(closure, "load_recipe", lambda name: replace(recipes[name], name=name))
 
 
