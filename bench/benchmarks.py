@@ -18,6 +18,7 @@ from bench.matching import bench_crossmatch
 from bench.noise import bench_noise, bench_noise_cost
 from bench.posterior import bench_posterior
 from bench.real import bench_confusion, bench_curve, bench_real
+from bench.report import bench_report
 from bench.result import Result
 from bench.scaling import bench_threads
 from bench.simulation import bench_simulate
@@ -59,4 +60,5 @@ BENCHMARKS: dict[str, tuple[Callable[[int, int, str], Result], int]] = {
     "noise": (bench_noise, 100_000),
     "noise_cost": (bench_noise_cost, 2048),
     "posterior": (bench_posterior, 2048),
+    "report": (bench_report, 1_000_000),
 }

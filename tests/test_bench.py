@@ -22,6 +22,7 @@ from bench import (
     noise,
     oracle,
     posterior,
+    report,
     simulation,
     surveys,
 )
@@ -255,6 +256,7 @@ FIGURES = {
     "kills": ["ended with the same bytes", "faults: bad files that are named"],
     "noise_cost": ["times that of Eq. 2", "of both passes, mean"],
     "posterior": ["rank chi2 of logg", "no parallax: truths within 90 %", "survey: effective share"],
+    "report": ["24 stars: wall time", "24 stars: CPU time", "24 stars: peak memory"],
 }
 
 
@@ -300,6 +302,10 @@ def small_benchmarks(monkeypatch, tmp_path):
     monkeypatch.setattr(noise, "RECIPE", NoiseRecipe(groups=2, iterations=2))
     monkeypatch.setattr(noise, "QUICK_RECIPE", NoiseRecipe(groups=2, iterations=2))
     monkeypatch.setattr(noise, "real_stars", lambda part, correlated: few_real_stars(correlated))
+    without_figures = (
+        "from xpkern.report import run\nrun._render = lambda part: (b'', b'')\nrun._write_data = lambda *_: None\n"
+    )
+    monkeypatch.setattr(report, "PROGRAM", without_figures + report.PROGRAM)
     monkeypatch.setattr(closure, "load_recipe", lambda name: replace(recipes[name], name=name))
 
 

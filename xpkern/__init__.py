@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from xpkern.observe.calibration import Calibration
     from xpkern.observe.photometry import PhotometryCuts
     from xpkern.observe.read import iter_xp, read_xp
+    from xpkern.report.run import write_report
     from xpkern.survey.planted import Planted
     from xpkern.survey.run import simulate_survey
 
@@ -93,6 +94,7 @@ __all__ = [
     "read_zgr23_catalog",
     "save_model",
     "simulate_survey",
+    "write_report",
     "write_spectra",
 ]
 
@@ -115,6 +117,7 @@ _LAZY = {
     "read_catalog": "xpkern.catalog.compare",
     "read_zgr23_catalog": "xpkern.catalog.published",
     "simulate_survey": "xpkern.survey.run",
+    "write_report": "xpkern.report.run",
     "write_spectra": "xpkern.catalog.spectra",
     "Planted": "xpkern.survey.planted",
     "posterior": "xpkern.fit.posterior",

@@ -26,6 +26,7 @@ from xpkern.cli import (
     match,
     predict,
     reddening,
+    report,
     run,
     simulate,
     spectra,
@@ -46,6 +47,7 @@ examples
   xpkern star 4295806720 --spectra XpContinuousMeanSpectrum_*.csv.gz --source gaia_source.csv -o star/
   xpkern compare catalog.h5 stellar_params_catalog_*.h5
   xpkern map catalog.h5 -o dust.fits && xpkern map plot dust.fits
+  xpkern report catalog.h5 --labels labels.fits -o report/
   xpkern fetch --region 'CIRCLE 180 30 1' -o region/
   xpkern match unwise unwise_*.fits --to gaia_source.h5 -o infrared.parquet
   xpkern convert XpContinuousMeanSpectrum_*.csv.gz -o compact/
@@ -62,7 +64,7 @@ examples
 
 #: In the order of the help: stars, surveys of them, models, and the rest.
 COMMANDS = (
-    *(catalog, flag, star, spectra, compare, maps),
+    *(catalog, flag, star, spectra, compare, report, maps),
     *(fetch, match, convert, run),
     *(labels, reddening, train, confidence, import_model, predict),
     *(simulate, demo, doctor),

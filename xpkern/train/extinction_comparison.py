@@ -9,6 +9,7 @@ former, and hardly on the latter.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,6 +18,9 @@ from xpkern.engine.contract import Float64
 from xpkern.errors import XpkernError
 from xpkern.grid import BANDS, N_XP, WAVELENGTH
 from xpkern.train.extinction_law import PIVOT, STANDARD_RV
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 #: Laws of the package dust_extinction that have R(V) as their parameter.
 LAWS = ("CCM89", "F99", "F19", "G23")
@@ -50,7 +54,7 @@ def published_curves(rv: float = STANDARD_RV) -> dict[str, Float64]:
 
 
 def draw_comparison(path: Path, ext_curve: Float64) -> None:
-    """Draw the shape of a learned curve R (66,) and what the published laws differ from it by, as PNG (Fig. 15).
+    """Draw :func:`draw_curves` as PNG.
 
     Raises
     ------
@@ -60,25 +64,36 @@ def draw_comparison(path: Path, ext_curve: Float64) -> None:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    from xpkern.train.figures import BLUE, GREEN, ORANGE, PURPLE, RED, STYLE
+    from xpkern.train.figures import STYLE
 
-    learned = curve_shape(ext_curve)
     with rc_context(STYLE):
         figure = Figure(figsize=(7.2, 5.2), layout="constrained")
-        whole, differences = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-        wavelength = WAVELENGTH[:COMPARED]
-        whole.plot(wavelength, learned, ".-", color=BLUE, ms=4.0, lw=1.2, label="learned")
-        for (name, curve), colour in zip(published_curves().items(), (ORANGE, GREEN, RED, PURPLE), strict=True):
-            shape = curve_shape(curve)
-            whole.plot(wavelength, shape, color=colour, lw=1.0, label=name)
-            differences.plot(wavelength, shape - learned, color=colour, lw=1.2, label=name)
-        differences.axhline(0.0, color=BLUE, lw=1.2)
-        whole.set(
-            ylabel=r"$E(\lambda-K_s)\,/\,E(552\,\mathrm{nm}-K_s)$", title=f"Published laws at R(V) = {STANDARD_RV}"
-        )
-        differences.set(ylabel="law − learned", xlabel="wavelength  [nm]", xscale="log")
-        differences.set_xticks([400, 500, 600, 800, 1000, 1500, 2000], [400, 500, 600, 800, 1000, 1500, 2000])
-        differences.minorticks_off()
-        whole.legend(ncols=2)
+        draw_curves(figure, ext_curve)
         with PendingFile(path) as partial:
             figure.savefig(partial, format="png", dpi=130, metadata={"Software": None})
+
+
+def draw_curves(figure: Figure, ext_curve: Float64) -> None:
+    """Draw the shape of a learned curve R (66,) and what the published laws differ from it by (Fig. 15).
+
+    Raises
+    ------
+    XpkernError
+        If the package dust_extinction is not installed.
+    """
+    from xpkern.train.figures import BLUE, GREEN, ORANGE, PURPLE, RED
+
+    learned = curve_shape(ext_curve)
+    whole, differences = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    wavelength = WAVELENGTH[:COMPARED]
+    whole.plot(wavelength, learned, ".-", color=BLUE, ms=4.0, lw=1.2, label="learned")
+    for (name, curve), colour in zip(published_curves().items(), (ORANGE, GREEN, RED, PURPLE), strict=True):
+        shape = curve_shape(curve)
+        whole.plot(wavelength, shape, color=colour, lw=1.0, label=name)
+        differences.plot(wavelength, shape - learned, color=colour, lw=1.2, label=name)
+    differences.axhline(0.0, color=BLUE, lw=1.2)
+    whole.set(ylabel=r"$E(\lambda-K_s)\,/\,E(552\,\mathrm{nm}-K_s)$", title=f"Published laws at R(V) = {STANDARD_RV}")
+    differences.set(ylabel="law − learned", xlabel="wavelength  [nm]", xscale="log")
+    differences.set_xticks([400, 500, 600, 800, 1000, 1500, 2000], [400, 500, 600, 800, 1000, 1500, 2000])
+    differences.minorticks_off()
+    whole.legend(ncols=2)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from xpkern.model.type_prior import TypePrior
     from xpkern.train.outcome import Outcome
 
 #: Colours that the colour-blind tell apart (Okabe & Ito 2008), and ink for what is secondary.
@@ -150,7 +151,7 @@ def _draw_extinction(figure: Figure, run: Run, outcome: Outcome) -> None:
     start, learned = run.state.snapshots[0].ext_curve, outcome.model.ext_curve
     seen = ~np.asarray(outcome.model.theoretical)
     pivot = int(np.flatnonzero(WAVELENGTH == PIVOT)[0])
-    place, ticks, names = _places()
+    place, ticks, names = places()
     for curve, colour, style, label in (
         (law, QUIET, (0, (1, 1.5)), LAW),
         (start, ORANGE, (0, (5, 2)), "start"),
@@ -177,7 +178,7 @@ def _draw_extinction(figure: Figure, run: Run, outcome: Outcome) -> None:
         upper.text(0.99, 0.62, text, transform=upper.transAxes, ha="right", fontsize=8.5, color=QUIET)
 
 
-def _places() -> tuple[Float64, Float64, list[str]]:
+def places() -> tuple[Float64, Float64, list[str]]:
     """Where each sample is drawn: XP at its wavelength, bands side by side to its right; ticks and their names."""
     place = WAVELENGTH.copy()
     place[N_XP:] = 1045.0 + 40.0 * np.arange(len(BANDS))
@@ -229,10 +230,25 @@ def _draw_drift(figure: Figure, run: Run, outcome: Outcome) -> None:
 
 
 def _draw_prior(figure: Figure, run: Run, outcome: Outcome) -> None:
-    """The prior over the labels, as contours around shares of its mass (Fig. 5)."""
+    """The prior over the labels of the training stars."""
+    title = f"Prior on stellar type ({run.recipe.prior.kind}, {outcome.prior.n_components} components)"
+    draw_prior(figure, outcome.prior, run.stars.mean[run.training, :3], title=title, whose="training stars")
+
+
+def draw_prior(figure: Figure, prior: TypePrior, labels: Float64, *, title: str, whose: str) -> None:
+    """A prior as contours around shares of its mass, over labels (Fig. 5).
+
+    Parameters
+    ----------
+    figure : matplotlib.figure.Figure
+    prior : TypePrior
+    labels : (n, 3) float64
+        teff [kK], feh, logg; n may be 0.
+    title, whose : str
+        The figure's title, and whose labels these are.
+    """
     rng = np.random.default_rng(0)
-    drawn = outcome.prior.sample(_DRAWS, rng)
-    labels = run.stars.mean[run.training, :3]
+    drawn = prior.sample(_DRAWS, rng)
     if len(labels) > _MOST_LABELS:
         labels = labels[rng.choice(len(labels), _MOST_LABELS, replace=False)]
     names = ((r"$T_\mathrm{eff}$  [kK]", True), ("[Fe/H]  [dex]", False), (r"$\log\,g$  [dex]", True))
@@ -245,8 +261,8 @@ def _draw_prior(figure: Figure, run: Run, outcome: Outcome) -> None:
         ]
         panel.plot(labels[:, a], labels[:, b], ".", ms=1.5, color=ORANGE, alpha=_alpha(len(labels)), rasterized=True)
         density = np.histogram2d(drawn[:, a], drawn[:, b], edges)[0]
-        smooth = _smoothed(density)
-        levels = _levels_around(smooth, _CONTOURS)
+        smooth = smoothed(density)
+        levels = levels_around(smooth, _CONTOURS)
         centres = [0.5 * (edge[1:] + edge[:-1]) for edge in edges]
         panel.contour(*centres, smooth.T, levels=levels, colors=[BLUE], linewidths=[0.9, 1.3, 1.9][-len(levels) :])
         for set_limits, is_reversed, edge in (
@@ -255,9 +271,10 @@ def _draw_prior(figure: Figure, run: Run, outcome: Outcome) -> None:
         ):
             set_limits(*(edge[[-1, 0]] if is_reversed else edge[[0, -1]]))
         panel.set(xlabel=names[a][0], ylabel=names[b][0])
-    axes[0].set_title(f"Prior on stellar type ({run.recipe.prior.kind}, {outcome.prior.n_components} components)")
+    axes[0].set_title(title)
     axes[0].plot([], [], color=BLUE, lw=1.9, label="68, 95, 99 % of its mass")
-    axes[0].plot([], [], ".", ms=6, color=ORANGE, label="labels of the training stars")
+    if len(labels):
+        axes[0].plot([], [], ".", ms=6, color=ORANGE, label=f"labels of the {whose}")
     figure.legend(loc="outside lower center", ncols=2)
 
 
@@ -265,14 +282,15 @@ def _alpha(points: int) -> float:
     return float(np.clip(3000.0 / max(points, 1), 0.05, 0.6))
 
 
-def _smoothed(density: NDArray) -> Float64:
+def smoothed(density: NDArray) -> Float64:
+    """A histogram, (n, m), smoothed by a normal law of one bin."""
     from scipy.ndimage import gaussian_filter
 
     smooth: Float64 = gaussian_filter(density.astype(np.float64), 1.0)
     return smooth
 
 
-def _levels_around(density: Float64, shares: tuple[float, ...]) -> list[float]:
+def levels_around(density: Float64, shares: tuple[float, ...]) -> list[float]:
     """Levels of a histogram above which these shares of its mass lie, increasing."""
     ordered = np.sort(density.ravel())[::-1]
     mass = np.cumsum(ordered) / ordered.sum()

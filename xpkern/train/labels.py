@@ -10,6 +10,7 @@ that of the temperature. :mod:`xpkern.train.label_table` makes such tables from 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,7 @@ def read_labels(table: Any, reddening: Any = None) -> Labels:
         extinctions, or the second one's are of other stars.
     """
     name = str(table) if isinstance(table, (str, os.PathLike)) else "labels"
-    columns, units = _columns_and_units(table, name)
+    columns, units = columns_and_units(table, name)
     source_table = SourceTable(columns, name)
     errors = [f"{label}_err" for label in TYPE_LABELS]
     source_table.require([*TYPE_LABELS, *errors])
@@ -140,7 +141,7 @@ def _surveys(table: SourceTable, rows: NDArray[np.intp]) -> NDArray[np.str_]:
 def _reddening(table: Any, source_id: NDArray[np.int64]) -> tuple[Float64, Float64]:
     """Extinctions of stars and their errors, each (n,); NaN where the table lacks the star."""
     name = str(table) if isinstance(table, (str, os.PathLike)) else "reddening"
-    columns, _ = _columns_and_units(table, name)
+    columns, _ = columns_and_units(table, name)
     of_map = SourceTable(columns, name)
     of_map.require([OPTIONAL_LABEL, f"{OPTIONAL_LABEL}_err"])
     rows = of_map.rows_of(source_id)
@@ -162,10 +163,12 @@ def kilokelvin_of(values: Float64, unit: str | None, file: str, field: str) -> f
         raise InputError(f"its unit {unit!r} is no temperature", file=file, field=field) from None
 
 
-def _columns_and_units(table: Any, name: str) -> tuple[dict[str, NDArray], dict[str, str]]:
-    """Columns by lower-case name, and the units of those that have one."""
+def columns_and_units(
+    table: Any, name: str, wanted: Sequence[str] = _KNOWN
+) -> tuple[dict[str, NDArray], dict[str, str]]:
+    """Columns by lower-case name, and the units of those that have one; of a csv file only those wanted."""
     if isinstance(table, (str, os.PathLike)):
-        table = _read(Path(table), name)
+        table = _read(Path(table), name, wanted)
     if isinstance(table, tuple):
         return table
     names = table.colnames if hasattr(table, "colnames") else list(table)
@@ -173,7 +176,7 @@ def _columns_and_units(table: Any, name: str) -> tuple[dict[str, NDArray], dict[
     return {key.lower(): as_array(table[key]) for key in names}, units
 
 
-def _read(path: Path, name: str) -> Any:
+def _read(path: Path, name: str, wanted: Sequence[str]) -> Any:
     """An astropy table; or, of an HDF5 file with a dataset per column, columns and units."""
     from astropy.table import Table
 
@@ -190,7 +193,7 @@ def _read(path: Path, name: str) -> Any:
             return {column.lower(): parquet[column].to_numpy() for column in parquet.column_names}, {}
         if lower.endswith(_CSV_ENDINGS):
             is_plain = not _starts_with_ecsv(path)
-            return (read_csv_columns(path, _KNOWN), {}) if is_plain else Table.read(path, format="ascii.ecsv")
+            return (read_csv_columns(path, wanted), {}) if is_plain else Table.read(path, format="ascii.ecsv")
         return Table.read(path)
     except InputError:
         raise
