@@ -68,6 +68,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         parents=[common],
     )
     _declare_plot(plot)
+    parser.further = (plot,)
     of_map = parser.parse_known_args
 
     def parse(arguments: Sequence[str] | None = None, namespace: argparse.Namespace | None = None) -> Any:
