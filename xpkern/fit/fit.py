@@ -64,7 +64,7 @@ def fit(
     threads : int, optional
         Every core this process may use when not given. The result does not depend on it.
     terms : LossTerms, optional
-        Which terms the loss has; all of them when not given.
+        Which terms the loss has; :func:`default_terms` when not given.
     box : Box, optional
         Where the optimum is sought; :func:`default_box` when not given.
     optimizer : {"newton", "zgr23"} or Zgr23Options
@@ -100,7 +100,7 @@ def fit(
     if start is not None and not isinstance(start, StartGrid):
         start = _checked_start(start, (len(obs), model.n_parameters), obs.flux)
     chosen = get_engine(engine, on_gpu=on_device(obs.flux))
-    terms = LossTerms() if terms is None else terms
+    terms = default_terms(noise) if terms is None else terms
     stars = obs.star_data()
     widened = widen_parallax(stars, model.scale_sigma)
     if isinstance(how, FitOptions):
@@ -180,6 +180,16 @@ def noise_of(noise: str | None, model: FluxModel, optimizer: str | Zgr23Options)
     if noise == "learned" and optimizer != "newton":
         raise InputError("zgr23 knows that of Eq. 2 alone", field="noise")
     return noise
+
+
+def default_terms(noise: str) -> LossTerms:
+    """Terms of the loss of a fit that allows for a kind of noise: those of Eq. 19 with the noise of Eq. 2.
+
+    Under a learned noise the loss has no Jacobian terms, - 2 ln ext and - 2 ln plx, which make of the optimum the mode
+    in the logarithms: too high in E by about its error, which is large where nothing but a model that may be wrong tells
+    E, and with it in teff (by some 20 to 30 K), feh and logg.
+    """
+    return LossTerms() if noise == "eq2" else LossTerms(jacobian_ext=False, jacobian_plx=False)
 
 
 def options_of(optimizer: str | Zgr23Options, options: FitOptions | None) -> FitOptions | Zgr23Options:
