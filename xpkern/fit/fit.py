@@ -106,10 +106,11 @@ def fit(
     if isinstance(how, FitOptions):
         start = start_grid(model, prior) if start is None else start
         solution = chosen.fit(model, prior, widened, start, terms, box, how, threads=threads)
-        chi2 = solution.chi2
+        chi2, ln_prior = solution.chi2, solution.ln_prior
         if noise == "learned":
             passed = second_pass(chosen, model, prior, widened, obs.noise, solution, terms, box, how, threads=threads)
             solution, chi2 = passed.solution, passed.chi2_eq2
+            ln_prior = passed.ln_prior_eq2
     elif isinstance(start, StartGrid):
         raise InputError("a StartGrid is for newton: zgr23 has its own grid, or takes parameters", field="start")
     else:
@@ -117,7 +118,7 @@ def fit(
             widened, start = _on_host(widened), None if start is None else to_host(start)
         solution = zgr23_solution(chosen, model, prior, widened, start, terms, box, how, threads=threads)
         solution = _beside(solution, obs.flux)
-        chi2 = solution.chi2
+        chi2, ln_prior = solution.chi2, solution.ln_prior
     params, fisher = solution.params, solution.fisher
     if model.scale_sigma > 0:
         plx, fisher = marginalise_scale(params[:, -1], fisher, stars, model.scale_sigma)
@@ -130,7 +131,8 @@ def fit(
     status = obs.status | solution.status
     fitted = (status & np.uint32(UNFITTED)) == 0
     mark(status, floored, Status.COVARIANCE_FLOORED)
-    mark(status, fitted & (solution.ln_prior < prior.ln_prior_threshold), Status.EXTRAPOLATED)
+    threshold = prior.ln_prior_threshold
+    mark(status, fitted & ((solution.ln_prior < threshold) | (ln_prior < threshold)), Status.EXTRAPOLATED)
     if model.scale_sigma > 0:
         mark(status, fitted, Status.THEORETICAL_SCALE)
     return Fit(
@@ -186,8 +188,8 @@ def default_terms(noise: str) -> LossTerms:
     """Terms of the loss of a fit that allows for a kind of noise: those of Eq. 19 with the noise of Eq. 2.
 
     Under a learned noise the loss has no Jacobian terms, - 2 ln ext and - 2 ln plx, which make of the optimum the mode
-    in the logarithms: too high in E by about its error, which is large where nothing but a model that may be wrong tells
-    E, and with it in teff (by some 20 to 30 K), feh and logg.
+    in the logarithms: too high in E by about its error, which is large where only a model that may be wrong tells E,
+    and with it in teff (by some 20 to 30 K), feh and logg.
     """
     return LossTerms() if noise == "eq2" else LossTerms(jacobian_ext=False, jacobian_plx=False)
 

@@ -211,11 +211,13 @@ def _noise(model: FluxModel) -> str:
     )
     return f"""\
 C = (f fᵀ)∘S(Θ) + {error.archive_factor:g}·C_gaia, S blended from {len(error)} groups of types.
-S was learned from the residuals of the training stars at their labels (xpkern/train/noise_fit.py), and then tuned so that types fitted without labels agree
-with these as well as their errors say (xpkern/train/noise_tuning.py). It is a covariance for fits, not an account of
-fluxes: in directions that do not tell the type it is as the residuals left it. The correlation of the sampled spectra's
-errors, which the library does not give, was found in the same way; it is beside the model file and is used for the
-library's stars alone. Square roots of S's diagonal [%] at the centres of its groups:
+S was learned from the residuals of the training stars at their labels (xpkern/train/noise_fit.py), and then tuned so
+that types fitted without labels agree with these as well as their errors say (xpkern/train/noise_tuning.py). It is a
+covariance for fits, not an account of fluxes: in directions that do not tell the type it is as the residuals left it.
+The correlation of the sampled spectra's errors, which the library does not give, was found in the same way; it is
+beside the model file and is used for the library's stars alone.
+
+Square roots of S's diagonal [%] at the centres of its groups:
 
 | Teff [kK] | [Fe/H] | log g | {" | ".join(f"{WAVELENGTH[k]:.0f}" for k in columns)} |
 |---|---|---|{"---:|" * len(columns)}

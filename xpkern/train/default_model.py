@@ -58,7 +58,10 @@ PARTS = {"validation": VALIDATION, "test": TEST}
 LEARNING = NoiseRecipe(groups=12, most_stars=300, iterations=8, learn_archive_factor=False)
 
 #: How it is tuned by the labels, before and after the model has been trained under it.
-TUNING, LAST_TUNING = TuningRecipe(rounds=2), TuningRecipe(rounds=3)
+TUNING, LAST_TUNING = (
+    TuningRecipe(rounds=2),
+    TuningRecipe(rounds=6, rate=0.015, prior_stars=30.0, correlation_stars=100.0),
+)
 
 #: The training under it.
 UNDER_NOISE: dict[str, Phase] = {
