@@ -146,6 +146,10 @@ _LIMITS = """\
   of how wrong this model is: errors are then too small, and types worse.
 - How wrong it is was learned from stars of G < 15 with few of [Fe/H] < −1.5, and tuned on these labels. Outside of its
   groups of types the noise is that of the nearest.
+- The table above is of sampled spectra and the correlation of errors found for them. How well types come out of the
+  archive's coefficients, which bring correlations of their own, was not tested against labels.
+- Stars hotter than it knows come out as the hottest that it knows, without extinction. That the first pass, with the
+  noise of Eq. 2, wants to leave what is known marks them (status bit 8), and their χ² under that noise is poor.
 - Untested on real stars: a scale calibrated by parallaxes, W1 and W2, stars fainter than G = 15."""
 
 
