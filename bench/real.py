@@ -23,7 +23,14 @@ from xpkern.observe.source_position import galactic_latitude, pixel_of
 from xpkern.survey.planted import Planted
 from xpkern.survey.simulator import SurveySimulator
 from xpkern.survey.truth import AtmosphereTruth
-from xpkern.train.apogee_library import LIBRARY_WAVELENGTH, POLAR_LATITUDE, VALIDATION, Library, read_library
+from xpkern.train.apogee_library import (
+    LIBRARY_WAVELENGTH,
+    POLAR_LATITUDE,
+    VALIDATION,
+    Library,
+    error_correlation,
+    read_library,
+)
 from xpkern.train.atmospheres import load_atmospheres, read_g_passband
 from xpkern.train.default_model import train_on_library
 from xpkern.train.extinction_comparison import curve_shape, published_curves
@@ -73,7 +80,7 @@ def bench_real(n_stars: int, _rounds: int, engine_name: str) -> Result:
     library = library.select(np.arange(min(n_stars, len(library))))
     extra: dict[str, Any] = {"stars": len(library)}
     for loss, terms in LOSSES.items():
-        found = residuals(library, model, prior, engine_name, terms=terms, threads=1)
+        found = residuals(library, model, prior, engine_name, terms=terms, correlation=error_correlation(), threads=1)
         extra |= {f"{loss}: {name}": value for name, value in _types(found).items()}
         extra |= {f"{loss}: {name}": value for name, value in _extinctions(found, library).items()}
     return Result("real", extra=extra)

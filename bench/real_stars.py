@@ -33,6 +33,7 @@ from xpkern.train.apogee_library import (
     TRAINING,
     VALIDATION,
     Library,
+    error_correlation,
     read_library,
 )
 from xpkern.train.atmospheres import read_g_passband
@@ -110,7 +111,8 @@ def ours(model: xk.FluxModel, prior: xk.TypePrior, engine: str) -> Method:
     """The forward model fitted to the spectra; NaN for stars that cannot be fitted."""
 
     def estimate(_training: Stars, stars: Stars) -> Float64:
-        found = xk.fit(observations(stars.library, model.noise), model, prior, engine=engine)
+        observed = observations(stars.library, model.noise, correlation=error_correlation())
+        found = xk.fit(observed, model, prior, engine=engine)
         unfitted = (found.status & np.uint32(UNFITTED)) != 0
         return np.where(unfitted[:, None], np.nan, found.params[:, :3])
 

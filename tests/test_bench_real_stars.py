@@ -23,7 +23,7 @@ from bench.real_stars import (
     stars_of,
 )
 from xpkern.grid import N_XP
-from xpkern.train.apogee_library import N_OBSERVED, Library
+from xpkern.train.apogee_library import N_OBSERVED, Library, error_correlation
 
 N = 240
 
@@ -47,7 +47,8 @@ def test_ours_is_the_fit_in_the_units_of_the_library(stars):
     model, prior = xk.load_model()
     few = stars.select(np.arange(24))
     estimate = ours(model, prior, "auto")(stars, few)
-    found = xk.fit(real_stars.observations(few.library, model.noise), model, prior)
+    observed = real_stars.observations(few.library, model.noise, correlation=error_correlation())
+    found = xk.fit(observed, model, prior)
     np.testing.assert_array_equal(estimate, found.params[:, :3])
 
 

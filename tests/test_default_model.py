@@ -69,13 +69,15 @@ def test_default_model_is_sane_over_the_whole_prior(default, rng):
     theta = prior.sample(20_000, rng)
     flux = model.predict(teff=theta[:, 0], feh=theta[:, 1], logg=theta[:, 2], ext=0.0, plx=1.0)
     assert np.isfinite(flux).all()
-    # the wildest that a spectrum may be: colours of black bodies of 1.5 and 20 kK, radii of 0.05 and 300 suns
+    # the wildest that a spectrum may be: colours of black bodies of 1.5 and 20 kK
     colour = np.log(flux[:, 5] / flux[:, 40])
     bound = [np.log(planck(WAVELENGTH[5], t) / planck(WAVELENGTH[40], t)) for t in (1500.0, 20_000.0)]
     assert bound[0] < colour.min() < colour.max() < bound[1]
     surface = planck(WAVELENGTH[N_XP], 1000.0 * np.clip(theta[:, 0], 2.5, 10.0))
     radius = np.sqrt(flux[:, N_XP] * 1e-18 / surface) * KILOPARSEC / SOLAR_RADIUS
-    assert 0.05 < radius.min() < radius.max() < 500.0
+    # and what a sun of that log g would have, times the root of masses of a tenth and ten suns
+    of_a_sun = 10.0 ** (0.5 * (4.438 - theta[:, 2]))
+    assert 0.3 < (radius / of_a_sun).min() < (radius / of_a_sun).max() < 3.2
 
 
 def test_default_w1_and_w2_follow_the_rayleigh_jeans_slope(default, rng):

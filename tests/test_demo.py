@@ -63,7 +63,7 @@ def comparison(tmp_path_factory) -> Comparison:
     model, prior = load_model()
     files = simulate(model, prior, 1500, seed=11).write(folder)
     summary = make_catalog(
-        files.spectra, folder / "catalog.h5", gaia_source=files.gaia_source, model=model, prior=prior
+        files.spectra, folder / "catalog.h5", gaia_source=files.gaia_source, model=model, prior=prior, noise="eq2"
     )
     return Comparison.read(summary.files["catalog"], files.truth)
 

@@ -43,7 +43,7 @@ def test_sources_are_installed_as_real_files():
 @pytest.mark.parametrize(
     ("package", "names"),
     [
-        ("xpkern.model", ["default.h5", "default_card.md"]),
+        ("xpkern.model", ["default.h5", "default_card.md", "default_errors.npy"]),
         ("xpkern.observe", ["calibration_gaia_dr3.npz", "error_model.npz"]),
     ],
 )

@@ -35,8 +35,13 @@ def made(rng):
 
 def test_second_fit_is_under_the_covariance_at_the_first_optimum(made, engine):
     model, prior, obs = made
-    first = xk.fit(obs, model, prior, engine=engine, noise="eq2")
+    terms = LossTerms(jacobian_ext=False, jacobian_plx=False)
+    prior = replace(
+        prior, ln_prior_threshold=float(np.median(prior.ln_density(prior.sample(100, np.random.default_rng(0)))))
+    )
+    first = xk.fit(obs, model, prior, engine=engine, noise="eq2", terms=terms)
     found = xk.fit(obs, model, prior, engine=engine)
+    assert (first.terms, found.terms) == (terms, terms)
     assert (first.noise_kind, found.noise_kind) == ("eq2", "learned")
     assert np.isnan(first.chi2_learned).all()
     single = np.isnan(first.second_gap) & ((found.status & np.uint32(Status.NOT_CONVERGED)) == 0)
@@ -44,15 +49,19 @@ def test_second_fit_is_under_the_covariance_at_the_first_optimum(made, engine):
     stars = obs.star_data()
     frozen = engine.freeze_noise(model, model.noise, stars, xk.Noise.eq2(), first.params)
     under = replace(stars, whitener=frozen.whitener)
-    at = engine.evaluate(model, prior, under, found.params, LossTerms())
+    at = engine.evaluate(model, prior, under, found.params, terms)
     np.testing.assert_allclose(found.loss[single], at.loss[single], rtol=1e-5, atol=1e-3)
     np.testing.assert_allclose(found.chi2_learned[single], at.chi2[single], rtol=1e-5, atol=1e-3)
     np.testing.assert_array_equal(found.chi2[single], first.chi2[single])
-    there = engine.evaluate(model, prior, under, first.params, LossTerms())
+    there = engine.evaluate(model, prior, under, first.params, terms)
     assert (at.loss <= there.loss + 1e-3)[single].all()
     assert np.median((there.loss - at.loss)[single]) > 1e-3  # the noise does move the optimum
     np.testing.assert_allclose(found.fisher[single], at.fisher[single], rtol=1e-3, atol=1e-3 * np.abs(at.fisher).max())
     assert (found.iterations >= first.iterations).all()
+    # beyond what the model knows is a star that is there in either pass
+    beyond = np.minimum(found.ln_prior, first.ln_prior) < prior.ln_prior_threshold
+    assert 0 < beyond[single].sum() < single.sum()
+    np.testing.assert_array_equal(((found.status & np.uint32(Status.EXTRAPOLATED)) != 0)[single], beyond[single])
 
 
 def test_stars_do_not_know_of_one_another(made, engine):
@@ -73,10 +82,13 @@ def test_noise_on_top_where_nobody_says_what_a_covariance_contains(made):
     assert (without.chi2_learned < xk.fit(obs, model, prior).chi2_learned).mean() > 0.8
 
 
-def test_which_noise(made):
+def test_which_noise_and_terms(made):
     model, prior, obs = made
     plain = replace(model, noise=xk.Noise.eq2())
-    assert xk.fit(obs[:3], plain, prior).noise_kind == "eq2"
+    found = xk.fit(obs[:3], plain, prior)
+    assert (found.noise_kind, found.terms) == ("eq2", LossTerms())
+    assert xk.fit(obs[:3], model, prior, noise="eq2").terms == LossTerms()
+    assert xk.fit(obs[:3], model, prior, terms=LossTerms()).terms == LossTerms()
     with pytest.raises(xk.InputError, match="noise: the model's residuals have taught it none"):
         xk.fit(obs, plain, prior, noise="learned")
     with pytest.raises(xk.InputError, match="noise: 'student' is none of eq2, learned"):
@@ -204,6 +216,9 @@ def test_catalogue_of_files(rng, bulk_files, tmp_path):
         assert np.isfinite(whole["chi2_learned"][()][fitted]).all()
         assert np.isnan(plain["chi2_learned"][()]).all()
         assert (whole.attrs["noise_kind"], plain.attrs["noise_kind"]) == ("learned", "eq2")
-        assert plain.attrs["noise_digest"] == xk.load_model()[0].noise.digest
+        assert plain.attrs["noise_digest"] == model.noise.without_model_error().digest
+        assert "jacobian" not in whole.attrs["loss_terms"]
+        assert "jacobian_ext jacobian_plx" in plain.attrs["loss_terms"]
+    model = replace(model, noise=model.noise.without_model_error())
     with pytest.raises(xk.InputError, match="noise: the model's residuals have taught it none"):
-        xk.make_catalog(bulk_files.spectra, tmp_path / "none.h5", noise="learned")
+        xk.make_catalog(bulk_files.spectra, tmp_path / "none.h5", noise="learned", **options | {"model": model})

@@ -66,6 +66,7 @@ def test_a_fit_of_the_file_is_that_of_the_spectra(bulk_files, observed, tmp_path
             packed_factor=file["whitener"][:],
             plx=file["parallax"][:],
             plx_err=file["parallax_error"][:],
+            noise=xk.load_model()[0].noise,
         )
     first, second = (xk.fit(obs, *xk.load_model(), engine=ENGINE) for obs in (observed, again))
     np.testing.assert_array_equal(first.params, second.params)

@@ -37,7 +37,7 @@ from xpkern.train import (
 )
 from xpkern.train.__main__ import main
 from xpkern.train.apogee_library import LIBRARY_WAVELENGTH, N_OBSERVED, Library, read_library
-from xpkern.train.default_model import train_on_library
+from xpkern.train.default_model import UNDER_NOISE, train_on_library
 
 BOLTZMANN = 5.670374419e-8
 
@@ -386,6 +386,7 @@ def test_the_card_says_what_there_is_to_say(rng, tmp_path):
         cuts={"in the library": 300},
         parts={"validation": 60, "test": 60, "training": 180},
         recipe=run.recipe,
+        under_noise=UNDER_NOISE,
         clean=outcome.stars["clean"],
         anchors=100,
         validation=(70.0, 60.0),

@@ -43,12 +43,26 @@ def test_the_first_phase_lowers_the_loss_that_it_minimises(labelled, recipe):
 
     def loss() -> float:
         if isinstance(phase, Rounds):
-            return run._profile_loss(run.state.model, rows, data.start.copy())[0]
+            return run._profile_loss(run.state.model, rows, data.start.copy(), phase.weight_penalty)[0]
         return run.engine.train_step(run.state.model, data.stars[rows], data.start[rows])[0]
 
     before = loss()
     run.finish()
     assert loss() < before
+
+
+def test_the_penalty_on_the_weights_counts_as_often_as_the_recipe_says(labelled, ours):
+    data = labelled.training_set(ours)
+    run = run_of(ours, data)
+    rows, model = run.training[:20], run.state.model
+    (once, by_once), (often, by_often) = (run._profile_loss(model, rows, data.start.copy(), n) for n in (1.0, 8.5))
+    number = sum(weight.size for weight in model.weights)
+    assert often - once == pytest.approx(7.5 * sum((weight**2).sum() for weight in model.weights) / number, rel=1e-6)
+    for before, after, weight in zip(by_once.weights, by_often.weights, model.weights, strict=True):
+        np.testing.assert_allclose(after - before, 15.0 * weight / number, rtol=1e-6, atol=1e-12 * np.abs(after).max())
+    for before, after in zip(by_once.biases, by_often.biases, strict=True):
+        np.testing.assert_array_equal(before, after)
+    np.testing.assert_array_equal(by_once.ln_ext_curve, by_often.ln_ext_curve)
 
 
 def test_steps_do_not_read_held_out_spectra(labelled, recipe):

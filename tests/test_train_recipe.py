@@ -120,6 +120,7 @@ def test_a_phase_of_another_kind_replaces_the_one_of_its_name(tmp_path):
         ("[loss]\njacobian_ext = 1", "loss.jacobian_ext", "not true or false"),
         ("[noise]\nsigma = 'mine'", "noise.sigma", "archive, zgr23"),
         ("[phase.model]\ndamping = 0", "phase.model.damping", "positive"),
+        ("[phase.joint]\nweight_penalty = -1", "phase.joint.weight_penalty", "a number >= 0"),
     ],
 )
 def test_a_mistake_is_named_with_file_and_key(tmp_path, text, field, message):

@@ -54,7 +54,7 @@ MEANING: dict[Status, str] = {
     Status.INCOMPLETE_INFRARED: "some infrared bands missing",
     Status.BAD_ROW: "the row could not be read or holds invalid numbers: not fitted",
     Status.THEORETICAL_SCALE: "parallax and log g rest on a theoretical flux scale",
-    Status.EXTRAPOLATED: "stellar type outside the region the model was trained on",
+    Status.EXTRAPOLATED: "stellar type outside the region the model was trained on, in either pass of the fit",
     Status.COVARIANCE_FLOORED: "the parameter covariance was floored to make it positive definite",
     Status.MISSING_SAMPLES: "flux samples that were not finite numbers were left out",
     Status.SAMPLED_SPECTRUM: "from a sampled spectrum, whose errors are taken as independent",

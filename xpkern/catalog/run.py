@@ -22,7 +22,7 @@ from xpkern.catalog.schema import columns_of
 from xpkern.engine import Engine, get_engine
 from xpkern.engine.contract import FitOptions, LossTerms
 from xpkern.errors import DeviceFailed, InputError
-from xpkern.fit.fit import fit, noise_of, options_of
+from xpkern.fit.fit import default_terms, fit, noise_of, options_of
 from xpkern.fit.start import start_grid
 from xpkern.model import load_model
 from xpkern.status import Status
@@ -158,6 +158,7 @@ def make_catalog(
     threads : int, optional
         As :func:`xpkern.threads.number_of_threads` says when not given.
     terms : LossTerms, optional
+        As :func:`xpkern.fit` takes them.
     optimizer : {"newton", "zgr23"} or Zgr23Options
         As :func:`xpkern.fit` takes it.
     options : FitOptions, optional
@@ -202,7 +203,7 @@ def make_catalog(
     of_files = of_files if sigma is None else replace(of_files, sigma=sigma)
     calibration = Calibration.default() if calibration is None else calibration
     engine = get_engine(engine)
-    terms = LossTerms() if terms is None else terms
+    terms = default_terms(kind) if terms is None else terms
     how = options_of(optimizer, options)
     reader = XpReader(
         files, gaia_source, photometry, calibration, of_files, engine, photometry_cuts, parallax_zero_point

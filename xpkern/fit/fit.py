@@ -64,7 +64,7 @@ def fit(
     threads : int, optional
         Every core this process may use when not given. The result does not depend on it.
     terms : LossTerms, optional
-        Which terms the loss has; all of them when not given.
+        Which terms the loss has; :func:`default_terms` when not given.
     box : Box, optional
         Where the optimum is sought; :func:`default_box` when not given.
     optimizer : {"newton", "zgr23"} or Zgr23Options
@@ -100,16 +100,17 @@ def fit(
     if start is not None and not isinstance(start, StartGrid):
         start = _checked_start(start, (len(obs), model.n_parameters), obs.flux)
     chosen = get_engine(engine, on_gpu=on_device(obs.flux))
-    terms = LossTerms() if terms is None else terms
+    terms = default_terms(noise) if terms is None else terms
     stars = obs.star_data()
     widened = widen_parallax(stars, model.scale_sigma)
     if isinstance(how, FitOptions):
         start = start_grid(model, prior) if start is None else start
         solution = chosen.fit(model, prior, widened, start, terms, box, how, threads=threads)
-        chi2, frozen_at = solution.chi2, np.full_like(solution.params, np.nan)
+        chi2, ln_prior, frozen_at = solution.chi2, solution.ln_prior, np.full_like(solution.params, np.nan)
         if noise == "learned":
             passed = second_pass(chosen, model, prior, widened, obs.noise, solution, terms, box, how, threads=threads)
-            solution, chi2, frozen_at = passed.solution, passed.chi2_eq2, passed.frozen_at
+            solution, frozen_at = passed.solution, passed.frozen_at
+            chi2, ln_prior = passed.chi2_eq2, passed.ln_prior_eq2
     elif isinstance(start, StartGrid):
         raise InputError("a StartGrid is for newton: zgr23 has its own grid, or takes parameters", field="start")
     else:
@@ -117,7 +118,7 @@ def fit(
             widened, start = _on_host(widened), None if start is None else to_host(start)
         solution = zgr23_solution(chosen, model, prior, widened, start, terms, box, how, threads=threads)
         solution = _beside(solution, obs.flux)
-        chi2, frozen_at = solution.chi2, np.full_like(solution.params, np.nan)
+        chi2, ln_prior, frozen_at = solution.chi2, solution.ln_prior, np.full_like(solution.params, np.nan)
     params, fisher = solution.params, solution.fisher
     if model.scale_sigma > 0:
         plx, fisher = marginalise_scale(params[:, -1], fisher, stars, model.scale_sigma)
@@ -130,7 +131,8 @@ def fit(
     status = obs.status | solution.status
     fitted = (status & np.uint32(UNFITTED)) == 0
     mark(status, floored, Status.COVARIANCE_FLOORED)
-    mark(status, fitted & (solution.ln_prior < prior.ln_prior_threshold), Status.EXTRAPOLATED)
+    threshold = prior.ln_prior_threshold
+    mark(status, fitted & ((solution.ln_prior < threshold) | (ln_prior < threshold)), Status.EXTRAPOLATED)
     mark(status, fitted & (solution.second_gap < SECOND_MINIMUM_GAP), Status.SECOND_MINIMUM)
     if model.scale_sigma > 0:
         mark(status, fitted, Status.THEORETICAL_SCALE)
@@ -182,6 +184,16 @@ def noise_of(noise: str | None, model: FluxModel, optimizer: str | Zgr23Options)
     if noise == "learned" and optimizer != "newton":
         raise InputError("zgr23 knows that of Eq. 2 alone", field="noise")
     return noise
+
+
+def default_terms(noise: str) -> LossTerms:
+    """Terms of the loss of a fit that allows for a kind of noise: those of Eq. 19 with the noise of Eq. 2.
+
+    Under a learned noise the loss has no Jacobian terms, - 2 ln ext and - 2 ln plx, which make of the optimum the mode
+    in the logarithms: too high in E by about its error, which is large where only a model that may be wrong tells E,
+    and with it in teff (by some 20 to 30 K), feh and logg.
+    """
+    return LossTerms() if noise == "eq2" else LossTerms(jacobian_ext=False, jacobian_plx=False)
 
 
 def options_of(optimizer: str | Zgr23Options, options: FitOptions | None) -> FitOptions | Zgr23Options:

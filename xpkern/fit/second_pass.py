@@ -36,14 +36,16 @@ class SecondPass:
     solution : Solution
         Of the second pass, but for stars that could not have one; ``iterations`` are those of both. Minima are
         compared with ln det C.
-    chi2_eq2 : (n,) float64
-        chi^2 under the noise of Eq. 2 at the optimum of the first pass.
+    chi2_eq2, ln_prior_eq2 : (n,) float64
+        chi^2 under the noise of Eq. 2, and the prior's density, at the optimum of the first pass. A type that the model
+        does not know is seen there: a noise that allows for a wrong model lets the prior draw it to one that it knows.
     frozen_at : (n, k) float64
         Linear parameters at which each star's covariance was frozen; NaN where it has none.
     """
 
     solution: Solution
     chi2_eq2: Float64
+    ln_prior_eq2: Float64
     frozen_at: Float64
 
 
@@ -87,7 +89,8 @@ def second_pass(
     solution.iterations += first.iterations
     solution.minima, solution.second_params = first.minima.copy(), first.second_params.copy()
     solution.second_gap = first.second_gap.copy()
-    chi2_eq2, frozen_at = first.chi2.copy(), first.params.copy()
+    chi2_eq2, ln_prior_eq2 = first.chi2.copy(), first.ln_prior.copy()
+    frozen_at = first.params.copy()
     rows = np.flatnonzero(np.isfinite(first.second_gap) & np.isfinite(ln_det))
     if len(rows):
         there = first.second_params[rows]
@@ -97,13 +100,14 @@ def second_pass(
         _choose(solution, other, rows, gap)
         better = gap < 0
         chi2_eq2[rows[better]] = at_first.chi2[better]
+        ln_prior_eq2[rows[better]] = at_first.ln_prior[better]
         frozen_at[rows[better]] = there[better]
     failed = ((solution.status & np.uint32(UNFITTED)) != 0) & ((first.status & np.uint32(UNFITTED)) == 0)
     if failed.any():
         _put(solution, np.flatnonzero(failed), first, np.flatnonzero(failed))
         mark(solution.status, failed, Status.NOISE_OF_EQ2)
         frozen_at[failed] = np.nan
-    return SecondPass(solution, chi2_eq2, frozen_at)
+    return SecondPass(solution, chi2_eq2, ln_prior_eq2, frozen_at)
 
 
 def _choose(solution: Solution, other: Solution, rows: Any, gap: Float64) -> None:

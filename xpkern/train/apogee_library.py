@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from xpkern.engine.contract import Float64
 from xpkern.errors import InputError
 from xpkern.grid import BAND_WAVELENGTH, BANDS, N_XP, XP_WAVELENGTH
+from xpkern.model.model_file import default_model_path
 from xpkern.observe.photometry import TWOMASS_BANDS, flux_of_magnitude
 from xpkern.observe.source_position import galactic_latitude
 from xpkern.train.extinction_law import extinction
@@ -98,6 +99,20 @@ class Library:
     def part(self, remainders: tuple[int, ...]) -> Library:
         """The stars whose ``source_id % 5`` is one of ``remainders``."""
         return self.select(np.isin(self.source_id % 5, remainders))
+
+
+def errors_path(model: Path) -> Path:
+    """Name of the file beside a model file that holds the correlation of the library's errors."""
+    return model.with_name(f"{model.stem}_errors.npy")
+
+
+def error_correlation(model: Path | None = None) -> Float64:
+    """Correlation (64, 64) of the library's errors, as the training of a model file, the shipped one, found it.
+
+    It is in units of the errors that the library gives, and its diagonal what their squares are to be multiplied by.
+    """
+    correlation: Float64 = np.load(errors_path(default_model_path() if model is None else model)).astype(np.float64)
+    return correlation
 
 
 def read_library(wheel: Path, g_passband: Float64) -> tuple[Library, float, dict[str, int]]:

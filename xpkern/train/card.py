@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -51,6 +52,8 @@ class Report:
     parts : dict of str to int
         Stars in each part of the split.
     recipe : Recipe
+    under_noise : mapping of str to Phase
+        Phases of the training under the learned noise.
     clean, anchors : int
         Training stars that self-cleaning left; stars made of theory.
     validation : tuple of float
@@ -73,6 +76,7 @@ class Report:
     cuts: dict[str, int]
     parts: dict[str, int]
     recipe: Recipe
+    under_noise: Mapping[str, Phase]
     clean: int
     anchors: int
     validation: tuple[float, float]
@@ -96,6 +100,8 @@ def write_card(report: Report, model: FluxModel, prior: TypePrior) -> str:
                 _data(report),
                 "## Training",
                 _training(report),
+                "## Noise",
+                _noise(model),
                 "## Unit of extinction",
                 _extinction(report, model),
                 "## Absolute scale, W1 and W2: theory",
@@ -136,8 +142,14 @@ _LIMITS = """\
 - The absolute scale, and with it everything a parallax says, is theoretical until parallaxes have calibrated it.
 - The labels are APOGEE's, errors included; its pipeline's log g of cool dwarfs and its [Fe/H] of M dwarfs are the
   weakest of them.
-- The noise is Eq. 2 of Zhang, Green & Rix (2023), which knows nothing of how wrong this model is: the errors it gives
-  are too small by the factors in the table above.
+- With `noise="eq2"`, and with `optimizer="zgr23"`, the noise is Eq. 2 of Zhang, Green & Rix (2023), which knows nothing
+  of how wrong this model is: errors are then too small, and types worse.
+- How wrong it is was learned from stars of G < 15 with few of [Fe/H] < −1.5, and tuned on these labels. Outside of its
+  groups of types the noise is that of the nearest.
+- The table above is of sampled spectra and the correlation of errors found for them. How well types come out of the
+  archive's coefficients, which bring correlations of their own, was not tested against labels.
+- Stars hotter than it knows come out as the hottest that it knows, without extinction. That the first pass, with the
+  noise of Eq. 2, wants to leave what is known marks them (status bit 8), and their χ² under that noise is poor.
 - Untested on real stars: a scale calibrated by parallaxes, W1 and W2, stars fainter than G = 15."""
 
 
@@ -159,7 +171,10 @@ validation, 2–4 training: {parts}. No choice was made with the test stars."""
 
 def _training(report: Report) -> str:
     recipe = report.recipe
-    phases = "\n".join(f"| {name} | {_phase(phase)} |" for name, phase in recipe.phase.items())
+    phases, under_noise = (
+        "\n".join(f"| {name} | {_phase(phase)} |" for name, phase in table.items())
+        for table in (recipe.phase, report.under_noise)
+    )
     floors = recipe.label_floors
     mean, median = report.validation
     return f"""\
@@ -168,15 +183,51 @@ without their Jacobian terms, each star at its own optimum: its type within its 
 {EXT_ERROR} mag and a tenth of what APOGEE's A_K means by {LAW} (free where A_K is unknown), at galactic latitudes
 beyond {POLAR_LATITUDE:.0f}° within {POLAR_EXT_ERROR} mag of {POLAR_EXT}. Steps of Adam, in coordinates in which that
 loss curves alike.
-The stars' noise is the sampled spectra's errors and Eq. 2. Errors of the labels are APOGEE's, with
+The stars' noise is the sampled spectra's errors and Eq. 2 at first, and then the learned noise (below).
+Errors of the labels are APOGEE's, with
 {1000 * floors.teff:.0f} K, {floors.feh} and {floors.logg} dex added in quadrature. Self-cleaning left {report.clean:,}
 stars; {report.anchors:,} stars made of theory are trained on besides (below). Every choice was made by the validation
 stars; their loss at the optimum has the
 mean {mean:.1f} and the median {median:.1f}. The model is {report.kept}.
 
+Under the noise of Eq. 2:
+
 | phase | |
 |---|---|
-{phases}"""
+{phases}
+
+Then, under the learned noise:
+
+| phase | |
+|---|---|
+{under_noise}"""
+
+
+def _noise(model: FluxModel) -> str:
+    error = model.noise.model_error
+    if error is None:
+        return "That of Eq. 2 of Zhang, Green & Rix (2023)."
+    size = np.sqrt(np.einsum("gjj->gj", error.covariance))
+    columns = [*range(0, N_XP, 10), *range(N_XP, N_OBSERVED)]
+    rows = "\n".join(
+        f"| {teff:.2f} | {feh:+.2f} | {logg:.2f} | {' | '.join(f'{100 * size[g, k]:.1f}' for k in columns)} |"
+        for g, (teff, feh, logg) in enumerate(error.centre)
+    )
+    return f"""\
+C = (f fᵀ)∘S(Θ) + {error.archive_factor:g}·C_gaia, S blended from {len(error)} groups of types.
+S was learned from the residuals of the training stars at their labels (xpkern/train/noise_fit.py), and then tuned so
+that types fitted without labels agree with these as well as their errors say (xpkern/train/noise_tuning.py). It is a
+covariance for fits, not an account of fluxes: in directions that do not tell the type it is as the residuals left it.
+The correlation of the sampled spectra's errors, which the library does not give, was found in the same way; it is
+beside the model file and is used for the library's stars alone.
+
+Square roots of S's diagonal [%] at the centres of its groups:
+
+| Teff [kK] | [Fe/H] | log g | {" | ".join(f"{WAVELENGTH[k]:.0f}" for k in columns)} |
+|---|---|---|{"---:|" * len(columns)}
+{rows}
+
+Fits under it leave the terms −2 ln E and −2 ln ϖ of Eq. 19 out of the loss."""
 
 
 def _phase(phase: Phase) -> str:
@@ -256,10 +307,11 @@ def _held_out(report: Report) -> str:
     opened = " They were opened once, for this table." if report.part == "test" else ""
     return f"""\
 Fits of the {len(found.theta) + found.unfitted:,} {report.part} stars without a parallax ({found.unfitted} could not be
-fitted), with Eq. 2's noise on the sampled errors, against APOGEE.{opened} Bias is the median of fit − APOGEE, scatter
+fitted), with the learned noise, against APOGEE.{opened} Bias is the median of fit − APOGEE, scatter
 half the range from its 16th to its 84th percentile, pull that of the difference over its error, the fit's and the
-label's in quadrature, outside the share [%] of pulls beyond ±{_OUTLIER:.0f}. Median χ² = {np.median(found.chi2):.0f} on
-{N_OBSERVED} samples; log g is off by more than 1 dex (a giant taken for a dwarf or the reverse) in {confused:.1f} %.
+label's in quadrature, outside the share [%] of pulls beyond ±{_OUTLIER:.0f}. Median χ² under the noise of
+Eq. 2 = {np.median(found.chi2):.0f} on {N_OBSERVED} samples; log g is off by more than 1 dex (a giant taken for a dwarf
+or the reverse) in {confused:.1f} %.
 
 {chr(10).join(head)}
 {chr(10).join(rows)}"""

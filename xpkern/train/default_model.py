@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,29 +11,36 @@ from numpy.typing import NDArray
 
 from xpkern.engine import Engine, get_engine
 from xpkern.engine.contract import Float32, Float64
-from xpkern.grid import N_XP, WAVELENGTH, XP_WAVELENGTH, in_scale_window
+from xpkern.engine.tables import learned_error
+from xpkern.fit.fit import default_terms
+from xpkern.grid import N_FLUX, N_XP, WAVELENGTH, XP_WAVELENGTH, in_scale_window
 from xpkern.model.flux_model import FluxModel
+from xpkern.model.model_error import ModelError
 from xpkern.model.model_file import save_model
 from xpkern.model.noise import Noise
 from xpkern.observe.gaia_source import SourceTable
 from xpkern.train.apogee_library import (
     LIBRARY_WAVELENGTH,
+    N_OBSERVED,
     TEST,
     TRAINING,
     VALIDATION,
     Library,
+    errors_path,
     read_library,
 )
 from xpkern.train.atmospheres import Atmospheres, load_atmospheres, read_g_passband
 from xpkern.train.card import Report, write_card
 from xpkern.train.extinction_comparison import draw_comparison
 from xpkern.train.flux_scale import ln_flux_at_1kpc
-from xpkern.train.held_out import is_giant, observations, residuals
+from xpkern.train.held_out import is_giant, labelled, observations, residuals
 from xpkern.train.labels import TYPE_LABELS, read_labels
+from xpkern.train.noise_fit import NoiseRecipe, learn_model_error
+from xpkern.train.noise_tuning import TuningRecipe, UnknownCorrelation, tune_model_error
 from xpkern.train.outcome import Outcome, outcome_of
 from xpkern.train.packages import APOGEE_LIBRARY, ATMOSPHERES
 from xpkern.train.phases import Progress, Run
-from xpkern.train.recipe import Recipe
+from xpkern.train.recipe import NewtonStars, Phase, Recipe, Rounds
 from xpkern.train.recipe_file import load_recipe
 from xpkern.train.run import training_noise
 from xpkern.train.training_set import TrainingSet, candidates, gather
@@ -45,6 +52,31 @@ LICENCE = (
 
 #: Parts of the split that the model can be judged by.
 PARTS = {"validation": VALIDATION, "test": TEST}
+
+#: How the noise is learned from residuals, to begin with. The library gives no correlations of its errors, without
+#: which nothing tells how much larger the errors are than it says: the archive's factor stays 1.
+LEARNING = NoiseRecipe(groups=12, most_stars=300, iterations=8, learn_archive_factor=False)
+
+#: How it is tuned by the labels, before and after the model has been trained under it.
+TUNING, LAST_TUNING = (
+    TuningRecipe(rounds=2),
+    TuningRecipe(rounds=6, rate=0.015, prior_stars=30.0, correlation_stars=100.0),
+)
+
+#: The training under it.
+UNDER_NOISE: dict[str, Phase] = {
+    "joint": Rounds(
+        stars="clean",
+        rounds=10,
+        steps=80,
+        batch=512,
+        rate=0.03,
+        metric_stars=512,
+        damping=1e-4,
+        weight_penalty=10.0,
+    ),
+    "final": NewtonStars(stars="all"),
+}
 
 #: Stellar type of the Sun: teff [kK], feh, logg.
 SUN = (5.772, 0.0, 4.438)
@@ -59,12 +91,13 @@ _MODULUS_AT_1_MAS = 10.0
 def make_default_model(
     output: Path, cache: Path, *, part: str, recipe: Recipe | None = None, log: Callable[[str], None] = print
 ) -> None:
-    """Fetch, cut, train, judge, and write the model file, its card and a figure of its extinction curve.
+    """Fetch, cut, train, learn the noise, judge, and write the model file and what goes beside it.
 
     Parameters
     ----------
     output : path
-        Name of the model file; beside it go ``<name>_card.md`` and ``<name>_extinction.png``.
+        Name of the model file; beside it go ``<name>_card.md``, ``<name>_extinction.png`` and ``<name>_errors.npy``,
+        the correlation of the library's errors that the training found.
     cache : path
         Folder in which downloads are kept.
     part : {"test", "validation"}
@@ -81,6 +114,7 @@ def make_default_model(
     library, g_zero_point, cuts = read_library(wheel, g_passband)
     atmospheres = load_atmospheres(cache)
     run, outcome = train_on_library(library, atmospheres, recipe, log=log)
+    run, outcome, correlation = train_under_learned_noise(run, outcome, library, log=log)
     model = replace(outcome.model, provenance=_provenance(outcome.model), licence=LICENCE)
 
     judges, stars = library.part(PARTS[part]), library.part(TRAINING)
@@ -90,6 +124,7 @@ def make_default_model(
         cuts=cuts,
         parts={name: len(library.part(part)) for name, part in (*PARTS.items(), ("training", TRAINING))},
         recipe=recipe,
+        under_noise=UNDER_NOISE,
         clean=outcome.stars["clean"],
         anchors=int(run.set.is_anchor.sum()),
         validation=(outcome.validation_loss, outcome.validation_median),
@@ -99,11 +134,12 @@ def make_default_model(
         optical_over_theory=_optical_over_theory(model, stars, theory),
         giant_share=float(is_giant(stars.theta).mean()),
         part=part,
-        residuals=residuals(judges, model, outcome.prior),
+        residuals=residuals(judges, model, outcome.prior, correlation=correlation),
     )
     text = write_card(report, model, outcome.prior)
     save_model(output, replace(model, card=text), outcome.prior)
     output.with_name(f"{output.stem}_card.md").write_text(text, encoding="utf-8")
+    np.save(errors_path(output), correlation)
     draw_comparison(output.with_name(f"{output.stem}_extinction.png"), model.ext_curve)
     log(f"wrote {output}")
 
@@ -130,7 +166,75 @@ def train_on_library(
     return run, outcome_of(run, unit_of_law=True)
 
 
-def train_on(run: Run, whitener: Float32, *, phases: Collection[str] = ("joint", "polish", "final")) -> Run:
+def train_under_learned_noise(
+    run: Run, outcome: Outcome, library: Library, *, log: Callable[[str], None]
+) -> tuple[Run, Outcome, Float64]:
+    """Learn the noise from the training stars, train on under it, and tune it to what came out.
+
+    Parameters
+    ----------
+    run, outcome : Run, Outcome
+        Of a training under the noise of Eq. 2 and errors without correlations.
+    library : Library
+    log : callable
+
+    Returns
+    -------
+    Run, Outcome
+        The model's noise is the learned one.
+    (64, 64) float64
+        Correlation of the library's errors.
+    """
+    contained, training = training_noise(run.recipe), library.part(TRAINING)
+
+    def whiteners(part: Library, correlation: Float64) -> Float32:
+        observed = correlation[:N_OBSERVED, :N_OBSERVED]
+        return observations(part, contained, correlation=observed).star_data().whitener
+
+    def tuned(model: FluxModel, correlation: Float64, recipe: TuningRecipe) -> tuple[FluxModel, Float64]:
+        unknown = UnknownCorrelation(
+            error=np.pad(training.error, ((0, 0), (0, N_FLUX - N_OBSERVED))),
+            start=correlation,
+            whitener=lambda correlation: whiteners(training, correlation),
+        )
+        error, correlation = tune_model_error(
+            model,
+            outcome.prior,
+            stars,
+            contained,
+            learned_error(model.noise),
+            recipe,
+            unknown=unknown,
+            terms=default_terms("learned"),
+            engine=run.engine,
+            threads=1,
+            log=log,
+        )
+        return _with_error(model, error), correlation
+
+    log("learning the noise from residuals")
+    stars = labelled(training, contained)
+    error = learn_model_error(outcome.model, outcome.prior, stars, contained, LEARNING, engine=run.engine, threads=1)
+    model, correlation = tuned(_with_error(outcome.model, error), np.eye(N_FLUX), TUNING)
+
+    log("training under that noise")
+    observed = ~run.set.is_anchor
+    part = library.select(np.searchsorted(library.source_id, run.set.source_id[observed]))
+    whitener = run.set.stars.whitener.copy()
+    whitener[observed] = whiteners(part, correlation)
+    of_stars = replace(run.set.stars, whitener=whitener)
+    frozen = run.engine.freeze_noise(model, model.noise, of_stars, contained, run.state.params, threads=1)
+    run = train_on(run, np.where(np.isfinite(frozen.ln_det)[:, None], frozen.whitener, whitener), UNDER_NOISE)
+    outcome = outcome_of(run, unit_of_law=True)
+    model, correlation = tuned(_with_error(outcome.model, learned_error(model.noise)), correlation, LAST_TUNING)
+    return run, replace(outcome, model=model), correlation[:N_OBSERVED, :N_OBSERVED]
+
+
+def _with_error(model: FluxModel, error: ModelError) -> FluxModel:
+    return replace(model, noise=replace(model.noise, model_error=error))
+
+
+def train_on(run: Run, whitener: Float32, phases: Mapping[str, Phase]) -> Run:
     """Train on from where a run has ended, under another noise of its stars: generalised least squares.
 
     Parameters
@@ -139,12 +243,10 @@ def train_on(run: Run, whitener: Float32, *, phases: Collection[str] = ("joint",
         A finished one.
     whitener : (n, p) float32
         Of the stars of its set; those of anchors do not count.
-    phases : names
-        The recipe's phases that are done again.
+    phases : mapping of str to Phase
     """
-    recipe = replace(run.recipe, phase={name: phase for name, phase in run.recipe.phase.items() if name in phases})
     again = Run(
-        recipe,
+        replace(run.recipe, phase=phases),
         run.set.with_whiteners(whitener),
         run.engine,
         threads=run.threads,

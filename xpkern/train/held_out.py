@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from xpkern.engine.contract import Float64, LossTerms
+from xpkern.engine.contract import Float64, LossTerms, StarData
 from xpkern.engine.packed import pack_factor
 from xpkern.fit.fit import fit
 from xpkern.grid import N_FLUX, N_XP, PARAMETERS, WAVELENGTH
@@ -22,6 +22,9 @@ from xpkern.train.apogee_library import N_OBSERVED, Library
 
 #: Stars whose covariances are held at once.
 _BLOCK = 512
+
+#: Added in quadrature to the errors of labels [kK, dex, dex] from which a noise is learned.
+LABEL_FLOOR = 0.02
 
 #: Where the log g of giants ends and that of dwarfs begins.
 GIANT_LOGG = 3.8
@@ -66,11 +69,18 @@ class Residuals:
         return self.difference / self.sigma
 
 
-def observations(library: Library, noise: Noise, error_model: ErrorModel | None = None) -> Observations:
+def observations(
+    library: Library,
+    noise: Noise,
+    error_model: ErrorModel | None = None,
+    *,
+    correlation: Float64 | None = None,
+) -> Observations:
     """Library stars as the fit takes them: their errors and ``noise`` (Eq. 2), W1 and W2 missing.
 
     The library has the errors of its sampled spectra but not their correlations: there are none, or those of an
-    ``error_model``.
+    ``error_model``, or one ``correlation`` (64, 64) that the stars themselves have told
+    (:func:`xpkern.train.apogee_library.error_correlation`).
     """
     calibration = Calibration.default()
     shares = noise.common_errors(WAVELENGTH[:N_OBSERVED])
@@ -86,6 +96,8 @@ def observations(library: Library, noise: Noise, error_model: ErrorModel | None 
         if error_model is not None:
             beside = sample_correlation(flux[:, :N_XP], calibration, error_model) - np.eye(N_XP)
             covariance[:, :N_XP, :N_XP] += error[:, :N_XP, None] * beside * error[:, None, :N_XP]
+        if correlation is not None:
+            covariance += error[:, :, None] * (correlation - np.eye(N_OBSERVED)) * error[:, None, :]
         factor = np.zeros((len(flux), N_FLUX, N_FLUX))
         factor[:, :N_OBSERVED, :N_OBSERVED] = np.linalg.cholesky(covariance)
         packed.append(pack_factor(factor, present[block]))
@@ -96,6 +108,13 @@ def observations(library: Library, noise: Noise, error_model: ErrorModel | None 
     )
 
 
+def labelled(library: Library, noise: Noise) -> StarData:
+    """Library stars with their types as labels, extinction and parallax free; ``noise`` (Eq. 2) in their whiteners."""
+    stars = observations(library, noise).star_data()
+    stars.mean[:, :3], stars.sigma[:, :3] = library.theta, np.hypot(library.theta_error, LABEL_FLOOR)
+    return stars
+
+
 def residuals(
     library: Library,
     model: FluxModel,
@@ -103,10 +122,17 @@ def residuals(
     engine: str = "auto",
     *,
     terms: LossTerms | None = None,
+    noise: str | None = None,
+    correlation: Float64 | None = None,
     threads: int | None = None,
 ) -> Residuals:
-    """Fit the stars, without a parallax, and compare; ``terms`` and ``threads`` as for :func:`xpkern.fit.fit.fit`."""
-    fitted = fit(observations(library, model.noise), model, prior, engine=engine, terms=terms, threads=threads)
+    """Fit the stars, without a parallax, and compare.
+
+    ``terms``, ``noise`` and ``threads`` are as for :func:`xpkern.fit.fit.fit`, ``correlation`` as for
+    :func:`observations`.
+    """
+    observed = observations(library, model.noise, correlation=correlation)
+    fitted = fit(observed, model, prior, engine=engine, terms=terms, noise=noise, threads=threads)
     done = (fitted.status & np.uint32(UNFITTED)) == 0
     theta = library.theta[done]
     sigma = np.sqrt(np.einsum("njj->nj", fitted.cov[done])[:, :3])

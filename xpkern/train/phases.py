@@ -259,7 +259,7 @@ class Run:
             adam = Adam.resumed(self.state.moments, even.size)
             coordinates, model = np.zeros(even.size), begin
             for step, batch in enumerate(_batches(rows, phase.batch, phase.steps, rng)):
-                loss, gradient = self._profile_loss(model, batch, params)
+                loss, gradient = self._profile_loss(model, batch, params, phase.weight_penalty)
                 if not np.isfinite(loss):
                     raise TrainingFailed(self._without_finite_loss(model, batch, params, number))
                 losses.append(loss)
@@ -303,8 +303,12 @@ class Run:
             mean[:, :3] -= self.state.offsets[self.set.survey]
             self.stars = replace(stars, mean=mean)
 
-    def _profile_loss(self, model: FluxModel, rows: NDArray[np.intp], params: Float64) -> tuple[float, ModelArrays]:
-        """Mean loss of some stars, each at its optimum under ``model``, with Eq. 12's penalty; and its gradient.
+    def _profile_loss(
+        self, model: FluxModel, rows: NDArray[np.intp], params: Float64, penalty: float
+    ) -> tuple[float, ModelArrays]:
+        """Mean loss of some stars, each at its optimum under ``model``, and its gradient.
+
+        Eq. 12's penalty on the weights counts ``penalty`` times.
 
         At an optimum the loss does not change with the star's parameters, so that the gradient is that of Eq. 12
         alone. Each search begins where the star's last one ended: ``params``, of all stars, follow.
@@ -317,7 +321,11 @@ class Run:
             model, stars, params[rows], threads=self.threads
         )
         of_labels = float((solution.loss - solution.chi2)[found].sum()) / len(rows)
-        return of_flux + of_labels, ModelArrays(weights, biases, ln_ext_curve)
+        # the engine's loss has the penalty, sum W^2 / n_W, once
+        beyond = (penalty - 1.0) / sum(weight.size for weight in model.weights)
+        of_weights = beyond * sum(float((weight**2).sum()) for weight in model.weights)
+        weights = [of + 2.0 * beyond * weight for of, weight in zip(weights, model.weights, strict=True)]
+        return of_flux + of_labels + of_weights, ModelArrays(weights, biases, ln_ext_curve)
 
     def _without_finite_loss(self, model: FluxModel, rows: NDArray[np.intp], params: Float64, number: int) -> str:
         """Message that names the stars to blame."""

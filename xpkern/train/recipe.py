@@ -290,6 +290,8 @@ class Rounds:
         Stars that tell how the loss curves.
     damping : float
         See :meth:`xpkern.train.curvature.EvenCoordinates.of`.
+    weight_penalty : float
+        How many times Eq. 12's penalty on the weights counts. The more, the smoother is the model where stars are few.
     """
 
     kind: ClassVar[str] = "rounds"
@@ -301,11 +303,13 @@ class Rounds:
     rate: float
     metric_stars: int
     damping: float
+    weight_penalty: float
 
     def __post_init__(self) -> None:
         _require_selection(self.stars)
         for name in ("rounds", "steps", "batch", "metric_stars"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "a number of at least 1")
+        _require(self.weight_penalty >= 0, "weight_penalty", self.weight_penalty, "a number >= 0")
         for name in ("rate", "damping"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "positive")
 
