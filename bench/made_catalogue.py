@@ -73,9 +73,7 @@ def made_rows(n: int, seed: int = 0, confident: bool = True) -> tuple[StarRows, 
         chi2=chi2,
         ln_prior=np.where(strange, -12.0, -3.0),
         ln_prior_threshold=-10.0,
-        plx=params[:, 4],
-        plx_observed=plx_observed,
-        plx_error=plx_error,
+        parallax_deviation=(params[:, 4] - plx_observed) / plx_error,
         fitted=np.ones(n, bool),
     )
     rows = StarRows(

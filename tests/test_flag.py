@@ -102,6 +102,9 @@ class TestAsAtFitTime:
         near = fit.fitted & (fit.second_gap < 10.0)
         for status in (fit.status, np.asarray(table["status"])):
             np.testing.assert_array_equal((status & np.uint32(Status.SECOND_MINIMUM)) != 0, near)
+        # a first pass may have seen what the numbers of the second do not tell
+        seen = replace(fit, status=fit.status | np.uint32(Status.EXTRAPOLATED)).to_table()["status"]
+        assert (np.asarray(seen) & np.uint32(Status.EXTRAPOLATED)).all()
 
 
 class TestFlagCatalog:

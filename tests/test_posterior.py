@@ -12,6 +12,7 @@ from test_learned_noise import learned, stars_with_eq2
 
 import xpkern as xk
 from bench.posterior import SIGHTLINE, calibration_box, draw_stars, rank_chi2, ranks
+from bench.stars import model_and_prior
 from xpkern.catalog.schema import PARAMETER_COLUMNS
 from xpkern.engine.contract import Box, LossTerms, StarData
 from xpkern.engine.reference_loss import star_loss
@@ -144,7 +145,7 @@ def test_extinction_and_parallax_against_a_dense_grid(rng, model, dusty):
 
 def test_truths_drawn_from_the_priors_have_uniform_ranks():
     """Simulation-based calibration, short; `python -m bench posterior` has the long one."""
-    model, prior = xk.load_model()
+    model, prior = model_and_prior()  # covariances of the stars are known, there is no noise to be allowed for
     drawn = draw_stars(model, prior, SIGHTLINE, calibration_box(prior), 24, seed=77)
     found = xk.posterior(
         drawn.observations, model, prior, samples=500, sightline=SIGHTLINE, box=calibration_box(prior), seed=3
@@ -194,10 +195,11 @@ def test_sightline_priors_are_normalised_and_sampled(rng, sightline):
     assert bend[0] == pytest.approx((value[2] - 2 * value[1] + value[0]) / step**2, abs=1e-4)
 
 
-@pytest.fixture(scope="module")
-def few() -> xk.Posterior:
-    """Posteriors of simulated stars without parallaxes, whose giants look like dwarfs."""
-    model, prior = xk.load_model()
+@pytest.fixture(scope="module", params=["learned", "eq2"])
+def few(request: pytest.FixtureRequest) -> xk.Posterior:
+    """Posteriors of simulated stars without parallaxes, whose giants look like dwarfs, under both kinds of noise."""
+    model, prior = xk.load_model() if request.param == "learned" else model_and_prior()
+    assert model.noise.kind == request.param
     drawn = draw_stars(model, prior, SIGHTLINE, calibration_box(prior), 6, seed=5)
     obs = drawn.observations
     obs = replace(obs, plx=np.zeros(6), plx_err=np.full(6, np.inf))
@@ -220,6 +222,10 @@ def test_result_holds_together(few):
     assert (few.n_modes >= 1).all()
     np.testing.assert_allclose(few.mode_loss[:, 0], np.nanmin(few.mode_loss, axis=1))
     assert (few.mode_loss[:, 0] <= few.fit.loss + 1e-3).all()
+    # the fit's optimum is one of the modes: both are of one loss
+    own = np.arange(6), few.own_mode
+    np.testing.assert_allclose(few.mode_loss[own], few.fit.loss, atol=1e-3)
+    np.testing.assert_allclose(few.mode_params[own][:, :4], few.fit.params[:, :4], atol=1e-3)
     low, middle, high = few.interval.transpose(1, 0, 2)
     assert (low <= middle).all()
     assert (middle <= high).all()
@@ -265,7 +271,10 @@ def test_learned_noise_is_frozen_where_the_fit_froze_it(rng):
 def test_what_is_at_the_edge_of_the_box_is_flagged(few):
     obs, prior = few.fit.observations, few.fit.prior
     box = default_box(prior)
-    star = int(np.argmax(few.interval[:, 1, 3]))  # the dustiest: the box ends below what its spectrum asks for
+    clear = few.interval[:, 1, 3] / few.width[:, 3]
+    star = int(np.argmax(clear))  # whose dust is seen best: the box ends below what its spectrum asks for
+    assert clear[star] > 10
+    assert not few.flags[star] & PosteriorFlag.ON_BOX_EDGE
     tight = Box(box.lower, np.where(np.arange(5) == 3, few.interval[star, 0, 3], box.upper))
     found = xk.posterior(obs, few.fit.model, prior, samples=500, stars=[star], box=tight)
     assert found.flags[0] & PosteriorFlag.ON_BOX_EDGE
@@ -297,12 +306,18 @@ def test_a_star_without_data_has_no_samples(few):
         ({"stars": [9]}, "stars"),
         ({"stars": [0.5]}, "stars"),
         ({"stars": [True]}, "stars"),
-        ({"noise": "learned"}, "noise"),
+        ({"noise": "white"}, "noise"),
     ],
 )
 def test_bad_input(few, options, field):
     with pytest.raises(InputError, match=f"field {field}"):
         xk.posterior(few.fit.observations, few.fit.model, few.fit.prior, **options)
+
+
+def test_a_model_that_has_learned_no_noise_has_none_to_offer(few):
+    model, prior = model_and_prior()
+    with pytest.raises(InputError, match="field noise: the model's residuals have taught it none"):
+        xk.posterior(few.fit.observations, model, prior, noise="learned")
 
 
 @pytest.mark.parametrize("scales", [{"ext_scale": 0.0}, {"distance_scale": -1.0}, {"distance_scale": np.inf}])

@@ -388,7 +388,7 @@ def test_what_fails_leaves_the_earlier_report(tmp_path, counted, survey, monkeyp
     [
         (["absent.h5"], "absent.h5: no such file"),
         (["text.h5"], "text.h5"),
-        (["catalog.h5", "--labels", "text.h5"], "cannot be read as a table"),
+        (["catalog.h5", "--labels", "text.h5"], "text.h5: cannot be read as HDF5"),
         (["catalog.h5", "--compare", "text.h5"], "text.h5"),
         (["catalog.h5", "--members", "members.ecsv"], "a list of members needs a distance"),
         (["catalog.h5", "--members", "members.ecsv", "--distance", "-1"], "-1 kpc: must be positive"),

@@ -13,6 +13,7 @@ from command_lines import ENGINE, STARS, one_line
 from mock_stars import side_missing
 
 import xpkern as xk
+from bench.stars import model_and_prior
 from xpkern.cli import main
 from xpkern.errors import InputError
 from xpkern.fit.profiles import loss_profiles
@@ -125,9 +126,9 @@ def test_what_is_written(written):
     assert f"{parameters['p50'][0]:.1f}" in text
 
 
-@pytest.fixture(scope="module")
-def poor(survey) -> xk.Posterior:
-    """A star without parallax, infrared bands and BP."""
+@pytest.fixture(scope="module", params=["learned", "eq2"])
+def poor(request: pytest.FixtureRequest, survey) -> xk.Posterior:
+    """A star without parallax, infrared bands and BP, under both kinds of noise."""
     star = survey.take([4])
     lost = side_missing(1, "bp")
     lost[:, 61:] = True
@@ -139,7 +140,7 @@ def poor(survey) -> xk.Posterior:
         plx_err=np.full(1, np.inf),
         status=star.status | np.uint32(xk.Status.NO_PARALLAX | xk.Status.NO_BP | xk.Status.NO_INFRARED),
     )
-    return xk.posterior(obs, *xk.load_model(), samples=300, engine=ENGINE)
+    return xk.posterior(obs, *xk.load_model(), samples=300, engine=ENGINE, noise=request.param)
 
 
 def test_a_star_of_which_little_is_seen(poor, tmp_path):
@@ -165,7 +166,27 @@ def test_profiles_touch_the_optimum_and_lie_below_what_is_held(poor):
         assert profiles.profiled[k, middle] <= gap + 2e-3
         assert (profiles.profiled[k] <= profiles.held[k] + 2e-3).all()
         assert (profiles.profiled[k] >= -2e-3).all()
-        assert profiles.profiled[k, 0] > profiles.profiled[k].min()
+        assert profiles.profiled[k, -1] > profiles.profiled[k].min()
+        at_zero = k == 3 and best[k] < 1e-5  # where a loss without - 2 ln E has nothing below its optimum
+        assert at_zero or profiles.profiled[k, 0] > profiles.profiled[k].min()
+        assert not (at_zero and fit.terms.jacobian_ext)
+
+
+def test_profiles_of_a_star_without_dust_begin_at_its_optimum():
+    """Without - 2 ln E in the loss the optimum may lie at E = 0, below which there is nothing to draw."""
+    model, prior = xk.load_model()
+    without, dusty = (np.exp(model.ln_flux(np.array([[5.2, -0.3, 4.5, ext, 2.0]]))) for ext in (0.0, 0.05))
+    flux = without**2 / dusty  # bluer than without dust
+    obs = xk.Observations.from_arrays(flux=flux, whitener=np.diag(50.0 / flux[0])[None], plx=[2.0], plx_err=[0.02])
+    found = xk.posterior(obs, model, prior, samples=100, engine=ENGINE)
+    optimum = found.fit.params[0, 3]
+    assert optimum < 1e-5
+    profiles = loss_profiles(found, points=21)
+    assert (np.diff(profiles.values) >= 0).all()
+    assert profiles.values[3, 0] == pytest.approx(optimum)
+    assert profiles.held[3, 0] == pytest.approx(0.0, abs=2e-3)
+    assert (profiles.profiled[3] <= profiles.held[3] + 2e-3).all()
+    assert profiles.profiled[3, -1] > 5
 
 
 def test_output_exists(written, bulk_files, capsys):
@@ -189,12 +210,19 @@ def test_output_exists(written, bulk_files, capsys):
         (["--distance-scale", "-1"], "field distance_scale"),
         (["--spectra", "/no/such/file.csv"], "/no/such/file.csv: cannot be read"),
         (["--catalog", "/no/such/catalog.h5"], "/no/such/catalog.h5: no such file"),
-        (["--noise", "learned"], "field noise"),
     ],
 )
 def test_bad_options(bulk_files, survey, tmp_path, capsys, more, message):
     assert main(arguments(bulk_files, survey.source_id[1], tmp_path / "star", *more)) == 1
     assert message in one_line(capsys)
+    assert not (tmp_path / "star").exists()
+
+
+def test_a_model_that_has_learned_no_noise_has_none_to_offer(bulk_files, survey, tmp_path, capsys):
+    xk.save_model(tmp_path / "model.h5", *model_and_prior())
+    more = ["--model", str(tmp_path / "model.h5"), "--noise", "learned"]
+    assert main(arguments(bulk_files, survey.source_id[1], tmp_path / "star", *more)) == 1
+    assert "field noise: the model's residuals have taught it none" in one_line(capsys)
     assert not (tmp_path / "star").exists()
 
 

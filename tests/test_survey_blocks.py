@@ -194,7 +194,7 @@ def test_pulls_of_fits_with_the_true_model_are_standard(model_truth):
         plx=source["parallax"],
         plx_err=source["parallax_error"],
     )
-    fit = xk.fit(obs, model_truth.model, model_truth.prior)
+    fit = xk.fit(obs, model_truth.model, model_truth.prior, noise="eq2")
     truth = block.tables["truth"]
     true = np.column_stack([truth["teff"] / 1000.0, *(truth[name] for name in ("feh", "logg", "ext", "plx"))])
     error = np.sqrt(np.diagonal(fit.cov, axis1=1, axis2=2))

@@ -396,7 +396,7 @@ class TestCatalog:
         arguments = ["catalog", str(survey.spectra), "--source", str(survey.gaia_source), "--engine", "cpu"]
         zgr23, newton = tmp_path / "zgr23.h5", tmp_path / "newton.h5"
         assert main([*arguments, "-o", str(zgr23), "--optimizer", "zgr23"]) == 0
-        assert main([*arguments, "-o", str(newton)]) == 0
+        assert main([*arguments, "-o", str(newton), "--noise", "eq2"]) == 0
         with h5py.File(zgr23) as one, h5py.File(newton) as other:
             assert one.attrs["optimizer"] == "zgr23"
             assert one.attrs["fit_adam_steps"] == 8192

@@ -59,6 +59,9 @@ class Judgement:
 def judge(columns: Mapping[str, NDArray[Any]], classifiers: Confidence | None, prior: TypePrior) -> Judgement:
     """Judge stars by the columns :data:`JUDGED_BY` of the companion.
 
+    Bits of the status are only added: a first pass that wanted to leave what is known, which the fit alone has seen,
+    stays told.
+
     Parameters
     ----------
     columns : mapping of str to (n, ...) array
@@ -85,7 +88,7 @@ def judge(columns: Mapping[str, NDArray[Any]], classifiers: Confidence | None, p
         (Status.EXTRAPOLATED, ln_prior < np.float32(prior.ln_prior_threshold)),
         (Status.SECOND_MINIMUM, gap < np.float32(SECOND_MINIMUM_GAP)),
     ):
-        status = np.where(fitted & holds, status | np.uint32(bit), status & ~np.uint32(bit))
+        status = np.where(fitted & holds, status | np.uint32(bit), status)
     return Judgement(confidence, flags, status)
 
 

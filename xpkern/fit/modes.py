@@ -54,11 +54,12 @@ def find_modes(
     prior: TypePrior,
     stars: StarData,
     known: Float64,
+    terms: LossTerms,
     box: Box,
     *,
     threads: int | None = None,
 ) -> Modes:
-    """Search for every minimum of Eq. 19 of each star.
+    """Search for every minimum of the loss of each star.
 
     Parameters
     ----------
@@ -69,10 +70,12 @@ def find_modes(
         Under the covariances of the posterior.
     known : (n, k) float64
         A minimum of each star that is known already; NaN for a star without one, which is left out.
+    terms : LossTerms
+        Those that the known minimum is one of.
     box : Box
     threads : int, optional
     """
-    grid, terms = start_grid(model, prior), LossTerms()
+    grid = start_grid(model, prior)
     found: list[tuple[NDArray[np.intp], Float64, Float64]] = []
     for first in range(0, len(stars), _BLOCK):
         block, here = stars[first : first + _BLOCK], known[first : first + _BLOCK]

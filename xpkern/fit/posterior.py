@@ -81,6 +81,9 @@ def posterior(
     terms - 2 ln E - 2 ln plx) made proper by the box. Where the model's scale is theoretical it is marginalised over
     exactly; a learned noise is frozen where the fit froze it, one covariance for all modes of a star.
 
+    Modes are minima of the loss that the fit minimised (:func:`xpkern.fit.fit.default_terms`): in (ln E, ln plx) with
+    the noise of Eq. 2, in (E, plx) under a learned one. The density is the same for both.
+
     Parameters
     ----------
     obs : Observations
@@ -121,10 +124,10 @@ def posterior(
     best = fit(chosen, model, prior, engine=how, threads=threads, box=box, noise=noise)
     data = data_of_fit(how, best, threads)
     target = Target(how, model, prior, SightlinePrior() if sightline is None else sightline, box)
-    # the loss that is searched has the parallax of the spectrum, as the fit's has
+    # the loss that is searched is the fit's: with its terms, and with the parallax of the spectrum
     widened = widen_parallax(data, model.scale_sigma)
     known = np.where(best.fitted[:, None], np.column_stack([best.params[:, :-1], best.model_plx]), np.nan)
-    modes = find_modes(how, model, prior, widened, known, box, threads=threads)
+    modes = find_modes(how, model, prior, widened, known, best.terms, box, threads=threads)
 
     def sample(star: int) -> StarSamples | None:
         own = modes.of(star)

@@ -81,9 +81,10 @@ class Posterior:
         ln of the integral of the likelihood exp(-chi^2 / 2 - constraints / 2) over the prior. Normalisations of the
         likelihood that no parameter changes are left out, and so is what p_GMM has outside the box.
     mode_params : (n, m, 5) float64
-        Distinct minima of Eq. 19, the lowest first, NaN beyond the last one. They are modes in (ln E, ln plx).
+        Distinct minima of the loss that the fit minimised, the lowest first, NaN beyond the last one: modes in
+        (ln E, ln plx) where ``fit.terms`` has the Jacobian terms, else in (E, plx).
     mode_loss, mode_ln_evidence : (n, m) float64
-        Eq. 19's loss there; ln evidence of the mode by Laplace's method.
+        That loss there; ln evidence of the mode by Laplace's method.
     mode_weight : (n, m) float64
         Share of the samples' weight where the Gaussian of that mode is the densest.
     rounds : (n,) int32
@@ -254,13 +255,13 @@ class Posterior:
         add("source_id", self.source_id, None, "Gaia DR3 source identifier")
         for k, (name, unit, factor) in enumerate(COLUMNS):
             low, middle, high = factor * self.interval[:, :, k].T
-            add(name, factor * self.fit.params[:, k], unit, f"{name} at the optimum of Eq. 19")
+            add(name, factor * self.fit.params[:, k], unit, f"{name} at the optimum of the loss")
             add(f"{name}_error", factor * fisher[:, k], unit, f"Fisher error of {name}")
             add(f"{name}_p16", low, unit, f"posterior quantile of {name} at 15.87 %")
             add(f"{name}_p50", middle, unit, f"posterior median of {name}")
             add(f"{name}_p84", high, unit, f"posterior quantile of {name} at 84.13 %")
             add(f"{name}_width_ratio", self.width_ratio[:, k], None, f"(p84 - p16) / 2 over {name}_error")
-        add("n_modes", self.n_modes, None, "distinct minima of Eq. 19 that were found")
+        add("n_modes", self.n_modes, None, "distinct minima of the loss that were found")
         add("other_modes_weight", self.other_weight, None, "posterior weight of the modes that are not the optimum's")
         add("ess", self.ess, None, "effective number of samples")
         add("ln_evidence", self.ln_evidence, None, "ln of the likelihood's integral over the prior")
@@ -280,7 +281,7 @@ class Posterior:
         for k, (name, unit, factor) in enumerate(COLUMNS):
             table[name] = Column(factor * self.mode_params[star, mode, k], unit=unit)
         loss = self.mode_loss[star, mode]
-        table["loss"] = Column(loss, description="Eq. 19")
+        table["loss"] = Column(loss, description="the loss that the fit minimised")
         table["gap"] = Column(loss - self.mode_loss[star, 0], description="loss less that of the lowest mode")
         best = np.nanmax(self.mode_ln_evidence, axis=1, initial=-np.inf, where=np.isfinite(self.mode_loss))
         laplace = np.exp(self.mode_ln_evidence - best[:, None])

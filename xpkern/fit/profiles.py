@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from xpkern.engine import get_engine
-from xpkern.engine.contract import FitOptions, Float64, LossTerms, StarData
+from xpkern.engine.contract import FitOptions, Float64, StarData
 from xpkern.fit.posterior import data_of_fit
 from xpkern.fit.posterior_result import Posterior
 from xpkern.fit.scale import widen_parallax
@@ -18,7 +18,7 @@ _REACH, _QUANTILES = 4.0, (0.001, 0.999)
 #: A parameter is held by a constraint of so many Fisher errors; the loss is then evaluated without it.
 _HELD = 1e-3
 
-#: Smallest extinction of a profile: the loss is that of a density in ln E, and infinite at 0.
+#: Smallest extinction of a profile, unless the optimum is smaller: the loss of a density in ln E is infinite at 0.
 _SMALLEST_EXT = 1e-4
 
 
@@ -43,7 +43,7 @@ class LossProfiles:
 
 
 def loss_profiles(found: Posterior, star: int = 0, points: int = 61) -> LossProfiles:
-    """Profiles of Eq. 19 of one star.
+    """Profiles of one star's loss, that which its fit minimised.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ def loss_profiles(found: Posterior, star: int = 0, points: int = 61) -> LossProf
         Of each profile.
     """
     fit, box = found.fit, found.box
-    engine, model, prior, terms = get_engine(fit.engine), fit.model, fit.prior, LossTerms()
+    engine, model, prior, terms = get_engine(fit.engine), fit.model, fit.prior, fit.terms
     one = slice(star, star + 1)
     data = widen_parallax(data_of_fit(engine, fit, 1)[one], model.scale_sigma)
     best = np.append(fit.params[star, :-1], fit.model_plx[star])
@@ -67,13 +67,14 @@ def loss_profiles(found: Posterior, star: int = 0, points: int = 61) -> LossProf
     origins = [best, *(np.append(mode[:-1], best[-1]) for mode in modes)]
     lowest = float(found.mode_loss[star, 0])
     starts, held = [], np.repeat(best[None], k * points, axis=0)
+    smallest = np.maximum(box.lower, [-np.inf] * (k - 2) + [min(_SMALLEST_EXT, best[-2]), 0.0])
     for origin in origins:
         rows = np.repeat(origin[None], k * points, axis=0)
         for index in range(k):
             here = slice(index * points, (index + 1) * points)
             rows[here] += np.outer(values[index] - origin[index], covariance[index] / covariance[index, index])
             rows[here, index] = held[here, index] = values[index]
-        starts.append(np.clip(rows, np.maximum(box.lower, [-np.inf] * (k - 2) + [_SMALLEST_EXT, 0.0]), box.upper))
+        starts.append(np.clip(rows, smallest, box.upper))
     params = np.concatenate(starts)
     which = np.tile(np.repeat(np.arange(k), points), len(origins))
     repeated = data[np.zeros(len(params), np.intp)]
@@ -105,6 +106,6 @@ def _range(found: Posterior, star: int, index: int, best: float, error: float, p
         low, high = min(low, quantiles[0]), max(high, quantiles[1])
     lower, upper = found.box.lower[index], found.box.upper[index]
     if index >= found.samples.shape[2] - 2:
-        lower = max(lower, _SMALLEST_EXT)
+        lower = max(lower, min(_SMALLEST_EXT, best))
     below = np.linspace(max(low, lower), best, points // 2 + 1)[:-1]
     return np.concatenate([below, np.linspace(best, min(high, upper), points - len(below))])

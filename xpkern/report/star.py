@@ -172,7 +172,7 @@ def parameters_table(found: Posterior, catalog: CatalogRow | None = None) -> Tab
     low, middle, high = found.interval[0] * factor
     table = Table({"parameter": [name for name, _, _ in COLUMNS], "unit": [unit for _, unit, _ in COLUMNS]})
     columns = {
-        "optimum": (found.fit.params[0] * factor, "at the lowest minimum of Eq. 19"),
+        "optimum": (found.fit.params[0] * factor, "at the lowest minimum of the loss that the fit found"),
         "fisher_error": (fisher * factor, "standard error from the Fisher matrix"),
         "p16": (low, "posterior quantile at 15.87 %"),
         "p50": (middle, "posterior median"),
