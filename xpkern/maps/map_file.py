@@ -52,6 +52,9 @@ _ATTRIBUTES = {
     "not_applied": ("NOTCUT", "cuts that lack a column"),
 }
 
+#: Characters of a card that are left for a text and its comment.
+_ROOM = 64
+
 #: Columns of BINS beside NEAR and FAR: data type, whether in the unit of the quantity, meaning.
 _PER_BIN = {
     "stars": (">i8", False, "stars used"),
@@ -191,8 +194,8 @@ def _write_primary(
         header[_CUT_KEYWORDS[name]] = (limit if math.isfinite(limit) else "off", f"limit of {name}")
     header["USED"] = (outcomes.get("used", 0), "stars used; OUTCOMES counts the others")
     for name, (keyword, meaning) in _ATTRIBUTES.items():
-        if attributes.get(name):
-            header[keyword] = (attributes[name], meaning)
+        if value := attributes.get(name):
+            header[keyword] = (value, meaning if len(value) + len(meaning) < _ROOM else "")
     stream.write(header.tostring().encode("ascii"))
 
 
