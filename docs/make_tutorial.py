@@ -1,7 +1,8 @@
 """Run the commands of docs/tutorial.md in an empty folder; write what they print, and their pictures, into the page.
 
 ``--check`` writes nothing and fails where the page says something else: it is how the tutorial is tested. Numbers may
-differ in their digits, as instruction sets and machines do; words, lines and pictures may not.
+differ in their digits, as instruction sets and machines do, and with them which rare bits any star has; other words,
+lines and pictures may not.
 
 A block after a line ``<!-- run -->`` is run: bash in a shell that stops at the first failure, Python in one session
 for the whole page. A block after ``<!-- prints -->`` is what the block before it printed.
@@ -28,6 +29,7 @@ PICTURES = PAGE.parent / "pictures"
 _BLOCK = re.compile(r"^<!-- (run|prints) -->\n```(\w*)\n(.*?)^```$", flags=re.M | re.S)
 _PICTURE = re.compile(r"!\[[^\]]*\]\(pictures/([^)]+)\)")
 _NUMBER = re.compile(r"[-+−]?\d[\d,.]*(e[-+]\d+)?")
+_BIT = re.compile(r" *[\d,]+  (status|quality_flags) \d+ [A-Z]")  # how many stars have it; none, no line
 _RULE = re.compile(r"-{2,}")  # under the heading of a table, as wide as its numbers
 
 
@@ -89,7 +91,8 @@ def _run_python(code: str, session: dict[str, object]) -> str:
 
 def words(text: str) -> list[str]:
     """Lines of a page without what numbers are, and without the width that they take."""
-    return [" ".join(_RULE.sub("-", _NUMBER.sub("0", line)).split()) for line in text.splitlines()]
+    lines = [line for line in text.splitlines() if not _BIT.match(line)]
+    return [" ".join(_RULE.sub("-", _NUMBER.sub("0", line)).split()) for line in lines]
 
 
 def main() -> int:
