@@ -25,6 +25,7 @@ LIBRARIES = (
     "pyarrow",
     "tqdm",
     "matplotlib",
+    "numba",
     "threadpoolctl",
     *(() if sys.version_info >= (3, 11) else ("tomli",)),
 )
