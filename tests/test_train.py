@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from xpkern.train import (
     apogee_library,
     atmospheres,
     card,
+    default_model,
     extinction_comparison,
     extinction_law,
     flux_scale,
@@ -38,6 +40,7 @@ from xpkern.train import (
 from xpkern.train.__main__ import main
 from xpkern.train.apogee_library import LIBRARY_WAVELENGTH, N_OBSERVED, Library, read_library
 from xpkern.train.default_model import UNDER_NOISE, train_on_library
+from xpkern.train.noise_tuning import TuningRecipe
 
 BOLTZMANN = 5.670374419e-8
 
@@ -373,6 +376,31 @@ def test_the_default_model_is_learned_without_the_test_stars(rng, tmp_path):
     no_test_stars = library.select(library.source_id % 5 != 0)
     again = train_on_library(no_test_stars, grid_of_black_bodies(), recipe, log=said.append)[1]
     assert again.model.digest == model.digest
+
+
+def test_the_noise_is_learned_from_training_stars_and_trained_under(rng, tmp_path, monkeypatch):
+    library, _ = mock_library(rng, 200)
+    short = replace(default_model.UNDER_NOISE["joint"], rounds=1, steps=4, batch=64, metric_stars=64)
+    monkeypatch.setattr(default_model, "UNDER_NOISE", {**default_model.UNDER_NOISE, "joint": short})
+    monkeypatch.setattr(default_model, "LEARNING", replace(default_model.LEARNING, groups=2, iterations=2))
+    for name in ("TUNING", "LAST_TUNING"):
+        monkeypatch.setattr(default_model, name, TuningRecipe(rounds=1, batch=64))
+    quiet = {"log": lambda text: None}
+    results = []
+    for stars in (library, library.select(np.isin(library.source_id % 5, (1, 2, 3, 4)))):
+        run, first = train_on_library(stars, grid_of_black_bodies(), recipe_from(tmp_path, SMALL), **quiet)
+        results.append(default_model.train_under_learned_noise(run, first, stars, **quiet))
+        assert results[-1][1].model.digest != first.model.digest
+    (run, outcome, correlation), (_, without_test_stars, same) = results
+    assert outcome.model.noise.kind == "learned"
+    assert outcome.model.noise.model_error.covariance.shape == (2, len(WAVELENGTH), len(WAVELENGTH))
+    assert np.linalg.eigvalsh(outcome.model.noise.model_error.covariance).min() > 0
+    assert correlation.shape == (N_OBSERVED, N_OBSERVED)
+    assert np.linalg.eigvalsh(correlation).min() > 0
+    assert not np.array_equal(correlation, np.eye(N_OBSERVED))
+    assert np.isfinite(run.state.params).all()
+    assert without_test_stars.model.digest == outcome.model.digest
+    np.testing.assert_array_equal(same, correlation)
 
 
 def test_the_card_says_what_there_is_to_say(rng, tmp_path):
