@@ -94,10 +94,8 @@ class KielDiagram(Drawing):
         """What is drawn."""
         return (
             f"Left: all {stars_text(self.all.total)} with a solution; lines: main sequence and giant branch of "
-            "Eqs. 28 and "
-            f"29. Right: mean [Fe/H] of the {stars_text(self.reliable.total)} that pass the basic cut "
-            "(quality_flags < 8). "
-            f"{self.all.outside:,} lie outside the frame."
+            f"Eqs. 28 and 29. Right: mean [Fe/H] of the {stars_text(self.reliable.total)} that pass the basic cut "
+            f"(quality_flags < 8). {self.all.outside:,} lie outside the frame."
         )
 
     def draw(self, figure: Figure) -> None:
@@ -440,8 +438,7 @@ class Reliability(Drawing):
         why = "" if self._has_colour else " The catalogue has no BP − RP, so that temperature stands for it."
         return (
             f"{stars_text(self.all.total)}, of which {share:.1f} % pass the basic cut (quality_flags < 8). Right: "
-            "that share in "
-            f"cells of {_LEAST_IN_CELL} stars or more.{why}"
+            f"that share in cells of {_LEAST_IN_CELL} stars or more.{why}"
         )
 
     def draw(self, figure: Figure) -> None:
