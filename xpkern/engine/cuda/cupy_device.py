@@ -151,9 +151,10 @@ class CupyDevice:
     def launch(
         self, kernel: str, grid: int, block: int, parameters: Sequence[np.ndarray], stream: Any, shared: int = 0
     ) -> None:
-        """Run a kernel; CuPy passes a NumPy array by value."""
+        """Run a kernel; CuPy passes a NumPy array of one element by value, whatever the size of that."""
         with self._failures(), stream:
-            self._kernel(kernel, shared)((grid,), (block,), tuple(parameters), shared_mem=shared)
+            values = tuple(value.view(np.dtype((np.void, value.nbytes))) for value in parameters)
+            self._kernel(kernel, shared)((grid,), (block,), values, shared_mem=shared)
 
     def record(self, work: Callable[[Any], None]) -> Callable[[Any], None]:
         """A CUDA graph of what a function queues."""
