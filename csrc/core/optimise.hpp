@@ -20,7 +20,7 @@ struct StopRule {
     double drop;  // converged when the predicted drop is below drop * max(1, drop_per_loss * loss)
     double drop_per_loss;
     bool step_on;  // a star that has converged takes its last step too, unseen: where a finer stage will look at it
-                   // Where none will, the flux of the optimum is kept.
+                   // Where none will, the flux of the optimum is kept if there is room for it.
 };
 
 // What a lane's stars carry through a stage.
@@ -90,7 +90,7 @@ XPKERN_INLINE void bounded_step(int k, const Wide* u, const Real* step, const Bo
 // Where a Hessian is not positive definite, as much of its definite part is mixed in as makes it so. The definite part
 // alone would creep: it is right across a valley, but along it residuals may take nearly all of that curvature away.
 template <class Real>
-XPKERN_KERNEL void make_definite(int k, Mask<Real> done, const Real* definite, Real* hessian) {
+XPKERN_STEP void make_definite(int k, Mask<Real> done, const Real* definite, Real* hessian) {
     Real mixed[MAX_TRIANGLE], nothing[MAX_PARAMETERS], unused[MAX_PARAMETERS];
     for (int p = 0; p < k; ++p) nothing[p] = lane<Real>(0);
     for (double share = 0.25; share <= 1; share *= 2) {
@@ -103,62 +103,81 @@ XPKERN_KERNEL void make_definite(int k, Mask<Real> done, const Real* definite, R
     }
 }
 
+// What follows from an evaluation: which stars have converged, and for those that go on where to step and the drop that
+// is predicted. Returns whether more than leave_at go on.
+template <bool EXACT, class Real, class Wide>
+XPKERN_INLINE bool propose_step(int k, const BoxView<Wide>& box, const StopRule& rule, int leave_at,
+                                Progress<Real, Wide>& progress, Wide* to, Real& predicted) {
+    LossState<Real, Wide>& state = progress.state;
+    Real gradient[MAX_PARAMETERS], definite[MAX_TRIANGLE], hessian[MAX_TRIANGLE];
+    for (int p = 0; p < k; ++p) gradient[p] = state.gradient[p];
+    for (int packed = 0; packed < row_start(k); ++packed) {
+        definite[packed] = state.gauss_newton[packed];
+        hessian[packed] = state.hessian[packed];
+    }
+    hold_at_edges(k, state, box, gradient, definite, hessian);
+
+    // Undamped first: it decides on convergence. Where the exact Hessian is not definite, its definite part serves.
+    Real newton[MAX_PARAMETERS], step[MAX_PARAMETERS];
+    const Mask<Real> definite_hessian = solve_damped(k, hessian, definite, lane<Real>(0), gradient, newton);
+    Real decrement = lane<Real>(0);
+    for (int p = 0; p < k; ++p) decrement = fma(gradient[p], newton[p], decrement);
+    decrement = decrement * lane<Real>(0.5);
+    const Real loss_now = convert<Real>(state.loss);
+    const Real limit = lane<Real>(rule.drop) * max(lane<Real>(1), lane<Real>(rule.drop_per_loss) * loss_now);
+    const Mask<Real> converged = definite_hessian & (decrement <= limit) & (decrement >= lane<Real>(0));
+    progress.converged = (converged & progress.active) | (progress.converged & !progress.active);
+    if (rule.step_on) {
+        bounded_step(k, state.u, newton, box, to);
+        const Mask<Wide> moved = convert_mask<Wide>(progress.active & converged);
+        for (int p = 0; p < k; ++p) state.u[p] = select(moved, to[p], state.u[p]);
+    }
+    progress.active = progress.active & !progress.converged & (progress.spent < lane<Real>(rule.max_evaluations));
+    if (count(progress.active) <= leave_at) return false;
+
+    if (EXACT && any(progress.active & !definite_hessian)) make_definite(k, definite_hessian, definite, hessian);
+    solve_damped(k, hessian, definite, progress.damping, gradient, step);
+    bounded_step(k, state.u, step, box, to);
+    predicted = lane<Real>(0);
+    for (int p = 0; p < k; ++p) {
+        const Real moved = convert<Real>(to[p] - state.u[p]);
+        Real half_curved = lane<Real>(0);
+        for (int q = 0; q < k; ++q)
+            half_curved = fma(hessian[packed_index(p, q)], convert<Real>(to[q] - state.u[q]), half_curved);
+        predicted -= moved * fma(half_curved, lane<Real>(0.5), gradient[p]);
+    }
+    return true;
+}
+
 // Runs until at most leave_at stars are still at work: those that have not converged and may still spend evaluations.
 // progress holds where to start. A star that is taken up again where it was left goes on as if it had never been left.
 template <bool EXACT, class Real, class Wide, class Shape>
-XPKERN_KERNEL void optimise(const ModelView& model, const Shape& shape, const PriorView& prior, const LossView& terms,
-                            const StarView<Real, Wide>& star, const BoxView<Wide>& box, const StopRule& rule,
-                            int leave_at, const Workspace<Real, Wide>& space, Progress<Real, Wide>& progress) {
-    const int k = shape.parameters();
+XPKERN_STEP void optimise(const ModelView& model, const Shape& shape, const PriorView& prior, const LossView& terms,
+                          const StarView<Real, Wide>& star, const BoxView<Wide>& box, const StopRule& rule,
+                          int leave_at, const Workspace<Real, Wide>& space, Progress<Real, Wide>& progress) {
+    const int k = shape.parameters(), kept = rule.step_on || !space.kept_flux ? 0 : shape.samples();
     LossState<Real, Wide>& state = progress.state;
     LossState<Real, Wide> trial;
-    if (!progress.evaluated) {
-        evaluate_loss<EXACT>(model, shape, prior, terms, star, space, state);
-        progress.spent = select(progress.active, progress.spent + lane<Real>(1), progress.spent);
-    } else if (!rule.step_on) {
+    Real predicted = lane<Real>(0);
+    bool begins = !progress.evaluated;
+    if (!begins && kept > 0) {
         predict_values(model, shape, state.u, space);
+        for (int i = 0; i < kept; ++i) space.kept_flux[i] = space.flux[i];
     }
-    const int kept = rule.step_on ? 0 : shape.samples();
-    for (int i = 0; i < kept; ++i) space.kept_flux[i] = space.flux[i];
     for (;;) {
-        Real gradient[MAX_PARAMETERS], definite[MAX_TRIANGLE], hessian[MAX_TRIANGLE];
-        for (int p = 0; p < k; ++p) gradient[p] = state.gradient[p];
-        for (int packed = 0; packed < row_start(k); ++packed) {
-            definite[packed] = state.gauss_newton[packed];
-            hessian[packed] = state.hessian[packed];
-        }
-        hold_at_edges(k, state, box, gradient, definite, hessian);
-
-        // Undamped first: it decides on convergence. Where the exact Hessian is not definite, its definite part serves.
-        Real newton[MAX_PARAMETERS], step[MAX_PARAMETERS];
-        const Mask<Real> definite_hessian = solve_damped(k, hessian, definite, lane<Real>(0), gradient, newton);
-        Real decrement = lane<Real>(0);
-        for (int p = 0; p < k; ++p) decrement = fma(gradient[p], newton[p], decrement);
-        decrement = decrement * lane<Real>(0.5);
-        const Real loss_now = convert<Real>(state.loss);
-        const Real limit = lane<Real>(rule.drop) * max(lane<Real>(1), lane<Real>(rule.drop_per_loss) * loss_now);
-        const Mask<Real> converged = definite_hessian & (decrement <= limit) & (decrement >= lane<Real>(0));
-        progress.converged = (converged & progress.active) | (progress.converged & !progress.active);
-        if (rule.step_on) {
-            bounded_step(k, state.u, newton, box, trial.u);
-            const Mask<Wide> moved = convert_mask<Wide>(progress.active & converged);
-            for (int p = 0; p < k; ++p) state.u[p] = select(moved, trial.u[p], state.u[p]);
-        }
-        progress.active = progress.active & !progress.converged & (progress.spent < lane<Real>(rule.max_evaluations));
-        if (count(progress.active) <= leave_at) return;
-
-        if (EXACT && any(progress.active & !definite_hessian)) make_definite(k, definite_hessian, definite, hessian);
-        solve_damped(k, hessian, definite, progress.damping, gradient, step);
-        bounded_step(k, state.u, step, box, trial.u);
-        Real predicted = lane<Real>(0);
-        for (int p = 0; p < k; ++p) {
-            const Real moved = convert<Real>(trial.u[p] - state.u[p]);
-            Real half_curved = lane<Real>(0);
-            for (int q = 0; q < k; ++q)
-                half_curved = fma(hessian[packed_index(p, q)], convert<Real>(trial.u[q] - state.u[q]), half_curved);
-            predicted -= moved * fma(half_curved, lane<Real>(0.5), gradient[p]);
+        if (begins) {
+            for (int p = 0; p < k; ++p) trial.u[p] = state.u[p];
+        } else if (!propose_step<EXACT>(k, box, rule, leave_at, progress, trial.u, predicted)) {
+            return;
         }
         evaluate_loss<EXACT>(model, shape, prior, terms, star, space, trial);
+        progress.spent = select(progress.active, progress.spent + lane<Real>(1), progress.spent);
+        if (begins) {
+            state = trial;
+            for (int i = 0; i < kept; ++i) space.kept_flux[i] = space.flux[i];
+            begins = false;
+            continue;
+        }
         const Real drop = convert<Real>(state.loss - trial.loss);
         const Mask<Real> better = progress.active & (drop > lane<Real>(0));
         const Mask<Real> good = better & (drop > predicted * lane<Real>(0.5));
@@ -168,7 +187,6 @@ XPKERN_KERNEL void optimise(const ModelView& model, const Shape& shape, const Pr
         progress.damping = select(good, progress.damping * lane<Real>(0.2), progress.damping);
         progress.damping = select(progress.active & !better, max(progress.damping * lane<Real>(8), lane<Real>(1e-4)),
                                   progress.damping);
-        progress.spent = select(progress.active, progress.spent + lane<Real>(1), progress.spent);
     }
 }
 

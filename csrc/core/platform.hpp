@@ -17,20 +17,28 @@
     }                        \
     }
 
-// Lanes live in registers only where everything small is inlined; a whole evaluation is called, not copied.
+// Lanes live in registers only where everything small is inlined; a whole evaluation is called, not copied. What goes
+// on between evaluations is called on a CPU and copied on a GPU, where the arrays of what calls it would be memory.
 #if defined(__CUDACC__)
 #define XPKERN_INLINE __host__ __device__ __forceinline__
 #define XPKERN_KERNEL __host__ __device__ __noinline__
+#define XPKERN_STEP XPKERN_INLINE
 #else
 #define XPKERN_INLINE inline __attribute__((always_inline))
 #define XPKERN_KERNEL inline __attribute__((noinline))
+#define XPKERN_STEP XPKERN_KERNEL
 #endif
 
 // Loops over the registers of a pack or over a handful of accumulators must be unrolled, or the accumulators spill.
+// Others are on a GPU a few rounds at a time, or not at all, where their code would not fit its caches.
 #if defined(__CUDACC__) || defined(__clang__)
 #define XPKERN_UNROLL _Pragma("unroll")
+#define XPKERN_UNROLL_EIGHT _Pragma("unroll 8")
+#define XPKERN_ROLLED _Pragma("unroll 1")
 #else
 #define XPKERN_UNROLL _Pragma("GCC unroll 64")
+#define XPKERN_UNROLL_EIGHT _Pragma("GCC unroll 8")
+#define XPKERN_ROLLED _Pragma("GCC unroll 1")
 #endif
 
 // Whether a fused multiply-add is one instruction of this build; where it is not, fma() rounds twice.

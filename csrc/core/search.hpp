@@ -113,7 +113,7 @@ XPKERN_INLINE void enter_stage(double damping, SearchProgress& search) {
 // The searches of a lane, the first `count` of them not mere copies that fill it up, go on where they were left.
 // search_of(s): that of star s.
 template <class Real, class Wide, class SearchOf>
-XPKERN_KERNEL void take_up(int k, int count, const SearchOf& search_of, const LaneBox<Wide>& box,
+XPKERN_STEP void take_up(int k, int count, const SearchOf& search_of, const LaneBox<Wide>& box,
                            Progress<Real, Wide>& progress) {
     LossState<Real, Wide>& state = progress.state;
     const auto state_of = [&](int s) -> const LossState<double, double>& { return search_of(s).state; };
@@ -143,7 +143,7 @@ XPKERN_KERNEL void take_up(int k, int count, const SearchOf& search_of, const La
 // Notes where a search has got to. compared: what is_copy() asks of it is wanted too; resumes: everything is, as the
 // search is taken up again.
 template <class Real, class Wide>
-XPKERN_KERNEL void leave(int k, const Progress<Real, Wide>& progress, int s, bool compared, bool resumes,
+XPKERN_STEP void leave(int k, const Progress<Real, Wide>& progress, int s, bool compared, bool resumes,
                          SearchProgress& search) {
     const LossState<Real, Wide>& state = progress.state;
     const double loss = get(state.loss, s);
@@ -167,7 +167,7 @@ XPKERN_KERNEL void leave(int k, const Progress<Real, Wide>& progress, int s, boo
 // Whether it goes down all the way from u to where a star's first search has got to, as far as the middle of the
 // straight line between the two can tell.
 template <class Real, class Shape>
-XPKERN_KERNEL Mask<Real> in_valley(const ModelView& model, const Shape& shape, const PriorView& prior,
+XPKERN_STEP Mask<Real> in_valley(const ModelView& model, const Shape& shape, const PriorView& prior,
                                    const LossView& terms, const StarView<Real, Real>& star,
                                    const Workspace<Real, Real>& space, const Real* u, const Real& loss,
                                    const Real* u_of_first, const Real& loss_of_first) {

@@ -13,7 +13,7 @@ XPKERN_INLINE int packed_index(int row, int column) {
 // Solves (A + damping diag(D)) x = b after scaling A and b to a unit diagonal of D > 0. Stars whose damped matrix is
 // not positive definite get mask 0 and a meaningless x. A, D: packed; b, x: (n,).
 template <class Lane>
-XPKERN_KERNEL Mask<Lane> solve_damped(int n, const Lane* a, const Lane* scale_of, const Lane& damping, const Lane* b,
+XPKERN_STEP Mask<Lane> solve_damped(int n, const Lane* a, const Lane* scale_of, const Lane& damping, const Lane* b,
                                       Lane* x) {
     Lane inverse_root[MAX_PARAMETERS], factor[MAX_TRIANGLE];
     for (int i = 0; i < n; ++i)

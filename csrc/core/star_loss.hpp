@@ -257,7 +257,7 @@ XPKERN_INLINE void add_other_terms(const Shape& shape, const StarView<Real, Wide
         const Wide bend = k == plx ? weighted * parallax : lane<Wide>(0);
         state.hessian[at] += convert<Real>((squared + bend) * lane<Wide>(2));
     }
-    const PriorValue<Wide> density = evaluate_prior(prior, inputs, state.u, space.prior);
+    const PriorValue<Wide> density = evaluate_prior(shape, prior, static_cast<const Wide*>(state.u), space.prior);
     state.ln_prior = density.ln_density;
     if (terms.prior) {
         state.loss = fma(density.ln_density, lane<Wide>(-2), state.loss);

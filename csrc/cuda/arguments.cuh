@@ -65,6 +65,7 @@ struct FitArguments {
     int64_t n;
     char* progress;           // (n * starts,) SearchProgress
     SearchQueue taken, left;  // searches that the stage takes up, and those that it leaves for the next
+    int64_t* begun;           // items that warps have taken up, where they take them up one by one
     int64_t evaluations;      // of a search in this stage, those of launches before included; then it is left
     ThreadScratch scratch;
 };
@@ -143,6 +144,7 @@ struct ScratchArguments {
 struct ArgumentSizes {
     int64_t calibrate, predict, evaluate, start, fit, search, descend, train, scratch;
     int64_t search_progress, best_candidate, training_state, kernel_scratch;
+    int64_t float_threads, float_shared, fine_threads, fine_shared;  // of a block of fit_float and of fit_fine
 };
 struct SizesArguments {
     ArgumentSizes* sizes;  // out

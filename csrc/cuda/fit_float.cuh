@@ -1,69 +1,119 @@
-// The stages of a fit in single precision: a search a thread.
+// The stages of a fit in single precision: a star a warp where the model is of the usual shape, else a search a thread.
 #pragma once
 
+#include "fit_warp.cuh"
 #include "searches.cuh"
 
 XPKERN_NAMESPACE_BEGIN
 
 enum class Steps { rough, scout, sharp };
 
-// Float steps of one search. It is left once it has taken a.evaluations in its stage.
-template <Steps STEPS, class Shape>
-__device__ __forceinline__ void float_steps(const FitArguments& a, int64_t number, Arena arena) {
-    const Shape shape(a.fit.model);
-    const int k = shape.parameters(), m = shape.samples();
-    const int64_t row = number / a.fit.starts;
-    SearchProgress* of_star = searches_of(a, row);
-    SearchProgress& search = of_star[number % a.fit.starts];
-    ThreadSpace<float, float> space(shape, a.fit.prior, arena);
-    space.star.gather(a.stars, row, m, k);
+// Float steps of one search of a star. It is left once it has taken `now` evaluations in its stage; returns whether it
+// is to go on then. write(change) lets one thread change the searches.
+template <Steps STEPS, class Shape, class Write>
+__device__ __forceinline__ bool float_steps(const FitArguments& a, const Shape& shape,
+                                            const StarView<float, float>& star, const Workspace<float, float>& space,
+                                            int now, const SearchProgress& first, SearchProgress& search,
+                                            const Write& write) {
+    const int k = shape.parameters(), most = a.fit.max_iterations;
     const LaneBox<float> box(a.fit, k);
     Progress<float, float> progress;
     take_up(k, 1, [&](int) -> const SearchProgress& { return search; }, box, progress);
-
-    const int most = a.fit.max_iterations, now = int(a.evaluations) < most ? int(a.evaluations) : most;
     const bool only_scouts = STEPS == Steps::scout && SCOUT_EVALUATIONS < most;
     const int evaluations = STEPS == Steps::rough ? now : (only_scouts ? SCOUT_EVALUATIONS : most);
     const StopRule rule = STEPS == Steps::sharp ? sharp_rule() : rough_rule(evaluations);
-    optimise<STEPS == Steps::sharp>(a.fit.model, shape, a.fit.prior, a.fit.terms, space.star.view(), box.view(), rule,
-                                    0, space.workspace, progress);
-    const bool goes_on = STEPS != Steps::sharp && !progress.converged && evaluations < most;
-    leave(k, progress, 0, a.fit.starts > 1, goes_on, search);
+    optimise<STEPS == Steps::sharp>(a.fit.model, shape, a.fit.prior, a.fit.terms, star, box.view(), rule, 0, space,
+                                    progress);
+    const bool unfinished = STEPS != Steps::sharp && !progress.converged && evaluations < most;
+    bool copy = false;
     if constexpr (STEPS == Steps::scout) {
         float there[MAX_PARAMETERS];
-        for (int p = 0; p < k; ++p) there[p] = float(of_star->state.u[p]);
-        search.copy = in_valley(a.fit.model, shape, a.fit.prior, a.fit.terms, space.star.view(), space.workspace,
-                                progress.state.u, progress.state.loss, there, float(of_star->state.loss));
+        for (int p = 0; p < k; ++p) there[p] = float(first.state.u[p]);
+        copy = in_valley(a.fit.model, shape, a.fit.prior, a.fit.terms, star, space, progress.state.u,
+                         progress.state.loss, there, float(first.state.loss));
     }
-    if (goes_on && !search.copy)
-        add_to_queue(a.left, number);
-    else
-        enter_stage(0, search);
-    if constexpr (STEPS == Steps::sharp) add_to_queue(a.left, number);
+    write([&] {
+        leave(k, progress, 0, a.fit.starts > 1, unfinished, search);
+        search.copy = copy;
+        if (!unfinished || copy) enter_stage(0, search);
+    });
+    return unfinished && !copy;
 }
 
-// The item-th search of the queue, in each of the stages.
+// The item-th search of the queue, in each of the stages, by a thread.
+template <Steps STEPS, class Shape>
+__device__ __forceinline__ void float_steps_by_thread(const FitArguments& a, int64_t item, Arena arena) {
+    const Shape shape(a.fit.model);
+    const int most = a.fit.max_iterations, now = int(a.evaluations) < most ? int(a.evaluations) : most;
+    const int64_t number = a.taken.searches[item], row = number / a.fit.starts;
+    SearchProgress* of_star = searches_of(a, row);
+    ThreadSpace<float, float> space(shape, a.fit.prior, arena);
+    space.star.gather(a.stars, row, shape.samples(), shape.parameters());
+    const bool goes_on =
+        float_steps<STEPS>(a, shape, space.star.view(), space.workspace, now, of_star[0],
+                           of_star[number % a.fit.starts], [](const auto& change) { change(); });
+    if (goes_on || STEPS == Steps::sharp) add_to_queue(a.left, number);
+}
 template <class Shape>
 __device__ __forceinline__ void rough_steps(const FitArguments& a, int64_t item, const Arena& arena) {
-    float_steps<Steps::rough, Shape>(a, a.taken.searches[item], arena);
+    float_steps_by_thread<Steps::rough, Shape>(a, item, arena);
 }
 template <class Shape>
 __device__ __forceinline__ void scout_steps(const FitArguments& a, int64_t item, const Arena& arena) {
-    float_steps<Steps::scout, Shape>(a, a.taken.searches[item], arena);
+    float_steps_by_thread<Steps::scout, Shape>(a, item, arena);
 }
 template <class Shape>
 __device__ __forceinline__ void sharp_steps(const FitArguments& a, int64_t item, const Arena& arena) {
-    float_steps<Steps::sharp, Shape>(a, a.taken.searches[item], arena);
+    float_steps_by_thread<Steps::sharp, Shape>(a, item, arena);
+}
+
+// All stages of a star, by a warp. What is left for the next stage goes into the queue.
+__device__ __forceinline__ void float_stages_by_warp(const FitArguments& a, int64_t row) {
+    const FitShape shape(a.fit.model);
+    const int k = shape.parameters(), starts = a.fit.starts, most = a.fit.max_iterations;
+    const int lane = lane_in_warp();
+    SearchProgress* const searches = searches_of(a, row);
+    if (!searches->exists) return;
+    FitStar<float>& shared = gather_fit_star<float>(a.stars, row);
+    ThreadStar<float, float> star(shared.flux, shared.factor);
+    star.gather_constraints(a.stars, row, k);
+    const Workspace<float, float> space{};
+    const auto write = [&](const auto& change) {
+        __syncwarp();
+        if (lane == 0) change();
+        __syncwarp();
+    };
+    // One after the other; a further search is looked at on its way.
+    XPKERN_ROLLED
+    for (int choice = 0; choice < starts; ++choice) {
+        SearchProgress& search = searches[choice];
+        if (!search.exists) continue;
+        const bool goes_on = choice == 0 || float_steps<Steps::scout>(a, shape, star.view(), space, most, searches[0],
+                                                                      search, write);
+        if (goes_on) float_steps<Steps::rough>(a, shape, star.view(), space, most, searches[0], search, write);
+    }
+    write([&] { mark_copies(k, starts, searches); });
+    XPKERN_ROLLED
+    for (int choice = 0; choice < starts; ++choice) {
+        if (!at_work(searches[choice])) continue;
+        float_steps<Steps::sharp>(a, shape, star.view(), space, most, searches[0], searches[choice], write);
+        if (lane == 0) add_to_queue(a.left, row * starts + choice);
+    }
 }
 
 XPKERN_NAMESPACE_END
 
-XPKERN_STAR_KERNEL(fit_rough, xpkern::FitArguments, *a.taken.count, (kernels::ThreadSpace<float, float>::usual_bytes()),
-                   kernels::rough_steps)
-XPKERN_STAR_KERNEL(fit_scout, xpkern::FitArguments, *a.taken.count, (kernels::ThreadSpace<float, float>::usual_bytes()),
-                   kernels::scout_steps)
-XPKERN_STAR_KERNEL(fit_sharp, xpkern::FitArguments, *a.taken.count, (kernels::ThreadSpace<float, float>::usual_bytes()),
-                   kernels::sharp_steps)
+#if defined(XPKERN_GENERAL)
+XPKERN_GENERAL_KERNEL(fit_rough, xpkern::FitArguments, *a.taken.count, kernels::rough_steps)
+XPKERN_GENERAL_KERNEL(fit_scout, xpkern::FitArguments, *a.taken.count, kernels::scout_steps)
+XPKERN_GENERAL_KERNEL(fit_sharp, xpkern::FitArguments, *a.taken.count, kernels::sharp_steps)
+#else
+// Rough, scout and sharp steps of every star.
+extern "C" __global__ void __launch_bounds__(kernels::FitBlock<float>::threads)
+    fit_float(const __grid_constant__ xpkern::FitArguments a) {
+    kernels::over_fits<float>(a, a.n, [&](int64_t row) { kernels::float_stages_by_warp(a, row); });
+}
+#endif
 
 // Further searches of the stars, once their first ones have ended their rough steps.
 extern "C" __global__ void fit_others(const __grid_constant__ xpkern::FitArguments a) {

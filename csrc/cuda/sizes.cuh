@@ -3,6 +3,7 @@
 
 #include "calibrate.cuh"
 #include "descent.cuh"
+#include "fit_warp.cuh"
 #include "stars.cuh"
 #include "starts.cuh"
 #include "train.cuh"
@@ -58,5 +59,9 @@ extern "C" __global__ void argument_sizes(const __grid_constant__ xpkern::SizesA
                 sizeof(xpkern::StartArguments),     sizeof(xpkern::FitArguments),     sizeof(xpkern::SearchArguments),
                 sizeof(xpkern::DescendArguments),   sizeof(xpkern::TrainArguments),   sizeof(xpkern::ScratchArguments),
                 sizeof(kernels::SearchProgress),    sizeof(kernels::BestCandidate),   sizeof(xpkern::TrainingState),
-                sizeof(xpkern::KernelScratch)};
+                sizeof(xpkern::KernelScratch),
+                kernels::FitBlock<float>::threads,
+                sizeof(kernels::FitBlock<float>),
+                kernels::FitBlock<double>::threads,
+                sizeof(kernels::FitBlock<double>)};
 }

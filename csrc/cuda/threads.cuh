@@ -89,6 +89,18 @@ struct ThreadSpace {
     static XPKERN_INLINE constexpr int64_t usual_bytes() { return bytes(UsualShape(ModelView{}), usual_prior()); }
 };
 
+// The shared memory that a launch asks for, which is more than a kernel may have by itself.
+#if defined(__CUDACC__)
+__device__ __forceinline__ char* dynamic_shared() {
+    extern __shared__ int4 memory_of_block[];
+    return reinterpret_cast<char*>(memory_of_block);
+}
+#else
+inline char* dynamic_shared() {
+    return shim::dynamic_shared();
+}
+#endif
+
 // Linear parameters, (k,), as u.
 XPKERN_INLINE void load_params(const double* params, int k, double* u) {
     for (int p = 0; p < k; ++p) u[p] = params[p];
@@ -99,13 +111,14 @@ XPKERN_NAMESPACE_END
 
 // A kernel, WORK<Shape>(a, item, arena) for each of COUNT items, in its usual form, with so many BYTES of local memory,
 // or in the general one where XPKERN_GENERAL asks for that.
-#if defined(XPKERN_GENERAL)
-#define XPKERN_STAR_KERNEL(NAME, ARGUMENTS, COUNT, BYTES, WORK)                                   \
+#define XPKERN_GENERAL_KERNEL(NAME, ARGUMENTS, COUNT, WORK)                                       \
     extern "C" __global__ void NAME##_any(const __grid_constant__ ARGUMENTS a) {                  \
         kernels::over_items_in(a.scratch, COUNT, [&](int64_t item, const kernels::Arena& arena) { \
             WORK<kernels::AnyShape>(a, item, arena);                                              \
         });                                                                                       \
     }
+#if defined(XPKERN_GENERAL)
+#define XPKERN_STAR_KERNEL(NAME, ARGUMENTS, COUNT, BYTES, WORK) XPKERN_GENERAL_KERNEL(NAME, ARGUMENTS, COUNT, WORK)
 #else
 #define XPKERN_STAR_KERNEL(NAME, ARGUMENTS, COUNT, BYTES, WORK)                                                    \
     extern "C" __global__ void NAME(const __grid_constant__ ARGUMENTS a) {                                         \

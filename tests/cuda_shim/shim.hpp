@@ -115,7 +115,7 @@ constexpr unsigned WARP = 32;
 // A warp's barrier, and what its lanes show one another: before one barrier the one row, before the next the other.
 struct Warp {
     Barrier barrier{WARP};
-    float shown[2][WARP];
+    double shown[2][WARP];  // of any type of number that lanes hand on
 };
 
 struct Meeting {
@@ -133,10 +133,19 @@ inline Meeting& meeting_here() {
     return *meeting;
 }
 
+// Shared memory that a launch asks for.
+inline thread_local std::vector<int64_t> shared_memory;
+inline char* dynamic_shared() {
+    auto address = reinterpret_cast<uintptr_t>(shared_memory.data());
+    return reinterpret_cast<char*>((address + 15) / 16 * 16);
+}
+
 // Runs a kernel. with_barriers: whether it has any.
 template <class Arguments>
-void launch(void (*kernel)(Arguments), int64_t grid, int64_t block, const Arguments& arguments, bool with_barriers) {
+void launch(void (*kernel)(Arguments), int64_t grid, int64_t block, const Arguments& arguments, int64_t shared,
+            bool with_barriers) {
     static thread_local Team team;
+    shared_memory.assign(shared > 0 ? size_t(shared) / sizeof(int64_t) + 3 : 0, -1);  // NaN, whoever reads it first
     const auto threads = static_cast<unsigned>(block);
     block_size = {threads, 1, 1};
     grid_size = {static_cast<unsigned>(grid), 1, 1};
@@ -158,10 +167,11 @@ void launch(void (*kernel)(Arguments), int64_t grid, int64_t block, const Argume
 
 // A kernel whose arguments are bytes, as the driver takes them.
 template <class Arguments>
-void launch_bytes(void (*kernel)(Arguments), int64_t grid, int64_t block, void** parameters, bool with_barriers) {
+void launch_bytes(void (*kernel)(Arguments), int64_t grid, int64_t block, int64_t shared, void** parameters,
+                  bool with_barriers) {
     Arguments arguments;
     std::memcpy(static_cast<void*>(&arguments), parameters[0], sizeof(Arguments));
-    launch(kernel, grid, block, arguments, with_barriers);
+    launch(kernel, grid, block, arguments, shared, with_barriers);
 }
 
 }  // namespace shim
@@ -180,12 +190,13 @@ inline void __syncwarp() {
 }
 
 // All lanes take part.
-inline float __shfl_sync(unsigned, float number, int lane) {
+template <class Number>
+inline Number __shfl_sync(unsigned, Number number, int lane) {
     shim::Warp& warp = shim::meeting_here().warps[threadIdx.x / shim::WARP];
-    float* const shown = warp.shown[warp.barrier.round() % 2];
+    double* const shown = warp.shown[warp.barrier.round() % 2];
     shown[threadIdx.x % shim::WARP] = number;
     warp.barrier.wait();
-    return shown[lane];
+    return static_cast<Number>(shown[lane]);
 }
 
 inline unsigned long long atomicAdd(unsigned long long* address, unsigned long long value) {

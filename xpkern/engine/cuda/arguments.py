@@ -290,6 +290,7 @@ class FitArguments(ctypes.Structure):
         ("progress", c_void_p),
         ("taken", SearchQueue),
         ("left", SearchQueue),
+        ("begun", c_void_p),
         ("evaluations", c_int64),
         ("scratch", ThreadScratch),
     )
@@ -401,6 +402,10 @@ SIZES: dict[str, type[ctypes.Structure] | None] = {
     "BestCandidate": None,
     "TrainingState": TrainingState,
     "KernelScratch": KernelScratch,
+    "float_threads": None,
+    "float_shared": None,
+    "fine_threads": None,
+    "fine_shared": None,
 }
 
 

@@ -111,7 +111,7 @@ class Fitter:
     def scratch(self, stars: int) -> dict[str, int]:
         """Bytes that a batch needs besides stars and solutions."""
         searches, needed = stars * self._starts, self._needed
-        launches = 4 + 3 * (len(self._limits) + 1)  # that fill a queue, at most
+        launches = 6 + 3 * (len(self._limits) + 1)  # that count something, at most
         rescuers = min(stars, _MOST_RESCUERS)
         memory = max(
             self._launcher.memory(searches, needed.fit),
@@ -154,14 +154,20 @@ class Fitter:
                 stage(kernel, searches, fills=True, takes=True, evaluations=limit, memory=needed.fit)
 
         stage("fit_start", stars, fills=True, takes=False, memory=needed.fit)
-        search("fit_rough")
-        if self._starts > 1:
-            stage("fit_others", stars, fills=True, takes=False)
-            stage("fit_scout", searches, fills=True, takes=True, memory=needed.fit)
+        if needed.fit:
             search("fit_rough")
-        stage("fit_compare", stars, fills=True, takes=False)
-        stage("fit_sharp", searches, fills=True, takes=True, memory=needed.fit)
-        search("fit_fine")
+            if self._starts > 1:
+                stage("fit_others", stars, fills=True, takes=False)
+                stage("fit_scout", searches, fills=True, takes=True, memory=needed.fit)
+                search("fit_rough")
+            stage("fit_compare", stars, fills=True, takes=False)
+            stage("fit_sharp", searches, fills=True, takes=True, memory=needed.fit)
+            search("fit_fine")
+        else:
+            arguments.left, arguments.begun = queues.next(), queues.counter()
+            self._launcher.launch_fits("fit_float", "float", stars, arguments, batch.stream)
+            arguments.taken, arguments.begun = queues.last, queues.counter()
+            self._launcher.launch_fits("fit_fine", "fine", searches, arguments, batch.stream)
         stage("fit_select", stars, fills=True, takes=False)
         arguments.taken, arguments.left = queues.last, SearchQueue()
         rescuers = min(stars, _MOST_RESCUERS)
@@ -174,12 +180,17 @@ class _Queues:
     """Two queues in turn, each filling with a counter of its own."""
 
     def __init__(self, batch: Batch) -> None:
-        self._batch, self._filled = batch, 0
+        self._batch, self._filled, self._counters = batch, 0, 0
         self.last = SearchQueue()
 
     def next(self) -> SearchQueue:
         """The queue that the next launch fills."""
         searches = self._batch[f"queue {self._filled % 2}"]
-        self.last = SearchQueue(searches, self._batch["counters"] + 8 * self._filled)
+        self.last = SearchQueue(searches, self.counter())
         self._filled += 1
         return self.last
+
+    def counter(self) -> int:
+        """Address of one more number that is 0 yet."""
+        self._counters += 1
+        return self._batch["counters"] + 8 * (self._counters - 1)

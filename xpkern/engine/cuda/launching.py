@@ -92,6 +92,15 @@ class Launcher:
         blocks = min(max(1, -(-items // _STAR_WARPS)), _BLOCKS_A_PROCESSOR * self.device.facts.processors)
         self.device.launch(kernel, blocks, _STAR_WARPS * _WARP, [parameter(arguments)], stream)
 
+    def launch_fits(self, kernel: str, stage: str, items: int, arguments: Any, stream: Any) -> None:
+        """Queue a kernel whose warps take up fits one by one, as many blocks as there are processors.
+
+        ``stage`` is that of :attr:`sizes`: "float" or "fine".
+        """
+        threads, shared = self.sizes[f"{stage}_threads"], self.sizes[f"{stage}_shared"]
+        blocks = min(max(1, -(-items // (threads // _WARP))), self.device.facts.processors)
+        self.device.launch(kernel, blocks, threads, [parameter(arguments)], stream, shared)
+
     def one(self, kernel: str, arguments: Any, stream: Any, threads: int = 1) -> None:
         """Queue a kernel of a single block."""
         self.device.launch(kernel, 1, threads, [parameter(arguments)], stream)

@@ -1,0 +1,622 @@
+// The loss of a star by a warp, for models of the usual shape.
+//
+// A lane has a neuron of each hidden layer and every 32nd sample of a spectrum, with their slopes, in registers; what
+// lanes read of one another stands in shared memory, as do the star's whitener and, once for all warps of a block, the
+// network. Everything that is a number of the star (parameters, loss, matrices of its coordinates) every lane computes
+// for itself, by the functions of the core: these ask a shape for an evaluation, and for FitShape they find those below.
+//
+// A triangle is solved by strips of 32 rows. The inverse of each strip's own triangle is found once for a star, a
+// column a lane, so that whitening is two products a strip, whose terms wait for nothing: 1,460 instructions of a warp
+// for six columns, where substitution, row after row, takes 3,500. In float that serves; a residual in double is
+// substituted, as it must be right to 1e-5 of the loss.
+#pragma once
+
+#include "train_warp.cuh"
+
+XPKERN_NAMESPACE_BEGIN
+
+struct FitShape : UsualShape {
+    XPKERN_INLINE constexpr explicit FitShape(const ModelView& model) : UsualShape(model) {}
+    static constexpr int n_inputs = UsualShape::inputs(), n_samples = UsualShape::samples();
+    static constexpr int last = UsualShape::layers() - 1, coordinates = n_inputs + 2;
+    static constexpr int strips = (n_samples + LANES - 1) / LANES, whole_strips = n_samples / LANES;
+    static constexpr int rest = n_samples - whole_strips * LANES;  // rows of the last strip
+};
+static_assert(UsualShape::width(1) == LANES, "a neuron a lane");
+static_assert(FitShape::rest == 2 && FitShape::whole_strips + 1 == FitShape::strips, "what the last strip is solved for");
+
+// Numbers that are moved in one access.
+struct alignas(16) Four {
+    float number[4];
+};
+struct alignas(16) Eight {
+    float number[8];
+};
+
+// A network in shared memory, in the order of SharedNetwork.
+template <class Element>
+struct NetworkInShared {
+    Element number[SharedNetwork::size + SharedNetwork::padded / LANES];
+
+    XPKERN_INLINE const Element* row(int layer, int in) const {
+        return number + SharedNetwork::place(layer_start(layer) + in * UsualShape::width(layer + 1));
+    }
+    XPKERN_INLINE const Element* bias(int layer) const { return row(layer, UsualShape::width(layer)); }
+    XPKERN_INLINE const Element* ext_curve() const {
+        return number + SharedNetwork::place(layer_start(UsualShape::layers()));
+    }
+    // By all threads of the block; a barrier follows.
+    __device__ __forceinline__ void take(const NetworkView<Element>& network) {
+        for (int l = 0; l < UsualShape::layers(); ++l) {
+            const int n_in = UsualShape::width(l), n_out = UsualShape::width(l + 1), start = layer_start(l);
+            for (int at = int(threadIdx.x); at < n_in * n_out; at += int(blockDim.x))
+                number[SharedNetwork::place(start + at)] = network.weights[l][at];
+            for (int j = int(threadIdx.x); j < n_out; j += int(blockDim.x))
+                number[SharedNetwork::place(start + n_in * n_out + j)] = network.biases[l][j];
+        }
+        for (int i = int(threadIdx.x); i < UsualShape::samples(); i += int(blockDim.x))
+            number[SharedNetwork::place(layer_start(UsualShape::layers()) + i)] = network.ext_curve[i];
+    }
+};
+
+// The networks that an evaluation reads: slopes in float, values in Wide.
+template <class Wide>
+struct FitNetworks {
+    NetworkInShared<float> narrow;
+    NetworkInShared<Wide> wide;
+    __device__ __forceinline__ void take(const ModelView& model) {
+        narrow.take(model.in_float);
+        wide.take(model.in_double);
+    }
+};
+template <>
+struct FitNetworks<float> {
+    union {
+        NetworkInShared<float> narrow, wide;
+    };
+    __device__ __forceinline__ void take(const ModelView& model) { narrow.take(model.in_float); }
+};
+
+// The star of a warp.
+template <class Wide>
+struct FitStar {
+    static constexpr int packed = row_start(FitShape::n_samples);
+    union {
+        Four node[2][LANES];  // of two neighbouring layers, in turn: slopes, and the value where that is a float
+        Eight shown[LANES];   // right-hand sides of a strip
+    };
+    Wide value[2][LANES];
+    float adjoint[2][LANES];
+    float back[FitShape::n_samples];  // w f
+    float flux[FitShape::n_samples];
+    float factor[packed];
+    float inverse[FitShape::whole_strips][row_start(LANES)];  // of the strips' own triangles
+};
+
+template <class Wide>
+struct FitBlock {
+    // As many as leave the shared memory of a GPU of compute capability 9.0, 227 kB a block, room for the networks.
+    static constexpr int warps = SameType<Wide, float>::value ? 12 : 10;
+    static constexpr int threads = warps * LANES;
+    FitNetworks<Wide> networks;
+    FitStar<Wide> star[warps];
+};
+static_assert(sizeof(FitBlock<float>) <= 227 * 1024 && sizeof(FitBlock<double>) <= 227 * 1024, "shared memory");
+
+template <class Wide>
+__device__ __forceinline__ FitBlock<Wide>& fit_block() {
+    return *reinterpret_cast<FitBlock<Wide>*>(dynamic_shared());
+}
+template <class Wide>
+__device__ __forceinline__ FitStar<Wide>& fit_star() {
+    return fit_block<Wide>().star[threadIdx.x / LANES];
+}
+__device__ __forceinline__ double from_lane(double number, int lane) {
+    return __shfl_sync(0xffffffffu, number, lane);
+}
+__device__ __forceinline__ int from_lane(int number, int lane) {
+    return __shfl_sync(0xffffffffu, number, lane);
+}
+
+// values[i] becomes its sum over lanes that differ in the bits below 2 * HALF, in the same order whatever the lane.
+template <int HALF, int COUNT, class Real>
+__device__ __forceinline__ void sum_over_lanes(Real (&values)[COUNT]) {
+    const int lane = lane_in_warp();
+    XPKERN_UNROLL
+    for (int half = HALF; half > 0; half /= 2) {
+        XPKERN_UNROLL
+        for (int i = 0; i < COUNT; ++i) values[i] += from_lane(values[i], lane ^ half);
+    }
+}
+
+// The inverse of each strip's own triangle, a column a lane. A missing sample's row and column are 0, as in the factor.
+template <class Wide>
+__device__ __forceinline__ void invert_strips(FitStar<Wide>& star) {
+    const int lane = lane_in_warp();
+    XPKERN_ROLLED
+    for (int strip = 0; strip < FitShape::whole_strips; ++strip) {
+        const int first = strip * LANES;
+        float column[LANES];
+        XPKERN_UNROLL
+        for (int i = 0; i < LANES; ++i) {
+            const float* row = star.factor + row_start(first + i) + first;
+            float left = lane == i ? 1.0f : 0.0f, more = 0;  // two sums, as each term waits for the one before
+            XPKERN_UNROLL
+            for (int j = 0; j < i; ++j) (j % 2 ? more : left) = fma(-row[j], column[j], j % 2 ? more : left);
+            column[i] = (left + more) * row[i];
+        }
+        XPKERN_UNROLL
+        for (int i = 0; i < LANES; ++i)
+            if (lane <= i) star.inverse[strip][row_start(i) + lane] = column[i];
+    }
+    __syncwarp();
+}
+
+// A star's arrays from memory to the warp's place.
+template <class Wide>
+__device__ __forceinline__ FitStar<Wide>& gather_fit_star(const StarArrays& stars, int64_t row) {
+    FitStar<Wide>& star = fit_star<Wide>();
+    constexpr int m = FitShape::n_samples;
+    __syncwarp();  // no lane is still at the star before
+    take_over<m, LANES>(stars.flux + row * m, [&](int at, float number) { star.flux[at] = number; });
+    take_over<FitStar<Wide>::packed, LANES>(stars.whitener + row * FitStar<Wide>::packed,
+                                            [&](int at, float number) { star.factor[at] = number; });
+    __syncwarp();
+    invert_strips(star);
+    return star;
+}
+
+// Right-hand sides of a lane's samples: (strips, COLUMNS).
+template <int COLUMNS>
+using Columns = float[FitShape::strips][COLUMNS];
+
+// Lets the warp read one row of right-hand sides of each lane.
+template <int COLUMNS>
+__device__ __forceinline__ void show(Eight* shown, const float* row) {
+    Eight& mine = shown[lane_in_warp()];
+    __syncwarp();  // no lane still reads what was shown before
+    XPKERN_UNROLL
+    for (int c = 0; c < COLUMNS; ++c) mine.number[c] = row[c];
+    __syncwarp();
+}
+
+template <int STRIP, int COLUMNS, class Wide>
+__device__ __forceinline__ void whiten_strip(FitStar<Wide>& star, Columns<COLUMNS>& left) {
+    const int lane = lane_in_warp();
+    if constexpr (STRIP < FitShape::whole_strips) {
+        show<COLUMNS>(star.shown, left[STRIP]);
+        const float* inverse = star.inverse[STRIP] + row_start(lane);
+        XPKERN_UNROLL
+        for (int c = 0; c < COLUMNS; ++c) left[STRIP][c] = 0;
+        XPKERN_UNROLL_EIGHT
+        for (int j = 0; j < LANES; ++j) {
+            const float stored = inverse[j], weight = j <= lane ? stored : 0.0f;
+            const Eight b = star.shown[j];
+            XPKERN_UNROLL
+            for (int c = 0; c < COLUMNS; ++c) left[STRIP][c] = fma(weight, b.number[c], left[STRIP][c]);
+        }
+        show<COLUMNS>(star.shown, left[STRIP]);
+        const float* row[FitShape::strips];
+        XPKERN_UNROLL
+        for (int s = STRIP + 1; s < FitShape::strips; ++s) {
+            const int i = lane + s * LANES, within = i < FitShape::n_samples ? i : FitShape::n_samples - 1;
+            row[s] = star.factor + row_start(within) + STRIP * LANES;
+        }
+        XPKERN_UNROLL_EIGHT
+        for (int j = 0; j < LANES; ++j) {
+            const Eight y = star.shown[j];
+            XPKERN_UNROLL
+            for (int s = STRIP + 1; s < FitShape::strips; ++s) {
+                const float weight = -row[s][j];
+                XPKERN_UNROLL
+                for (int c = 0; c < COLUMNS; ++c) left[s][c] = fma(weight, y.number[c], left[s][c]);
+            }
+        }
+        whiten_strip<STRIP + 1, COLUMNS>(star, left);
+    } else {  // two rows, of lanes 0 and 1
+        constexpr int row = STRIP * LANES;
+        const float* factor = star.factor + row_start(row) + row;
+        const float below = star.factor[row_start(row + 1) + row], end = star.factor[row_start(row + 1) + row + 1];
+        XPKERN_UNROLL
+        for (int c = 0; c < COLUMNS; ++c) {
+            const float y = from_lane(left[STRIP][c], 0) * factor[0];
+            const float next = fma(-below, y, from_lane(left[STRIP][c], 1)) * end;
+            left[STRIP][c] = lane == 0 ? y : (lane == 1 ? next : 0.0f);
+        }
+    }
+}
+
+// left = G^-1 left.
+template <int COLUMNS, class Wide>
+__device__ __forceinline__ void whiten_columns_by_warp(FitStar<Wide>& star, Columns<COLUMNS>& left) {
+    whiten_strip<0, COLUMNS>(star, left);
+}
+
+// w = G^-T y of one column, from the last strip up. Lanes read columns of the triangles, which lie side by side.
+template <class Wide>
+__device__ __forceinline__ void unwhiten_by_strips(const FitStar<Wide>& star, float (&left)[FitShape::strips]) {
+    const int lane = lane_in_warp();
+    constexpr int row = FitShape::whole_strips * LANES;
+    const float end = star.factor[row_start(row + 1) + row + 1], below = star.factor[row_start(row + 1) + row];
+    float w[FitShape::rest];
+    w[1] = from_lane(left[FitShape::whole_strips], 1) * end;
+    w[0] = fma(-below, w[1], from_lane(left[FitShape::whole_strips], 0)) * star.factor[row_start(row) + row];
+    left[FitShape::whole_strips] = lane < FitShape::rest ? (lane == 0 ? w[0] : w[1]) : 0.0f;
+    XPKERN_UNROLL
+    for (int s = 0; s < FitShape::whole_strips; ++s) {
+        XPKERN_UNROLL
+        for (int r = 0; r < FitShape::rest; ++r)
+            left[s] = fma(-star.factor[row_start(row + r) + s * LANES + lane], w[r], left[s]);
+    }
+    XPKERN_UNROLL
+    for (int strip = FitShape::whole_strips - 1; strip >= 0; --strip) {
+        const float y = left[strip];
+        float solved = 0;
+        XPKERN_UNROLL_EIGHT
+        for (int j = 0; j < LANES; ++j) {
+            const float stored = star.inverse[strip][row_start(j) + lane], weight = j >= lane ? stored : 0.0f;
+            solved = fma(weight, from_lane(y, j), solved);
+        }
+        left[strip] = solved;
+        if (strip == 0) continue;
+        XPKERN_UNROLL
+        for (int s = 0; s < strip; ++s) {
+            XPKERN_UNROLL_EIGHT
+            for (int j = 0; j < LANES; ++j)
+                left[s] =
+                    fma(-star.factor[row_start(strip * LANES + j) + s * LANES + lane], from_lane(solved, j), left[s]);
+        }
+    }
+}
+
+// One right-hand side in double, by substitution: every lane solves ROWS rows for itself, so that what all wait for is
+// one exchange, and takes them from what is left of its own.
+template <int ROWS, int STRIP>
+__device__ __forceinline__ void whiten_wide_rows(const float* factor, int first, double (&left)[FitShape::strips]) {
+    double y[ROWS];
+    XPKERN_UNROLL
+    for (int r = 0; r < ROWS; ++r) y[r] = from_lane(left[STRIP], (first + r) % LANES);
+    XPKERN_UNROLL
+    for (int r = 0; r < ROWS; ++r) {
+        y[r] *= double(factor[row_start(first + r) + first + r]);
+        XPKERN_UNROLL
+        for (int below = r + 1; below < ROWS; ++below)
+            y[below] = fma(-double(factor[row_start(first + below) + first + r]), y[r], y[below]);
+    }
+    XPKERN_UNROLL
+    for (int s = STRIP; s < FitShape::strips; ++s) {
+        const int i = lane_in_warp() + s * LANES, row = i < FitShape::n_samples ? i : FitShape::n_samples - 1;
+        const bool below = i >= first + ROWS && i < FitShape::n_samples;
+        XPKERN_UNROLL
+        for (int r = 0; r < ROWS; ++r) {
+            const double less = fma(-double(factor[row_start(row) + first + r]), y[r], left[s]);
+            left[s] = below ? less : (i == first + r ? y[r] : left[s]);
+        }
+    }
+}
+template <int STRIP>
+__device__ __forceinline__ void whiten_wide_strips(const float* factor, double (&left)[FitShape::strips]) {
+    constexpr int begin = STRIP * LANES, rows = STRIP < FitShape::whole_strips ? LANES : FitShape::rest;
+    constexpr int together = rows < SOLVED_ROWS ? rows : SOLVED_ROWS;
+    XPKERN_ROLLED
+    for (int row = 0; row < rows; row += together) whiten_wide_rows<together, STRIP>(factor, begin + row, left);
+    if constexpr (STRIP + 1 < FitShape::strips) whiten_wide_strips<STRIP + 1>(factor, left);
+}
+
+// What a forward sweep leaves in a lane: of its neurons and of its samples.
+template <class Wide>
+struct FitTape {
+    float hidden[FitShape::last], pre_tangent[FitShape::last][FitShape::n_inputs];
+    Wide flux[FitShape::strips];
+    float tangent[FitShape::strips][FitShape::n_inputs];  // d ln f / dTheta
+};
+
+// A layer's values before the tanh, and their slopes, of a lane's OUTPUTS outputs, LANES apart; beyond the last one
+// that one's again.
+template <int LAYER, int OUTPUTS, bool TANGENTS, class Wide>
+__device__ __forceinline__ void multiply_nodes(const FitStar<Wide>& star, Wide (&value)[OUTPUTS],
+                                               float (&slope)[OUTPUTS][FitShape::n_inputs]) {
+    constexpr int n_in = UsualShape::width(LAYER), n_out = UsualShape::width(LAYER + 1);
+    const FitNetworks<Wide>& networks = fit_block<Wide>().networks;
+    int column[OUTPUTS];
+    XPKERN_UNROLL
+    for (int s = 0; s < OUTPUTS; ++s) {
+        const int j = lane_in_warp() + s * LANES;
+        column[s] = j < n_out ? j : n_out - 1;
+        value[s] = networks.wide.bias(LAYER)[column[s]];
+        XPKERN_UNROLL
+        for (int t = 0; t < FitShape::n_inputs; ++t) slope[s][t] = 0;
+    }
+    XPKERN_UNROLL_EIGHT
+    for (int i = 0; i < n_in; ++i) {
+        const float* narrow = networks.narrow.row(LAYER, i);
+        const Wide* wide = networks.wide.row(LAYER, i);
+        if constexpr (TANGENTS) {
+            const Four node = star.node[LAYER % 2][i];
+            const Wide x = SameType<Wide, float>::value ? Wide(node.number[3]) : star.value[LAYER % 2][i];
+            XPKERN_UNROLL
+            for (int s = 0; s < OUTPUTS; ++s) {
+                const float weight = narrow[column[s]];
+                XPKERN_UNROLL
+                for (int t = 0; t < FitShape::n_inputs; ++t) slope[s][t] = fma(weight, node.number[t], slope[s][t]);
+                value[s] = fma(wide[column[s]], x, value[s]);
+            }
+        } else {
+            const Wide x = star.value[LAYER % 2][i];
+            XPKERN_UNROLL
+            for (int s = 0; s < OUTPUTS; ++s) value[s] = fma(wide[column[s]], x, value[s]);
+        }
+    }
+}
+
+template <int LAYER, bool TANGENTS, class Wide>
+__device__ __forceinline__ void go_forward(FitStar<Wide>& star, const Wide* scaled, const float* inverse_scale,
+                                           FitTape<Wide>& tape, Wide (&ln_flux)[FitShape::strips]) {
+    constexpr int inputs = FitShape::n_inputs;
+    if constexpr (LAYER == FitShape::last) {
+        multiply_nodes<LAYER, FitShape::strips, TANGENTS>(star, ln_flux, tape.tangent);
+    } else {
+        const int lane = lane_in_warp();
+        Wide value[1];
+        float slope[1][inputs];
+        if constexpr (LAYER == 0) {
+            const FitNetworks<Wide>& networks = fit_block<Wide>().networks;
+            value[0] = networks.wide.bias(0)[lane];
+            XPKERN_UNROLL
+            for (int t = 0; t < inputs; ++t) {
+                value[0] = fma(networks.wide.row(0, t)[lane], scaled[t], value[0]);
+                slope[0][t] = networks.narrow.row(0, t)[lane] * inverse_scale[t];
+            }
+        } else {
+            multiply_nodes<LAYER, 1, TANGENTS>(star, value, slope);
+        }
+        const Wide h = tanh(value[0]);
+        const float narrow = float(h), bent = fma(-narrow, narrow, 1.0f);
+        if constexpr (LAYER == 0) __syncwarp();  // no lane is at what stood here before
+        if constexpr (TANGENTS) {
+            Four node;
+            tape.hidden[LAYER] = narrow;
+            XPKERN_UNROLL
+            for (int t = 0; t < inputs; ++t) {
+                tape.pre_tangent[LAYER][t] = slope[0][t];
+                node.number[t] = bent * slope[0][t];
+            }
+            node.number[inputs] = narrow;
+            star.node[(LAYER + 1) % 2][lane] = node;
+        }
+        if constexpr (!TANGENTS || !SameType<Wide, float>::value) star.value[(LAYER + 1) % 2][lane] = h;
+        __syncwarp();
+        go_forward<LAYER + 1, TANGENTS>(star, scaled, inverse_scale, tape, ln_flux);
+    }
+}
+
+// Fluxes at u, and with TANGENTS the slopes of their logarithms; 0 beyond the last sample.
+template <bool TANGENTS, class Wide>
+__device__ __forceinline__ void predict_by_warp(const ModelView& model, const Wide* u, FitStar<Wide>& star,
+                                                FitTape<Wide>& tape) {
+    constexpr int inputs = FitShape::n_inputs;
+    const auto& view = network_of<Wide>(model);
+    const FitNetworks<Wide>& networks = fit_block<Wide>().networks;
+    Wide scaled[inputs], ln_flux[FitShape::strips];
+    XPKERN_UNROLL
+    for (int t = 0; t < inputs; ++t) scaled[t] = (u[t] - view.zero_point[t]) * view.inverse_scale[t];
+    go_forward<0, TANGENTS>(star, scaled, model.in_float.inverse_scale, tape, ln_flux);
+    const Wide twice_ln_plx = u[inputs + 1] + u[inputs + 1];
+    XPKERN_UNROLL
+    for (int s = 0; s < FitShape::strips; ++s) {
+        const int i = lane_in_warp() + s * LANES;
+        const bool exists = i < FitShape::n_samples;
+        const Wide flux = exp(
+            fma(-u[inputs], networks.wide.ext_curve()[exists ? i : FitShape::n_samples - 1], ln_flux[s] + twice_ln_plx));
+        tape.flux[s] = exists ? flux : Wide(0);
+    }
+}
+
+// f - f_obs of a lane's samples, 0 beyond the last.
+template <class Wide>
+__device__ __forceinline__ Wide residual_of(const FitStar<Wide>& star, const FitTape<Wide>& tape, int strip) {
+    const int i = lane_in_warp() + strip * LANES;
+    return i < FitShape::n_samples ? tape.flux[strip] - Wide(star.flux[i]) : Wide(0);
+}
+
+// 2 sum_i w_i d2 f_i / du du, added to hessian. y: the whitened residual.
+template <class Wide>
+__device__ __forceinline__ void add_curvature_by_warp(FitStar<Wide>& star, const FitTape<Wide>& tape,
+                                                      float (&y)[FitShape::strips], float* hessian) {
+    constexpr int inputs = FitShape::n_inputs, bends = row_start(inputs), slopes = inputs + 1;
+    constexpr int products = row_start(slopes);
+    const NetworkInShared<float>& network = fit_block<Wide>().networks.narrow;
+    const int lane = lane_in_warp();
+    unwhiten_by_strips(star, y);
+    // of the network's curvature, of the products of slopes, of the slopes, and of the weights alone
+    float sums[bends + products + slopes + 1] = {};
+    float *bend = sums, *product = bend + bends, *sum = product + products, *total = sum + slopes;
+    XPKERN_UNROLL
+    for (int s = 0; s < FitShape::strips; ++s) {
+        const int i = lane + s * LANES;
+        const bool exists = i < FitShape::n_samples;
+        const float weight = y[s] * float(tape.flux[s]);
+        if (exists) star.back[i] = weight;
+        float slope[slopes];
+        XPKERN_UNROLL
+        for (int t = 0; t < inputs; ++t) slope[t] = tape.tangent[s][t];
+        slope[inputs] = -network.ext_curve()[exists ? i : FitShape::n_samples - 1];
+        *total += weight;
+        XPKERN_UNROLL
+        for (int a = 0; a < slopes; ++a) {
+            const float weighted = weight * slope[a];
+            sum[a] += weighted;
+            XPKERN_UNROLL
+            for (int b = 0; b <= a; ++b) product[row_start(a) + b] = fma(weighted, slope[b], product[row_start(a) + b]);
+        }
+    }
+    __syncwarp();
+    XPKERN_UNROLL
+    for (int l = FitShape::last; l >= 1; --l) {
+        const float* above = l == FitShape::last ? star.back : star.adjoint[(l + 1) % 2];
+        const float* weights = network.row(l, lane);
+        float adjoint = 0, more = 0;
+        XPKERN_UNROLL_EIGHT
+        for (int j = 0; j < UsualShape::width(l + 1); j += 2) {
+            adjoint = fma(weights[j], above[j], adjoint);
+            more = fma(weights[j + 1], above[j + 1], more);
+        }
+        const float h = tape.hidden[l - 1], through = (adjoint + more) * fma(-h, h, 1.0f), bent = through * h;
+        XPKERN_UNROLL
+        for (int t = 0; t < inputs; ++t) {
+            XPKERN_UNROLL
+            for (int v = 0; v <= t; ++v) {
+                float& element = bend[row_start(t) + v];
+                element = fma(bent * tape.pre_tangent[l - 1][t], tape.pre_tangent[l - 1][v], element);
+            }
+        }
+        star.adjoint[l % 2][lane] = through;
+        __syncwarp();
+    }
+    sum_over_lanes<LANES / 2>(sums);
+    XPKERN_UNROLL
+    for (int at = 0; at < bends; ++at) hessian[at] = fma(bend[at], -4.0f, hessian[at]);
+    XPKERN_UNROLL
+    for (int at = 0; at < products; ++at) hessian[at] = fma(product[at], 2.0f, hessian[at]);
+    float* const of_plx = hessian + row_start(slopes);
+    XPKERN_UNROLL
+    for (int a = 0; a < slopes; ++a) of_plx[a] = fma(sum[a], 4.0f, of_plx[a]);
+    of_plx[slopes] = fma(*total, 8.0f, of_plx[slopes]);
+}
+
+// The core's function of that name for a warp.
+template <bool EXACT, class Wide>
+__device__ __forceinline__ void evaluate_loss(const ModelView& model, const FitShape& shape, const PriorView& prior,
+                                              const LossView& terms, const StarView<float, Wide>& star_view,
+                                              const Workspace<float, Wide>& space, LossState<float, Wide>& state) {
+    constexpr int inputs = FitShape::n_inputs, k = FitShape::coordinates, strips = FitShape::strips;
+    constexpr bool narrow = SameType<Wide, float>::value;
+    FitStar<Wide>& star = fit_star<Wide>();
+    const NetworkInShared<float>& network = fit_block<Wide>().networks.narrow;
+    FitTape<Wide> tape;
+    predict_by_warp<true>(model, state.u, star, tape);
+    Columns<k + 1> column;
+    Wide residual[strips];
+    XPKERN_UNROLL
+    for (int s = 0; s < strips; ++s) {
+        const int i = lane_in_warp() + s * LANES;
+        const float flux = float(tape.flux[s]);
+        XPKERN_UNROLL
+        for (int t = 0; t < inputs; ++t) column[s][t] = flux * tape.tangent[s][t];
+        column[s][inputs] = flux * -network.ext_curve()[i < FitShape::n_samples ? i : FitShape::n_samples - 1];
+        column[s][inputs + 1] = flux + flux;
+        residual[s] = residual_of(star, tape, s);
+        column[s][k] = float(residual[s]);
+    }
+    whiten_columns_by_warp<k + 1>(star, column);
+    Wide chi2[1] = {0};
+    if constexpr (narrow) {
+        XPKERN_UNROLL
+        for (int s = 0; s < strips; ++s) chi2[0] = fma(column[s][k], column[s][k], chi2[0]);
+    } else {
+        whiten_wide_strips<0>(star.factor, residual);
+        XPKERN_UNROLL
+        for (int s = 0; s < strips; ++s) {
+            chi2[0] = fma(residual[s], residual[s], chi2[0]);
+            column[s][k] = float(residual[s]);
+        }
+    }
+    sum_over_lanes<LANES / 2>(chi2);
+    state.chi2 = state.loss = chi2[0];
+
+    constexpr int squares = row_start(k);
+    float sums[squares + k] = {};
+    XPKERN_UNROLL
+    for (int s = 0; s < strips; ++s) {
+        XPKERN_UNROLL
+        for (int a = 0; a < k; ++a) {
+            XPKERN_UNROLL
+            for (int b = 0; b <= a; ++b)
+                sums[row_start(a) + b] = fma(column[s][a], column[s][b], sums[row_start(a) + b]);
+            sums[squares + a] = fma(column[s][a], column[s][k], sums[squares + a]);
+        }
+    }
+    sum_over_lanes<LANES / 2>(sums);
+    XPKERN_UNROLL
+    for (int at = 0; at < squares; ++at) {
+        state.normal[at] = sums[at];
+        state.gauss_newton[at] = state.hessian[at] = sums[at] + sums[at];
+    }
+    XPKERN_UNROLL
+    for (int p = 0; p < k; ++p) state.gradient[p] = sums[squares + p] + sums[squares + p];
+    if constexpr (EXACT) {
+        float y[strips];
+        XPKERN_UNROLL
+        for (int s = 0; s < strips; ++s) y[s] = column[s][k];
+        add_curvature_by_warp(star, tape, y, state.hessian);
+    }
+    add_other_terms(shape, star_view, terms, prior, space, state);
+    if constexpr (!EXACT) {
+        XPKERN_UNROLL
+        for (int at = 0; at < squares; ++at) state.hessian[at] = state.gauss_newton[at];
+    }
+}
+
+// As above.
+__device__ __forceinline__ float loss_alone(const ModelView& model, const FitShape& shape, const PriorView& prior,
+                                            const LossView& terms, const StarView<float, float>& star_view,
+                                            const Workspace<float, float>& space, const float* u) {
+    FitStar<float>& star = fit_star<float>();
+    FitTape<float> tape;
+    predict_by_warp<false>(model, u, star, tape);
+    Columns<1> column;
+    XPKERN_UNROLL
+    for (int s = 0; s < FitShape::strips; ++s) column[s][0] = residual_of(star, tape, s);
+    whiten_columns_by_warp<1>(star, column);
+    LossState<float, float> state{};
+    XPKERN_UNROLL
+    for (int p = 0; p < FitShape::coordinates; ++p) state.u[p] = u[p];
+    float chi2[1] = {0};
+    XPKERN_UNROLL
+    for (int s = 0; s < FitShape::strips; ++s) chi2[0] = fma(column[s][0], column[s][0], chi2[0]);
+    sum_over_lanes<LANES / 2>(chi2);
+    state.loss = chi2[0];
+    add_other_terms(shape, star_view, terms, prior, space, state);
+    return state.loss;
+}
+
+// As above: a Gaussian a lane, each twice.
+template <class Lane>
+__device__ __forceinline__ PriorValue<Lane> evaluate_prior(const FitShape&, const PriorView& prior, const Lane* theta,
+                                                           Lane*) {
+    constexpr int inputs = FitShape::n_inputs, packed = row_start(inputs);
+    static_assert(2 * USUAL_COMPONENTS == LANES, "a Gaussian a lane");
+    const auto& mixture = mixture_in(prior, Lane(0));
+    const int lane = lane_in_warp(), mine = lane % USUAL_COMPONENTS;
+    const bool exists = mine < prior.n_components;
+    const int component = exists ? mine : 0;
+    Lane slope[inputs];
+    const Lane of_mine = mixture_exponent<inputs>(mixture, component, theta, slope);
+    const Lane exponent = exists ? of_mine : Lane(LEAST_EXPONENT);
+    Lane largest = max(exponent, Lane(LEAST_EXPONENT));
+    XPKERN_UNROLL
+    for (int half = USUAL_COMPONENTS / 2; half > 0; half /= 2) largest = max(largest, from_lane(largest, lane ^ half));
+    MixtureSums<inputs, Lane> sums;
+    sums.add(mixture, component, exists ? exp(exponent - largest) : Lane(0), slope);
+    Lane numbers[1 + inputs + 2 * packed];
+    numbers[0] = sums.total;
+    XPKERN_UNROLL
+    for (int i = 0; i < inputs; ++i) numbers[1 + i] = sums.gradient[i];
+    XPKERN_UNROLL
+    for (int at = 0; at < packed; ++at) {
+        numbers[1 + inputs + at] = sums.definite[at];
+        numbers[1 + inputs + packed + at] = sums.remainder[at];
+    }
+    sum_over_lanes<USUAL_COMPONENTS / 2>(numbers);
+    sums.total = numbers[0];
+    XPKERN_UNROLL
+    for (int i = 0; i < inputs; ++i) sums.gradient[i] = numbers[1 + i];
+    XPKERN_UNROLL
+    for (int at = 0; at < packed; ++at) {
+        sums.definite[at] = numbers[1 + inputs + at];
+        sums.remainder[at] = numbers[1 + inputs + packed + at];
+    }
+    return sums.value(largest);
+}
+
+XPKERN_NAMESPACE_END
