@@ -10,6 +10,18 @@
 
 XPKERN_NAMESPACE_BEGIN
 
+// 1 / sqrt(x); on a GPU, whose roots and quotients are some twenty instructions each, within 2 ulp in float.
+template <class Lane>
+XPKERN_INLINE Lane inverse_root(const Lane& x) {
+    return lane<Lane>(1) / sqrt(x);
+}
+#if defined(__CUDA_ARCH__)
+template <>
+__device__ __forceinline__ float inverse_root<float>(const float& x) {
+    return ::rsqrtf(x);
+}
+#endif
+
 template <class Element>
 struct FloatFormat;
 

@@ -173,7 +173,7 @@ XPKERN_STEP void optimise(const ModelView& model, const Shape& shape, const Prio
         evaluate_loss<EXACT>(model, shape, prior, terms, star, space, trial);
         progress.spent = select(progress.active, progress.spent + lane<Real>(1), progress.spent);
         if (begins) {
-            state = trial;
+            accept(lane<Real>(0) < lane<Real>(1), k, trial, state);
             for (int i = 0; i < kept; ++i) space.kept_flux[i] = space.flux[i];
             begins = false;
             continue;

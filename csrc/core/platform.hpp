@@ -33,11 +33,11 @@
 // Others are on a GPU a few rounds at a time, or not at all, where their code would not fit its caches.
 #if defined(__CUDACC__) || defined(__clang__)
 #define XPKERN_UNROLL _Pragma("unroll")
-#define XPKERN_UNROLL_EIGHT _Pragma("unroll 8")
+#define XPKERN_UNROLL_FOUR _Pragma("unroll 4")
 #define XPKERN_ROLLED _Pragma("unroll 1")
 #else
 #define XPKERN_UNROLL _Pragma("GCC unroll 64")
-#define XPKERN_UNROLL_EIGHT _Pragma("GCC unroll 8")
+#define XPKERN_UNROLL_FOUR _Pragma("GCC unroll 4")
 #define XPKERN_ROLLED _Pragma("GCC unroll 1")
 #endif
 

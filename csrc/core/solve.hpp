@@ -15,26 +15,26 @@ XPKERN_INLINE int packed_index(int row, int column) {
 template <class Lane>
 XPKERN_STEP Mask<Lane> solve_damped(int n, const Lane* a, const Lane* scale_of, const Lane& damping, const Lane* b,
                                       Lane* x) {
-    Lane inverse_root[MAX_PARAMETERS], factor[MAX_TRIANGLE];
+    Lane unit[MAX_PARAMETERS], factor[MAX_TRIANGLE];
     for (int i = 0; i < n; ++i)
-        inverse_root[i] = lane<Lane>(1) / sqrt(max(scale_of[packed_index(i, i)], lane<Lane>(1e-30)));
+        unit[i] = inverse_root(max(scale_of[packed_index(i, i)], lane<Lane>(1e-30)));
     Mask<Lane> positive = damping >= lane<Lane>(0);
     for (int i = 0; i < n; ++i) {
         for (int j = 0; j <= i; ++j) {
-            Lane sum = a[row_start(i) + j] * inverse_root[i] * inverse_root[j];
+            Lane sum = a[row_start(i) + j] * unit[i] * unit[j];
             if (i == j) sum += damping;
             for (int k = 0; k < j; ++k) sum -= factor[row_start(i) + k] * factor[row_start(j) + k];
             if (i == j) {
                 // Below rounding of the unit diagonal nothing is known of a pivot.
                 positive = positive & (sum > lane<Lane>(sizeof(Scalar<Lane>) == 4 ? 2e-7 : 1e-14));
-                factor[row_start(i) + i] = lane<Lane>(1) / sqrt(sum);
+                factor[row_start(i) + i] = inverse_root(sum);
             } else {
                 factor[row_start(i) + j] = sum * factor[row_start(j) + j];
             }
         }
     }
     for (int i = 0; i < n; ++i) {
-        Lane sum = b[i] * inverse_root[i];
+        Lane sum = b[i] * unit[i];
         for (int k = 0; k < i; ++k) sum -= factor[row_start(i) + k] * x[k];
         x[i] = sum * factor[row_start(i) + i];
     }
@@ -43,7 +43,7 @@ XPKERN_STEP Mask<Lane> solve_damped(int n, const Lane* a, const Lane* scale_of, 
         for (int k = i + 1; k < n; ++k) sum -= factor[row_start(k) + i] * x[k];
         x[i] = sum * factor[row_start(i) + i];
     }
-    for (int i = 0; i < n; ++i) x[i] = x[i] * inverse_root[i];
+    for (int i = 0; i < n; ++i) x[i] = x[i] * unit[i];
     return positive;
 }
 

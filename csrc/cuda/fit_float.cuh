@@ -9,24 +9,22 @@ XPKERN_NAMESPACE_BEGIN
 enum class Steps { rough, scout, sharp };
 
 // Float steps of one search of a star. It is left once it has taken `now` evaluations in its stage; returns whether it
-// is to go on then. write(change) lets one thread change the searches.
-template <Steps STEPS, class Shape, class Write>
-__device__ __forceinline__ bool float_steps(const FitArguments& a, const Shape& shape,
+// is to go on then. EXACT: whether steps may be sharp. write(change) lets one thread change the searches.
+template <bool EXACT, class Shape, class Write>
+__device__ __forceinline__ bool float_steps(const FitArguments& a, const Shape& shape, Steps steps,
                                             const StarView<float, float>& star, const Workspace<float, float>& space,
-                                            int now, const SearchProgress& first, SearchProgress& search,
+                                            const LaneBox<float>& box, int now, const SearchProgress& first, SearchProgress& search,
                                             const Write& write) {
     const int k = shape.parameters(), most = a.fit.max_iterations;
-    const LaneBox<float> box(a.fit, k);
     Progress<float, float> progress;
     take_up(k, 1, [&](int) -> const SearchProgress& { return search; }, box, progress);
-    const bool only_scouts = STEPS == Steps::scout && SCOUT_EVALUATIONS < most;
-    const int evaluations = STEPS == Steps::rough ? now : (only_scouts ? SCOUT_EVALUATIONS : most);
-    const StopRule rule = STEPS == Steps::sharp ? sharp_rule() : rough_rule(evaluations);
-    optimise<STEPS == Steps::sharp>(a.fit.model, shape, a.fit.prior, a.fit.terms, star, box.view(), rule, 0, space,
-                                    progress);
-    const bool unfinished = STEPS != Steps::sharp && !progress.converged && evaluations < most;
+    const bool only_scouts = steps == Steps::scout && SCOUT_EVALUATIONS < most;
+    const int evaluations = steps == Steps::rough ? now : (only_scouts ? SCOUT_EVALUATIONS : most);
+    const StopRule rule = steps == Steps::sharp ? sharp_rule() : rough_rule(evaluations);
+    optimise<EXACT>(a.fit.model, shape, a.fit.prior, a.fit.terms, star, box.view(), rule, 0, space, progress);
+    const bool unfinished = steps != Steps::sharp && !progress.converged && evaluations < most;
     bool copy = false;
-    if constexpr (STEPS == Steps::scout) {
+    if (steps == Steps::scout) {
         float there[MAX_PARAMETERS];
         for (int p = 0; p < k; ++p) there[p] = float(first.state.u[p]);
         copy = in_valley(a.fit.model, shape, a.fit.prior, a.fit.terms, star, space, progress.state.u,
@@ -49,10 +47,12 @@ __device__ __forceinline__ void float_steps_by_thread(const FitArguments& a, int
     SearchProgress* of_star = searches_of(a, row);
     ThreadSpace<float, float> space(shape, a.fit.prior, arena);
     space.star.gather(a.stars, row, shape.samples(), shape.parameters());
+    constexpr bool exact = STEPS == Steps::sharp;
+    const LaneBox<float> box(a.fit, shape.parameters());
     const bool goes_on =
-        float_steps<STEPS>(a, shape, space.star.view(), space.workspace, now, of_star[0],
+        float_steps<exact>(a, shape, STEPS, space.star.view(), space.workspace, box, now, of_star[0],
                            of_star[number % a.fit.starts], [](const auto& change) { change(); });
-    if (goes_on || STEPS == Steps::sharp) add_to_queue(a.left, number);
+    if (goes_on || exact) add_to_queue(a.left, number);
 }
 template <class Shape>
 __device__ __forceinline__ void rough_steps(const FitArguments& a, int64_t item, const Arena& arena) {
@@ -67,9 +67,11 @@ __device__ __forceinline__ void sharp_steps(const FitArguments& a, int64_t item,
     float_steps_by_thread<Steps::sharp, Shape>(a, item, arena);
 }
 
-// All stages of a star, by a warp. What is left for the next stage goes into the queue.
+// All stages of a star, by a warp: its searches one after the other, each looked at on its way but for the first; then
+// a sharp step of those that are no copies, which go into the queue. All of it is one loop around one evaluation, as
+// what warps wait for, more than for anything else, is their code.
 __device__ __forceinline__ void float_stages_by_warp(const FitArguments& a, int64_t row) {
-    const FitShape shape(a.fit.model);
+    FitShape shape(a.fit.model);
     const int k = shape.parameters(), starts = a.fit.starts, most = a.fit.max_iterations;
     const int lane = lane_in_warp();
     SearchProgress* const searches = searches_of(a, row);
@@ -78,26 +80,33 @@ __device__ __forceinline__ void float_stages_by_warp(const FitArguments& a, int6
     ThreadStar<float, float> star(shared.flux, shared.factor);
     star.gather_constraints(a.stars, row, k);
     const Workspace<float, float> space{};
+    const LaneBox<float> box(a.fit, k);
     const auto write = [&](const auto& change) {
         __syncwarp();
         if (lane == 0) change();
         __syncwarp();
     };
-    // One after the other; a further search is looked at on its way.
-    XPKERN_ROLLED
-    for (int choice = 0; choice < starts; ++choice) {
+    Steps steps = Steps::rough;
+    int choice = 0;
+    while (choice < starts) {
         SearchProgress& search = searches[choice];
-        if (!search.exists) continue;
-        const bool goes_on = choice == 0 || float_steps<Steps::scout>(a, shape, star.view(), space, most, searches[0],
-                                                                      search, write);
-        if (goes_on) float_steps<Steps::rough>(a, shape, star.view(), space, most, searches[0], search, write);
-    }
-    write([&] { mark_copies(k, starts, searches); });
-    XPKERN_ROLLED
-    for (int choice = 0; choice < starts; ++choice) {
-        if (!at_work(searches[choice])) continue;
-        float_steps<Steps::sharp>(a, shape, star.view(), space, most, searches[0], searches[choice], write);
-        if (lane == 0) add_to_queue(a.left, row * starts + choice);
+        bool goes_on = false;
+        if (at_work(search)) {
+            shape.exact = steps == Steps::sharp;
+            goes_on = float_steps<true>(a, shape, steps, star.view(), space, box, most, searches[0], search, write);
+            if (shape.exact && lane == 0) add_to_queue(a.left, row * starts + choice);
+        }
+        if (steps == Steps::sharp) {
+            ++choice;
+        } else if (goes_on) {
+            steps = Steps::rough;
+        } else {
+            steps = Steps::scout;
+            if (++choice < starts) continue;
+            write([&] { mark_copies(k, starts, searches); });
+            steps = Steps::sharp;
+            choice = 0;
+        }
     }
 }
 

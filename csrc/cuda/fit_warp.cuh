@@ -16,7 +16,8 @@
 XPKERN_NAMESPACE_BEGIN
 
 struct FitShape : UsualShape {
-    XPKERN_INLINE constexpr explicit FitShape(const ModelView& model) : UsualShape(model) {}
+    XPKERN_INLINE constexpr explicit FitShape(const ModelView& model) : UsualShape(model), exact(true) {}
+    bool exact;  // whether an evaluation that may have the exact Hessian has it: one text, as code is what warps wait for
     static constexpr int n_inputs = UsualShape::inputs(), n_samples = UsualShape::samples();
     static constexpr int last = UsualShape::layers() - 1, coordinates = n_inputs + 2;
     static constexpr int strips = (n_samples + LANES - 1) / LANES, whole_strips = n_samples / LANES;
@@ -90,13 +91,20 @@ struct FitStar {
     float back[FitShape::n_samples];  // w f
     float flux[FitShape::n_samples];
     float factor[packed];
-    float inverse[FitShape::whole_strips][row_start(LANES)];  // of the strips' own triangles
+    // The inverses of the strips' own triangles: in place of these where nothing else is solved with them.
+    static constexpr bool in_place = SameType<Wide, float>::value;
+    float inverse[in_place ? 1 : FitShape::whole_strips * row_start(LANES)];
+
+    XPKERN_INLINE float* inverse_row(int strip, int i) {
+        const int row = strip * LANES + i;
+        return in_place ? factor + row_start(row) + strip * LANES : inverse + strip * row_start(LANES) + row_start(i);
+    }
 };
 
 template <class Wide>
 struct FitBlock {
     // As many as leave the shared memory of a GPU of compute capability 9.0, 227 kB a block, room for the networks.
-    static constexpr int warps = SameType<Wide, float>::value ? 12 : 10;
+    static constexpr int warps = SameType<Wide, float>::value ? 16 : 10;
     static constexpr int threads = warps * LANES;
     FitNetworks<Wide> networks;
     FitStar<Wide> star[warps];
@@ -145,9 +153,10 @@ __device__ __forceinline__ void invert_strips(FitStar<Wide>& star) {
             for (int j = 0; j < i; ++j) (j % 2 ? more : left) = fma(-row[j], column[j], j % 2 ? more : left);
             column[i] = (left + more) * row[i];
         }
+        if (FitStar<Wide>::in_place) __syncwarp();  // no lane still reads the triangle
         XPKERN_UNROLL
         for (int i = 0; i < LANES; ++i)
-            if (lane <= i) star.inverse[strip][row_start(i) + lane] = column[i];
+            if (lane <= i) star.inverse_row(strip, i)[lane] = column[i];
     }
     __syncwarp();
 }
@@ -180,61 +189,72 @@ __device__ __forceinline__ void show(Eight* shown, const float* row) {
     __syncwarp();
 }
 
+// Solves for a strip and takes it from those below; from the last rows, of lanes 0 and 1, each lane its own part:
+// rest -= G y.
 template <int STRIP, int COLUMNS, class Wide>
-__device__ __forceinline__ void whiten_strip(FitStar<Wide>& star, Columns<COLUMNS>& left) {
+__device__ __forceinline__ void whiten_strip(FitStar<Wide>& star, Columns<COLUMNS>& left,
+                                             float (&rest)[FitShape::rest * COLUMNS]) {
     const int lane = lane_in_warp();
-    if constexpr (STRIP < FitShape::whole_strips) {
-        show<COLUMNS>(star.shown, left[STRIP]);
-        const float* inverse = star.inverse[STRIP] + row_start(lane);
+    show<COLUMNS>(star.shown, left[STRIP]);
+    const float* inverse = star.inverse_row(STRIP, lane);
+    XPKERN_UNROLL
+    for (int c = 0; c < COLUMNS; ++c) left[STRIP][c] = 0;
+    XPKERN_UNROLL_FOUR
+    for (int j = 0; j < LANES; ++j) {
+        const float stored = inverse[j], weight = j <= lane ? stored : 0.0f;
+        const Eight b = star.shown[j];
         XPKERN_UNROLL
-        for (int c = 0; c < COLUMNS; ++c) left[STRIP][c] = 0;
-        XPKERN_UNROLL_EIGHT
-        for (int j = 0; j < LANES; ++j) {
-            const float stored = inverse[j], weight = j <= lane ? stored : 0.0f;
-            const Eight b = star.shown[j];
-            XPKERN_UNROLL
-            for (int c = 0; c < COLUMNS; ++c) left[STRIP][c] = fma(weight, b.number[c], left[STRIP][c]);
-        }
-        show<COLUMNS>(star.shown, left[STRIP]);
-        const float* row[FitShape::strips];
+        for (int c = 0; c < COLUMNS; ++c) left[STRIP][c] = fma(weight, b.number[c], left[STRIP][c]);
+    }
+    XPKERN_UNROLL
+    for (int r = 0; r < FitShape::rest; ++r) {
+        const float weight = -star.factor[row_start(FitShape::whole_strips * LANES + r) + STRIP * LANES + lane];
         XPKERN_UNROLL
-        for (int s = STRIP + 1; s < FitShape::strips; ++s) {
-            const int i = lane + s * LANES, within = i < FitShape::n_samples ? i : FitShape::n_samples - 1;
-            row[s] = star.factor + row_start(within) + STRIP * LANES;
-        }
-        XPKERN_UNROLL_EIGHT
+        for (int c = 0; c < COLUMNS; ++c)
+            rest[r * COLUMNS + c] = fma(weight, left[STRIP][c], rest[r * COLUMNS + c]);
+    }
+    if constexpr (STRIP + 1 < FitShape::whole_strips) {
+        show<COLUMNS>(star.shown, left[STRIP]);
+        XPKERN_UNROLL_FOUR
         for (int j = 0; j < LANES; ++j) {
             const Eight y = star.shown[j];
             XPKERN_UNROLL
-            for (int s = STRIP + 1; s < FitShape::strips; ++s) {
-                const float weight = -row[s][j];
+            for (int s = STRIP + 1; s < FitShape::whole_strips; ++s) {
+                const float weight = -star.factor[row_start(lane + s * LANES) + STRIP * LANES + j];
                 XPKERN_UNROLL
                 for (int c = 0; c < COLUMNS; ++c) left[s][c] = fma(weight, y.number[c], left[s][c]);
             }
         }
-        whiten_strip<STRIP + 1, COLUMNS>(star, left);
-    } else {  // two rows, of lanes 0 and 1
-        constexpr int row = STRIP * LANES;
-        const float* factor = star.factor + row_start(row) + row;
-        const float below = star.factor[row_start(row + 1) + row], end = star.factor[row_start(row + 1) + row + 1];
-        XPKERN_UNROLL
-        for (int c = 0; c < COLUMNS; ++c) {
-            const float y = from_lane(left[STRIP][c], 0) * factor[0];
-            const float next = fma(-below, y, from_lane(left[STRIP][c], 1)) * end;
-            left[STRIP][c] = lane == 0 ? y : (lane == 1 ? next : 0.0f);
-        }
+        whiten_strip<STRIP + 1, COLUMNS>(star, left, rest);
     }
 }
 
 // left = G^-1 left.
 template <int COLUMNS, class Wide>
 __device__ __forceinline__ void whiten_columns_by_warp(FitStar<Wide>& star, Columns<COLUMNS>& left) {
-    whiten_strip<0, COLUMNS>(star, left);
+    constexpr int first = FitShape::whole_strips * LANES;
+    const int lane = lane_in_warp();
+    float rest[FitShape::rest * COLUMNS];
+    XPKERN_UNROLL
+    for (int r = 0; r < FitShape::rest; ++r) {
+        XPKERN_UNROLL
+        for (int c = 0; c < COLUMNS; ++c)
+            rest[r * COLUMNS + c] = lane == r ? left[FitShape::whole_strips][c] : 0.0f;
+    }
+    whiten_strip<0, COLUMNS>(star, left, rest);
+    sum_over_lanes<LANES / 2>(rest);
+    const float* above = star.factor + row_start(first) + first;
+    const float* below = star.factor + row_start(first + 1) + first;
+    XPKERN_UNROLL
+    for (int c = 0; c < COLUMNS; ++c) {
+        const float y = rest[c] * above[0], next = fma(-below[0], y, rest[COLUMNS + c]) * below[1];
+        left[FitShape::whole_strips][c] = lane == 0 ? y : (lane == 1 ? next : 0.0f);
+    }
 }
 
 // w = G^-T y of one column, from the last strip up. Lanes read columns of the triangles, which lie side by side.
 template <class Wide>
-__device__ __forceinline__ void unwhiten_by_strips(const FitStar<Wide>& star, float (&left)[FitShape::strips]) {
+__device__ __forceinline__ void unwhiten_by_strips(FitStar<Wide>& star, float (&left)[FitShape::strips]) {
     const int lane = lane_in_warp();
     constexpr int row = FitShape::whole_strips * LANES;
     const float end = star.factor[row_start(row + 1) + row + 1], below = star.factor[row_start(row + 1) + row];
@@ -252,16 +272,16 @@ __device__ __forceinline__ void unwhiten_by_strips(const FitStar<Wide>& star, fl
     for (int strip = FitShape::whole_strips - 1; strip >= 0; --strip) {
         const float y = left[strip];
         float solved = 0;
-        XPKERN_UNROLL_EIGHT
+        XPKERN_UNROLL_FOUR
         for (int j = 0; j < LANES; ++j) {
-            const float stored = star.inverse[strip][row_start(j) + lane], weight = j >= lane ? stored : 0.0f;
+            const float stored = star.inverse_row(strip, j)[lane], weight = j >= lane ? stored : 0.0f;
             solved = fma(weight, from_lane(y, j), solved);
         }
         left[strip] = solved;
         if (strip == 0) continue;
         XPKERN_UNROLL
         for (int s = 0; s < strip; ++s) {
-            XPKERN_UNROLL_EIGHT
+            XPKERN_UNROLL_FOUR
             for (int j = 0; j < LANES; ++j)
                 left[s] =
                     fma(-star.factor[row_start(strip * LANES + j) + s * LANES + lane], from_lane(solved, j), left[s]);
@@ -286,13 +306,14 @@ __device__ __forceinline__ void whiten_wide_rows(const float* factor, int first,
     XPKERN_UNROLL
     for (int s = STRIP; s < FitShape::strips; ++s) {
         const int i = lane_in_warp() + s * LANES, row = i < FitShape::n_samples ? i : FitShape::n_samples - 1;
-        const bool below = i >= first + ROWS && i < FitShape::n_samples;
+        double less = left[s];
         XPKERN_UNROLL
-        for (int r = 0; r < ROWS; ++r) {
-            const double less = fma(-double(factor[row_start(row) + first + r]), y[r], left[s]);
-            left[s] = below ? less : (i == first + r ? y[r] : left[s]);
-        }
+        for (int r = 0; r < ROWS; ++r) less = fma(-double(factor[row_start(row) + first + r]), y[r], less);
+        if (s > STRIP || i >= first + ROWS) left[s] = less;
     }
+    XPKERN_UNROLL
+    for (int r = 0; r < ROWS; ++r)
+        if (lane_in_warp() == (first + r) % LANES) left[STRIP] = y[r];
 }
 template <int STRIP>
 __device__ __forceinline__ void whiten_wide_strips(const float* factor, double (&left)[FitShape::strips]) {
@@ -300,6 +321,7 @@ __device__ __forceinline__ void whiten_wide_strips(const float* factor, double (
     constexpr int together = rows < SOLVED_ROWS ? rows : SOLVED_ROWS;
     XPKERN_ROLLED
     for (int row = 0; row < rows; row += together) whiten_wide_rows<together, STRIP>(factor, begin + row, left);
+    if (STRIP == FitShape::whole_strips && lane_in_warp() >= FitShape::rest) left[STRIP] = 0;
     if constexpr (STRIP + 1 < FitShape::strips) whiten_wide_strips<STRIP + 1>(factor, left);
 }
 
@@ -327,7 +349,7 @@ __device__ __forceinline__ void multiply_nodes(const FitStar<Wide>& star, Wide (
         XPKERN_UNROLL
         for (int t = 0; t < FitShape::n_inputs; ++t) slope[s][t] = 0;
     }
-    XPKERN_UNROLL_EIGHT
+    XPKERN_UNROLL_FOUR
     for (int i = 0; i < n_in; ++i) {
         const float* narrow = networks.narrow.row(LAYER, i);
         const Wide* wide = networks.wide.row(LAYER, i);
@@ -456,7 +478,7 @@ __device__ __forceinline__ void add_curvature_by_warp(FitStar<Wide>& star, const
         const float* above = l == FitShape::last ? star.back : star.adjoint[(l + 1) % 2];
         const float* weights = network.row(l, lane);
         float adjoint = 0, more = 0;
-        XPKERN_UNROLL_EIGHT
+        XPKERN_UNROLL_FOUR
         for (int j = 0; j < UsualShape::width(l + 1); j += 2) {
             adjoint = fma(weights[j], above[j], adjoint);
             more = fma(weights[j + 1], above[j + 1], more);
@@ -493,6 +515,7 @@ __device__ __forceinline__ void evaluate_loss(const ModelView& model, const FitS
     constexpr bool narrow = SameType<Wide, float>::value;
     FitStar<Wide>& star = fit_star<Wide>();
     const NetworkInShared<float>& network = fit_block<Wide>().networks.narrow;
+    __syncthreads();  // the block's warps, each with a star of its own, read the same code together: what fits no cache
     FitTape<Wide> tape;
     predict_by_warp<true>(model, state.u, star, tape);
     Columns<k + 1> column;
@@ -544,17 +567,16 @@ __device__ __forceinline__ void evaluate_loss(const ModelView& model, const FitS
     }
     XPKERN_UNROLL
     for (int p = 0; p < k; ++p) state.gradient[p] = sums[squares + p] + sums[squares + p];
-    if constexpr (EXACT) {
+    const bool exact = EXACT && shape.exact;
+    if (exact) {
         float y[strips];
         XPKERN_UNROLL
         for (int s = 0; s < strips; ++s) y[s] = column[s][k];
         add_curvature_by_warp(star, tape, y, state.hessian);
     }
     add_other_terms(shape, star_view, terms, prior, space, state);
-    if constexpr (!EXACT) {
-        XPKERN_UNROLL
-        for (int at = 0; at < squares; ++at) state.hessian[at] = state.gauss_newton[at];
-    }
+    XPKERN_UNROLL
+    for (int at = 0; at < squares; ++at) state.hessian[at] = exact ? state.hessian[at] : state.gauss_newton[at];
 }
 
 // As above.

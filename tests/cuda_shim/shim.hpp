@@ -103,6 +103,13 @@ class Barrier {
         }
         while (round_ == round) Team::current->give_way();
     }
+    // One that will not come any more.
+    void leave() {
+        if (--threads_ > 0 && waiting_ == threads_) {
+            waiting_ = 0;
+            ++round_;
+        }
+    }
     int64_t round() const { return round_; }
 
   private:
@@ -154,7 +161,10 @@ void launch(void (*kernel)(Arguments), int64_t grid, int64_t block, const Argume
         if (with_barriers) {
             Meeting of_block(threads);
             meeting = &of_block;
-            team.run(threads, [&] { kernel(arguments); });
+            team.run(threads, [&] {
+                kernel(arguments);
+                of_block.block.leave();
+            });
             meeting = nullptr;
             continue;
         }

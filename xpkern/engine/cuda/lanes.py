@@ -28,6 +28,9 @@ LANES = 3
 #: Stars of a batch: twice as many as an H100 holds threads of the fit, few enough to overlap; and at least.
 MOST_STARS, FEWEST_STARS = 65536, 32
 
+#: Stars of a batch of arrays that are on the GPU already: nothing overlaps, and the last stars of each are waited for.
+MOST_RESIDENT = 4 * MOST_STARS
+
 #: Share of the free memory that all lanes together take: others may be using the GPU, too.
 _SHARE = 0.8
 
@@ -152,7 +155,7 @@ class Lanes:
         device, stream = self._device, self._device.current_stream()
         results = {name: device.empty((call.stars, *shape), dtype) for name, (shape, dtype) in call.outputs.items()}
         size = _fitting(
-            min(call.stars, MOST_STARS),
+            min(call.stars, MOST_RESIDENT),
             _SHARE * device.free_memory(),
             lambda stars: call.bytes_of(stars, everything=False),
         )
