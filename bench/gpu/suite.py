@@ -27,7 +27,7 @@ from bench.gpu.checks import FEW_STARS, Sample, check_everything, run_everything
 from bench.gpu.roof import Roof, host_copy_rate, measure_roof, seconds
 from bench.harness import machine
 from bench.training import bytes_of_star, multiply_adds_of_steps
-from xpkern.engine.contract import Coefficients, FitOptions, StarData
+from xpkern.engine.contract import Coefficients, Descent, FitOptions, StarData
 from xpkern.engine.training import Steps
 from xpkern.fit.covariance import invert_fisher
 from xpkern.observe.calibration import Calibration
@@ -42,7 +42,13 @@ _START = 76_000
 _COEFFICIENTS = 13_200
 
 #: Stars of a batch of training, and steps timed.
-_BATCH, _STEPS = 512, 64
+_BATCH, _STEPS = 512, 256
+
+#: Steps of the descent that is timed.
+_DESCENT_STEPS = 16
+
+#: The paper's training: stars, epochs of its phases 1, 2, 3 and 5 together, and steps of Adam of each star in phase 6.
+_PAPERS_STARS, _PAPERS_EPOCHS, _PAPERS_DESCENT = 2_066_000, 4 * 128, 4096
 
 #: Streams that carry coefficients in and results out, and stars of one of their batches.
 _STREAMS, _STREAMED = 3, 32768
@@ -93,6 +99,7 @@ def _suite(engine: Any, options: argparse.Namespace) -> int:
         figures |= found
         for name, value in found.items():
             print(f"{name:74s} {value:>14,.4g}" if isinstance(value, float) else f"{name:74s} {value}", flush=True)
+    figures |= _papers_training(figures)
     record = {
         "gpu": asdict(facts),
         "commit": _commit(),
@@ -170,6 +177,14 @@ def _resident(engine: Any, roof: Roof, n_stars: int) -> dict[str, Any]:
             whitener,
         ),
         "covariance": (lambda: invert_fisher(solution.fisher), 0.0, roof.float64, 3.0 * 200),
+        f"descend, {_DESCENT_STEPS} steps of Adam": (
+            lambda: engine.descend(
+                model, sample.prior, stars, truth, sample.terms, sample.box, Descent("adam", _DESCENT_STEPS, 0.01)
+            ),
+            _DESCENT_STEPS * multiply_adds_of_steps(model)["stars"],
+            roof.float32,
+            whitener,
+        ),
     }
     figures: dict[str, Any] = {"fit: evaluations a star": evaluations}
     for name, (work, multiply_adds, peak, least_bytes) in operations.items():
@@ -221,6 +236,22 @@ def _training(engine: Any, roof: Roof, n_stars: int) -> dict[str, Any]:
             bytes_of_star(sample.model) * _BATCH / step / roof.memory
         )
     return figures
+
+
+def _papers_training(figures: dict[str, Any]) -> dict[str, Any]:
+    """The paper's six phases, from the figures of one step: every star in each, and moved in all of them."""
+    names = (
+        f"step of {_BATCH} stars, model and stars [us]",
+        f"descend, {_DESCENT_STEPS} steps of Adam, resident [stars/s]",
+    )
+    if any(name not in figures for name in names):
+        return {}
+    steps, stars = (figures[name] for name in names)
+    phases = _PAPERS_EPOCHS * _PAPERS_STARS / _BATCH * 1e-6 * steps
+    descent = _PAPERS_STARS * _PAPERS_DESCENT / _DESCENT_STEPS / stars
+    name = "the paper's six phases on 2.07 million stars, projected [min]"
+    print(f"{name:74s} {(phases + descent) / 60:>14,.4g}")
+    return {name: (phases + descent) / 60}
 
 
 def _from_host(engine: Any, roof: Roof, n_stars: int) -> dict[str, Any]:

@@ -102,7 +102,7 @@ XPKERN_NAMESPACE_END
 #if defined(XPKERN_GENERAL)
 XPKERN_GENERAL_KERNEL(fit_fine, xpkern::FitArguments, *a.taken.count, kernels::fine_steps)
 #else
-extern "C" __global__ void __launch_bounds__(kernels::FitBlock<double>::threads)
+extern "C" __global__ void __launch_bounds__(kernels::FitBlock<double>::most_warps* kernels::LANES)
     fit_fine(const __grid_constant__ xpkern::FitArguments a) {
     kernels::over_fits<double>(a, *a.taken.count, [&](int64_t item) { kernels::fine_steps_by_warp(a, item); });
 }

@@ -118,7 +118,7 @@ XPKERN_GENERAL_KERNEL(fit_scout, xpkern::FitArguments, *a.taken.count, kernels::
 XPKERN_GENERAL_KERNEL(fit_sharp, xpkern::FitArguments, *a.taken.count, kernels::sharp_steps)
 #else
 // Rough, scout and sharp steps of every star.
-extern "C" __global__ void __launch_bounds__(kernels::FitBlock<float>::threads)
+extern "C" __global__ void __launch_bounds__(kernels::FitBlock<float>::most_warps* kernels::LANES)
     fit_float(const __grid_constant__ xpkern::FitArguments a) {
     kernels::over_fits<float>(a, a.n, [&](int64_t row) { kernels::float_stages_by_warp(a, row); });
 }

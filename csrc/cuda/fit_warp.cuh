@@ -101,15 +101,17 @@ struct FitStar {
     }
 };
 
+// What stands in the shared memory of a block: behind the networks as many stars as there is room for, a warp each.
 template <class Wide>
 struct FitBlock {
-    // As many as leave the shared memory of a GPU of compute capability 9.0, 227 kB a block, room for the networks.
-    static constexpr int warps = SameType<Wide, float>::value ? 16 : 10;
-    static constexpr int threads = warps * LANES;
+    // At most: as many as fit into the 227 kB of compute capability 9.0.
+    static constexpr int most_warps = SameType<Wide, float>::value ? 16 : 10;
     FitNetworks<Wide> networks;
-    FitStar<Wide> star[warps];
+    FitStar<Wide> star[1];
 };
-static_assert(sizeof(FitBlock<float>) <= 227 * 1024 && sizeof(FitBlock<double>) <= 227 * 1024, "shared memory");
+static_assert(sizeof(FitBlock<float>) + 15 * sizeof(FitStar<float>) <= 227 * 1024 &&
+                  sizeof(FitBlock<double>) + 9 * sizeof(FitStar<double>) <= 227 * 1024,
+              "shared memory");
 
 template <class Wide>
 __device__ __forceinline__ FitBlock<Wide>& fit_block() {

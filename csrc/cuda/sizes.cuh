@@ -60,8 +60,10 @@ extern "C" __global__ void argument_sizes(const __grid_constant__ xpkern::SizesA
                 sizeof(xpkern::DescendArguments),   sizeof(xpkern::TrainArguments),   sizeof(xpkern::ScratchArguments),
                 sizeof(kernels::SearchProgress),    sizeof(kernels::BestCandidate),   sizeof(xpkern::TrainingState),
                 sizeof(xpkern::KernelScratch),
-                kernels::FitBlock<float>::threads,
-                sizeof(kernels::FitBlock<float>),
-                kernels::FitBlock<double>::threads,
-                sizeof(kernels::FitBlock<double>)};
+                kernels::FitBlock<float>::most_warps,
+                sizeof(kernels::FitBlock<float>) - sizeof(kernels::FitStar<float>),
+                sizeof(kernels::FitStar<float>),
+                kernels::FitBlock<double>::most_warps,
+                sizeof(kernels::FitBlock<double>) - sizeof(kernels::FitStar<double>),
+                sizeof(kernels::FitStar<double>)};
 }

@@ -402,10 +402,12 @@ SIZES: dict[str, type[ctypes.Structure] | None] = {
     "BestCandidate": None,
     "TrainingState": TrainingState,
     "KernelScratch": KernelScratch,
-    "float_threads": None,
-    "float_shared": None,
-    "fine_threads": None,
-    "fine_shared": None,
+    "float_warps": None,
+    "float_networks": None,
+    "float_star": None,
+    "fine_warps": None,
+    "fine_networks": None,
+    "fine_star": None,
 }
 
 

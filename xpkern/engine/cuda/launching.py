@@ -92,14 +92,16 @@ class Launcher:
         blocks = min(max(1, -(-items // _STAR_WARPS)), _BLOCKS_A_PROCESSOR * self.device.facts.processors)
         self.device.launch(kernel, blocks, _STAR_WARPS * _WARP, [parameter(arguments)], stream)
 
-    def launch_fits(self, kernel: str, stage: str, items: int, arguments: Any, stream: Any) -> None:
-        """Queue a kernel whose warps take up fits one by one, as many blocks as there are processors.
+    def launch_fits(self, kernel: str, stage: str, fits: int, arguments: Any, stream: Any) -> None:
+        """Queue a kernel whose warps take up fits one by one: a block a processor, with as many as its memory holds.
 
         ``stage`` is that of :attr:`sizes`: "float" or "fine".
         """
-        threads, shared = self.sizes[f"{stage}_threads"], self.sizes[f"{stage}_shared"]
-        blocks = min(max(1, -(-items // (threads // _WARP))), self.device.facts.processors)
-        self.device.launch(kernel, blocks, threads, [parameter(arguments)], stream, shared)
+        facts, sizes = self.device.facts, self.sizes
+        most, networks, star = (sizes[f"{stage}_{name}"] for name in ("warps", "networks", "star"))
+        warps = max(1, min(most, (facts.shared_memory - networks) // star, -(-fits // facts.processors)))
+        blocks = min(max(1, -(-fits // warps)), facts.processors)
+        self.device.launch(kernel, blocks, warps * _WARP, [parameter(arguments)], stream, networks + warps * star)
 
     def one(self, kernel: str, arguments: Any, stream: Any, threads: int = 1) -> None:
         """Queue a kernel of a single block."""
