@@ -47,11 +47,17 @@ struct SharedNetwork {
     XPKERN_INLINE const float* ext_curve() const { return number + place(layer_start(WarpShape::layers())); }
 };
 
+// What the products of the model's gradient are made of.
+struct alignas(16) SharedTape {
+    float hidden[WarpShape::last][LANES];   // of each hidden layer
+    float adjoint[WarpShape::last][LANES];  // of these before the tanh
+    float back[WarpShape::samples()];       // w f
+    float input[WarpShape::inputs()];       // scaled
+    float ext;
+};
+
 // The star of a warp.
-struct alignas(16) SharedStar {
-    float hidden[WarpShape::last][LANES];  // of each hidden layer
-    float adjoint[2][LANES];               // of the inputs of two neighbouring layers, in turn
-    float back[WarpShape::samples()];      // w f
+struct alignas(16) SharedStar : SharedTape {
     float flux[WarpShape::samples()];
     float factor[row_start(WarpShape::samples())];  // rows of the triangle begin in banks that are all different
 };
@@ -75,26 +81,40 @@ __device__ __forceinline__ float from_lane(float number, int lane) {
     return __shfl_sync(0xffffffffu, number, lane);
 }
 
-// put(at, from[at]) for at < COUNT, dealt out to so many THREADS. All loads are on their way before one is waited for.
-template <int COUNT, int THREADS, class Put>
-__device__ __forceinline__ void take_over(const float* from, const Put& put) {
-    constexpr int rounds = (COUNT + THREADS - 1) / THREADS;
-    const int first = int(threadIdx.x) % THREADS;
-    float taken[rounds];
-    XPKERN_UNROLL
-    for (int r = 0; r < rounds; ++r)
-        if (first + r * THREADS < COUNT) taken[r] = from[first + r * THREADS];
-    XPKERN_UNROLL
-    for (int r = 0; r < rounds; ++r)
-        if (first + r * THREADS < COUNT) put(first + r * THREADS, taken[r]);
+// Copies a number from memory to shared memory, by some time before wait_for_copies() returns in the same thread. No
+// register holds it meanwhile.
+__device__ __forceinline__ void copy_soon(float* to, const float* from) {
+#if __CUDA_ARCH__ >= 800
+    const auto address = static_cast<unsigned>(__cvta_generic_to_shared(to));
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(address), "l"(from) : "memory");
+#else
+    *to = *from;
+#endif
+}
+__device__ __forceinline__ void wait_for_copies() {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
 }
 
-__device__ __forceinline__ void gather_samples(const StarArrays& stars, int64_t row, SharedStar& star) {
+// copy_soon(place(at), from + at) for at < COUNT, dealt out to so many THREADS.
+template <int COUNT, int THREADS, class Place>
+__device__ __forceinline__ void copy_all_soon(const float* from, const Place& place) {
+    const int first = int(threadIdx.x) % THREADS;
+    XPKERN_UNROLL
+    for (int r = 0; r < (COUNT + THREADS - 1) / THREADS; ++r)
+        if (first + r * THREADS < COUNT) copy_soon(place(first + r * THREADS), from + first + r * THREADS);
+}
+
+__device__ __forceinline__ void copy_network_soon(const float* floats) {
+    SharedNetwork& network = shared_stars().network;
+    copy_all_soon<SharedNetwork::size, STAR_THREADS>(floats,
+                                                     [&](int at) { return network.number + SharedNetwork::place(at); });
+}
+__device__ __forceinline__ void copy_samples_soon(const StarArrays& stars, int64_t row, SharedStar& star) {
     constexpr int m = WarpShape::samples(), packed = row_start(m);
-    __syncwarp();  // no lane is still at the star before
-    take_over<m, LANES>(stars.flux + row * m, [&](int at, float number) { star.flux[at] = number; });
-    take_over<packed, LANES>(stars.whitener + row * packed, [&](int at, float number) { star.factor[at] = number; });
-    __syncwarp();
+    copy_all_soon<m, LANES>(stars.flux + row * m, [&](int at) { return star.flux + at; });
+    copy_all_soon<packed, LANES>(stars.whitener + row * packed, [&](int at) { return star.factor + at; });
 }
 
 // The lane's values of a layer before the tanh, (OUTPUTS,), LANES apart; beyond the last neuron that one's again.
@@ -132,9 +152,9 @@ __device__ __forceinline__ const float* go_forward_by_warp(const float* in) {
     }
 }
 
-// The way back, from what stands above a layer: visit(l, adjoint of the lane's input of layer l before its tanh).
-template <int LAYER, class Visit>
-__device__ __forceinline__ void go_back_by_warp(const float* above, const Visit& visit) {
+// The way back, from what stands above a layer to the adjoints of all hidden layers.
+template <int LAYER>
+__device__ __forceinline__ void go_back_by_warp(const float* above) {
     constexpr int n_out = WarpShape::width(LAYER + 1);
     SharedStar& star = star_of_warp();
     const int lane = lane_in_warp();
@@ -144,10 +164,9 @@ __device__ __forceinline__ void go_back_by_warp(const float* above, const Visit&
     for (int j = 0; j < n_out; ++j) adjoint = fma(weights[j], above[j], adjoint);
     const float h = star.hidden[LAYER - 1][lane];
     adjoint *= fma(-h, h, 1.0f);
-    visit(LAYER, adjoint);
-    star.adjoint[LAYER % 2][lane] = adjoint;
+    star.adjoint[LAYER - 1][lane] = adjoint;
     __syncwarp();
-    if constexpr (LAYER > 1) go_back_by_warp<LAYER - 1>(star.adjoint[LAYER % 2], visit);
+    if constexpr (LAYER > 1) go_back_by_warp<LAYER - 1>(star.adjoint[LAYER - 1]);
 }
 
 // What is left of the lane's samples, (strips,), becomes y = G^-1 b from row `first` of a strip on: every lane solves
@@ -269,9 +288,9 @@ __device__ __forceinline__ float weigh_residual(const ModelView& model, const Wa
 __device__ __forceinline__ void network_gradient(const ModelView& model, const WarpShape&, const float*,
                                                  const NetworkTape<float, float>&, float* gradient) {
     constexpr int inputs = WarpShape::inputs();
-    go_back_by_warp<WarpShape::last>(star_of_warp().back, [](int, float) {});
+    go_back_by_warp<WarpShape::last>(star_of_warp().back);
     const SharedNetwork& network = shared_stars().network;
-    const float* above = star_of_warp().adjoint[1];
+    const float* above = star_of_warp().adjoint[0];
     for (int t = 0; t < inputs; ++t) gradient[t] = 0;
     XPKERN_UNROLL
     for (int j = 0; j < WarpShape::hidden; ++j) {
@@ -287,73 +306,160 @@ __device__ __forceinline__ Workspace<float, float> workspace_of_warp(SharedStar&
     return space;
 }
 
-__device__ __forceinline__ void record_star_by_warp(const TrainArguments& a, int64_t item) {
+// A star of the batch to its part of the tape; beyond the last star there are zeros.
+__device__ __forceinline__ void record_star_by_warp(const TrainArguments& a, int64_t batch, int64_t item) {
     constexpr int inputs = WarpShape::inputs(), k = WarpShape::parameters(), m = WarpShape::samples();
-    const WarpShape shape(a.model);
-    const TapeLayout layout(shape);
-    const int64_t row = row_in_batch(a, item);
     const int lane = lane_in_warp();
     SharedStar& star = star_of_warp();
-    gather_samples(a.stars, row, star);
+    if (item >= a.size) {
+        for (int l = 0; l < WarpShape::last; ++l) star.hidden[l][lane] = star.adjoint[l][lane] = 0;
+        for (int i = lane; i < m; i += LANES) star.back[i] = 0;
+        if (lane < inputs) star.input[lane] = 0;
+        star.ext = 0;
+        wait_for_copies();
+        __syncthreads();
+        return;
+    }
+    const int64_t row = row_in_batch(a, batch, item);
+    copy_samples_soon(a.stars, row, star);
     double wide[k];
     float u[k];
     load_params(a.params + row * k, k, wide);
     for (int p = 0; p < k; ++p) u[p] = float(wide[p]);
-    const float chi2 = weigh_residual(a.model, shape, star.flux, star.factor, u, workspace_of_warp(star), Nothing());
+    XPKERN_UNROLL
+    for (int t = 0; t < inputs; ++t)
+        star.input[t] = (u[t] - a.model.in_float.zero_point[t]) * a.model.in_float.inverse_scale[t];
+    star.ext = u[inputs];
+    wait_for_copies();
+    __syncthreads();  // the network is the block's
+    const float chi2 =
+        weigh_residual(a.model, WarpShape(a.model), star.flux, star.factor, u, workspace_of_warp(star), Nothing());
     if (lane == 0) a.chi2[item] = chi2;
-
-    float* const of_star = a.tape + item * layout.size;
-    for (int t = lane; t < inputs; t += LANES)
-        of_star[layout.value[0] + t] = (u[t] - a.model.in_float.zero_point[t]) * a.model.in_float.inverse_scale[t];
-    if (lane == 0) of_star[layout.ext] = u[inputs];
-    for (int i = lane; i < m; i += LANES) of_star[layout.adjoint[WarpShape::last] + i] = star.back[i];
-    go_back_by_warp<WarpShape::last>(star.back, [&](int l, float adjoint) {
-        of_star[layout.value[l] + lane] = star.hidden[l - 1][lane];
-        of_star[layout.adjoint[l - 1] + lane] = adjoint;
-    });
+    go_back_by_warp<WarpShape::last>(star.back);
 }
 
-__device__ __forceinline__ void step_star_by_warp(const TrainArguments& a, int64_t item) {
+// Sums over the stars of the block, added to what `sums` has of those before, or instead of it where these are the
+// first: of the products of one layer. Its weights, biases and, after the last layer's, ln R are the rows of one
+// matrix, whose products are with the layer's inputs, with 1 and with the extinction.
+struct BlockSums {
+    float* sums;
+    bool first;
+
+    XPKERN_INLINE static float value(const SharedTape& tape, int layer, int row) {
+        if (row == WarpShape::width(layer)) return 1;
+        if (row > WarpShape::width(layer)) return tape.ext;
+        return layer > 0 ? tape.hidden[layer - 1][row] : tape.input[row];
+    }
+    XPKERN_INLINE static float adjoint(const SharedTape& tape, int layer, int column) {
+        return layer < WarpShape::last ? tape.adjoint[layer][column] : tape.back[column];
+    }
+    XPKERN_INLINE static constexpr int rows(int layer) {
+        return WarpShape::width(layer) + (layer < WarpShape::last ? 1 : 2);
+    }
+    XPKERN_INLINE void add(int layer, int row, int column, const float* adjoints) const {
+        float* const sum = sums + layer_start(layer) + row * WarpShape::width(layer + 1) + column;
+        float number = first ? 0.0f : *sum;
+        XPKERN_UNROLL
+        for (int s = 0; s < STAR_WARPS; ++s)
+            number = fma(adjoints[s], value(shared_stars().star[s], layer, row), number);
+        *sum = number;
+    }
+    template <int LAYER>
+    XPKERN_INLINE void add_layer() const {
+        constexpr int columns = WarpShape::width(LAYER + 1),
+                      side_by_side = columns < STAR_THREADS ? LANES : STAR_THREADS,
+                      at_once = STAR_THREADS / side_by_side, whole = columns / side_by_side * side_by_side;
+        const int thread = int(threadIdx.x);
+        float adjoints[STAR_WARPS];
+        XPKERN_UNROLL
+        for (int begin = 0; begin < whole; begin += side_by_side) {
+            const int column = begin + thread % side_by_side;
+            XPKERN_UNROLL
+            for (int s = 0; s < STAR_WARPS; ++s) adjoints[s] = adjoint(shared_stars().star[s], LAYER, column);
+            XPKERN_UNROLL
+            for (int row = 0; row < rows(LAYER); row += at_once)
+                if (row + thread / side_by_side < rows(LAYER))
+                    add(LAYER, row + thread / side_by_side, column, adjoints);
+        }
+        constexpr int left = columns - whole;
+        for (int at = thread; at < left * rows(LAYER); at += STAR_THREADS) {
+            const int column = whole + at % (left > 0 ? left : 1);
+            XPKERN_UNROLL
+            for (int s = 0; s < STAR_WARPS; ++s) adjoints[s] = adjoint(shared_stars().star[s], LAYER, column);
+            add(LAYER, at / (left > 0 ? left : 1), column, adjoints);
+        }
+        if constexpr (LAYER < WarpShape::last) add_layer<LAYER + 1>();
+    }
+};
+
+// The stars of a batch, a chunk a block: its sums of products.
+__device__ __forceinline__ void record_stars_by_warp(const TrainArguments& a) {
+    const int64_t batch = open_batch(a);
+    if (batch < 0) return;
+    copy_network_soon(a.floats);
+    const int64_t stars = a.chunk_stars;
+    for (int64_t chunk = blockIdx.x; chunk * stars < a.size; chunk += gridDim.x) {
+        const int64_t begin = chunk * stars, end = begin + stars < a.size ? begin + stars : a.size;
+        for (int64_t star = begin; star < end; star += STAR_WARPS) {
+            record_star_by_warp(a, batch, star + threadIdx.x / LANES);
+            __syncthreads();
+            BlockSums{a.chunk_sums + chunk * SharedNetwork::size, star == begin}.add_layer<0>();
+            __syncthreads();  // the next stars take the place of these
+        }
+    }
+}
+
+__device__ __forceinline__ void step_star_by_warp(const TrainArguments& a, int64_t batch, int64_t row) {
     constexpr int k = WarpShape::parameters();
-    const int64_t row = row_in_batch(a, item);
     const int lane = lane_in_warp();
     SharedStar& shared = star_of_warp();
     ThreadStar<float, float> star(shared.flux, shared.factor);
     star.gather_constraints(a.stars, row, k);
-    gather_samples(a.stars, row, shared);
     double moved[MAX_PARAMETERS];
-    const double loss = move_star(a, WarpShape(a.model), row, star.view(), workspace_of_warp(shared), moved);
+    const double loss = move_star(a, WarpShape(a.model), batch, row, star.view(), workspace_of_warp(shared), moved);
     if (lane == 0) a.star_loss[row] = loss;
     for (int p = lane; p < k; p += LANES) a.params[row * k + p] = moved[p];
 }
 
-// work(item) by a warp for each star of the batch. Blocks are of STAR_THREADS threads.
-template <class Work>
-__device__ __forceinline__ void over_stars_by_warp(const TrainArguments& a, const Work& work) {
-    if (!at_work(a)) return;
-    SharedNetwork& network = shared_stars().network;
-    take_over<SharedNetwork::size, STAR_THREADS>(
-        a.floats, [&](int at, float number) { network.number[SharedNetwork::place(at)] = number; });
-    __syncthreads();
-    const int64_t first = int64_t(blockIdx.x) * STAR_WARPS + threadIdx.x / LANES;
-    for (int64_t item = first; item < a.size; item += int64_t(gridDim.x) * STAR_WARPS) work(item);
+__device__ __forceinline__ void step_stars_by_warp(const TrainArguments& a) {
+    const int64_t batch = batch_of_stars(a);
+    if (batch < 0) return;
+    copy_network_soon(a.floats);
+    int64_t item = int64_t(blockIdx.x) * STAR_WARPS + threadIdx.x / LANES, row = 0;
+    const auto copy_star = [&] {
+        if (item >= a.size) return;
+        row = row_in_batch(a, batch, item);
+        copy_samples_soon(a.stars, row, star_of_warp());
+    };
+    copy_star();
+    wait_for_copies();
+    __syncthreads();  // the network is the block's
+    while (item < a.size) {
+        step_star_by_warp(a, batch, row);
+        item += int64_t(gridDim.x) * STAR_WARPS;
+        __syncwarp();
+        copy_star();
+        wait_for_copies();
+        __syncwarp();
+    }
 }
 
 XPKERN_NAMESPACE_END
 
-// A kernel of training over the stars of a batch: BY_WARP(a, item), or where XPKERN_GENERAL asks for the general form
-// BY_THREAD<AnyShape>(a, item, arena).
+// A kernel of training over the stars of a batch, which BATCH(a) tells: BY_WARP(a), or where XPKERN_GENERAL asks for
+// the general form BY_THREAD<AnyShape>(a, batch, item, arena) for each.
 #if defined(XPKERN_GENERAL)
-#define XPKERN_WARP_KERNEL(NAME, BY_WARP, BY_THREAD)                                                           \
-    extern "C" __global__ void NAME##_any(const __grid_constant__ xpkern::TrainArguments a) {                  \
-        kernels::over_items_in(                                                                                \
-            a.scratch, kernels::at_work(a) ? a.size : 0,                                                       \
-            [&](int64_t item, const kernels::Arena& arena) { BY_THREAD<kernels::AnyShape>(a, item, arena); }); \
+#define XPKERN_WARP_KERNEL(NAME, BATCH, BY_WARP, BY_THREAD)                                                        \
+    extern "C" __global__ void NAME##_any(const __grid_constant__ xpkern::TrainArguments a) {                      \
+        const int64_t batch = BATCH(a);                                                                            \
+        kernels::over_items_in(a.scratch, batch < 0 ? 0 : a.size, [&](int64_t item, const kernels::Arena& arena) { \
+            BY_THREAD<kernels::AnyShape>(a, batch, item, arena);                                                   \
+        });                                                                                                        \
     }
 #else
-#define XPKERN_WARP_KERNEL(NAME, BY_WARP, BY_THREAD)                             \
-    extern "C" __global__ void __launch_bounds__(kernels::STAR_THREADS)          \
-        NAME(const __grid_constant__ xpkern::TrainArguments a) {                 \
-        kernels::over_stars_by_warp(a, [&](int64_t item) { BY_WARP(a, item); }); \
+#define XPKERN_WARP_KERNEL(NAME, BATCH, BY_WARP, BY_THREAD)             \
+    extern "C" __global__ void __launch_bounds__(kernels::STAR_THREADS) \
+        NAME(const __grid_constant__ xpkern::TrainArguments a) {        \
+        BY_WARP(a);                                                     \
     }
 #endif

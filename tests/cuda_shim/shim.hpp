@@ -115,7 +115,7 @@ constexpr unsigned WARP = 32;
 // A warp's barrier, and what its lanes show one another: before one barrier the one row, before the next the other.
 struct Warp {
     Barrier barrier{WARP};
-    float shown[2][WARP];
+    double shown[2][WARP];
 };
 
 struct Meeting {
@@ -179,13 +179,14 @@ inline void __syncwarp() {
     shim::meeting_here().warps[threadIdx.x / shim::WARP].barrier.wait();
 }
 
-// All lanes take part.
-inline float __shfl_sync(unsigned, float number, int lane) {
+// All lanes take part. Number: float or double.
+template <class Number>
+Number __shfl_sync(unsigned, Number number, int lane) {
     shim::Warp& warp = shim::meeting_here().warps[threadIdx.x / shim::WARP];
-    float* const shown = warp.shown[warp.barrier.round() % 2];
+    double* const shown = warp.shown[warp.barrier.round() % 2];
     shown[threadIdx.x % shim::WARP] = number;
     warp.barrier.wait();
-    return shown[lane];
+    return static_cast<Number>(shown[lane]);
 }
 
 inline unsigned long long atomicAdd(unsigned long long* address, unsigned long long value) {

@@ -326,7 +326,7 @@ class DescendArguments(ctypes.Structure):
 class TrainingState(ctypes.Structure):
     """Where a run of training stands."""
 
-    _fields_ = (("step", c_int64), ("count", c_int64), ("end", c_int64))
+    _fields_ = (("step", c_int64), ("at", c_int64), ("end", c_int64))
 
 
 class TrainArguments(ctypes.Structure):
@@ -339,8 +339,10 @@ class TrainArguments(ctypes.Structure):
         ("batches", c_void_p),
         ("steps", c_int64),
         ("size", c_int64),
+        ("chunk_stars", c_int64),
         ("model_rates", c_void_p),
         ("how", ModelStepView),
+        ("count", c_int64),
         ("star_rates", c_void_p),
         ("star_clip", c_double),
         ("terms", LossView),
@@ -349,8 +351,8 @@ class TrainArguments(ctypes.Structure):
         *(
             (name, c_void_p)
             for name in (
-                *("parameters", "first", "second", "moved", "moved_first", "moved_second", "floats", "gradient"),
-                *("tape", "chunk_sums", "chi2", "model_loss", "star_loss", "state"),
+                *("parameters", "first", "second", "parameters_before", "first_before", "second_before", "floats"),
+                *("gradient", "tape", "chunk_sums", "tile_sums", "chi2", "model_loss", "star_loss", "state"),
             )
         ),
         ("scratch", ThreadScratch),

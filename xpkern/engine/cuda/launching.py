@@ -27,10 +27,10 @@ BLOCK = 128
 
 #: Threads of a block where there are too few to give every processor one of the above: each warp then has a processor,
 #: and its caches, to itself.
-_WARP = 32
+WARP = 32
 
 #: Warps of a block whose warps have a star each: STAR_WARPS of csrc/cuda/train_warp.cuh.
-_STAR_WARPS = 2
+STAR_WARPS = 2
 
 #: Blocks of a processor where more would not help: where each block prepares something, or each thread has memory of
 #: its own; and most bytes of the latter in all. Kernels of that kind are for models of unusual sizes: they may be
@@ -81,7 +81,7 @@ class Launcher:
         if bytes_a_thread:
             arguments.scratch = ThreadScratch(memory, bytes_a_thread)
         threads = self.threads(items, bytes_a_thread)
-        block = BLOCK if threads >= BLOCK * self.device.facts.processors else _WARP
+        block = BLOCK if threads >= BLOCK * self.device.facts.processors else WARP
         self.device.launch(kernel, threads // block, block, [parameter(arguments)], stream)
 
     def launch_warps(self, kernel: str, items: int, arguments: Any, stream: Any) -> None:
@@ -89,12 +89,16 @@ class Launcher:
 
         Each block copies the network for itself: more blocks than a processor has at a time only copy it more often.
         """
-        blocks = min(max(1, -(-items // _STAR_WARPS)), _BLOCKS_A_PROCESSOR * self.device.facts.processors)
-        self.device.launch(kernel, blocks, _STAR_WARPS * _WARP, [parameter(arguments)], stream)
+        blocks = min(max(1, -(-items // STAR_WARPS)), _BLOCKS_A_PROCESSOR * self.device.facts.processors)
+        self.device.launch(kernel, blocks, STAR_WARPS * WARP, [parameter(arguments)], stream)
 
-    def one(self, kernel: str, arguments: Any, stream: Any, threads: int = 1) -> None:
-        """Queue a kernel of a single block."""
-        self.device.launch(kernel, 1, threads, [parameter(arguments)], stream)
+    def launch_blocks(self, kernel: str, blocks: int, threads: int, arguments: Any, stream: Any) -> None:
+        """Queue a kernel of so many blocks of so many threads."""
+        self.device.launch(kernel, blocks, threads, [parameter(arguments)], stream)
+
+    def one(self, kernel: str, arguments: Any, stream: Any) -> None:
+        """Queue a kernel of a single thread."""
+        self.launch_blocks(kernel, 1, 1, arguments, stream)
 
     @cached_property
     def sizes(self) -> dict[str, int]:
