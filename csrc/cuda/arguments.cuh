@@ -98,14 +98,21 @@ struct TrainingState {
     int64_t end;   // TrainingEnd; from another one than TRAINING_GOES_ON on there are no more batches
 };
 
+// How many parameters a model has, where R begins among them, and how many are weights.
+struct ParameterCounts {
+    int64_t size, curve, n_weights;
+};
+
 // One batch: state->at says which. model.in_float points into `floats`, whose order is that of core/model_step.hpp.
 struct TrainArguments {
     ModelView model;
+    ParameterCounts counts;
     StarArrays stars;
     double* params;             // (n, k) linear, changed by the stars' steps
     const int64_t* batches;     // (steps, size) rows
     int64_t steps, size;        // size: stars of a batch
     int64_t chunk_stars;        // stars whose sums are added up in single precision, a multiple of STAR_WARPS
+    int64_t chunks;             // of a batch
     const double* model_rates;  // (steps,), null where the model takes no steps
     ModelStepView how;
     int64_t count;             // steps of the model in runs before
@@ -118,8 +125,8 @@ struct TrainArguments {
     float* floats;                                             // (p,) the parameters in single precision
     double* gradient;                                          // (p,) out
     float* tape;         // (size, elements) scratch of the general form: what the products are made of
-    float* chunk_sums;   // (chunks, p) scratch
-    double* tile_sums;   // (3, tiles) scratch
+    float* chunk_sums;   // (chunks, p rounded up to whole tiles) scratch
+    double* tile_sums;   // (tiles, 3) scratch
     double* chi2;        // (size,) of the batch at hand, out
     double* model_loss;  // (steps,) out: Eq. 12 before each step
     double* star_loss;   // (n,) out: the star's loss before its last step

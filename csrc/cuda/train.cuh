@@ -75,24 +75,10 @@ struct ParameterPlace {
     }
 };
 
-// How many parameters there are of each kind: what ParameterLayout says, without arrays.
-struct ParameterCounts {
-    int64_t size, curve, n_weights;
-    XPKERN_INLINE explicit ParameterCounts(const ModelView& model) : size(0), n_weights(0) {
-        for (int l = 0; l < model.n_layers; ++l) {
-            const int64_t weights = int64_t(model.width[l]) * model.width[l + 1];
-            size += weights + model.width[l + 1];
-            n_weights += weights;
-        }
-        curve = size;
-        size += model.width[model.n_layers];
-    }
-};
-
 // That alone, without a division.
-XPKERN_INLINE ParameterPlace::Kind kind_of(const ModelView& model, int64_t index) {
+XPKERN_INLINE ParameterPlace::Kind kind_of(const ModelView& model, int index) {
     for (int layer = 0; layer < model.n_layers; ++layer) {
-        const int64_t n_out = model.width[layer + 1], weights = model.width[layer] * n_out;
+        const int n_out = int(model.width[layer + 1]), weights = int(model.width[layer]) * n_out;
         if (index < weights) return ParameterPlace::WEIGHT;
         if (index < weights + n_out) return ParameterPlace::BIAS;
         index -= weights + n_out;
@@ -118,47 +104,93 @@ __device__ __forceinline__ float sum_of_chunk(const TrainArguments& a, int64_t p
 // A block of the total has a parameter a lane; its warps share the chunks.
 constexpr int TILE = LANES, TOTAL_WARPS = 16, TOTAL_THREADS = TOTAL_WARPS * LANES;
 
+// Parameters of all tiles: numbers of a chunk in TrainArguments::chunk_sums, those beyond the last parameter unused.
+XPKERN_INLINE int64_t padded(int64_t parameters) {
+    return (parameters + TILE - 1) / TILE * TILE;
+}
+
+// Has the samples of the stars of a batch brought to the second-level cache, a star a warp of the total: memory has
+// nothing else to do until that batch begins, and would take as long as a quarter of its work.
+__device__ __forceinline__ void expect_batch(const TrainArguments& a, int64_t batch) {
+#if __CUDA_ARCH__ >= 800
+    if (batch >= a.steps) return;
+    constexpr int sector = 8;  // numbers that memory hands out at a time
+    const int lane = lane_in_warp(), m = int(a.model.width[a.model.n_layers]), packed = row_start(m);
+    const int64_t first = int64_t(threadIdx.x) / LANES * gridDim.x + blockIdx.x;
+    for (int64_t item = first; item < a.size; item += int64_t(gridDim.x) * TOTAL_WARPS) {
+        const int64_t row = row_in_batch(a, batch, item);
+        const float *whitener = a.stars.whitener + row * packed, *flux = a.stars.flux + row * m;
+        for (int at = lane * sector; at < packed; at += LANES * sector)
+            asm volatile("prefetch.global.L2 [%0];" ::"l"(whitener + at));
+        for (int at = lane * sector; at < m; at += LANES * sector)
+            asm volatile("prefetch.global.L2 [%0];" ::"l"(flux + at));
+    }
+#endif
+}
+
+struct SharedTotal {
+    static constexpr int chunks = 256;  // that are added up at a time
+    alignas(16) float sum[chunks][TILE];
+    double of_warp[TOTAL_WARPS][LANES];
+};
+
 __device__ __forceinline__ double sum_over_warp(double mine) {
     XPKERN_UNROLL
     for (int half = LANES / 2; half > 0; half /= 2) mine += __shfl_sync(0xffffffffu, mine, lane_in_warp() ^ half);
     return mine;
 }
 
-// What a warp has of a parameter: chunks TOTAL_WARPS apart, in double. All loads of some are on their way before one
-// is waited for.
-__device__ __forceinline__ double sum_of_every(const TrainArguments& a, int64_t parameter, int64_t size,
-                                               int64_t first) {
-    constexpr int at_once = 16;
-    const int64_t chunks = (a.size + a.chunk_stars - 1) / a.chunk_stars;
+// The sum over all chunks for a lane's parameter of a tile, of every TOTAL_WARPS-th chunk by a warp, in double. Chunks
+// go through shared memory: there all of them are on their way before one is waited for, and meanwhile(), while of
+// loads to registers the compiler makes few at a time.
+template <class Meanwhile>
+__device__ __forceinline__ double total_of_chunks(const TrainArguments& a, int64_t tile, SharedTotal& shared,
+                                                  const Meanwhile& meanwhile) {
+    constexpr int quarters = TILE / 4, at_once = TOTAL_THREADS / quarters;
+    const int warp = int(threadIdx.x) / LANES, lane = lane_in_warp();
+    const int row = int(threadIdx.x) / quarters, column = int(threadIdx.x) % quarters * 4;
+    const int64_t chunks = a.chunks, stride = padded(a.counts.size);
     double sum = 0;
-    for (int64_t chunk = first; chunk < chunks; chunk += at_once * TOTAL_WARPS) {
-        float some[at_once];
+    for (int64_t first = 0; first < chunks; first += SharedTotal::chunks) {
+        const int left = chunks - first < SharedTotal::chunks ? int(chunks - first) : SharedTotal::chunks;
+        const float* const from = a.chunk_sums + (first + row) * stride + tile * TILE + column;
         XPKERN_UNROLL
-        for (int s = 0; s < at_once; ++s) {
-            const int64_t one = chunk + s * TOTAL_WARPS;
-            some[s] = one < chunks ? a.chunk_sums[one * size + parameter] : 0.0f;
-        }
+        for (int more = 0; more < SharedTotal::chunks; more += at_once)
+            if (row + more < left) copy_soon<16>(&shared.sum[row + more][column], from + more * stride);
+        if (first == 0) meanwhile();
+        wait_for_copies();
+        __syncthreads();
         XPKERN_UNROLL
-        for (int s = 0; s < at_once; ++s) sum += double(some[s]);
+        for (int chunk = 0; chunk < SharedTotal::chunks; chunk += TOTAL_WARPS)
+            sum += chunk + warp < left ? double(shared.sum[chunk + warp][lane]) : 0.0;
+        __syncthreads();
     }
-    return sum;
+    shared.of_warp[warp][lane] = sum;
+    __syncthreads();
+    double total = 0;
+    if (warp == 0) {
+        XPKERN_UNROLL
+        for (int w = 0; w < TOTAL_WARPS; ++w) total += shared.of_warp[w][lane];
+    }
+    return total;  // of the first warp
 }
 
-// The gradient of a tile's parameters, and sums over the tile: of its squares, of the squares of the weights, and of
-// chi^2 of every so many stars. shared: (TOTAL_WARPS, LANES).
-__device__ __forceinline__ void total_of_tile(const TrainArguments& a, int64_t tile, int64_t tiles, double* shared) {
-    const ParameterCounts counts(a.model);
+// Sums over a tile: of the squares of its gradient, of the squares of its weights, and of chi^2 of every so many stars.
+constexpr int TILE_SUMS = 3;
+
+// The gradient of a tile's parameters, and its sums.
+template <class Meanwhile>
+__device__ __forceinline__ void gradient_of_tile(const TrainArguments& a, int64_t tile, int64_t tiles,
+                                                 SharedTotal& shared, const Meanwhile& meanwhile) {
+    const ParameterCounts& counts = a.counts;
     const int warp = int(threadIdx.x) / LANES, lane = lane_in_warp();
     const int64_t own = tile * TILE + lane, parameter = own < counts.size ? own : counts.size - 1;
     const double now = a.parameters[parameter];
-    shared[threadIdx.x] = sum_of_every(a, parameter, counts.size, warp);
-    __syncthreads();
+    const ParameterPlace::Kind kind = kind_of(a.model, int(parameter));
+    const double total = total_of_chunks(a, tile, shared, meanwhile);
+    double* const sums = a.tile_sums + tile * TILE_SUMS;
     if (warp == 0) {
-        double total = 0;
-        XPKERN_UNROLL
-        for (int w = 0; w < TOTAL_WARPS; ++w) total += shared[w * LANES + lane];
         const MeanSlope slope(a.size, counts.n_weights);
-        const ParameterPlace::Kind kind = kind_of(a.model, parameter);
         const double gradient = kind == ParameterPlace::WEIGHT ? slope.of_weight(total, now)
                                 : kind == ParameterPlace::BIAS ? slope.of_bias(total)
                                                                : slope.of_ln_curve(total, now);
@@ -166,33 +198,43 @@ __device__ __forceinline__ void total_of_tile(const TrainArguments& a, int64_t t
         const double squares = sum_over_warp(own < counts.size ? gradient * gradient : 0);
         const double penalty = sum_over_warp(own < counts.size && kind == ParameterPlace::WEIGHT ? now * now : 0);
         if (lane == 0) {
-            a.tile_sums[tile] = squares;
-            a.tile_sums[tiles + tile] = penalty;
+            sums[0] = squares;
+            sums[1] = penalty;
         }
     } else if (warp == 1) {
         double chi2 = 0;
         for (int64_t star = own; star < a.size; star += tiles * TILE) chi2 += a.chi2[star];
         chi2 = sum_over_warp(chi2);
-        if (lane == 0) a.tile_sums[2 * tiles + tile] = chi2;
+        if (lane == 0) sums[2] = chi2;
     }
     __syncthreads();
 }
 
-XPKERN_INLINE int64_t tiles_of(int64_t parameters) {
-    return (parameters + TILE - 1) / TILE;
-}
+// Threads of a block of the step: most models have no more tiles.
+constexpr int STEP_THREADS = 256, STEP_WARPS = STEP_THREADS / LANES;
 
-// Norm of the gradient, and Eq. 12 of the batch at hand: in every warp for itself.
+// Norm of the gradient, and Eq. 12 of the batch at hand: in every thread.
 struct BatchTotal {
     double norm, loss;
-    __device__ __forceinline__ BatchTotal(const TrainArguments& a, const ParameterCounts& counts) {
-        const int64_t tiles = tiles_of(counts.size);
-        double sum[3] = {};
-        for (int64_t tile = lane_in_warp(); tile < tiles; tile += LANES)
-            for (int part = 0; part < 3; ++part) sum[part] += a.tile_sums[part * tiles + tile];
-        for (double& part : sum) part = sum_over_warp(part);
+    __device__ __forceinline__ explicit BatchTotal(const TrainArguments& a) {
+        __shared__ double shared[STEP_WARPS][TILE_SUMS];
+        const int thread = int(threadIdx.x);
+        const int64_t tiles = padded(a.counts.size) / TILE;
+        double sum[TILE_SUMS] = {};
+        for (int64_t tile = thread; tile < tiles; tile += STEP_THREADS)
+            for (int part = 0; part < TILE_SUMS; ++part) sum[part] += a.tile_sums[tile * TILE_SUMS + part];
+        for (int part = 0; part < TILE_SUMS; ++part) {
+            sum[part] = sum_over_warp(sum[part]);
+            if (lane_in_warp() == 0) shared[thread / LANES][part] = sum[part];
+        }
+        __syncthreads();
+        for (int part = 0; part < TILE_SUMS; ++part) {
+            sum[part] = 0;
+            XPKERN_UNROLL
+            for (int warp = 0; warp < STEP_WARPS; ++warp) sum[part] += shared[warp][part];
+        }
         norm = sqrt(sum[0]);
-        loss = sum[2] / double(a.size < 1 ? 1 : a.size) + sum[1] / double(counts.n_weights);
+        loss = sum[2] / double(a.size < 1 ? 1 : a.size) + sum[1] / double(a.counts.n_weights);
     }
 };
 
@@ -202,14 +244,14 @@ __device__ __forceinline__ void step_of_model(const TrainArguments& a, int64_t b
     struct Held {
         double gradient, parameter, first, second;
     };
-    const ParameterCounts counts(a.model);
+    const ParameterCounts& counts = a.counts;
     const auto load = [&](int64_t i) {
         return i < counts.size ? Held{a.gradient[i], a.parameters[i], a.first[i], a.second[i]} : Held{};
     };
     int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
     Held now = load(i);  // on its way while sums are taken
     const double rate = a.model_rates[batch];
-    const BatchTotal total(a, counts);
+    const BatchTotal total(a);
     const bool finite = abs(total.loss) < infinity<double>(), movable = total.norm < infinity<double>();
     if (i == 0 && finite && movable) a.model_loss[batch] = total.loss;
     if (i == 0 && !(finite && movable)) {
@@ -259,31 +301,37 @@ XPKERN_WARP_KERNEL(train_star_steps, kernels::batch_of_stars, kernels::step_star
 
 extern "C" __global__ void train_products(const __grid_constant__ xpkern::TrainArguments a) {
     if (a.state->at < 0) return;
-    const int64_t parameters = kernels::ParameterCounts(a.model).size;
-    const int64_t chunks = (a.size + a.chunk_stars - 1) / a.chunk_stars;
-    kernels::over_items(parameters * chunks, [&](int64_t item) {
-        a.chunk_sums[item] = kernels::sum_of_chunk(a, item % parameters, item / parameters);
+    const int64_t parameters = a.counts.size;
+    kernels::over_items(parameters * a.chunks, [&](int64_t item) {
+        const int64_t parameter = item % parameters, chunk = item / parameters;
+        a.chunk_sums[chunk * kernels::padded(parameters) + parameter] = kernels::sum_of_chunk(a, parameter, chunk);
     });
 }
 
 // Blocks of TOTAL_THREADS threads. Nothing that follows asks which batch is to come.
 extern "C" __global__ void __launch_bounds__(kernels::TOTAL_THREADS)
     train_gradient(const __grid_constant__ xpkern::TrainArguments a) {
-    __shared__ double shared[kernels::TOTAL_THREADS];
+    __shared__ kernels::SharedTotal shared;
     const int64_t batch = a.state->at;
     if (batch < 0) return;
-    const int64_t tiles = kernels::tiles_of(kernels::ParameterCounts(a.model).size);
-    for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) kernels::total_of_tile(a, tile, tiles, shared);
+    const int64_t tiles = kernels::padded(a.counts.size) / kernels::TILE;
+    for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x)
+        kernels::gradient_of_tile(a, tile, tiles, shared, [&] {
+            if (tile == blockIdx.x) kernels::expect_batch(a, batch + 1);
+        });
     if (blockIdx.x == 0 && threadIdx.x == 0) a.state->step = batch + 1;
 }
 
-// One warp.
-extern "C" __global__ void train_loss(const __grid_constant__ xpkern::TrainArguments a) {
-    const kernels::BatchTotal total(a, kernels::ParameterCounts(a.model));
+// One block of STEP_THREADS threads.
+extern "C" __global__ void __launch_bounds__(kernels::STEP_THREADS)
+    train_loss(const __grid_constant__ xpkern::TrainArguments a) {
+    const kernels::BatchTotal total(a);
     if (threadIdx.x == 0) a.model_loss[a.state->at] = total.loss;
 }
 
-extern "C" __global__ void train_step(const __grid_constant__ xpkern::TrainArguments a) {
+// Blocks of STEP_THREADS threads.
+extern "C" __global__ void __launch_bounds__(kernels::STEP_THREADS)
+    train_step(const __grid_constant__ xpkern::TrainArguments a) {
     const int64_t batch = a.state->at;
     if (batch >= 0) kernels::step_of_model(a, batch);
 }
@@ -291,7 +339,7 @@ extern "C" __global__ void train_step(const __grid_constant__ xpkern::TrainArgum
 // After the last batch: a step that led to no model is taken back.
 extern "C" __global__ void train_restore(const __grid_constant__ xpkern::TrainArguments a) {
     if (a.state->end == xpkern::TRAINING_GOES_ON) return;
-    kernels::over_items(kernels::ParameterCounts(a.model).size, [&](int64_t i) {
+    kernels::over_items(a.counts.size, [&](int64_t i) {
         a.parameters[i] = a.parameters_before[i];
         a.floats[i] = float(a.parameters[i]);
         a.first[i] = a.first_before[i];

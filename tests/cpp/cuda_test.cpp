@@ -211,7 +211,7 @@ void test_descend(const Problem& on) {
 void test_train(const Problem& on) {
     const kernels::ParameterLayout layout(on.model.view);
     const int64_t p = layout.size, stars_of_chunk = on.n > 40 ? 4 : 2,
-                  chunks = (on.n + stars_of_chunk - 1) / stars_of_chunk, tiles = kernels::tiles_of(p);
+                  chunks = (on.n + stars_of_chunk - 1) / stars_of_chunk, padded = kernels::padded(p);
     std::vector<double> parameters, params = on.params;
     for (size_t l = 0; l < on.model.weights.size(); ++l) {
         parameters.insert(parameters.end(), on.model.weights[l].begin(), on.model.weights[l].end());
@@ -219,10 +219,10 @@ void test_train(const Problem& on) {
     }
     parameters.insert(parameters.end(), on.model.ext_curve.begin(), on.model.ext_curve.end());
     std::vector<float> floats(parameters.begin(), parameters.end()), tape = filled<float>(on.bytes.tape * on.n),
-                                                                     sums = filled<float>(chunks * p);
+                                                                     sums = filled<float>(chunks * padded);
     std::vector<double> first(p, 0.0), second(p, 0.0), parameters_before(p), first_before(p), second_before(p),
-        gradient(p), tile_sums = filled<double>(3 * tiles), chi2 = filled<double>(on.n), loss(2),
-                     star_loss = filled<double>(on.n);
+        gradient(p), tile_sums = filled<double>(kernels::TILE_SUMS * padded / kernels::TILE),
+                     chi2 = filled<double>(on.n), loss(2), star_loss = filled<double>(on.n);
     const std::vector<double> before = parameters, rates = {1e-4, 1e-4};
     std::vector<int64_t> batches;
     for (int i = 0; i < 2 * on.n; ++i) batches.push_back(on.n - 1 - i % on.n);
@@ -230,6 +230,7 @@ void test_train(const Problem& on) {
     const Scratch scratch(on.bytes.train, on.n);
     xpkern::TrainArguments a{};
     a.model = on.model.view;
+    a.counts = {p, layout.curve, layout.n_weights};
     const float* at = floats.data();
     for (int l = 0; l < a.model.n_layers; ++l) {
         a.model.in_float.weights[l] = at;
@@ -244,6 +245,7 @@ void test_train(const Problem& on) {
     a.steps = 2;
     a.size = on.n;
     a.chunk_stars = stars_of_chunk;
+    a.chunks = chunks;
     a.model_rates = a.star_rates = rates.data();
     a.how = {false, 0.5, 1};  // steps so short that the loss must fall
     a.star_clip = 1;
@@ -262,7 +264,7 @@ void test_train(const Problem& on) {
         shim::launch(train_products, on.blocks(p * chunks), BLOCK, a, false);
 #endif
         shim::launch(train_gradient, on.blocks(p), kernels::TOTAL_THREADS, a, true);
-        shim::launch(train_step, on.blocks(p), BLOCK, a, true);
+        shim::launch(train_step, on.blocks(p), kernels::STEP_THREADS, a, true);
         launch_over_stars(XPKERN_FORM(train_star_steps), on.blocks(on.n), a);
     }
     shim::launch(train_restore, on.blocks(p), BLOCK, a, false);

@@ -329,17 +329,25 @@ class TrainingState(ctypes.Structure):
     _fields_ = (("step", c_int64), ("at", c_int64), ("end", c_int64))
 
 
+class ParameterCounts(ctypes.Structure):
+    """How many parameters a model has, where R begins among them, and how many are weights."""
+
+    _fields_ = (("size", c_int64), ("curve", c_int64), ("n_weights", c_int64))
+
+
 class TrainArguments(ctypes.Structure):
     """Of every kernel of training."""
 
     _fields_ = (
         ("model", ModelView),
+        ("counts", ParameterCounts),
         ("stars", StarArrays),
         ("params", c_void_p),
         ("batches", c_void_p),
         ("steps", c_int64),
         ("size", c_int64),
         ("chunk_stars", c_int64),
+        ("chunks", c_int64),
         ("model_rates", c_void_p),
         ("how", ModelStepView),
         ("count", c_int64),

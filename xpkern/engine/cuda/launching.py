@@ -27,7 +27,7 @@ BLOCK = 128
 
 #: Threads of a block where there are too few to give every processor one of the above: each warp then has a processor,
 #: and its caches, to itself.
-WARP = 32
+_WARP = 32
 
 #: Warps of a block whose warps have a star each: STAR_WARPS of csrc/cuda/train_warp.cuh.
 STAR_WARPS = 2
@@ -81,7 +81,7 @@ class Launcher:
         if bytes_a_thread:
             arguments.scratch = ThreadScratch(memory, bytes_a_thread)
         threads = self.threads(items, bytes_a_thread)
-        block = BLOCK if threads >= BLOCK * self.device.facts.processors else WARP
+        block = BLOCK if threads >= BLOCK * self.device.facts.processors else _WARP
         self.device.launch(kernel, threads // block, block, [parameter(arguments)], stream)
 
     def launch_warps(self, kernel: str, items: int, arguments: Any, stream: Any) -> None:
@@ -90,7 +90,7 @@ class Launcher:
         Each block copies the network for itself: more blocks than a processor has at a time only copy it more often.
         """
         blocks = min(max(1, -(-items // STAR_WARPS)), _BLOCKS_A_PROCESSOR * self.device.facts.processors)
-        self.device.launch(kernel, blocks, STAR_WARPS * WARP, [parameter(arguments)], stream)
+        self.device.launch(kernel, blocks, STAR_WARPS * _WARP, [parameter(arguments)], stream)
 
     def launch_blocks(self, kernel: str, blocks: int, threads: int, arguments: Any, stream: Any) -> None:
         """Queue a kernel of so many blocks of so many threads."""

@@ -13,13 +13,14 @@ from xpkern.engine.contract import Box, Float64, Int64, LossTerms, StarData
 from xpkern.engine.cuda.arguments import (
     KernelScratch,
     ModelStepView,
+    ParameterCounts,
     StarArrays,
     ThreadScratch,
     TrainArguments,
     TrainingState,
 )
 from xpkern.engine.cuda.fitting import fill, loss_view
-from xpkern.engine.cuda.launching import STAR_WARPS, WARP, Launcher, form
+from xpkern.engine.cuda.launching import STAR_WARPS, Launcher, form
 from xpkern.engine.cuda.residents import Kept, Residents
 from xpkern.engine.cuda.tables import model_sizes, point_model
 from xpkern.engine.training import EpochResult, ModelArrays, ModelMoments, Steps
@@ -30,8 +31,8 @@ from xpkern.model.flux_model import FluxModel
 #: chunk may have beyond that: many blocks have work, but few sums go through memory. No sum depends on the GPU.
 _CHUNKS, _MOST_STARS_OF_CHUNK = 512, 64
 
-#: Parameters of a block of the total, and its threads: TILE and TOTAL_THREADS of csrc/cuda/train.cuh.
-_TILE, _TOTAL_THREADS = 32, 512
+#: Parameters of a block of the total, its threads, and those of a block of the step, as in csrc/cuda/train.cuh.
+_TILE, _TOTAL_THREADS, _STEP_THREADS = 32, 512, 256
 
 #: Batches of a graph: its launch from Python must take less than its batches. Beyond the last batch kernels do nothing.
 _REPLAYED = 8
@@ -75,6 +76,8 @@ class Trainer:
         self._needed: KernelScratch = launcher.scratch(model=self._view)
         numbers = ModelArrays(list(model.weights), list(model.biases), model.ext_curve).flatten()
         self._size = numbers.size
+        n_weights = sum(weights.size for weights in model.weights)
+        self._counts = ParameterCounts(self._size, self._size - model.ext_curve.size, n_weights)
         self._memory: dict[str, Any] = {}
         for name in _OF_PARAMETERS:
             self._allocate(name, 8 * self._size)
@@ -145,7 +148,9 @@ class Trainer:
         chunk = _stars_of_chunk(size)
         self._allocate("batches", batches.nbytes)
         self._allocate("tape", 4 * max(self._needed.tape, 1) * size)
-        self._allocate("chunk_sums", 4 * -(-size // chunk) * self._size)
+        sums = 4 * -(-size // chunk) * self._tiles * _TILE
+        self._allocate("chunk_sums", sums)
+        self._device.clear(self._at("chunk_sums"), sums, self._stream)  # also where rows end before the tile does
         self._allocate("chi2", 8 * size)
         self._allocate("model_loss", 8 * count)
         self._put("batches", np.ascontiguousarray(batches, np.int64))
@@ -191,13 +196,13 @@ class Trainer:
         else:
             self._queue_stars("train_stars", arguments, stream)
             if self._needed.train:
-                chunks = -(-int(arguments.size) // int(arguments.chunk_stars))
-                launcher.launch("train_products", self._size * chunks, arguments, stream)
+                launcher.launch("train_products", self._size * int(arguments.chunks), arguments, stream)
             launcher.launch_blocks("train_gradient", self._tiles, _TOTAL_THREADS, arguments, stream)
             if gradient_alone:
-                launcher.launch_blocks("train_loss", 1, WARP, arguments, stream)
+                launcher.launch_blocks("train_loss", 1, _STEP_THREADS, arguments, stream)
             else:
-                launcher.launch("train_step", self._size, arguments, stream)
+                blocks = -(-self._size // _STEP_THREADS)
+                launcher.launch_blocks("train_step", blocks, _STEP_THREADS, arguments, stream)
         if course.star_steps is not None:
             self._queue_stars("train_star_steps", arguments, stream)
 
@@ -213,15 +218,18 @@ class Trainer:
     def _arguments(
         self, stars: Any, params: Any, star_loss: Any, count: int, size: int, course: Course
     ) -> TrainArguments:
+        chunk = _stars_of_chunk(size)
         how = Steps("sgd", np.empty(0)) if course.model_steps is None else course.model_steps
         arguments = TrainArguments(
             model=self._view,
+            counts=self._counts,
             stars=StarArrays(*(self._pointer(getattr(stars, name)) for name in ("flux", "whitener", "mean", "sigma"))),
             params=self._pointer(params),
             batches=self._at("batches"),
             steps=count,
             size=size,
-            chunk_stars=_stars_of_chunk(size),
+            chunk_stars=chunk,
+            chunks=-(-size // chunk),
             model_rates=None if course.model_steps is None else self._at("model_rates"),
             how=ModelStepView(how.method == "adam", how.momentum, how.clip),
             count=self._count,
