@@ -112,7 +112,6 @@ XPKERN_INLINE int64_t padded(int64_t parameters) {
 // Has the samples of the stars of a batch brought to the second-level cache, a star a warp of the total: memory has
 // nothing else to do until that batch begins, and would take as long as a quarter of its work.
 __device__ __forceinline__ void expect_batch(const TrainArguments& a, int64_t batch) {
-#if __CUDA_ARCH__ >= 800
     if (batch >= a.steps) return;
     constexpr int sector = 8;  // numbers that memory hands out at a time
     const int lane = lane_in_warp(), m = int(a.model.width[a.model.n_layers]), packed = row_start(m);
@@ -120,12 +119,9 @@ __device__ __forceinline__ void expect_batch(const TrainArguments& a, int64_t ba
     for (int64_t item = first; item < a.size; item += int64_t(gridDim.x) * TOTAL_WARPS) {
         const int64_t row = row_in_batch(a, batch, item);
         const float *whitener = a.stars.whitener + row * packed, *flux = a.stars.flux + row * m;
-        for (int at = lane * sector; at < packed; at += LANES * sector)
-            asm volatile("prefetch.global.L2 [%0];" ::"l"(whitener + at));
-        for (int at = lane * sector; at < m; at += LANES * sector)
-            asm volatile("prefetch.global.L2 [%0];" ::"l"(flux + at));
+        for (int at = lane * sector; at < packed; at += LANES * sector) expect(whitener + at);
+        for (int at = lane * sector; at < m; at += LANES * sector) expect(flux + at);
     }
-#endif
 }
 
 struct SharedTotal {

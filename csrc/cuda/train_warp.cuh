@@ -121,6 +121,13 @@ __device__ __forceinline__ void wait_for_copies() {
 #endif
 }
 
+// Has the second-level cache fetch what lies around an address.
+__device__ __forceinline__ void expect([[maybe_unused]] const float* address) {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
+#endif
+}
+
 __device__ __forceinline__ void copy_network_soon(const float* floats) {
     constexpr int quarters = LANES / 4, at_once = STAR_THREADS / quarters, whole = 2 * LANES;
     constexpr int narrow = SharedNetwork::narrow_rows, wide = SharedNetwork::wide_rows, m = WarpShape::samples();
@@ -585,38 +592,41 @@ __device__ __forceinline__ void record_stars_by_warp(const TrainArguments& a) {
     }
 }
 
-__device__ __forceinline__ void step_star_by_warp(const TrainArguments& a, int64_t batch, int64_t row) {
+__device__ __forceinline__ void step_star_by_warp(const TrainArguments& a, int64_t batch, int64_t row,
+                                                  const StarView<float, float>& star) {
     constexpr int k = WarpShape::parameters();
     const int lane = lane_in_warp();
     SharedStar& shared = star_of_warp();
-    ThreadStar<float, float> star(shared.flux, shared.factor);
-    star.gather_constraints(a.stars, row, k);
+    invert_squares(shared);
     double moved[MAX_PARAMETERS];
-    const double loss = move_star(a, WarpShape(a.model), batch, row, star.view(), workspace_of_warp(shared), moved);
+    const double loss = move_star(a, WarpShape(a.model), batch, row, star, workspace_of_warp(shared), moved);
     if (lane == 0) a.star_loss[row] = loss;
     for (int p = lane; p < k; p += LANES) a.params[row * k + p] = moved[p];
 }
 
+// Steps of the stars of a batch, a star a warp.
 __device__ __forceinline__ void step_stars_by_warp(const TrainArguments& a) {
     const int64_t batch = batch_of_stars(a);
     if (batch < 0) return;
     copy_network_soon(a.floats);
+    SharedStar& shared = star_of_warp();
+    ThreadStar<float, float> star(shared.flux, shared.factor);
     int64_t item = int64_t(blockIdx.x) * STAR_WARPS + threadIdx.x / LANES, row = 0;
-    const auto copy_star = [&] {
-        if (item >= a.size) return;
-        row = row_in_batch(a, batch, item);
-        copy_samples_soon(a.stars, row, star_of_warp());
+    const auto fetch = [&] {
+        if (item < a.size) {
+            row = row_in_batch(a, batch, item);
+            copy_samples_soon(a.stars, row, shared);
+            star.gather_constraints(a.stars, row, WarpShape::parameters());  // meanwhile
+        }
+        wait_for_copies();
     };
-    copy_star();
-    wait_for_copies();
+    fetch();
     __syncthreads();  // the network is the block's
     while (item < a.size) {
-        invert_squares(star_of_warp());
-        step_star_by_warp(a, batch, row);
+        step_star_by_warp(a, batch, row, star.view());
         item += int64_t(gridDim.x) * STAR_WARPS;
         __syncwarp();
-        copy_star();
-        wait_for_copies();
+        fetch();
     }
 }
 
