@@ -573,7 +573,7 @@ struct BlockSums {
 // The stars of a batch, a chunk a block: its sums of products.
 __device__ __forceinline__ void record_stars_by_warp(const TrainArguments& a) {
     const int64_t batch = open_batch(a);
-    if (batch < 0) return;
+    if (batch < 0 || blockIdx.x >= a.chunks) return;
     copy_network_soon(a.floats);
     const int64_t stars = a.chunk_stars;
     for (int64_t chunk = blockIdx.x; chunk < a.chunks; chunk += gridDim.x) {
