@@ -67,7 +67,7 @@ else
     echo "no compute-sanitizer here" | tee -a "$folder/failed"
 fi
 if profiler=$(tool ncu); then # the three heaviest: of the fit, of the calibration, of the training
-    step ncu 90 "$profiler" --force-overwrite --set full --kernel-name 'regex:^(fit_rough|calibrate|train_products)$' \
+    step ncu 90 "$profiler" --force-overwrite --set full --kernel-name 'regex:^(fit_float|calibrate|train_stars)$' \
         --launch-count 6 --export "$folder/ncu" "$python" -m bench gpu --only-run
 else
     echo "no ncu here: nothing was profiled"

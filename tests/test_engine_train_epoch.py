@@ -335,6 +335,26 @@ def test_a_step_too_far_stops_before_it(engine, mock, method):
     np.testing.assert_array_equal(flat(caught.value.reached.model), flat(mock.model))
 
 
+@pytest.mark.parametrize("method", ["sgd", "adam"])
+def test_a_step_too_far_keeps_all_before_it(engine, mock, method):
+    batches = mock.batches(16, 4)
+    model_rates, star_rates = np.array([1e-6, 1e-6, 1e306, 1e-6]), np.full(4, 1e-6)
+
+    def after(count):
+        sides = {"model_steps": Steps(method, model_rates[:count]), "star_steps": Steps("sgd", star_rates[:count])}
+        return train(engine, mock, batches[:count], **sides)
+
+    with pytest.raises(TrainingDiverged, match=r"batch 2: the model after its step is not finite$") as caught:
+        after(4)
+    reached, expected = caught.value.reached, after(2)
+    assert_same(engine.name, flat(reached.model), flat(expected.model))
+    assert_same(engine.name, reached.params, expected.params)
+    for side in ("first", "second"):
+        moments = (getattr(result.moments, side).flatten() for result in (reached, expected))
+        assert_same(engine.name, *moments)
+    assert reached.moments.steps == 2
+
+
 def test_many_bad_stars_are_counted(engine, mock):
     params = mock.params * [1.0, 1.0, 1.0, 1.0, 1e200]
     with pytest.raises(TrainingDiverged, match=r"rows 0, 1, 2, 3, 4, \.\.\. \(40 in all\)"):

@@ -80,28 +80,39 @@ XPKERN_INLINE Real weigh_residual(const ModelView& model, const Shape& shape, co
     return chi2;
 }
 
+// Of w f: its sum, and that of its products with the extinction curve.
+template <class Real>
+struct SampleSums {
+    Real back, dimmed;
+};
+template <class Real, class Shape>
+XPKERN_KERNEL SampleSums<Real> sums_over_samples(const ModelView& model, const Shape& shape, const Real* back) {
+    const auto& real = network_of<Real>(model);
+    SampleSums<Real> sums{lane<Real>(0), lane<Real>(0)};
+    for (int i = 0; i < shape.samples(); ++i) {
+        sums.back += back[i];
+        sums.dimmed = fma(back[i], Real(real.ext_curve[i]), sums.dimmed);
+    }
+    return sums;
+}
+
 // Gradient of the loss in x, (k,), and its chi^2. value: linear parameters; ln_plx: of them. State carries the result.
 template <class Real, class State, class Shape, class Meanwhile = Nothing>
 XPKERN_KERNEL Real loss_gradient(const ModelView& model, const Shape& shape, const PriorView& prior,
                                  const LossView& terms, const StarView<Real, Real>& star,
                                  const Workspace<Real, Real>& space, const Real* value, const Real& ln_plx,
                                  State* gradient, const Meanwhile& meanwhile = {}) {
-    const int inputs = shape.inputs(), k = shape.parameters(), m = shape.samples(), ext = inputs, plx = inputs + 1;
-    const auto& real = network_of<Real>(model);
+    const int inputs = shape.inputs(), k = shape.parameters(), ext = inputs, plx = inputs + 1;
     Real u[MAX_PARAMETERS];
     for (int p = 0; p < plx; ++p) u[p] = value[p];
     u[plx] = ln_plx;
     const Real chi2 = weigh_residual(model, shape, star.flux, star.factor, u, space, meanwhile);
 
-    Real sum = lane<Real>(0), dimmed = lane<Real>(0);
-    for (int i = 0; i < m; ++i) {
-        sum += space.back[i];
-        dimmed = fma(space.back[i], Real(real.ext_curve[i]), dimmed);
-    }
+    const SampleSums<Real> sums = sums_over_samples(model, shape, static_cast<const Real*>(space.back));
     Real half_chi2[MAX_PARAMETERS];
     network_gradient(model, shape, space.back, space.tape, half_chi2);
-    half_chi2[ext] = -dimmed * value[ext];
-    half_chi2[plx] = sum + sum;
+    half_chi2[ext] = -sums.dimmed * value[ext];
+    half_chi2[plx] = sums.back + sums.back;
 
     for (int p = 0; p < k; ++p) {
         const Real pull = star.weight[p] * (value[p] - star.mean[p]);

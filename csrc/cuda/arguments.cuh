@@ -92,35 +92,45 @@ struct DescendArguments {
 // How a run of training ended, or that it goes on.
 enum TrainingEnd : int64_t { TRAINING_GOES_ON = 0, LOSS_NOT_FINITE = 1, MODEL_NOT_FINITE = 2 };
 
-// Where a run of training stands, on the device.
+// Where a run of training stands, on the device. No kernel reads what it writes itself: its blocks meet nowhere.
 struct TrainingState {
-    int64_t step;   // batches that are done
-    int64_t count;  // steps of the model, those of runs before included
-    int64_t end;    // TrainingEnd; from another one than TRAINING_GOES_ON on kernels do nothing
+    int64_t step;  // the batch to come: those before it are done
+    int64_t at;    // the batch at hand; -1 where there is none, and kernels do nothing
+    int64_t end;   // TrainingEnd; from another one than TRAINING_GOES_ON on there are no more batches
 };
 
-// One batch: state->step says which. model.in_float points into `floats`, whose order is that of core/model_step.hpp.
+// How many parameters a model has, where R begins among them, and how many are weights.
+struct ParameterCounts {
+    int64_t size, curve, n_weights;
+};
+
+// One batch: state->at says which. model.in_float points into `floats`, whose order is that of core/model_step.hpp.
 struct TrainArguments {
     ModelView model;
+    ParameterCounts counts;
     StarArrays stars;
     double* params;             // (n, k) linear, changed by the stars' steps
     const int64_t* batches;     // (steps, size) rows
     int64_t steps, size;        // size: stars of a batch
+    int64_t chunk_stars;        // stars whose sums are added up in single precision, a multiple of STAR_WARPS
+    int64_t chunks;             // of a batch
     const double* model_rates;  // (steps,), null where the model takes no steps
     ModelStepView how;
+    int64_t count;             // steps of the model in runs before
     const double* star_rates;  // (steps,), null where stars take none
     double star_clip;
     LossView terms;
     double lower[MAX_PARAMETERS], upper[MAX_PARAMETERS];
-    double *parameters, *first, *second;         // (p,) the model and its optimiser's moments
-    double *moved, *moved_first, *moved_second;  // (p,) scratch
-    float* floats;                               // (p,) the parameters in single precision
-    double* gradient;                            // (p,) out
-    float* tape;                                 // (size, elements) scratch: what the products are made of
-    float* chunk_sums;                           // (chunks, p) scratch
-    double* chi2;                                // (size,) of the batch at hand, out
-    double* model_loss;                          // (steps,) out: Eq. 12 before each step
-    double* star_loss;                           // (n,) out: the star's loss before its last step
+    double *parameters, *first, *second;                       // (p,) the model and its optimiser's moments
+    double *parameters_before, *first_before, *second_before;  // (p,) these before the last step
+    float* floats;                                             // (p,) the parameters in single precision
+    double* gradient;                                          // (p,) out
+    float* tape;         // (size, elements) scratch of the general form: what the products are made of
+    float* chunk_sums;   // (chunks, p rounded up to whole tiles) scratch
+    double* tile_sums;   // (tiles, 3) scratch
+    double* chi2;        // (size,) of the batch at hand, out
+    double* model_loss;  // (steps,) out: Eq. 12 before each step
+    double* star_loss;   // (n,) out: the star's loss before its last step
     TrainingState* state;
     ThreadScratch scratch;
 };

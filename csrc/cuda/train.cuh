@@ -1,9 +1,9 @@
 // Training: one batch is a fixed sequence of kernels that ask the device, not the host, which batch it is, so that it
 // can be recorded once and replayed.
 //
-// Stars leave on a tape what the products of the model's gradient are made of: a warp a star where the model is of the
-// usual shape, else a thread a star. Sums over a chunk's stars are taken in their order, a parameter a thread, and
-// chunks are added up in theirs, in double: the same bytes whatever the grid.
+// Stars leave on a tape what the products of the model's gradient are made of: a warp a star in shared memory where the
+// model is of the usual shape, else a thread a star. Sums over the stars of a chunk are taken in their order, and
+// chunks are added up in an order of theirs, in double: the same bytes whatever the grid.
 #pragma once
 
 #include "train_warp.cuh"
@@ -11,10 +11,10 @@
 XPKERN_NAMESPACE_BEGIN
 
 template <class Shape>
-__device__ __forceinline__ void record_star(const TrainArguments& a, int64_t item, Arena arena) {
+__device__ __forceinline__ void record_star(const TrainArguments& a, int64_t batch, int64_t item, Arena arena) {
     const Shape shape(a.model);
     const int inputs = shape.inputs(), k = shape.parameters(), m = shape.samples(), last = shape.layers() - 1;
-    const int64_t row = row_in_batch(a, item);
+    const int64_t row = row_in_batch(a, batch, item);
     const auto& network = a.model.in_float;
     ThreadSpace<float, float> space(shape, PriorView{}, arena);
     space.star.gather(a.stars, row, m, k);
@@ -75,171 +75,276 @@ struct ParameterPlace {
     }
 };
 
-// sum = add(star, sum) star by star. What several of them load is on its way before the first is added.
-template <class Add>
-__device__ __forceinline__ float sum_over_stars(int64_t count, const Add& add) {
-    constexpr int AT_ONCE = 16;
-    float sum = 0;
-    int64_t star = 0;
-    for (; star + AT_ONCE <= count; star += AT_ONCE) {
-        XPKERN_UNROLL
-        for (int s = 0; s < AT_ONCE; ++s) sum = add(star + s, sum);
+// That alone, without a division.
+XPKERN_INLINE ParameterPlace::Kind kind_of(const ModelView& model, int index) {
+    for (int layer = 0; layer < model.n_layers; ++layer) {
+        const int n_out = int(model.width[layer + 1]), weights = int(model.width[layer]) * n_out;
+        if (index < weights) return ParameterPlace::WEIGHT;
+        if (index < weights + n_out) return ParameterPlace::BIAS;
+        index -= weights + n_out;
     }
-    for (; star < count; ++star) sum = add(star, sum);
-    return sum;
+    return ParameterPlace::CURVE;
 }
 
-// A chunk's sum for one parameter.
+// A chunk's sum for one parameter, from the tape.
 __device__ __forceinline__ float sum_of_chunk(const TrainArguments& a, int64_t parameter, int64_t chunk) {
     const TapeLayout layout(AnyShape(a.model));
     const ParameterPlace place(a.model, parameter);
-    const int64_t first = chunk * CHUNK_STARS, left = a.size - first, count = left < CHUNK_STARS ? left : CHUNK_STARS;
-    const int64_t stride = layout.size;
-    const float* adjoint = a.tape + first * stride + layout.adjoint[place.layer] + place.out;
-    if (place.kind == ParameterPlace::BIAS)
-        return sum_over_stars(count, [&](int64_t star, float sum) { return sum + adjoint[star * stride]; });
+    const int64_t first = chunk * a.chunk_stars, end = first + a.chunk_stars < a.size ? first + a.chunk_stars : a.size;
+    const float* adjoint = a.tape + layout.adjoint[place.layer] + place.out;
     const int64_t element = place.kind == ParameterPlace::CURVE ? layout.ext : layout.value[place.layer] + place.in;
-    const float* value = a.tape + first * stride + element;
-    return sum_over_stars(
-        count, [&](int64_t star, float sum) { return fma(adjoint[star * stride], value[star * stride], sum); });
-}
-
-__device__ __forceinline__ double slope_of(const TrainArguments& a, int64_t parameter) {
-    const ParameterLayout layout(a.model);
-    const int64_t chunks = (a.size + CHUNK_STARS - 1) / CHUNK_STARS;
-    double total = 0;
-    for (int64_t chunk = 0; chunk < chunks; ++chunk) total += double(a.chunk_sums[chunk * layout.size + parameter]);
-    const MeanSlope slope(a.size, layout.n_weights);
-    const double now = a.parameters[parameter];
-    switch (ParameterPlace(a.model, parameter).kind) {
-        case ParameterPlace::WEIGHT:
-            return slope.of_weight(total, now);
-        case ParameterPlace::BIAS:
-            return slope.of_bias(total);
-        default:
-            return slope.of_ln_curve(total, now);
+    float sum = 0;
+    for (int64_t star = first; star < end; ++star) {
+        const float value = place.kind == ParameterPlace::BIAS ? 1.0f : a.tape[star * layout.size + element];
+        sum = fma(adjoint[star * layout.size], value, sum);
     }
-}
-
-// Threads of the kernels of a single block, whose sums depend on it: as many as there may be, each with few parameters,
-// as what a parameter waits for is memory.
-constexpr int STEP_THREADS = 1024;
-
-// The sum of what each thread of the block has, in every thread, by a tree. shared: (STEP_THREADS,).
-__device__ __forceinline__ double sum_over_block(double mine, double* shared) {
-    const int thread = int(threadIdx.x);
-    shared[thread] = mine;
-    __syncthreads();
-    for (int half = STEP_THREADS / 2; half > 0; half /= 2) {
-        if (thread < half) shared[thread] += shared[thread + half];
-        __syncthreads();
-    }
-    const double sum = shared[0];
-    __syncthreads();
     return sum;
 }
 
-// Eq. 12 of the batch at hand.
-__device__ __forceinline__ double loss_of_batch(const TrainArguments& a, double* shared) {
-    const ParameterLayout layout(a.model);
-    double chi2 = 0, squares = 0;
-    for (int64_t star = threadIdx.x; star < a.size; star += STEP_THREADS) chi2 += a.chi2[star];
-    for (int l = 0; l < a.model.n_layers; ++l)
-        for (int64_t i = layout.weights[l] + threadIdx.x; i < layout.biases[l]; i += STEP_THREADS)
-            squares = fma(a.parameters[i], a.parameters[i], squares);
-    chi2 = sum_over_block(chi2, shared);
-    squares = sum_over_block(squares, shared);
-    return chi2 / double(a.size < 1 ? 1 : a.size) + squares / double(layout.n_weights);
+// A block of the total has a parameter a lane; its warps share the chunks.
+constexpr int TILE = LANES, TOTAL_WARPS = 16, TOTAL_THREADS = TOTAL_WARPS * LANES;
+
+// Parameters of all tiles: numbers of a chunk in TrainArguments::chunk_sums, those beyond the last parameter unused.
+XPKERN_INLINE int64_t padded(int64_t parameters) {
+    return (parameters + TILE - 1) / TILE * TILE;
 }
 
-// One step of the model; where it leads to no model, nothing but state->end changes.
-__device__ __forceinline__ void step_of_model(const TrainArguments& a, double* shared) {
-    const ParameterLayout layout(a.model);
-    const int64_t step = a.state->step, count = a.state->count + 1;
-    const double loss = loss_of_batch(a, shared);
-    double squares = 0;
-    for (int64_t i = threadIdx.x; i < layout.size; i += STEP_THREADS)
-        squares = fma(a.gradient[i], a.gradient[i], squares);
-    const double norm = sqrt(sum_over_block(squares, shared));
-    const ModelMove move(a.how, a.model_rates[step], count, norm);
-    double unusable = 0;
-    for (int64_t i = threadIdx.x; i < layout.size; i += STEP_THREADS) {
-        double first = a.first[i], second = a.second[i];
-        const double by =
-            a.how.adam ? move.by<true>(a.gradient[i], first, second) : move.by<false>(a.gradient[i], first, second);
-        const double moved = moved_parameter(a.parameters[i], by, i >= layout.curve);
-        if (!is_usable(moved, i >= layout.curve)) unusable += 1;
-        a.moved[i] = moved;
-        a.moved_first[i] = first;
-        a.moved_second[i] = second;
+// Has the samples of the stars of a batch brought to the second-level cache, a star a warp of the total: memory has
+// nothing else to do until that batch begins, and would take as long as a quarter of its work.
+__device__ __forceinline__ void expect_batch(const TrainArguments& a, int64_t batch) {
+    if (batch >= a.steps) return;
+    constexpr int sector = 8;  // numbers that memory hands out at a time
+    const int lane = lane_in_warp(), m = int(a.model.width[a.model.n_layers]), packed = row_start(m);
+    const int64_t first = int64_t(threadIdx.x) / LANES * gridDim.x + blockIdx.x;
+    for (int64_t item = first; item < a.size; item += int64_t(gridDim.x) * TOTAL_WARPS) {
+        const int64_t row = row_in_batch(a, batch, item);
+        const float *whitener = a.stars.whitener + row * packed, *flux = a.stars.flux + row * m;
+        for (int at = lane * sector; at < packed; at += LANES * sector) expect(whitener + at);
+        for (int at = lane * sector; at < m; at += LANES * sector) expect(flux + at);
     }
-    unusable = sum_over_block(unusable, shared);
-    const bool finite = abs(loss) < infinity<double>(), usable = norm < infinity<double>() && unusable == 0;
-    if (finite && usable) {
-        for (int64_t i = threadIdx.x; i < layout.size; i += STEP_THREADS) {
-            a.parameters[i] = a.moved[i];
-            a.floats[i] = float(a.moved[i]);
-            a.first[i] = a.moved_first[i];
-            a.second[i] = a.moved_second[i];
+}
+
+struct SharedTotal {
+    static constexpr int chunks = 256;  // that are added up at a time
+    alignas(16) float sum[chunks][TILE];
+    double of_warp[TOTAL_WARPS][LANES];
+};
+
+__device__ __forceinline__ double sum_over_warp(double mine) {
+    XPKERN_UNROLL
+    for (int half = LANES / 2; half > 0; half /= 2) mine += __shfl_sync(0xffffffffu, mine, lane_in_warp() ^ half);
+    return mine;
+}
+
+// The sum over all chunks for a lane's parameter of a tile, of every TOTAL_WARPS-th chunk by a warp, in double. Chunks
+// go through shared memory: there all of them are on their way before one is waited for, and meanwhile(), while of
+// loads to registers the compiler makes few at a time.
+template <class Meanwhile>
+__device__ __forceinline__ double total_of_chunks(const TrainArguments& a, int64_t tile, SharedTotal& shared,
+                                                  const Meanwhile& meanwhile) {
+    constexpr int quarters = TILE / 4, at_once = TOTAL_THREADS / quarters;
+    const int warp = int(threadIdx.x) / LANES, lane = lane_in_warp();
+    const int row = int(threadIdx.x) / quarters, column = int(threadIdx.x) % quarters * 4;
+    const int64_t chunks = a.chunks, stride = padded(a.counts.size);
+    double sum = 0;
+    for (int64_t first = 0; first < chunks; first += SharedTotal::chunks) {
+        const int left = chunks - first < SharedTotal::chunks ? int(chunks - first) : SharedTotal::chunks;
+        const float* const from = a.chunk_sums + (first + row) * stride + tile * TILE + column;
+        XPKERN_UNROLL
+        for (int more = 0; more < SharedTotal::chunks; more += at_once)
+            if (row + more < left) copy_soon<16>(&shared.sum[row + more][column], from + more * stride);
+        if (first == 0) meanwhile();
+        wait_for_copies();
+        __syncthreads();
+        XPKERN_UNROLL
+        for (int chunk = 0; chunk < SharedTotal::chunks; chunk += TOTAL_WARPS)
+            sum += chunk + warp < left ? double(shared.sum[chunk + warp][lane]) : 0.0;
+        __syncthreads();
+    }
+    shared.of_warp[warp][lane] = sum;
+    __syncthreads();
+    double total = 0;
+    if (warp == 0) {
+        XPKERN_UNROLL
+        for (int w = 0; w < TOTAL_WARPS; ++w) total += shared.of_warp[w][lane];
+    }
+    return total;  // of the first warp
+}
+
+// Sums over a tile: of the squares of its gradient, of the squares of its weights, and of chi^2 of every so many stars.
+constexpr int TILE_SUMS = 3;
+
+// The gradient of a tile's parameters, and its sums.
+template <class Meanwhile>
+__device__ __forceinline__ void gradient_of_tile(const TrainArguments& a, int64_t tile, int64_t tiles,
+                                                 SharedTotal& shared, const Meanwhile& meanwhile) {
+    const ParameterCounts& counts = a.counts;
+    const int warp = int(threadIdx.x) / LANES, lane = lane_in_warp();
+    const int64_t own = tile * TILE + lane, parameter = own < counts.size ? own : counts.size - 1;
+    const double now = a.parameters[parameter];
+    const ParameterPlace::Kind kind = kind_of(a.model, int(parameter));
+    const double total = total_of_chunks(a, tile, shared, meanwhile);
+    double* const sums = a.tile_sums + tile * TILE_SUMS;
+    if (warp == 0) {
+        const MeanSlope slope(a.size, counts.n_weights);
+        const double gradient = kind == ParameterPlace::WEIGHT ? slope.of_weight(total, now)
+                                : kind == ParameterPlace::BIAS ? slope.of_bias(total)
+                                                               : slope.of_ln_curve(total, now);
+        if (own < counts.size) a.gradient[own] = gradient;
+        const double squares = sum_over_warp(own < counts.size ? gradient * gradient : 0);
+        const double penalty = sum_over_warp(own < counts.size && kind == ParameterPlace::WEIGHT ? now * now : 0);
+        if (lane == 0) {
+            sums[0] = squares;
+            sums[1] = penalty;
         }
+    } else if (warp == 1) {
+        double chi2 = 0;
+        for (int64_t star = own; star < a.size; star += tiles * TILE) chi2 += a.chi2[star];
+        chi2 = sum_over_warp(chi2);
+        if (lane == 0) sums[2] = chi2;
     }
-    if (threadIdx.x > 0) return;
-    if (!finite) {
-        a.state->end = LOSS_NOT_FINITE;
-    } else if (!usable) {
-        a.state->end = MODEL_NOT_FINITE;
-    } else {
-        a.model_loss[step] = loss;
-        a.state->count = count;
+    __syncthreads();
+}
+
+// Threads of a block of the step: most models have no more tiles.
+constexpr int STEP_THREADS = 256, STEP_WARPS = STEP_THREADS / LANES;
+
+// Norm of the gradient, and Eq. 12 of the batch at hand: in every thread.
+struct BatchTotal {
+    double norm, loss;
+    __device__ __forceinline__ explicit BatchTotal(const TrainArguments& a) {
+        __shared__ double shared[STEP_WARPS][TILE_SUMS];
+        const int thread = int(threadIdx.x);
+        const int64_t tiles = padded(a.counts.size) / TILE;
+        double sum[TILE_SUMS] = {};
+        for (int64_t tile = thread; tile < tiles; tile += STEP_THREADS)
+            for (int part = 0; part < TILE_SUMS; ++part) sum[part] += a.tile_sums[tile * TILE_SUMS + part];
+        for (int part = 0; part < TILE_SUMS; ++part) {
+            sum[part] = sum_over_warp(sum[part]);
+            if (lane_in_warp() == 0) shared[thread / LANES][part] = sum[part];
+        }
+        __syncthreads();
+        for (int part = 0; part < TILE_SUMS; ++part) {
+            sum[part] = 0;
+            XPKERN_UNROLL
+            for (int warp = 0; warp < STEP_WARPS; ++warp) sum[part] += shared[warp][part];
+        }
+        norm = sqrt(sum[0]);
+        loss = sum[2] / double(a.size < 1 ? 1 : a.size) + sum[1] / double(a.counts.n_weights);
+    }
+};
+
+// One step of the model, a parameter a thread. Threads cannot know whether that of another leads to no model: what was
+// before is kept, for train_restore.
+__device__ __forceinline__ void step_of_model(const TrainArguments& a, int64_t batch) {
+    struct Held {
+        double gradient, parameter, first, second;
+    };
+    const ParameterCounts& counts = a.counts;
+    const auto load = [&](int64_t i) {
+        return i < counts.size ? Held{a.gradient[i], a.parameters[i], a.first[i], a.second[i]} : Held{};
+    };
+    int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+    Held now = load(i);  // on its way while sums are taken
+    const double rate = a.model_rates[batch];
+    const BatchTotal total(a);
+    const bool finite = abs(total.loss) < infinity<double>(), movable = total.norm < infinity<double>();
+    if (i == 0 && finite && movable) a.model_loss[batch] = total.loss;
+    if (i == 0 && !(finite && movable)) {
+        a.state->end = finite ? MODEL_NOT_FINITE : LOSS_NOT_FINITE;
+        a.state->step = batch;
+    }
+    const ModelMove move(a.how, rate, a.count + batch + 1, total.norm);
+    for (; i < counts.size; now = load(i)) {
+        const bool is_curve = i >= counts.curve;
+        a.parameters_before[i] = now.parameter;
+        a.first_before[i] = now.first;
+        a.second_before[i] = now.second;
+        if (finite && movable) {
+            const double by = a.how.adam ? move.by<true>(now.gradient, now.first, now.second)
+                                         : move.by<false>(now.gradient, now.first, now.second);
+            const double moved = moved_parameter(now.parameter, by, is_curve);
+            a.parameters[i] = moved;
+            a.floats[i] = float(moved);
+            a.first[i] = now.first;
+            a.second[i] = now.second;
+            if (!is_usable(moved, is_curve)) {
+                a.state->end = MODEL_NOT_FINITE;
+                a.state->step = batch;
+            }
+        }
+        i += int64_t(gridDim.x) * blockDim.x;
     }
 }
 
 template <class Shape>
-__device__ __forceinline__ void step_star(const TrainArguments& a, int64_t item, Arena arena) {
+__device__ __forceinline__ void step_star(const TrainArguments& a, int64_t batch, int64_t item, Arena arena) {
     const Shape shape(a.model);
     const int k = shape.parameters();
-    const int64_t row = row_in_batch(a, item);
+    const int64_t row = row_in_batch(a, batch, item);
     ThreadSpace<float, float> space(shape, PriorView{}, arena);
     space.star.gather(a.stars, row, shape.samples(), k);
     double moved[MAX_PARAMETERS];
-    a.star_loss[row] = move_star(a, shape, row, space.star.view(), space.workspace, moved);
+    a.star_loss[row] = move_star(a, shape, batch, row, space.star.view(), space.workspace, moved);
     for (int p = 0; p < k; ++p) a.params[row * k + p] = moved[p];
 }
 
 XPKERN_NAMESPACE_END
 
-XPKERN_WARP_KERNEL(train_stars, kernels::record_star_by_warp, kernels::record_star)
-XPKERN_WARP_KERNEL(train_star_steps, kernels::step_star_by_warp, kernels::step_star)
+// What begins with a batch: the sums of its chunks, which the general form leaves to train_products.
+XPKERN_WARP_KERNEL(train_stars, kernels::open_batch, kernels::record_stars_by_warp, kernels::record_star)
+XPKERN_WARP_KERNEL(train_star_steps, kernels::batch_of_stars, kernels::step_stars_by_warp, kernels::step_star)
 
 extern "C" __global__ void train_products(const __grid_constant__ xpkern::TrainArguments a) {
-    if (!kernels::at_work(a)) return;
-    const int64_t parameters = kernels::ParameterLayout(a.model).size;
-    const int64_t chunks = (a.size + kernels::CHUNK_STARS - 1) / kernels::CHUNK_STARS;
-    kernels::over_items(parameters * chunks, [&](int64_t item) {
-        a.chunk_sums[item] = kernels::sum_of_chunk(a, item % parameters, item / parameters);
+    if (a.state->at < 0) return;
+    const int64_t parameters = a.counts.size;
+    kernels::over_items(parameters * a.chunks, [&](int64_t item) {
+        const int64_t parameter = item % parameters, chunk = item / parameters;
+        a.chunk_sums[chunk * kernels::padded(parameters) + parameter] = kernels::sum_of_chunk(a, parameter, chunk);
     });
 }
 
-extern "C" __global__ void train_gradient(const __grid_constant__ xpkern::TrainArguments a) {
-    if (!kernels::at_work(a)) return;
-    kernels::over_items(kernels::ParameterLayout(a.model).size,
-                        [&](int64_t parameter) { a.gradient[parameter] = kernels::slope_of(a, parameter); });
+// Blocks of TOTAL_THREADS threads. Nothing that follows asks which batch is to come.
+extern "C" __global__ void __launch_bounds__(kernels::TOTAL_THREADS)
+    train_gradient(const __grid_constant__ xpkern::TrainArguments a) {
+    __shared__ kernels::SharedTotal shared;
+    const int64_t batch = a.state->at;
+    if (batch < 0) return;
+    const int64_t tiles = kernels::padded(a.counts.size) / kernels::TILE;
+    for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x)
+        kernels::gradient_of_tile(a, tile, tiles, shared, [&] {
+            if (tile == blockIdx.x) kernels::expect_batch(a, batch + 1);
+        });
+    if (blockIdx.x == 0 && threadIdx.x == 0) a.state->step = batch + 1;
 }
 
-// One block of STEP_THREADS threads, as the next one.
+// One block of STEP_THREADS threads.
 extern "C" __global__ void __launch_bounds__(kernels::STEP_THREADS)
     train_loss(const __grid_constant__ xpkern::TrainArguments a) {
-    __shared__ double shared[kernels::STEP_THREADS];
-    const double loss = kernels::loss_of_batch(a, shared);
-    if (threadIdx.x == 0) a.model_loss[a.state->step] = loss;
+    const kernels::BatchTotal total(a);
+    if (threadIdx.x == 0) a.model_loss[a.state->at] = total.loss;
 }
 
+// Blocks of STEP_THREADS threads.
 extern "C" __global__ void __launch_bounds__(kernels::STEP_THREADS)
     train_step(const __grid_constant__ xpkern::TrainArguments a) {
-    __shared__ double shared[kernels::STEP_THREADS];
-    if (kernels::at_work(a)) kernels::step_of_model(a, shared);
+    const int64_t batch = a.state->at;
+    if (batch >= 0) kernels::step_of_model(a, batch);
 }
 
+// After the last batch: a step that led to no model is taken back.
+extern "C" __global__ void train_restore(const __grid_constant__ xpkern::TrainArguments a) {
+    if (a.state->end == xpkern::TRAINING_GOES_ON) return;
+    kernels::over_items(a.counts.size, [&](int64_t i) {
+        a.parameters[i] = a.parameters_before[i];
+        a.floats[i] = float(a.parameters[i]);
+        a.first[i] = a.first_before[i];
+        a.second[i] = a.second_before[i];
+    });
+}
+
+// What begins with a batch that leaves the model as it is.
 extern "C" __global__ void train_advance(const __grid_constant__ xpkern::TrainArguments a) {
-    if (kernels::at_work(a) && blockIdx.x == 0 && threadIdx.x == 0) ++a.state->step;
+    const int64_t batch = kernels::open_batch(a);
+    if (batch >= 0) a.state->step = batch + 1;
 }

@@ -8,17 +8,24 @@
 
 XPKERN_NAMESPACE_BEGIN
 
-// Whether there is a batch to work on.
-__device__ __forceinline__ bool at_work(const TrainArguments& a) {
-    return a.state->end == TRAINING_GOES_ON && a.state->step < a.steps;
+// The batch to come, -1 where there is none. The kernel that begins with it leaves it to the others.
+__device__ __forceinline__ int64_t open_batch(const TrainArguments& a) {
+    const int64_t step = a.state->step, batch = a.state->end == TRAINING_GOES_ON && step < a.steps ? step : -1;
+    if (blockIdx.x == 0 && threadIdx.x == 0) a.state->at = batch;
+    return batch;
 }
 
-__device__ __forceinline__ int64_t row_in_batch(const TrainArguments& a, int64_t item) {
-    return a.batches[a.state->step * a.size + item];
+// The batch at hand, -1 where there is none, for the stars' steps: they are not to be taken if the model's has failed.
+__device__ __forceinline__ int64_t batch_of_stars(const TrainArguments& a) {
+    return a.state->end == TRAINING_GOES_ON ? a.state->at : -1;
 }
 
-// Where each layer's inputs and the adjoints of its outputs stand on a star's part of the tape; the last element is the
-// extinction. Elements lie side by side: neighbouring lanes write them, and neighbouring parameters read them.
+__device__ __forceinline__ int64_t row_in_batch(const TrainArguments& a, int64_t batch, int64_t item) {
+    return a.batches[batch * a.size + item];
+}
+
+// Where each layer's inputs and the adjoints of its outputs stand on a star's part of the tape of the general form; the
+// last element is the extinction. Elements lie side by side: neighbouring parameters read them.
 struct TapeLayout {
     int64_t value[MAX_LAYERS], adjoint[MAX_LAYERS], ext, size;
     template <class Shape>
@@ -35,7 +42,7 @@ struct TapeLayout {
 
 // The star's own step: the row of params and the loss before it.
 template <class Shape>
-__device__ __forceinline__ double move_star(const TrainArguments& a, const Shape& shape, int64_t row,
+__device__ __forceinline__ double move_star(const TrainArguments& a, const Shape& shape, int64_t batch, int64_t row,
                                             const StarView<float, float>& star,
                                             const Workspace<float, float>& workspace, double* moved) {
     const int k = shape.parameters(), ext = k - 2;
@@ -46,7 +53,7 @@ __device__ __forceinline__ double move_star(const TrainArguments& a, const Shape
         moved[p] = a.params[row * k + p];
     }
     return star_step(a.model, shape, a.terms, star, static_cast<const double*>(low), static_cast<const double*>(high),
-                     a.star_rates[a.state->step], a.star_clip, workspace, moved);
+                     a.star_rates[batch], a.star_clip, workspace, moved);
 }
 
 XPKERN_NAMESPACE_END

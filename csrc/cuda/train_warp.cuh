@@ -12,6 +12,12 @@
 
 XPKERN_NAMESPACE_BEGIN
 
+#if defined(__CUDACC__)
+#define XPKERN_ROLLED _Pragma("unroll 1")
+#else
+#define XPKERN_ROLLED
+#endif
+
 constexpr int LANES = 32;
 constexpr int STAR_WARPS = 2;  // of a block: with the network, what fits into shared memory that need not be asked for
 constexpr int STAR_THREADS = STAR_WARPS * LANES;
@@ -31,27 +37,48 @@ XPKERN_INLINE constexpr int layer_start(int layer) {
     return at;
 }
 
-// The model's parameters, with a gap after every 32 of those before the last layer: then neither lanes that read a row
-// together nor lanes that each read a row of their own meet in a bank (two of them do in the last layer).
-struct SharedNetwork {
+// The model's parameters, row by row, with a gap after each: a thread reads four numbers of a row at once, and neither
+// lanes that read a row together nor lanes that each read a row of their own meet in a bank.
+struct alignas(16) SharedNetwork {
     static constexpr int size = layer_start(WarpShape::layers()) + WarpShape::samples();
-    static constexpr int padded = layer_start(WarpShape::last);
-    float number[size + padded / LANES];
+    static constexpr int padded = (size + LANES - 1) / LANES * LANES;          // numbers of a chunk's sums
+    static constexpr int narrow = LANES + 4, wide = WarpShape::samples() + 2;  // apart; 4 modulo the banks
+    static constexpr int narrow_rows = layer_start(WarpShape::last) / LANES;
+    static constexpr int wide_rows = WarpShape::width(WarpShape::last) + 2;  // biases and R below the weights
+    static_assert(wide % LANES == 4 && wide % 4 == 0);
+    float narrow_number[narrow_rows][narrow], wide_number[wide_rows][wide];
 
-    static XPKERN_INLINE constexpr int place(int at) { return at + (at < padded ? at : padded) / LANES; }
     // What the weights of one input lead to, (n_out,); after the last input's, the biases.
-    XPKERN_INLINE const float* row(int layer, int in) const {
-        return number + place(layer_start(layer) + in * WarpShape::width(layer + 1));
+    template <int LAYER>
+    XPKERN_INLINE const float* row(int in) const {
+        constexpr int start = layer_start(LAYER) / LANES;  // or the compiler leaves the sum for later
+        if constexpr (LAYER < WarpShape::last) return narrow_number[start + in];
+        return wide_number[in];
     }
-    XPKERN_INLINE const float* bias(int layer) const { return row(layer, WarpShape::width(layer)); }
-    XPKERN_INLINE const float* ext_curve() const { return number + place(layer_start(WarpShape::layers())); }
+    template <int LAYER>
+    XPKERN_INLINE const float* bias() const {
+        return row<LAYER>(WarpShape::width(LAYER));
+    }
+    XPKERN_INLINE const float* ext_curve() const { return wide_number[wide_rows - 1]; }
 };
 
+// What the products of the model's gradient are made of.
+struct alignas(16) SharedTape {
+    float hidden[WarpShape::last][LANES];   // of each hidden layer
+    float adjoint[WarpShape::last][LANES];  // of these before the tanh
+    float back[WarpShape::samples()];       // w f
+    float input[WarpShape::inputs()];       // scaled
+    float ext;
+};
+
+// Rows that are solved at a time. More would save exchanges, but every lane would load and solve more of what all do.
+constexpr int SOLVED_ROWS = 4;
+
 // The star of a warp.
-struct alignas(16) SharedStar {
-    float hidden[WarpShape::last][LANES];  // of each hidden layer
-    float adjoint[2][LANES];               // of the inputs of two neighbouring layers, in turn
-    float back[WarpShape::samples()];      // w f
+struct alignas(16) SharedStar : SharedTape {
+    static constexpr int squares = (WarpShape::samples() + SOLVED_ROWS - 1) / SOLVED_ROWS;
+    // Inverses of the squares of SOLVED_ROWS rows on the diagonal of G, packed as G is, in whole quarters.
+    alignas(16) float inverse[squares][12];
     float flux[WarpShape::samples()];
     float factor[row_start(WarpShape::samples())];  // rows of the triangle begin in banks that are all different
 };
@@ -75,25 +102,103 @@ __device__ __forceinline__ float from_lane(float number, int lane) {
     return __shfl_sync(0xffffffffu, number, lane);
 }
 
-// put(at, from[at]) for at < COUNT, dealt out to so many THREADS. All loads are on their way before one is waited for.
-template <int COUNT, int THREADS, class Put>
-__device__ __forceinline__ void take_over(const float* from, const Put& put) {
-    constexpr int rounds = (COUNT + THREADS - 1) / THREADS;
-    const int first = int(threadIdx.x) % THREADS;
-    float taken[rounds];
-    XPKERN_UNROLL
-    for (int r = 0; r < rounds; ++r)
-        if (first + r * THREADS < COUNT) taken[r] = from[first + r * THREADS];
-    XPKERN_UNROLL
-    for (int r = 0; r < rounds; ++r)
-        if (first + r * THREADS < COUNT) put(first + r * THREADS, taken[r]);
+// Copies BYTES (4, 8 or 16, to which both are aligned) from memory to shared memory, AT numbers on, by some time before
+// wait_for_copies() returns in the same thread. No register holds them meanwhile.
+template <int BYTES, int AT = 0>
+__device__ __forceinline__ void copy_soon(float* to, const float* from) {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.ca.shared.global [%0 + %3], [%1 + %3], %2;" ::"r"(
+                     static_cast<unsigned>(__cvta_generic_to_shared(to))),
+                 "l"(from), "n"(BYTES), "n"(4 * AT)
+                 : "memory");
+#else
+    for (int i = AT; i < AT + BYTES / 4; ++i) to[i] = from[i];
+#endif
+}
+__device__ __forceinline__ void wait_for_copies() {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
 }
 
-__device__ __forceinline__ void gather_samples(const StarArrays& stars, int64_t row, SharedStar& star) {
+// Has the second-level cache fetch what lies around an address.
+__device__ __forceinline__ void expect([[maybe_unused]] const float* address) {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
+#endif
+}
+
+__device__ __forceinline__ void copy_network_soon(const float* floats) {
+    constexpr int quarters = LANES / 4, at_once = STAR_THREADS / quarters, whole = 2 * LANES;
+    constexpr int narrow = SharedNetwork::narrow_rows, wide = SharedNetwork::wide_rows, m = WarpShape::samples();
+    static_assert(m == whole + 2 && wide % STAR_WARPS == 0);
+    SharedNetwork& network = shared_stars().network;
+    const int thread = int(threadIdx.x), warp = thread / LANES, lane = thread % LANES;
+    const auto copy_narrow = [&, to = &network.narrow_number[thread / quarters][thread % quarters * 4],
+                              from = floats + 4 * thread](int row) {
+        copy_soon<16>(to + row * SharedNetwork::narrow, from + row * LANES);
+    };
+    XPKERN_UNROLL
+    for (int row = 0; row + at_once <= narrow; row += at_once) copy_narrow(row);
+    constexpr int left = narrow / at_once * at_once;
+    if (left + thread / quarters < narrow) copy_narrow(left);
+
+    const float* const last = floats + layer_start(WarpShape::last);
+    float* const to = &network.wide_number[warp][2 * lane];
+    const float* const from = last + warp * m + 2 * lane;
+    XPKERN_UNROLL
+    for (int row = 0; row < wide; row += STAR_WARPS) copy_soon<8>(to + row * SharedNetwork::wide, from + row * m);
+    static_assert(wide <= STAR_THREADS);
+    if (thread < wide) copy_soon<8>(&network.wide_number[thread][whole], last + thread * m + whole);
+}
+
+// COUNT numbers that lie side by side, dealt out to a warp; `to` and `from` are the lane's first ones. A recursion, as
+// in a loop the compiler would keep an address for each copy.
+template <int COUNT, int AT = 0>
+__device__ __forceinline__ void copy_by_lane_soon(float* to, const float* from) {
+    if constexpr (AT + LANES <= COUNT) {
+        copy_soon<4, AT>(to, from);
+        copy_by_lane_soon<COUNT, AT + LANES>(to, from);
+    } else if constexpr (AT < COUNT) {
+        if (lane_in_warp() < COUNT - AT) copy_soon<4, AT>(to, from);
+    }
+}
+
+__device__ __forceinline__ void copy_samples_soon(const StarArrays& stars, int64_t row, SharedStar& star) {
     constexpr int m = WarpShape::samples(), packed = row_start(m);
-    __syncwarp();  // no lane is still at the star before
-    take_over<m, LANES>(stars.flux + row * m, [&](int at, float number) { star.flux[at] = number; });
-    take_over<packed, LANES>(stars.whitener + row * packed, [&](int at, float number) { star.factor[at] = number; });
+    const int lane = lane_in_warp();
+    copy_by_lane_soon<m>(star.flux + lane, stars.flux + row * m + lane);
+    copy_by_lane_soon<packed>(star.factor + lane, stars.whitener + row * packed + lane);
+}
+
+// What is left to be done once the copies are there: the squares on the diagonal are inverted, one by a lane. On that
+// diagonal G has the inverses of its numbers.
+__device__ __forceinline__ void invert_squares(SharedStar& star) {
+    constexpr int m = WarpShape::samples();
+    __syncwarp();
+    const int lane = lane_in_warp(), first = lane * SOLVED_ROWS;
+    if (lane < SharedStar::squares) {
+        float inverse[SOLVED_ROWS][SOLVED_ROWS];
+        XPKERN_UNROLL
+        for (int r = 0; r < SOLVED_ROWS; ++r) {
+            const bool there = first + r < m;
+            const float* row = star.factor + row_start(there ? first + r : m - 1) + first;
+            inverse[r][r] = there ? row[r] : 1.0f;
+            XPKERN_UNROLL
+            for (int c = 0; c < r; ++c) {
+                float sum = 0;
+                XPKERN_UNROLL
+                for (int between = c; between < r; ++between)
+                    sum = fma(there ? row[between] : 0.0f, inverse[between][c], sum);
+                inverse[r][c] = -inverse[r][r] * sum;
+            }
+        }
+        XPKERN_UNROLL
+        for (int r = 0; r < SOLVED_ROWS; ++r) {
+            XPKERN_UNROLL
+            for (int c = 0; c <= r; ++c) star.inverse[lane][row_start(r) + c] = inverse[r][c];
+        }
+    }
     __syncwarp();
 }
 
@@ -107,13 +212,13 @@ __device__ __forceinline__ void multiply_by_warp(const float* in, float* out) {
     for (int s = 0; s < OUTPUTS; ++s) {
         const int j = lane_in_warp() + s * LANES;
         column[s] = j < n_out ? j : n_out - 1;
-        out[s] = network.bias(LAYER)[column[s]];
+        out[s] = network.bias<LAYER>()[column[s]];
     }
     XPKERN_UNROLL
     for (int i = 0; i < n_in; ++i) {
         const float x = in[i];
         XPKERN_UNROLL
-        for (int s = 0; s < OUTPUTS; ++s) out[s] = fma(network.row(LAYER, i)[column[s]], x, out[s]);
+        for (int s = 0; s < OUTPUTS; ++s) out[s] = fma(network.row<LAYER>(i)[column[s]], x, out[s]);
     }
 }
 
@@ -132,100 +237,140 @@ __device__ __forceinline__ const float* go_forward_by_warp(const float* in) {
     }
 }
 
-// The way back, from what stands above a layer: visit(l, adjoint of the lane's input of layer l before its tanh).
-template <int LAYER, class Visit>
-__device__ __forceinline__ void go_back_by_warp(const float* above, const Visit& visit) {
+// The way back, from what stands above a layer to the adjoints of all hidden layers.
+template <int LAYER>
+__device__ __forceinline__ void go_back_by_warp(const float* above) {
     constexpr int n_out = WarpShape::width(LAYER + 1);
     SharedStar& star = star_of_warp();
     const int lane = lane_in_warp();
-    const float* weights = shared_stars().network.row(LAYER, lane);
-    float adjoint = 0;
+    const float* weights = shared_stars().network.row<LAYER>(lane);
+    float sum[4] = {};  // side by side, so that none waits for the one before
     XPKERN_UNROLL
-    for (int j = 0; j < n_out; ++j) adjoint = fma(weights[j], above[j], adjoint);
+    for (int j = 0; j < n_out; ++j) sum[j % 4] = fma(weights[j], above[j], sum[j % 4]);
     const float h = star.hidden[LAYER - 1][lane];
-    adjoint *= fma(-h, h, 1.0f);
-    visit(LAYER, adjoint);
-    star.adjoint[LAYER % 2][lane] = adjoint;
+    const float adjoint = ((sum[0] + sum[1]) + (sum[2] + sum[3])) * fma(-h, h, 1.0f);
+    star.adjoint[LAYER - 1][lane] = adjoint;
     __syncwarp();
-    if constexpr (LAYER > 1) go_back_by_warp<LAYER - 1>(star.adjoint[LAYER % 2], visit);
+    if constexpr (LAYER > 1) go_back_by_warp<LAYER - 1>(star.adjoint[LAYER - 1]);
 }
 
-// What is left of the lane's samples, (strips,), becomes y = G^-1 b from row `first` of a strip on: every lane solves
-// ROWS rows for itself, so that what all wait for is one exchange, and takes them from what is left of its own. Lanes
-// compute what they have no use for rather than branch.
-template <int ROWS, int STRIP>
-__device__ __forceinline__ void whiten_rows_by_warp(const float* factor, int first, float* left) {
-    float y[ROWS];
-    XPKERN_UNROLL
-    for (int r = 0; r < ROWS; ++r) y[r] = from_lane(left[STRIP], (first + r) % LANES);
+// Of four numbers that of the lane.
+__device__ __forceinline__ float of_lane(const float* number) {
+    const bool odd = lane_in_warp() % 2 == 1, upper = lane_in_warp() / 2 % 2 == 1;
+    const float low = odd ? number[1] : number[0], high = odd ? number[3] : number[2];
+    return upper ? high : low;
+}
+
+// y = M x and M^T x, M being the inverse of a square on the diagonal, of its first ROWS rows.
+template <int ROWS>
+__device__ __forceinline__ void solve_square(const float* inverse, const float* x, float* y) {
     XPKERN_UNROLL
     for (int r = 0; r < ROWS; ++r) {
-        y[r] *= factor[row_start(first + r) + first + r];
+        y[r] = inverse[row_start(r)] * x[0];
         XPKERN_UNROLL
-        for (int below = r + 1; below < ROWS; ++below)
-            y[below] = fma(-factor[row_start(first + below) + first + r], y[r], y[below]);
+        for (int c = 1; c <= r; ++c) y[r] = fma(inverse[row_start(r) + c], x[c], y[r]);
+    }
+}
+template <int ROWS>
+__device__ __forceinline__ void solve_square_back(const float* inverse, const float* x, float* y) {
+    XPKERN_UNROLL
+    for (int r = 0; r < ROWS; ++r) {
+        y[r] = inverse[row_start(r) + r] * x[r];
+        XPKERN_UNROLL
+        for (int c = r + 1; c < ROWS; ++c) y[r] = fma(inverse[row_start(c) + r], x[c], y[r]);
+    }
+}
+
+// Strips of which each lane has a sample, and samples beyond.
+constexpr int WHOLE_STRIPS = WarpShape::samples() / LANES, REST = WarpShape::samples() % LANES;
+static_assert(REST > 0 && REST <= SOLVED_ROWS && SOLVED_ROWS == 4);
+
+// What is left of the lane's samples, (strips,), becomes y = G^-1 b in the rows of a strip: every lane solves
+// SOLVED_ROWS of them for itself by the inverse of their square, so that what all wait for is one exchange, and takes
+// them from what is left of its own. Lanes compute what they have no use for rather than branch. Not unrolled, as code
+// that runs once takes longer to arrive than to run.
+template <int STRIP>
+__device__ __forceinline__ void whiten_strip(const SharedStar& star, float* left) {
+    const int lane = lane_in_warp();
+    XPKERN_ROLLED
+    for (int begin = 0; begin < LANES; begin += SOLVED_ROWS) {
+        const int first = STRIP * LANES + begin;
+        float x[SOLVED_ROWS], y[SOLVED_ROWS];
+        XPKERN_UNROLL
+        for (int r = 0; r < SOLVED_ROWS; ++r) x[r] = from_lane(left[STRIP], begin + r);
+        solve_square<SOLVED_ROWS>(star.inverse[first / SOLVED_ROWS], x, y);
+        const float mine = of_lane(y), before = left[STRIP];
+        XPKERN_UNROLL
+        for (int s = STRIP; s < WHOLE_STRIPS; ++s) {
+            const float* factor = star.factor + row_start(lane + s * LANES) + first;
+            XPKERN_UNROLL
+            for (int r = 0; r < SOLVED_ROWS; ++r) left[s] = fma(-factor[r], y[r], left[s]);
+        }
+        if (lane < begin + SOLVED_ROWS) left[STRIP] = lane < begin ? before : mine;
+    }
+    if constexpr (STRIP + 1 < WHOLE_STRIPS) whiten_strip<STRIP + 1>(star, left);
+}
+
+__device__ __forceinline__ void whiten_by_warp(const SharedStar& star, float* left) {
+    whiten_strip<0>(star, left);
+    const int lane = lane_in_warp();
+    float x[REST], y[REST];  // the last rows: a sum over the lanes each
+    XPKERN_UNROLL
+    for (int r = 0; r < REST; ++r) {
+        const float* factor = star.factor + row_start(WHOLE_STRIPS * LANES + r) + lane;
+        x[r] = 0;
+        XPKERN_UNROLL
+        for (int s = 0; s < WHOLE_STRIPS; ++s) x[r] = fma(-factor[s * LANES], left[s], x[r]);
+        if (lane == r) x[r] += left[WHOLE_STRIPS];
     }
     XPKERN_UNROLL
-    for (int s = STRIP; s < WarpShape::strips; ++s) {
-        constexpr int m = WarpShape::samples();
-        const int i = lane_in_warp() + s * LANES, row = i < m ? i : m - 1;
-        const bool below = i >= first + ROWS && i < m;  // beyond the last sample nothing is left, as before
+    for (int half = LANES / 2; half > 0; half /= 2) {
         XPKERN_UNROLL
-        for (int r = 0; r < ROWS; ++r) {
-            const float less = fma(-factor[row_start(row) + first + r], y[r], left[s]);
-            left[s] = below ? less : (i == first + r ? y[r] : left[s]);
-        }
+        for (int r = 0; r < REST; ++r) x[r] += from_lane(x[r], lane ^ half);
     }
+    solve_square<REST>(star.inverse[SharedStar::squares - 1], x, y);
+    XPKERN_UNROLL
+    for (int r = 0; r < REST; ++r) left[WHOLE_STRIPS] = lane == r ? y[r] : left[WHOLE_STRIPS];
 }
 
 // The same from the last row up: w = G^-T y.
-template <int ROWS, int STRIP>
-__device__ __forceinline__ void unwhiten_rows_by_warp(const float* factor, int first, float* left) {
-    float w[ROWS];
-    XPKERN_UNROLL
-    for (int r = 0; r < ROWS; ++r) w[r] = from_lane(left[STRIP], (first + r) % LANES);
-    XPKERN_UNROLL
-    for (int r = ROWS - 1; r >= 0; --r) {
+template <int STRIP>
+__device__ __forceinline__ void unwhiten_strip(const SharedStar& star, float* left) {
+    const int lane = lane_in_warp();
+    XPKERN_ROLLED
+    for (int begin = LANES - SOLVED_ROWS; begin >= 0; begin -= SOLVED_ROWS) {
+        const int first = STRIP * LANES + begin;
+        float x[SOLVED_ROWS], w[SOLVED_ROWS];
         XPKERN_UNROLL
-        for (int below = ROWS - 1; below > r; --below)
-            w[r] = fma(-factor[row_start(first + below) + first + r], w[below], w[r]);
-        w[r] *= factor[row_start(first + r) + first + r];
-    }
-    XPKERN_UNROLL
-    for (int s = 0; s <= STRIP; ++s) {
-        const int i = lane_in_warp() + s * LANES, column = i < first ? i : first;
+        for (int r = 0; r < SOLVED_ROWS; ++r) x[r] = from_lane(left[STRIP], begin + r);
+        solve_square_back<SOLVED_ROWS>(star.inverse[first / SOLVED_ROWS], x, w);
+        const float mine = of_lane(w), before = left[STRIP];
+        const float* factor = star.factor + row_start(first) + lane;
         XPKERN_UNROLL
-        for (int r = ROWS - 1; r >= 0; --r) {
-            const float less = fma(-factor[row_start(first + r) + column], w[r], left[s]);
-            left[s] = i < first ? less : (i == first + r ? w[r] : left[s]);
+        for (int r = 0; r < SOLVED_ROWS; ++r) {
+            XPKERN_UNROLL
+            for (int s = 0; s <= STRIP; ++s) left[s] = fma(-factor[s * LANES], w[r], left[s]);
+            factor += first + r + 1;  // the next row
         }
+        if (lane >= begin) left[STRIP] = lane < begin + SOLVED_ROWS ? mine : before;
     }
+    if constexpr (STRIP > 0) unwhiten_strip<STRIP - 1>(star, left);
 }
 
-// Rows that are solved at a time. More would save exchanges, but every lane would load and solve more of what all do.
-constexpr int SOLVED_ROWS = 4;
-
-template <int STRIP>
-XPKERN_INLINE constexpr int rows_of_strip() {
-    return STRIP + 1 < WarpShape::strips ? LANES : WarpShape::samples() - STRIP * LANES;
-}
-
-template <int STRIP>
-__device__ __forceinline__ void whiten_by_warp(const float* factor, float* left) {
-    constexpr int begin = STRIP * LANES, rows = rows_of_strip<STRIP>(), rest = rows % SOLVED_ROWS;
-    for (int row = 0; row + SOLVED_ROWS <= rows; row += SOLVED_ROWS)
-        whiten_rows_by_warp<SOLVED_ROWS, STRIP>(factor, begin + row, left);
-    if constexpr (rest > 0) whiten_rows_by_warp<rest, STRIP>(factor, begin + rows - rest, left);
-    if constexpr (STRIP + 1 < WarpShape::strips) whiten_by_warp<STRIP + 1>(factor, left);
-}
-
-template <int STRIP>
-__device__ __forceinline__ void unwhiten_by_warp(const float* factor, float* left) {
-    constexpr int begin = STRIP * LANES, rows = rows_of_strip<STRIP>(), rest = rows % SOLVED_ROWS;
-    if constexpr (rest > 0) unwhiten_rows_by_warp<rest, STRIP>(factor, begin + rows - rest, left);
-    for (int row = rows - rest - SOLVED_ROWS; row >= 0; row -= SOLVED_ROWS)
-        unwhiten_rows_by_warp<SOLVED_ROWS, STRIP>(factor, begin + row, left);
-    if constexpr (STRIP > 0) unwhiten_by_warp<STRIP - 1>(factor, left);
+__device__ __forceinline__ void unwhiten_by_warp(const SharedStar& star, float* left) {
+    const int lane = lane_in_warp();
+    float x[REST], w[REST];
+    XPKERN_UNROLL
+    for (int r = 0; r < REST; ++r) x[r] = from_lane(left[WHOLE_STRIPS], r);
+    solve_square_back<REST>(star.inverse[SharedStar::squares - 1], x, w);
+    XPKERN_UNROLL
+    for (int r = REST - 1; r >= 0; --r) {
+        const float* factor = star.factor + row_start(WHOLE_STRIPS * LANES + r) + lane;
+        left[WHOLE_STRIPS] = lane == r ? w[r] : left[WHOLE_STRIPS];
+        XPKERN_UNROLL
+        for (int s = 0; s < WHOLE_STRIPS; ++s) left[s] = fma(-factor[s * LANES], w[r], left[s]);
+    }
+    unwhiten_strip<WHOLE_STRIPS - 1>(star, left);
 }
 
 // The core's function of that name (descent.hpp) for a warp. What it is given stands in shared memory, where the
@@ -249,13 +394,13 @@ __device__ __forceinline__ float weigh_residual(const ModelView& model, const Wa
         flux[s] = exp(fma(-u[inputs], network.ext_curve()[i], ln_flux[s] + twice_ln_plx));
         left[s] = flux[s] - star.flux[i];
     }
-    whiten_by_warp<0>(star.factor, left);
+    whiten_by_warp(star, left);
     float chi2 = 0;
     XPKERN_UNROLL
     for (int s = 0; s < strips; ++s) chi2 = fma(left[s], left[s], chi2);
     XPKERN_UNROLL
     for (int half = LANES / 2; half > 0; half /= 2) chi2 += from_lane(chi2, lane ^ half);
-    unwhiten_by_warp<strips - 1>(star.factor, left);
+    unwhiten_by_warp(star, left);
     XPKERN_UNROLL
     for (int s = 0; s < strips; ++s) {
         const int i = lane + s * LANES;
@@ -269,16 +414,36 @@ __device__ __forceinline__ float weigh_residual(const ModelView& model, const Wa
 __device__ __forceinline__ void network_gradient(const ModelView& model, const WarpShape&, const float*,
                                                  const NetworkTape<float, float>&, float* gradient) {
     constexpr int inputs = WarpShape::inputs();
-    go_back_by_warp<WarpShape::last>(star_of_warp().back, [](int, float) {});
+    go_back_by_warp<WarpShape::last>(star_of_warp().back);
     const SharedNetwork& network = shared_stars().network;
-    const float* above = star_of_warp().adjoint[1];
+    const float* above = star_of_warp().adjoint[0];
     for (int t = 0; t < inputs; ++t) gradient[t] = 0;
     XPKERN_UNROLL
     for (int j = 0; j < WarpShape::hidden; ++j) {
         XPKERN_UNROLL
-        for (int t = 0; t < inputs; ++t) gradient[t] = fma(network.row(0, t)[j], above[j], gradient[t]);
+        for (int t = 0; t < inputs; ++t) gradient[t] = fma(network.row<0>(t)[j], above[j], gradient[t]);
     }
     for (int t = 0; t < inputs; ++t) gradient[t] *= model.in_float.inverse_scale[t];
+}
+
+// As above.
+__device__ __forceinline__ SampleSums<float> sums_over_samples(const ModelView&, const WarpShape&, const float*) {
+    const SharedStar& star = star_of_warp();
+    const float* ext_curve = shared_stars().network.ext_curve();
+    SampleSums<float> sums{0, 0};
+    XPKERN_UNROLL
+    for (int s = 0; s < WarpShape::strips; ++s) {
+        const int i = lane_in_warp() + s * LANES;
+        if (i >= WarpShape::samples()) break;
+        sums.back += star.back[i];
+        sums.dimmed = fma(star.back[i], ext_curve[i], sums.dimmed);
+    }
+    XPKERN_UNROLL
+    for (int half = LANES / 2; half > 0; half /= 2) {
+        sums.back += from_lane(sums.back, lane_in_warp() ^ half);
+        sums.dimmed += from_lane(sums.dimmed, lane_in_warp() ^ half);
+    }
+    return sums;
 }
 
 __device__ __forceinline__ Workspace<float, float> workspace_of_warp(SharedStar& star) {
@@ -287,73 +452,200 @@ __device__ __forceinline__ Workspace<float, float> workspace_of_warp(SharedStar&
     return space;
 }
 
-__device__ __forceinline__ void record_star_by_warp(const TrainArguments& a, int64_t item) {
+// A star of the batch to its part of the tape; beyond the last star there are zeros.
+__device__ __forceinline__ void record_star_by_warp(const TrainArguments& a, int64_t batch, int64_t item) {
     constexpr int inputs = WarpShape::inputs(), k = WarpShape::parameters(), m = WarpShape::samples();
-    const WarpShape shape(a.model);
-    const TapeLayout layout(shape);
-    const int64_t row = row_in_batch(a, item);
     const int lane = lane_in_warp();
     SharedStar& star = star_of_warp();
-    gather_samples(a.stars, row, star);
+    if (item >= a.size) {
+        for (int l = 0; l < WarpShape::last; ++l) star.hidden[l][lane] = star.adjoint[l][lane] = 0;
+        for (int i = lane; i < m; i += LANES) star.back[i] = 0;
+        if (lane < inputs) star.input[lane] = 0;
+        if (lane == 0) star.ext = 0;
+        wait_for_copies();
+        __syncthreads();
+        return;
+    }
+    const int64_t row = row_in_batch(a, batch, item);
+    copy_samples_soon(a.stars, row, star);
     double wide[k];
     float u[k];
     load_params(a.params + row * k, k, wide);
     for (int p = 0; p < k; ++p) u[p] = float(wide[p]);
-    const float chi2 = weigh_residual(a.model, shape, star.flux, star.factor, u, workspace_of_warp(star), Nothing());
+    if (lane == 0) {
+        for (int t = 0; t < inputs; ++t)
+            star.input[t] = (u[t] - a.model.in_float.zero_point[t]) * a.model.in_float.inverse_scale[t];
+        star.ext = u[inputs];
+    }
+    wait_for_copies();
+    __syncthreads();  // the network is the block's
+    invert_squares(star);
+    const float chi2 =
+        weigh_residual(a.model, WarpShape(a.model), star.flux, star.factor, u, workspace_of_warp(star), Nothing());
     if (lane == 0) a.chi2[item] = chi2;
-
-    float* const of_star = a.tape + item * layout.size;
-    for (int t = lane; t < inputs; t += LANES)
-        of_star[layout.value[0] + t] = (u[t] - a.model.in_float.zero_point[t]) * a.model.in_float.inverse_scale[t];
-    if (lane == 0) of_star[layout.ext] = u[inputs];
-    for (int i = lane; i < m; i += LANES) of_star[layout.adjoint[WarpShape::last] + i] = star.back[i];
-    go_back_by_warp<WarpShape::last>(star.back, [&](int l, float adjoint) {
-        of_star[layout.value[l] + lane] = star.hidden[l - 1][lane];
-        of_star[layout.adjoint[l - 1] + lane] = adjoint;
-    });
+    go_back_by_warp<WarpShape::last>(star.back);
 }
 
-__device__ __forceinline__ void step_star_by_warp(const TrainArguments& a, int64_t item) {
+// Sums over the stars of the block, added to what `sums` has of those before, or instead of it where these are the
+// first: of the products of a layer's inputs, or 1 or the extinction in their place, with the adjoints of its outputs.
+template <bool FIRST>
+struct BlockSums {
+    float* sums;
+
+    static XPKERN_INLINE const float* inputs(const SharedTape& tape, int layer) {
+        return layer > 0 ? tape.hidden[layer - 1] : tape.input;
+    }
+    static XPKERN_INLINE const float* adjoints(const SharedTape& tape, int layer) {
+        return layer < WarpShape::last ? tape.adjoint[layer] : tape.back;
+    }
+    // number(star) is a product of a star of the block.
+    template <class Number>
+    XPKERN_INLINE void add(int at, const Number& number) const {
+        float sum = FIRST ? 0.0f : sums[at];
+        XPKERN_UNROLL
+        for (int s = 0; s < STAR_WARPS; ++s) sum = number(s, sum);
+        sums[at] = sum;
+    }
+    // An output a lane; warps share the inputs.
+    template <int LAYER>
+    XPKERN_INLINE void add_narrow_layer(int warp, int lane) const {
+        constexpr int n_in = WarpShape::width(LAYER), start = layer_start(LAYER);
+        float adjoint[STAR_WARPS];
+        const float* input[STAR_WARPS];
+        XPKERN_UNROLL
+        for (int s = 0; s < STAR_WARPS; ++s) {
+            adjoint[s] = adjoints(shared_stars().star[s], LAYER)[lane];
+            input[s] = inputs(shared_stars().star[s], LAYER) + warp;
+        }
+        const int own = start + warp * LANES + lane;
+        XPKERN_UNROLL
+        for (int i = 0; i + STAR_WARPS <= n_in; i += STAR_WARPS)
+            add(own + i * LANES, [&](int s, float sum) { return fma(adjoint[s], input[s][i], sum); });
+        constexpr int whole = n_in / STAR_WARPS * STAR_WARPS;
+        if (warp < n_in - whole)
+            add(own + whole * LANES, [&](int s, float sum) { return fma(adjoint[s], input[s][whole], sum); });
+        if (warp == STAR_WARPS - 1)
+            add(start + n_in * LANES + lane, [&](int s, float sum) { return sum + adjoint[s]; });
+        if constexpr (LAYER + 1 < WarpShape::last) add_narrow_layer<LAYER + 1>(warp, lane);
+    }
+    // An output a thread, or where fewer are left an input of one.
+    XPKERN_INLINE void add_last_layer(int thread) const {
+        constexpr int layer = WarpShape::last, n_in = WarpShape::width(layer), m = WarpShape::samples();
+        constexpr int whole = m / STAR_THREADS * STAR_THREADS, left = m - whole;
+        float* const of_layer = sums + layer_start(layer);
+        const BlockSums of_last{of_layer};
+        float adjoint[STAR_WARPS];
+        XPKERN_UNROLL
+        for (int begin = 0; begin < whole; begin += STAR_THREADS) {
+            const int own = begin + thread;
+            XPKERN_UNROLL
+            for (int s = 0; s < STAR_WARPS; ++s) adjoint[s] = shared_stars().star[s].back[own];
+            XPKERN_UNROLL
+            for (int i = 0; i < n_in; ++i)
+                of_last.add(own + i * m, [&](int s, float sum) {
+                    return fma(adjoint[s], shared_stars().star[s].hidden[layer - 1][i], sum);
+                });
+            of_last.add(own + n_in * m, [&](int s, float sum) { return sum + adjoint[s]; });
+            of_last.add(own + (n_in + 1) * m,
+                        [&](int s, float sum) { return fma(adjoint[s], shared_stars().star[s].ext, sum); });
+        }
+        static_assert(n_in + 2 <= STAR_THREADS);
+        if (thread >= n_in + 2) return;
+        float value[STAR_WARPS];
+        XPKERN_UNROLL
+        for (int s = 0; s < STAR_WARPS; ++s) {
+            const SharedTape& tape = shared_stars().star[s];
+            const float other = thread == n_in ? 1.0f : tape.ext;
+            value[s] = thread < n_in ? tape.hidden[layer - 1][thread] : other;
+        }
+        XPKERN_UNROLL
+        for (int o = 0; o < left; ++o)
+            of_last.add(thread * m + whole + o,
+                        [&](int s, float sum) { return fma(shared_stars().star[s].back[whole + o], value[s], sum); });
+    }
+    XPKERN_INLINE void add_all() const {
+        const int thread = int(threadIdx.x);
+        add_narrow_layer<0>(thread / LANES, thread % LANES);
+        add_last_layer(thread);
+    }
+};
+
+// The stars of a batch, a chunk a block: its sums of products.
+__device__ __forceinline__ void record_stars_by_warp(const TrainArguments& a) {
+    const int64_t batch = open_batch(a);
+    if (batch < 0 || blockIdx.x >= a.chunks) return;
+    copy_network_soon(a.floats);
+    const int64_t stars = a.chunk_stars;
+    for (int64_t chunk = blockIdx.x; chunk < a.chunks; chunk += gridDim.x) {
+        const int64_t begin = chunk * stars, end = begin + stars < a.size ? begin + stars : a.size;
+        for (int64_t star = begin; star < end; star += STAR_WARPS) {
+            record_star_by_warp(a, batch, star + threadIdx.x / LANES);
+            __syncthreads();
+            float* const sums = a.chunk_sums + chunk * SharedNetwork::padded;
+            if (star == begin) {
+                BlockSums<true>{sums}.add_all();
+            } else {
+                BlockSums<false>{sums}.add_all();
+            }
+            __syncthreads();  // the next stars take the place of these
+        }
+    }
+}
+
+__device__ __forceinline__ void step_star_by_warp(const TrainArguments& a, int64_t batch, int64_t row,
+                                                  const StarView<float, float>& star) {
     constexpr int k = WarpShape::parameters();
-    const int64_t row = row_in_batch(a, item);
     const int lane = lane_in_warp();
     SharedStar& shared = star_of_warp();
-    ThreadStar<float, float> star(shared.flux, shared.factor);
-    star.gather_constraints(a.stars, row, k);
-    gather_samples(a.stars, row, shared);
+    invert_squares(shared);
     double moved[MAX_PARAMETERS];
-    const double loss = move_star(a, WarpShape(a.model), row, star.view(), workspace_of_warp(shared), moved);
+    const double loss = move_star(a, WarpShape(a.model), batch, row, star, workspace_of_warp(shared), moved);
     if (lane == 0) a.star_loss[row] = loss;
     for (int p = lane; p < k; p += LANES) a.params[row * k + p] = moved[p];
 }
 
-// work(item) by a warp for each star of the batch. Blocks are of STAR_THREADS threads.
-template <class Work>
-__device__ __forceinline__ void over_stars_by_warp(const TrainArguments& a, const Work& work) {
-    if (!at_work(a)) return;
-    SharedNetwork& network = shared_stars().network;
-    take_over<SharedNetwork::size, STAR_THREADS>(
-        a.floats, [&](int at, float number) { network.number[SharedNetwork::place(at)] = number; });
-    __syncthreads();
-    const int64_t first = int64_t(blockIdx.x) * STAR_WARPS + threadIdx.x / LANES;
-    for (int64_t item = first; item < a.size; item += int64_t(gridDim.x) * STAR_WARPS) work(item);
+// Steps of the stars of a batch, a star a warp.
+__device__ __forceinline__ void step_stars_by_warp(const TrainArguments& a) {
+    const int64_t batch = batch_of_stars(a);
+    if (batch < 0) return;
+    copy_network_soon(a.floats);
+    SharedStar& shared = star_of_warp();
+    ThreadStar<float, float> star(shared.flux, shared.factor);
+    int64_t item = int64_t(blockIdx.x) * STAR_WARPS + threadIdx.x / LANES, row = 0;
+    const auto fetch = [&] {
+        if (item < a.size) {
+            row = row_in_batch(a, batch, item);
+            copy_samples_soon(a.stars, row, shared);
+            star.gather_constraints(a.stars, row, WarpShape::parameters());  // meanwhile
+        }
+        wait_for_copies();
+    };
+    fetch();
+    __syncthreads();  // the network is the block's
+    while (item < a.size) {
+        step_star_by_warp(a, batch, row, star.view());
+        item += int64_t(gridDim.x) * STAR_WARPS;
+        __syncwarp();
+        fetch();
+    }
 }
 
 XPKERN_NAMESPACE_END
 
-// A kernel of training over the stars of a batch: BY_WARP(a, item), or where XPKERN_GENERAL asks for the general form
-// BY_THREAD<AnyShape>(a, item, arena).
+// A kernel of training over the stars of a batch, which BATCH(a) tells: BY_WARP(a), or where XPKERN_GENERAL asks for
+// the general form BY_THREAD<AnyShape>(a, batch, item, arena) for each.
 #if defined(XPKERN_GENERAL)
-#define XPKERN_WARP_KERNEL(NAME, BY_WARP, BY_THREAD)                                                           \
-    extern "C" __global__ void NAME##_any(const __grid_constant__ xpkern::TrainArguments a) {                  \
-        kernels::over_items_in(                                                                                \
-            a.scratch, kernels::at_work(a) ? a.size : 0,                                                       \
-            [&](int64_t item, const kernels::Arena& arena) { BY_THREAD<kernels::AnyShape>(a, item, arena); }); \
+#define XPKERN_WARP_KERNEL(NAME, BATCH, BY_WARP, BY_THREAD)                                                        \
+    extern "C" __global__ void NAME##_any(const __grid_constant__ xpkern::TrainArguments a) {                      \
+        const int64_t batch = BATCH(a);                                                                            \
+        kernels::over_items_in(a.scratch, batch < 0 ? 0 : a.size, [&](int64_t item, const kernels::Arena& arena) { \
+            BY_THREAD<kernels::AnyShape>(a, batch, item, arena);                                                   \
+        });                                                                                                        \
     }
 #else
-#define XPKERN_WARP_KERNEL(NAME, BY_WARP, BY_THREAD)                             \
-    extern "C" __global__ void __launch_bounds__(kernels::STAR_THREADS)          \
-        NAME(const __grid_constant__ xpkern::TrainArguments a) {                 \
-        kernels::over_stars_by_warp(a, [&](int64_t item) { BY_WARP(a, item); }); \
+#define XPKERN_WARP_KERNEL(NAME, BATCH, BY_WARP, BY_THREAD)             \
+    extern "C" __global__ void __launch_bounds__(kernels::STAR_THREADS) \
+        NAME(const __grid_constant__ xpkern::TrainArguments a) {        \
+        BY_WARP(a);                                                     \
     }
 #endif

@@ -210,7 +210,8 @@ void test_descend(const Problem& on) {
 // Batches of all stars: a gradient against differences of Eq. 12, steps of the model and of the stars.
 void test_train(const Problem& on) {
     const kernels::ParameterLayout layout(on.model.view);
-    const int64_t p = layout.size, chunks = (on.n + kernels::CHUNK_STARS - 1) / kernels::CHUNK_STARS;
+    const int64_t p = layout.size, stars_of_chunk = on.n > 40 ? 4 : 2,
+                  chunks = (on.n + stars_of_chunk - 1) / stars_of_chunk, padded = kernels::padded(p);
     std::vector<double> parameters, params = on.params;
     for (size_t l = 0; l < on.model.weights.size(); ++l) {
         parameters.insert(parameters.end(), on.model.weights[l].begin(), on.model.weights[l].end());
@@ -218,16 +219,18 @@ void test_train(const Problem& on) {
     }
     parameters.insert(parameters.end(), on.model.ext_curve.begin(), on.model.ext_curve.end());
     std::vector<float> floats(parameters.begin(), parameters.end()), tape = filled<float>(on.bytes.tape * on.n),
-                                                                     sums = filled<float>(chunks * p);
-    std::vector<double> first(p, 0.0), second(p, 0.0), moved(p), moved_first(p), moved_second(p), gradient(p),
-        chi2 = filled<double>(on.n), loss(2), star_loss = filled<double>(on.n);
+                                                                     sums = filled<float>(chunks * padded);
+    std::vector<double> first(p, 0.0), second(p, 0.0), parameters_before(p), first_before(p), second_before(p),
+        gradient(p), tile_sums = filled<double>(kernels::TILE_SUMS * padded / kernels::TILE),
+                     chi2 = filled<double>(on.n), loss(2), star_loss = filled<double>(on.n);
     const std::vector<double> before = parameters, rates = {1e-4, 1e-4};
     std::vector<int64_t> batches;
     for (int i = 0; i < 2 * on.n; ++i) batches.push_back(on.n - 1 - i % on.n);
-    xpkern::TrainingState state{0, 0, 0};
+    xpkern::TrainingState state{0, -1, 0};
     const Scratch scratch(on.bytes.train, on.n);
     xpkern::TrainArguments a{};
     a.model = on.model.view;
+    a.counts = {p, layout.curve, layout.n_weights};
     const float* at = floats.data();
     for (int l = 0; l < a.model.n_layers; ++l) {
         a.model.in_float.weights[l] = at;
@@ -241,6 +244,8 @@ void test_train(const Problem& on) {
     a.batches = batches.data();
     a.steps = 2;
     a.size = on.n;
+    a.chunk_stars = stars_of_chunk;
+    a.chunks = chunks;
     a.model_rates = a.star_rates = rates.data();
     a.how = {false, 0.5, 1};  // steps so short that the loss must fall
     a.star_clip = 1;
@@ -248,19 +253,23 @@ void test_train(const Problem& on) {
     const xpkern::FitView box = on.fit();
     for (int i = 0; i < on.k; ++i) a.lower[i] = box.lower[i], a.upper[i] = box.upper[i];
     a.parameters = parameters.data(), a.first = first.data(), a.second = second.data();
-    a.moved = moved.data(), a.moved_first = moved_first.data(), a.moved_second = moved_second.data();
+    a.parameters_before = parameters_before.data(), a.first_before = first_before.data();
+    a.second_before = second_before.data(), a.tile_sums = tile_sums.data();
     a.floats = floats.data(), a.gradient = gradient.data(), a.tape = tape.data(), a.chunk_sums = sums.data();
     a.chi2 = chi2.data(), a.model_loss = loss.data(), a.star_loss = star_loss.data(), a.state = &state;
     a.scratch = scratch.view;
     for (int batch = 0; batch < 3; ++batch) {  // the third finds nothing to do
         launch_over_stars(XPKERN_FORM(train_stars), on.blocks(on.n), a);
+#if defined(XPKERN_GENERAL)
         shim::launch(train_products, on.blocks(p * chunks), BLOCK, a, false);
-        shim::launch(train_gradient, on.blocks(p), BLOCK, a, false);
-        shim::launch(train_step, 1, kernels::STEP_THREADS, a, true);
+#endif
+        shim::launch(train_gradient, on.blocks(p), kernels::TOTAL_THREADS, a, true);
+        shim::launch(train_step, on.blocks(p), kernels::STEP_THREADS, a, true);
         launch_over_stars(XPKERN_FORM(train_star_steps), on.blocks(on.n), a);
-        shim::launch(train_advance, 1, 1, a, false);
     }
-    CHECK(state.step == 2 && state.count == 2 && state.end == xpkern::TRAINING_GOES_ON);
+    shim::launch(train_restore, on.blocks(p), BLOCK, a, false);
+    shim::launch(train_advance, 1, 1, a, false);  // finds nothing either
+    CHECK(state.step == 2 && state.at == -1 && state.end == xpkern::TRAINING_GOES_ON);
     CHECK(on.n == 0 || parameters != before);
     CHECK(on.n < 30 || loss[1] < loss[0]);
     for (int star = 0; star < on.n; ++star) CHECK(star_loss[star] != -7);

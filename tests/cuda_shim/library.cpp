@@ -7,7 +7,7 @@
 
 // Whether the threads of a kernel meet.
 static bool has_barriers(const char* name) {
-    for (const char* one : {"train_stars", "train_star_steps", "train_loss", "train_step", "fit_float",
+    for (const char* one : {"train_stars", "train_gradient", "train_loss", "train_step", "train_star_steps", "fit_float",
                             "fit_fine"})
         if (std::strcmp(name, one) == 0) return true;
     return false;

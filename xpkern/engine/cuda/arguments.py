@@ -327,7 +327,13 @@ class DescendArguments(ctypes.Structure):
 class TrainingState(ctypes.Structure):
     """Where a run of training stands."""
 
-    _fields_ = (("step", c_int64), ("count", c_int64), ("end", c_int64))
+    _fields_ = (("step", c_int64), ("at", c_int64), ("end", c_int64))
+
+
+class ParameterCounts(ctypes.Structure):
+    """How many parameters a model has, where R begins among them, and how many are weights."""
+
+    _fields_ = (("size", c_int64), ("curve", c_int64), ("n_weights", c_int64))
 
 
 class TrainArguments(ctypes.Structure):
@@ -335,13 +341,17 @@ class TrainArguments(ctypes.Structure):
 
     _fields_ = (
         ("model", ModelView),
+        ("counts", ParameterCounts),
         ("stars", StarArrays),
         ("params", c_void_p),
         ("batches", c_void_p),
         ("steps", c_int64),
         ("size", c_int64),
+        ("chunk_stars", c_int64),
+        ("chunks", c_int64),
         ("model_rates", c_void_p),
         ("how", ModelStepView),
+        ("count", c_int64),
         ("star_rates", c_void_p),
         ("star_clip", c_double),
         ("terms", LossView),
@@ -350,8 +360,8 @@ class TrainArguments(ctypes.Structure):
         *(
             (name, c_void_p)
             for name in (
-                *("parameters", "first", "second", "moved", "moved_first", "moved_second", "floats", "gradient"),
-                *("tape", "chunk_sums", "chi2", "model_loss", "star_loss", "state"),
+                *("parameters", "first", "second", "parameters_before", "first_before", "second_before", "floats"),
+                *("gradient", "tape", "chunk_sums", "tile_sums", "chi2", "model_loss", "star_loss", "state"),
             )
         ),
         ("scratch", ThreadScratch),

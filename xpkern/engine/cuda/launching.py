@@ -30,7 +30,7 @@ BLOCK = 128
 _WARP = 32
 
 #: Warps of a block whose warps have a star each: STAR_WARPS of csrc/cuda/train_warp.cuh.
-_STAR_WARPS = 2
+STAR_WARPS = 2
 
 #: Blocks of a processor where more would not help: where each block prepares something, or each thread has memory of
 #: its own; and most bytes of the latter in all. Kernels of that kind are for models of unusual sizes: they may be
@@ -89,8 +89,8 @@ class Launcher:
 
         Each block copies the network for itself: more blocks than a processor has at a time only copy it more often.
         """
-        blocks = min(max(1, -(-items // _STAR_WARPS)), _BLOCKS_A_PROCESSOR * self.device.facts.processors)
-        self.device.launch(kernel, blocks, _STAR_WARPS * _WARP, [parameter(arguments)], stream)
+        blocks = min(max(1, -(-items // STAR_WARPS)), _BLOCKS_A_PROCESSOR * self.device.facts.processors)
+        self.device.launch(kernel, blocks, STAR_WARPS * _WARP, [parameter(arguments)], stream)
 
     def launch_fits(self, kernel: str, stage: str, fits: int, arguments: Any, stream: Any) -> None:
         """Queue a kernel whose warps take up fits one by one: a block a processor, with as many as its memory holds.
@@ -103,9 +103,13 @@ class Launcher:
         blocks = min(max(1, -(-fits // warps)), facts.processors)
         self.device.launch(kernel, blocks, warps * _WARP, [parameter(arguments)], stream, networks + warps * star)
 
-    def one(self, kernel: str, arguments: Any, stream: Any, threads: int = 1) -> None:
-        """Queue a kernel of a single block."""
-        self.device.launch(kernel, 1, threads, [parameter(arguments)], stream)
+    def launch_blocks(self, kernel: str, blocks: int, threads: int, arguments: Any, stream: Any) -> None:
+        """Queue a kernel of so many blocks of so many threads."""
+        self.device.launch(kernel, blocks, threads, [parameter(arguments)], stream)
+
+    def one(self, kernel: str, arguments: Any, stream: Any) -> None:
+        """Queue a kernel of a single thread."""
+        self.launch_blocks(kernel, 1, 1, arguments, stream)
 
     @cached_property
     def sizes(self) -> dict[str, int]:

@@ -13,27 +13,32 @@ from xpkern.engine.contract import Box, Float64, Int64, LossTerms, StarData
 from xpkern.engine.cuda.arguments import (
     KernelScratch,
     ModelStepView,
+    ParameterCounts,
     StarArrays,
     ThreadScratch,
     TrainArguments,
     TrainingState,
 )
 from xpkern.engine.cuda.fitting import fill, loss_view
-from xpkern.engine.cuda.launching import Launcher, form
+from xpkern.engine.cuda.launching import STAR_WARPS, Launcher, form
 from xpkern.engine.cuda.residents import Kept, Residents
 from xpkern.engine.cuda.tables import model_sizes, point_model
 from xpkern.engine.training import EpochResult, ModelArrays, ModelMoments, Steps
 from xpkern.errors import DeviceOutOfMemory, TrainingDiverged
 from xpkern.model.flux_model import FluxModel
 
-#: Stars whose gradients are added up before they meet those of others: fixed, so that sums do not depend on the GPU.
-CHUNK = 64
+#: Chunks of stars, whose gradients are added up in single precision, that a batch should be cut into, and stars that a
+#: chunk may have beyond that: many blocks have work, but few sums go through memory. No sum depends on the GPU.
+_CHUNKS, _MOST_STARS_OF_CHUNK = 512, 64
 
-#: Threads of the kernels that a single block runs: STEP_THREADS of csrc/cuda/train.cuh.
-_ONE_BLOCK = 1024
+#: Parameters of a block of the total, its threads, and those of a block of the step, as in csrc/cuda/train.cuh.
+_TILE, _TOTAL_THREADS, _STEP_THREADS = 32, 512, 256
 
-#: Batches below which a graph does not pay.
-_FEWEST_REPLAYED = 8
+#: Batches of a graph: its launch from Python must take less than its batches. Beyond the last batch kernels do nothing.
+_REPLAYED = 8
+
+#: Arrays of a number for each parameter.
+_OF_PARAMETERS = ("parameters", "first", "second", "parameters_before", "first_before", "second_before", "gradient")
 
 #: Ends of a run, as in csrc/cuda/arguments.cuh.
 _LOSS_NOT_FINITE, _MODEL_NOT_FINITE = 1, 2
@@ -71,9 +76,13 @@ class Trainer:
         self._needed: KernelScratch = launcher.scratch(model=self._view)
         numbers = ModelArrays(list(model.weights), list(model.biases), model.ext_curve).flatten()
         self._size = numbers.size
+        n_weights = sum(weights.size for weights in model.weights)
+        self._counts = ParameterCounts(self._size, self._size - model.ext_curve.size, n_weights)
         self._memory: dict[str, Any] = {}
-        for name in ("parameters", "first", "second", "moved", "moved_first", "moved_second", "gradient"):
+        for name in _OF_PARAMETERS:
             self._allocate(name, 8 * self._size)
+        self._tiles = -(-self._size // _TILE)
+        self._allocate("tile_sums", 8 * 3 * self._tiles)
         self._allocate("floats", 4 * self._size)
         self._allocate("state", ctypes.sizeof(TrainingState))
         self._put("parameters", numbers)
@@ -136,10 +145,12 @@ class Trainer:
         count, size = batches.shape
         if count == 0:
             return None
-        chunks = -(-size // CHUNK)
+        chunk = _stars_of_chunk(size)
         self._allocate("batches", batches.nbytes)
         self._allocate("tape", 4 * max(self._needed.tape, 1) * size)
-        self._allocate("chunk_sums", 4 * chunks * self._size)
+        sums = 4 * -(-size // chunk) * self._tiles * _TILE
+        self._allocate("chunk_sums", sums)
+        self._device.clear(self._at("chunk_sums"), sums, self._stream)  # also where rows end before the tile does
         self._allocate("chi2", 8 * size)
         self._allocate("model_loss", 8 * count)
         self._put("batches", np.ascontiguousarray(batches, np.int64))
@@ -149,41 +160,51 @@ class Trainer:
             if way is not None:
                 self._allocate(name, 8 * count)
                 self._put(name, np.ascontiguousarray(way.rates[steps], np.float64))
-        self._put("state", np.array([0, self._count, 0], np.int64))
+        self._put("state", np.array([0, -1, 0], np.int64))
         arguments = self._arguments(stars, params, star_loss, count, size, course)
 
-        def one_batch(stream: Any) -> None:
-            self._queue(arguments, chunks, course, stream, gradient_alone)
+        def queue(batches: int, stream: Any) -> None:
+            for _ in range(batches):
+                self._queue(arguments, course, stream, gradient_alone)
 
-        one_batch(self._stream)  # kernels are loaded by their first launch, which a recording does not allow
-        again = one_batch if count < _FEWEST_REPLAYED else self._device.record(one_batch)
-        for _ in range(count - 1):
-            again(self._stream)
+        if count <= _REPLAYED:
+            queue(count, self._stream)
+        else:
+            queue(1, self._stream)  # kernels are loaded by their first launch, which a recording does not allow
+            some = self._device.record(lambda stream: queue(_REPLAYED, stream))
+            for _ in range(1, count, _REPLAYED):
+                some(self._stream)
+        moves_model = course.model_steps is not None and not gradient_alone
+        if moves_model:
+            self._launcher.launch("train_restore", self._size, arguments, self._stream)
         state = self._get("state", np.empty(3, np.int64))
         reached = int(state[0])
         if course.model_steps is not None:
             self._get("model_loss", model_loss[steps][:reached] if reached else np.empty(0))
-            if gradient_alone:
-                self._get("model_loss", model_loss[steps])
-        self._count = int(state[1])
+        if moves_model:
+            self._count += reached
         if state[2] == 0:
             return None
         chi2 = self._get("chi2", np.empty(size))
         return _End(int(state[2]), steps.start + reached, chi2)
 
-    def _queue(self, arguments: TrainArguments, chunks: int, course: Course, stream: Any, gradient_alone: bool) -> None:
+    def _queue(self, arguments: TrainArguments, course: Course, stream: Any, gradient_alone: bool) -> None:
         """Kernels of one batch; the state on the GPU says which."""
         launcher = self._launcher
-        if course.model_steps is not None:
+        if course.model_steps is None:
+            launcher.one("train_advance", arguments, stream)
+        else:
             self._queue_stars("train_stars", arguments, stream)
-            launcher.launch("train_products", self._size * chunks, arguments, stream)
-            launcher.launch("train_gradient", self._size, arguments, stream)
-            launcher.one("train_loss" if gradient_alone else "train_step", arguments, stream, _ONE_BLOCK)
-        if gradient_alone:
-            return
+            if self._needed.train:
+                launcher.launch("train_products", self._size * int(arguments.chunks), arguments, stream)
+            launcher.launch_blocks("train_gradient", self._tiles, _TOTAL_THREADS, arguments, stream)
+            if gradient_alone:
+                launcher.launch_blocks("train_loss", 1, _STEP_THREADS, arguments, stream)
+            else:
+                blocks = -(-self._size // _STEP_THREADS)
+                launcher.launch_blocks("train_step", blocks, _STEP_THREADS, arguments, stream)
         if course.star_steps is not None:
             self._queue_stars("train_star_steps", arguments, stream)
-        launcher.one("train_advance", arguments, stream)
 
     def _queue_stars(self, kernel: str, arguments: TrainArguments, stream: Any) -> None:
         """A kernel over the stars of a batch: a warp each, but in its general form a thread each."""
@@ -197,16 +218,21 @@ class Trainer:
     def _arguments(
         self, stars: Any, params: Any, star_loss: Any, count: int, size: int, course: Course
     ) -> TrainArguments:
+        chunk = _stars_of_chunk(size)
         how = Steps("sgd", np.empty(0)) if course.model_steps is None else course.model_steps
         arguments = TrainArguments(
             model=self._view,
+            counts=self._counts,
             stars=StarArrays(*(self._pointer(getattr(stars, name)) for name in ("flux", "whitener", "mean", "sigma"))),
             params=self._pointer(params),
             batches=self._at("batches"),
             steps=count,
             size=size,
+            chunk_stars=chunk,
+            chunks=-(-size // chunk),
             model_rates=None if course.model_steps is None else self._at("model_rates"),
             how=ModelStepView(how.method == "adam", how.momentum, how.clip),
+            count=self._count,
             star_rates=None if course.star_steps is None else self._at("star_rates"),
             star_clip=np.inf if course.star_steps is None else course.star_steps.clip,
             terms=loss_view(course.terms),
@@ -215,8 +241,14 @@ class Trainer:
             **{
                 name: self._at(name)
                 for name in (
-                    *("parameters", "first", "second", "moved", "moved_first", "moved_second", "floats", "gradient"),
-                    *("tape", "chunk_sums", "chi2", "model_loss", "state"),
+                    *_OF_PARAMETERS,
+                    "floats",
+                    "tape",
+                    "chunk_sums",
+                    "tile_sums",
+                    "chi2",
+                    "model_loss",
+                    "state",
                 )
             },
         )
@@ -271,6 +303,11 @@ class _End:
     why: int
     batch: int
     chi2: Float64
+
+
+def _stars_of_chunk(size: int) -> int:
+    """Stars of a chunk of a batch of so many: whole blocks of a warp each."""
+    return min(STAR_WARPS * max(1, -(-size // (STAR_WARPS * _CHUNKS))), _MOST_STARS_OF_CHUNK)
 
 
 def _no_box(parameters: int) -> Box:
