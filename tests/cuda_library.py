@@ -24,7 +24,7 @@ FLAGS = ["-std=c++17", "-O1", "-g0", "-ffp-contract=off", "-fno-math-errno", "-p
 def kernel_names(*, general: bool) -> list[str]:
     """Names of the kernels of one of the two modules that the text makes."""
     text = "".join(path.read_text() for path in sorted(SOURCES.glob("*.cuh")))
-    of_stars = re.findall(r"^XPKERN_(?:STAR|WARP)_KERNEL\((\w+),", text, re.MULTILINE)
+    of_stars = re.findall(r"^XPKERN_(?:STAR|WARP|SPECTRUM)_KERNEL\((\w+),", text, re.MULTILINE)
     others = re.findall(r'^extern "C" __global__ void (?:__launch_bounds__\(.*?\)\s+)?(\w+)\(', text, re.MULTILINE)
     return sorted([*(f"{name}_any" if general else name for name in of_stars), *others])
 

@@ -9,10 +9,10 @@
 #pragma once
 
 #include "train_tape.cuh"
+#include "warps.cuh"
 
 XPKERN_NAMESPACE_BEGIN
 
-constexpr int LANES = 32;
 constexpr int STAR_WARPS = 2;  // of a block: with the network, what fits into shared memory that need not be asked for
 constexpr int STAR_THREADS = STAR_WARPS * LANES;
 
@@ -68,25 +68,11 @@ __device__ __forceinline__ SharedStars& shared_stars() {
 __device__ __forceinline__ SharedStar& star_of_warp() {
     return shared_stars().star[threadIdx.x / LANES];
 }
-__device__ __forceinline__ int lane_in_warp() {
-    return int(threadIdx.x) % LANES;
-}
-__device__ __forceinline__ float from_lane(float number, int lane) {
-    return __shfl_sync(0xffffffffu, number, lane);
-}
 
-// put(at, from[at]) for at < COUNT, dealt out to so many THREADS. All loads are on their way before one is waited for.
+// put(at, from[at]) for at < COUNT, dealt out to so many THREADS.
 template <int COUNT, int THREADS, class Put>
 __device__ __forceinline__ void take_over(const float* from, const Put& put) {
-    constexpr int rounds = (COUNT + THREADS - 1) / THREADS;
-    const int first = int(threadIdx.x) % THREADS;
-    float taken[rounds];
-    XPKERN_UNROLL
-    for (int r = 0; r < rounds; ++r)
-        if (first + r * THREADS < COUNT) taken[r] = from[first + r * THREADS];
-    XPKERN_UNROLL
-    for (int r = 0; r < rounds; ++r)
-        if (first + r * THREADS < COUNT) put(first + r * THREADS, taken[r]);
+    Taken<COUNT, THREADS, float>(from).hand_over(put);
 }
 
 __device__ __forceinline__ void gather_samples(const StarArrays& stars, int64_t row, SharedStar& star) {
@@ -253,8 +239,7 @@ __device__ __forceinline__ float weigh_residual(const ModelView& model, const Wa
     float chi2 = 0;
     XPKERN_UNROLL
     for (int s = 0; s < strips; ++s) chi2 = fma(left[s], left[s], chi2);
-    XPKERN_UNROLL
-    for (int half = LANES / 2; half > 0; half /= 2) chi2 += from_lane(chi2, lane ^ half);
+    chi2 = sum_over_lanes(chi2);
     unwhiten_by_warp<strips - 1>(star.factor, left);
     XPKERN_UNROLL
     for (int s = 0; s < strips; ++s) {

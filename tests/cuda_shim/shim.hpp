@@ -115,7 +115,7 @@ constexpr unsigned WARP = 32;
 // A warp's barrier, and what its lanes show one another: before one barrier the one row, before the next the other.
 struct Warp {
     Barrier barrier{WARP};
-    float shown[2][WARP];
+    double shown[2][2][WARP];
 };
 
 struct Meeting {
@@ -133,15 +133,25 @@ inline Meeting& meeting_here() {
     return *meeting;
 }
 
-// Runs a kernel. with_barriers: whether it has any.
+// Shared memory that a launch asks for, filled with what is no number before every block.
+struct alignas(16) SharedBytes {
+    char byte[16];
+};
+inline thread_local std::unique_ptr<SharedBytes[]> shared_memory;
+
+// Runs a kernel. with_barriers: whether it has any; shared: bytes of shared memory that it asks for.
 template <class Arguments>
-void launch(void (*kernel)(Arguments), int64_t grid, int64_t block, const Arguments& arguments, bool with_barriers) {
+void launch(void (*kernel)(Arguments), int64_t grid, int64_t block, const Arguments& arguments, bool with_barriers,
+            int64_t shared = 0) {
     static thread_local Team team;
+    const auto pieces = static_cast<size_t>(shared) / sizeof(SharedBytes);
+    shared_memory.reset(new SharedBytes[pieces]);
     const auto threads = static_cast<unsigned>(block);
     block_size = {threads, 1, 1};
     grid_size = {static_cast<unsigned>(grid), 1, 1};
     for (unsigned b = 0; b < grid_size.x; ++b) {
         block_index = {b, 0, 0};
+        std::memset(static_cast<void*>(shared_memory.get()), 0xFF, pieces * sizeof(SharedBytes));
         if (with_barriers) {
             Meeting of_block(threads);
             meeting = &of_block;
@@ -158,15 +168,18 @@ void launch(void (*kernel)(Arguments), int64_t grid, int64_t block, const Argume
 
 // A kernel whose arguments are bytes, as the driver takes them.
 template <class Arguments>
-void launch_bytes(void (*kernel)(Arguments), int64_t grid, int64_t block, void** parameters, bool with_barriers) {
+void launch_bytes(void (*kernel)(Arguments), int64_t grid, int64_t block, void** parameters, bool with_barriers,
+                  int64_t shared) {
     Arguments arguments;
     std::memcpy(static_cast<void*>(&arguments), parameters[0], sizeof(Arguments));
-    launch(kernel, grid, block, arguments, with_barriers);
+    launch(kernel, grid, block, arguments, with_barriers, shared);
 }
 
 }  // namespace shim
 
 #define threadIdx shim::thread_index
+#define XPKERN_SHARED_MEMORY(NAME) auto* const NAME = reinterpret_cast<Pair*>(shim::shared_memory.get())
+#define XPKERN_MULTIPLY_TILES multiply_shown_tiles
 #define blockIdx shim::block_index
 #define blockDim shim::block_size
 #define gridDim shim::grid_size
@@ -180,12 +193,26 @@ inline void __syncwarp() {
 }
 
 // All lanes take part.
-inline float __shfl_sync(unsigned, float number, int lane) {
+template <class Number>
+Number __shfl_sync(unsigned, Number number, int lane) {
     shim::Warp& warp = shim::meeting_here().warps[threadIdx.x / shim::WARP];
-    float* const shown = warp.shown[warp.barrier.round() % 2];
+    double* const shown = warp.shown[warp.barrier.round() % 2][0];
     shown[threadIdx.x % shim::WARP] = number;
     warp.barrier.wait();
-    return shown[lane];
+    return static_cast<Number>(shown[lane]);
+}
+
+// The tensor cores' product of csrc/cuda/warps.cuh.
+inline void multiply_shown_tiles(double left, double right, double (&sum)[2]) {
+    shim::Warp& warp = shim::meeting_here().warps[threadIdx.x / shim::WARP];
+    const unsigned lane = threadIdx.x % shim::WARP, row = lane / 4, column = lane % 4 * 2;
+    auto& shown = warp.shown[warp.barrier.round() % 2];
+    shown[0][lane] = left;
+    shown[1][lane] = right;
+    warp.barrier.wait();
+    for (unsigned k = 0; k < 4; ++k)
+        for (unsigned c = 0; c < 2; ++c)
+            sum[c] = __builtin_fma(shown[0][row * 4 + k], shown[1][(column + c) * 4 + k], sum[c]);
 }
 
 inline unsigned long long atomicAdd(unsigned long long* address, unsigned long long value) {
