@@ -220,16 +220,15 @@ XPKERN_KERNEL void symmetric_product(const double* left, int n, int inner, Rows<
     if (i < n) symmetric_panel<SHAPE, ONTO, 1>(left, n, inner, right, i, share, out);
 }
 
-// sum = C_ij - sum_k G_ik G_jk, k = first ... j - 1, of ROWS rows from i on and COLUMNS columns from j on.
+// sum = C_ij - sum_k G_ik G_jk, k = first ... j - 1, of ROWS rows of a triangle and COLUMNS columns from j on.
 template <int ROWS, int COLUMNS, class Lane>
-XPKERN_INLINE void cholesky_sums(const Lane* triangle, int first, int i, int j, Lane (&sum)[ROWS][COLUMNS]) {
-    const Lane* row[ROWS];
+XPKERN_INLINE void cholesky_sums(const Lane* const (&row)[ROWS], const Lane* triangle, int first, int j,
+                                 Lane (&sum)[ROWS][COLUMNS]) {
     const Lane* pivot_row[COLUMNS];
     XPKERN_UNROLL
     for (int c = 0; c < COLUMNS; ++c) pivot_row[c] = triangle + row_start(j + c);
     XPKERN_UNROLL
     for (int r = 0; r < ROWS; ++r) {
-        row[r] = triangle + row_start(i + r);
         XPKERN_UNROLL
         for (int c = 0; c < COLUMNS; ++c) sum[r][c] = row[r][j + c];
     }
@@ -251,7 +250,10 @@ XPKERN_INLINE void cholesky_sums(const Lane* triangle, int first, int i, int j, 
 template <int ROWS, int COLUMNS, class Lane>
 XPKERN_INLINE void cholesky_block(Lane* triangle, int first, int i, int j) {
     Lane sum[ROWS][COLUMNS];
-    cholesky_sums(triangle, first, i, j, sum);
+    const Lane* of_block[ROWS];
+    XPKERN_UNROLL
+    for (int r = 0; r < ROWS; ++r) of_block[r] = triangle + row_start(i + r);
+    cholesky_sums(of_block, triangle, first, j, sum);
     XPKERN_UNROLL
     for (int r = 0; r < ROWS; ++r) {
         Lane* row = triangle + row_start(i + r);

@@ -10,6 +10,14 @@
 #include "core/calibrate.hpp"
 #include "warps.cuh"
 
+// A loop that is unrolled no further than by COUNT: all of a star's instructions must fit into their cache.
+#if defined(__CUDACC__)
+#define XPKERN_PRAGMA(TEXT) _Pragma(#TEXT)
+#define XPKERN_UNROLL_BY(COUNT) XPKERN_PRAGMA(unroll COUNT)
+#else
+#define XPKERN_UNROLL_BY(COUNT)
+#endif
+
 XPKERN_NAMESPACE_BEGIN
 
 constexpr int MOST_SPECTRA = 8;  // of a block: as many as fit into an H100's shared memory
@@ -20,14 +28,16 @@ struct UsualSpectrum {
     static constexpr int xp_samples = 61, samples = 66, bands = samples - xp_samples;
     static constexpr int tile = 8, column_tiles = (coefficients + tile - 1) / tile, columns = column_tiles * tile;
     static constexpr int bp_tiles = 4, rp_tiles = 5, design_rows = 64;
-    static constexpr int block = 35;                                 // most samples of a block of C_b
+    static constexpr int block = 35;  // most samples of a block of C_b
+    static constexpr int block_strips = (block + LANES - 1) / LANES;
     static constexpr int strips = (xp_samples + LANES - 1) / LANES;  // a lane's samples: lane, lane + LANES, ...
 
     static XPKERN_INLINE bool holds(const CalibrationView& view) {
-        return view.bp.coefficients == coefficients && view.rp.coefficients == coefficients &&
-               view.samples == samples && view.xp_samples == xp_samples && view.bp.rows <= bp_tiles * tile &&
-               view.rp.rows <= rp_tiles * tile && view.bp.rows + view.rp.rows <= design_rows &&
-               view.leading_end <= block && view.xp_samples - view.leading_end <= block;
+        return view.bp.rows > 0 && view.rp.rows > 0 && view.bp.coefficients == coefficients &&
+               view.rp.coefficients == coefficients && view.samples == samples && view.xp_samples == xp_samples &&
+               view.bp.rows <= bp_tiles * tile && view.rp.rows <= rp_tiles * tile &&
+               view.bp.rows + view.rp.rows <= design_rows && view.leading_end <= block &&
+               view.xp_samples - view.leading_end <= block;
     }
 };
 
@@ -103,16 +113,25 @@ __device__ __forceinline__ double load_side_by_warp(const CalibrationView& view,
     const Taken<pairs, LANES, float> correlation(rows.correlation + row * pairs);
     const double scale = view.unit_variance ? 1 / double(rows.standard_deviation[row]) : 1;
     double poison = 0;
-    const auto check = [&](double number) { return poison = fma(number, 0.0, poison), number; };
+    float poison_of_floats = 0;
     __syncwarp();  // no lane is still at the side before
-    coefficients.hand_over([&](int at, double number) { side.coefficients[at] = check(number); });
-    error.hand_over([&](int at, float number) { side.error[at] = check(double(number) * scale); });
-    correlation.hand_over([&](int at, float number) { side.correlation[at] = float(check(number)); });
+    coefficients.hand_over([&](int at, double number) {
+        side.coefficients[at] = number;
+        poison = fma(number, 0.0, poison);
+    });
+    error.hand_over([&](int at, float number) {
+        side.error[at] = double(number) * scale;
+        poison = fma(side.error[at], 0.0, poison);
+    });
+    correlation.hand_over([&](int at, float number) {
+        side.correlation[at] = number;
+        poison_of_floats = fma(number, 0.0f, poison_of_floats);
+    });
     for (int at = n + lane_in_warp(); at < UsualSpectrum::columns; at += LANES)
         side.coefficients[at] = side.error[at] = 0;
     for (int at = pairs + lane_in_warp(); at < row_start(UsualSpectrum::columns); at += LANES) side.correlation[at] = 0;
     __syncwarp();
-    return poison;
+    return poison + double(poison_of_floats);
 }
 
 __device__ __forceinline__ double correlation_of(const float* strict, int a, int b) {
@@ -140,9 +159,7 @@ __device__ __forceinline__ void add_side_by_warp(const SideView& view, const dou
     }
 
     double product[TILES][column_tiles][2] = {}, flux[TILES] = {};
-#if defined(__CUDACC__)
-#pragma unroll 1
-#endif
+    XPKERN_UNROLL_BY(1)
     for (int k = 0; k < column_tiles * tile; k += tile) {
         const Pair coefficients = pair_at(side.coefficients, k), error = pair_at(side.error, k);
         double left[TILES][2];
@@ -222,62 +239,64 @@ __device__ __forceinline__ void take_side_by_warp(const CalibrationView& view, c
     }
 }
 
-// COLUMNS columns of cholesky() from column j on, where j >= begin: a lane has rows begin + lane, and LANES further.
-template <int COLUMNS>
+// COLUMNS columns of cholesky() from column j on. A lane has rows begin + lane, and LANES further; those of the columns
+// themselves are in STRIP, and what is before it is done.
+template <int COLUMNS, int STRIP>
 __device__ __forceinline__ void factor_columns_by_warp(double* triangle, int first, int begin, int end, int j) {
-    constexpr int strips = (UsualSpectrum::block + LANES - 1) / LANES;
-    const int lane = lane_in_warp();
-    double sum[strips][1][COLUMNS] = {};
+    constexpr int strips = UsualSpectrum::block_strips - STRIP;
+    const int top = begin + STRIP * LANES, lane = lane_in_warp();
+    double sum[strips][COLUMNS];
+    const double* row[strips];
     XPKERN_UNROLL
-    for (int s = 0; s < strips; ++s) {
-        const int top = begin + s * LANES, i = top + lane;
-        if (top >= end || top + LANES <= j) continue;
-        cholesky_sums(triangle, first, i < j ? j : (i < end ? i : end - 1), j, sum[s]);
+    for (int s = 0; s < strips; ++s) {  // lanes that have no row of the strip compute what nobody asks for
+        const int i = top + s * LANES + lane;
+        row[s] = triangle + row_start(i < j ? j : (i < end ? i : end - 1));
     }
-    const auto of_row = [&](int c, int i) {
-        double number = sum[0][0][c];
-        XPKERN_UNROLL
-        for (int s = 1; s < strips; ++s) number = (i - begin) / LANES == s ? sum[s][0][c] : number;
-        return from_lane(number, (i - begin) % LANES);
-    };
+    cholesky_sums(row, triangle, first, j, sum);
     XPKERN_UNROLL
     for (int c = 0; c < COLUMNS; ++c) {
-        const double reciprocal = 1 / sqrt(of_row(c, j + c));
+        const double reciprocal = rsqrt(from_lane(sum[0][c], j + c - top));
         XPKERN_UNROLL
-        for (int s = 0; s < strips; ++s) sum[s][0][c] *= reciprocal;
+        for (int s = 0; s < strips; ++s) sum[s][c] *= reciprocal;
         XPKERN_UNROLL
         for (int next = c + 1; next < COLUMNS; ++next) {
-            const double pivot = of_row(c, j + next);
+            const double pivot = from_lane(sum[0][c], j + next - top);
             XPKERN_UNROLL
-            for (int s = 0; s < strips; ++s) sum[s][0][next] = fma(-sum[s][0][c], pivot, sum[s][0][next]);
+            for (int s = 0; s < strips; ++s) sum[s][next] = fma(-sum[s][c], pivot, sum[s][next]);
         }
-        XPKERN_UNROLL
-        for (int s = 0; s < strips; ++s) {
-            const int i = begin + s * LANES + lane;
-            if (i == j + c) sum[s][0][c] = reciprocal;
-        }
+        sum[0][c] = top + lane == j + c ? reciprocal : sum[0][c];
     }
     __syncwarp();
     XPKERN_UNROLL
     for (int s = 0; s < strips; ++s) {
-        const int i = begin + s * LANES + lane;
+        const int i = top + s * LANES + lane;
         XPKERN_UNROLL
         for (int c = 0; c < COLUMNS; ++c)
-            if (i >= j + c && i < end) triangle[row_start(i) + j + c] = sum[s][0][c];
+            if (i >= j + c && i < end) triangle[row_start(i) + j + c] = sum[s][c];
     }
     __syncwarp();
 }
 
-// The core's cholesky() for a warp.
-__device__ __forceinline__ void cholesky_by_warp(double* triangle, int begin, int end, int first) {
+template <int STRIP>
+__device__ __forceinline__ void factor_strip_by_warp(double* triangle, int first, int begin, int end) {
     constexpr int COLUMNS = 4;
+    static_assert(LANES % COLUMNS == 0, "columns that are found together have their rows in one strip");
+    int j = begin + STRIP * LANES;
+    const int last = j + LANES < end ? j + LANES : end;
+    for (; j + COLUMNS <= last; j += COLUMNS) factor_columns_by_warp<COLUMNS, STRIP>(triangle, first, begin, end, j);
+    for (; j < last; ++j) factor_columns_by_warp<1, STRIP>(triangle, first, begin, end, j);
+    if constexpr (STRIP + 1 < UsualSpectrum::block_strips) factor_strip_by_warp<STRIP + 1>(triangle, first, begin, end);
+}
+
+// The core's cholesky() for a warp.
+__device__ __forceinline__ void cholesky_by_warp(int begin, int end, int first) {
+    double* const triangle = spectrum_of_warp().triangle;
+    XPKERN_UNROLL_BY(1)
     for (int j = first; j < begin; ++j) {
         for (int i = begin + lane_in_warp(); i < end; i += LANES) cholesky_block<1, 1>(triangle, first, i, j);
     }
     __syncwarp();
-    int j = begin;
-    for (; j + COLUMNS <= end; j += COLUMNS) factor_columns_by_warp<COLUMNS>(triangle, first, begin, end, j);
-    for (; j < end; ++j) factor_columns_by_warp<1>(triangle, first, begin, end, j);
+    factor_strip_by_warp<0>(triangle, first, begin, end);
 }
 
 // The core's inverse_norm() and, as `link`, link_norm() of a block for a warp: a lane has a column.
@@ -292,14 +311,19 @@ __device__ __forceinline__ BlockNorms block_norms_by_warp(int begin, int end, in
     for (int at = first; at < end; at += LANES) {
         const int column = at + lane_in_warp(), top = at < begin ? begin : at;
         const bool linked = column < begin;
-        for (int i = top; i < end; ++i)
-            y[i - top][0] = linked ? star.triangle[row_start(i) + column] : (i == column ? star.present[i] : 0);
+        const int of_link = linked ? column : 0;
+        XPKERN_UNROLL_BY(4)
+        for (int i = top; i < end; ++i) {
+            const double link = star.triangle[row_start(i) + of_link], unit = i == column ? star.present[i] : 0;
+            y[i - top][0] = linked ? link : unit;
+        }
         solve_block<1>(star.triangle, top, end, y);
         double all = 0, of_tail = 0;
+        XPKERN_UNROLL_BY(4)
         for (int i = top; i < end; ++i) {
             const double element = y[i - top][0];
             all = fma(element, element, all);
-            if (i >= tail) of_tail = fma(element, element, of_tail);
+            of_tail += i >= tail ? element * element : 0;
         }
         norms.link += linked ? all : 0;
         norms.inverse.all += linked ? 0 : all;
@@ -322,6 +346,7 @@ __device__ __forceinline__ void add_common_error_by_warp(double common) {
     for (int s = 0; s < strips; ++s) rest[s] = lane + s * LANES < x ? common * star.flux[lane + s * LANES] : 0;
     XPKERN_UNROLL
     for (int strip = 0; strip < strips; ++strip) {
+        XPKERN_UNROLL_BY(2)
         for (int r = 0; r < LANES && strip * LANES + r < x; ++r) {
             const int j = strip * LANES + r;
             const double of_column = from_lane(rest[strip], r) * triangle[row_start(j) + j];
@@ -395,10 +420,15 @@ __device__ __forceinline__ void calibrate_star_by_warp(const CalibrateArguments&
     });
     unusual = sum_over_lanes(unusual);
     __syncwarp();
-    cholesky_by_warp(star.triangle, 0, view.leading_end, 0);
-    cholesky_by_warp(star.triangle, view.leading_end, x, view.link);
-    const BlockNorms leading = block_norms_by_warp(0, view.leading_end, 0, view.link);
-    const BlockNorms trailing = block_norms_by_warp(view.leading_end, x, view.link, x);
+    BlockNorms leading{}, trailing{};
+    XPKERN_UNROLL_BY(1)
+    for (int begin = 0; begin < x;) {
+        const bool leads = begin == 0;
+        const int end = leads ? view.leading_end : x, first = leads ? 0 : view.link;
+        cholesky_by_warp(begin, end, first);
+        (leads ? leading : trailing) = block_norms_by_warp(begin, end, first, leads ? view.link : x);
+        begin = end;
+    }
     add_common_error_by_warp(view.common);
     if (missing > 0) over_samples([&](int i) { blank_sample(i, 0, scratch); });
     __syncwarp();
@@ -410,6 +440,7 @@ __device__ __forceinline__ void calibrate_star_by_warp(const CalibrateArguments&
     }
     float* const whitener = a.rows.whitener + row * row_start(m);
     for (int at = lane; at < row_start(x); at += LANES) whitener[at] = static_cast<float>(star.triangle[at]);
+    XPKERN_UNROLL_BY(1)
     for (int band = 0; band < bands; ++band) {
         for (int j = lane; j <= x + band; j += LANES)
             whitener[row_start(x + band) + j] = j < x + band ? 0.0f : static_cast<float>(star.band_reciprocal[band]);

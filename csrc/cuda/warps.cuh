@@ -31,9 +31,10 @@ struct Taken {
 
     __device__ __forceinline__ explicit Taken(const Number* from) {
         const int first = int(threadIdx.x) % THREADS;
+        from += first;
         XPKERN_UNROLL
         for (int r = 0; r < rounds; ++r)
-            if (first + r * THREADS < COUNT) taken[r] = from[first + r * THREADS];
+            if (first + r * THREADS < COUNT) taken[r] = from[r * THREADS];
     }
     // put(at, from[at]) for the thread's share.
     template <class Put>

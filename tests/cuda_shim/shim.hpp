@@ -215,6 +215,10 @@ inline void multiply_shown_tiles(double left, double right, double (&sum)[2]) {
             sum[c] = __builtin_fma(shown[0][row * 4 + k], shown[1][(column + c) * 4 + k], sum[c]);
 }
 
+inline double rsqrt(double number) {
+    return 1 / __builtin_sqrt(number);
+}
+
 inline unsigned long long atomicAdd(unsigned long long* address, unsigned long long value) {
     return __atomic_fetch_add(address, value, __ATOMIC_RELAXED);
 }
