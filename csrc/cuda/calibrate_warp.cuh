@@ -177,8 +177,8 @@ __device__ __forceinline__ void add_side_by_warp(const SideView& view, const dou
             XPKERN_UNROLL
             for (int h = 0; h < 2; ++h) {
                 const double right = correlation_of(side.correlation, k + pair + h, n * tile + row);
-                XPKERN_UNROLL
-                for (int s = 0; s < TILES; ++s) multiply_tiles(left[s][h], right, product[s][n]);
+                multiply_column<TILES>(
+                    0, [&](int s) { return left[s][h]; }, right, [&](int s) -> double (&)[2] { return product[s][n]; });
             }
         }
     }
@@ -202,8 +202,8 @@ __device__ __forceinline__ void add_side_by_warp(const SideView& view, const dou
             XPKERN_UNROLL
             for (int h = 0; h < 2; ++h) {
                 const double right = element.at[h] * error.at[h];
-                XPKERN_UNROLL
-                for (int s = t; s < TILES; ++s) multiply_tiles(product[s][n][h], right, sum[s]);
+                multiply_column<TILES>(
+                    t, [&](int s) { return product[s][n][h]; }, right, [&](int s) -> double (&)[2] { return sum[s]; });
             }
         }
         XPKERN_UNROLL
@@ -387,6 +387,20 @@ __device__ __forceinline__ void over_samples(const Work& work) {
     for (int i = lane_in_warp(); i < UsualSpectrum::xp_samples; i += LANES) work(i);
 }
 
+// What is going to be read of a star.
+__device__ __forceinline__ void ask_for_star(const CalibrationRows& rows, int64_t row) {
+    constexpr int n = UsualSpectrum::coefficients, pairs = UsualSpectrum::pairs, bands = UsualSpectrum::bands;
+    const auto ask_for_side = [&](const SideRows& side) {
+        ask_for<n>(side.coefficients + row * n);
+        ask_for<n>(side.error + row * n);
+        ask_for<pairs>(side.correlation + row * pairs);
+    };
+    ask_for_side(rows.bp);
+    ask_for_side(rows.rp);
+    ask_for<bands>(rows.band_flux + row * bands);
+    ask_for<bands>(rows.band_error + row * bands);
+}
+
 __device__ __forceinline__ void calibrate_star_by_warp(const CalibrateArguments& a, int64_t row) {
     constexpr int x = UsualSpectrum::xp_samples, m = UsualSpectrum::samples, bands = UsualSpectrum::bands;
     const CalibrationView& view = a.view;
@@ -458,8 +472,10 @@ __device__ __forceinline__ void calibrate_by_warp(const CalibrateArguments& a) {
     copy_design(a.view.rp, a.view.bp.rows);
     __syncthreads();
     const int64_t warps = blockDim.x / LANES, step = int64_t(gridDim.x) * warps;
-    for (int64_t row = int64_t(blockIdx.x) * warps + threadIdx.x / LANES; row < a.n; row += step)
+    for (int64_t row = int64_t(blockIdx.x) * warps + threadIdx.x / LANES; row < a.n; row += step) {
+        if (row + step < a.n) ask_for_star(a.rows, row + step);
         calibrate_star_by_warp(a, row);
+    }
 }
 
 XPKERN_NAMESPACE_END

@@ -46,6 +46,21 @@ struct Taken {
     }
 };
 
+// Asks for COUNT numbers that the warp is going to read: they are then near, in the second-level cache.
+template <int COUNT, class Number>
+__device__ __forceinline__ void ask_for(const Number* from) {
+#if defined(__CUDA_ARCH__)
+    constexpr int line = 128 / int(sizeof(Number)), lines = COUNT / line + 2;  // a row begins anywhere in a line
+    XPKERN_UNROLL
+    for (int first = 0; first < lines; first += LANES) {
+        const int at = (first + lane_in_warp()) * line;
+        asm volatile("prefetch.global.L2 [%0];" ::"l"(from + (at < COUNT ? at : COUNT - 1)));
+    }
+#else
+    static_cast<void>(from);
+#endif
+}
+
 // sum += left right, of matrices 8 by 4 and 4 by 8 that a warp holds together. A lane has element (lane / 4, lane % 4)
 // of the left one, (lane % 4, lane / 4) of the right one, and of the sum the two from (lane / 4, 2 (lane % 4)) on.
 __device__ __forceinline__ void multiply_tiles(double left, double right, double (&sum)[2]) {
@@ -64,6 +79,24 @@ __device__ __forceinline__ void multiply_tiles(double left, double right, double
         for (int c = 0; c < 2; ++c) sum[c] = fma(factor, from_lane(right, (lane % 4 * 2 + c) * 4 + k), sum[c]);
     }
 #endif
+}
+
+// The same of the tiles from ... TILES of a column of left matrices, left(s), and sums, sum(s): on GPUs that can, of
+// two of them at a time.
+template <int TILES, class Left, class Sum>
+__device__ __forceinline__ void multiply_column(int from, const Left& left, double right, const Sum& sum) {
+    int s = from;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    XPKERN_UNROLL
+    for (; s + 2 <= TILES; s += 2) {
+        asm volatile(
+            "mma.sync.aligned.m16n8k4.row.col.f64.f64.f64.f64 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+            : "+d"(sum(s)[0]), "+d"(sum(s)[1]), "+d"(sum(s + 1)[0]), "+d"(sum(s + 1)[1])
+            : "d"(left(s)), "d"(left(s + 1)), "d"(right));
+    }
+#endif
+    XPKERN_UNROLL
+    for (; s < TILES; ++s) multiply_tiles(left(s), right, sum(s));
 }
 
 XPKERN_NAMESPACE_END
