@@ -32,7 +32,7 @@ _WARP = 32
 #: Warps of a block whose warps have a star each: STAR_WARPS of csrc/cuda/train_warp.cuh.
 _STAR_WARPS = 2
 
-#: Most warps of a block that have a spectrum each: MOST_SPECTRA of csrc/cuda/calibrate_warp.cuh.
+#: Most warps of a block that have a spectrum each: MOST_SPECTRA of csrc/cuda/spectrum_memory.cuh.
 _MOST_SPECTRA = 8
 
 #: Blocks of a processor where more would not help: where each block prepares something, or each thread has memory of
