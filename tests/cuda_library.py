@@ -27,7 +27,7 @@ def kernel_names(*, general: bool) -> list[str]:
     # each of the two forms of a kernel stands behind a condition of its own where they have little in common
     ours = re.compile(r"^#if defined\(XPKERN_GENERAL\)\n(.*?)^#else\n(.*?)^#endif\n", re.MULTILINE | re.DOTALL)
     text = ours.sub(lambda found: found[1 if general else 2], text)
-    of_stars = re.findall(r"^XPKERN_(?:STAR|WARP|GENERAL)_KERNEL\((\w+),", text, re.MULTILINE)
+    of_stars = re.findall(r"^XPKERN_(?:STAR|WARP|SPECTRUM|GENERAL)_KERNEL\((\w+),", text, re.MULTILINE)
     others = re.findall(r'^extern "C" __global__ void (?:__launch_bounds__\(.*?\)\s+)?(\w+)\(', text, re.MULTILINE)
     return sorted([*(f"{name}_any" if general else name for name in of_stars), *others])
 

@@ -21,6 +21,7 @@ FACTS = DeviceFacts(
     compute_capability="0.0",
     processors=2,
     memory=1 << 34,
+    shared_memory=232_448,
     driver="0.0",
     compiler="host compiler",
     door="simulation",

@@ -118,7 +118,7 @@ class TestDoctor:
         def unavailable():
             raise xk.DeviceUnavailable("no NVIDIA driver")
 
-        facts = DeviceFacts("NVIDIA H100", "9.0", 132, 85_000_000_000, "13.0", "NVRTC 13.0", "CuPy 14.2.0")
+        facts = DeviceFacts("NVIDIA H100", "9.0", 132, 85_000_000_000, 232_448, "13.0", "NVRTC 13.0", "CuPy 14.2.0")
         monkeypatch.setattr(device, "open_device", unavailable)
         assert doctor.gpu() == "not used: no NVIDIA driver"
         found = SimpleNamespace(facts=facts, free_memory=lambda: 84_000_000_000)

@@ -22,15 +22,20 @@ from mock_stars import (
     some_bands_missing,
 )
 from simulated_gpu import SimulatedGpu
+from test_engine_calibrate import random_spectra
 
 from xpkern.engine.contract import Descent, FitOptions, LossTerms, StarData
+from xpkern.engine.cpu import CpuEngine
 from xpkern.engine.cuda import launching
 from xpkern.engine.cuda.engine import CudaEngine
+from xpkern.engine.packed import unpack_factor
 from xpkern.engine.reference import ReferenceEngine
 from xpkern.engine.training import Steps
 from xpkern.errors import TrainingDiverged
 from xpkern.fit.fit import default_box
 from xpkern.fit.start import start_grid
+from xpkern.model.noise import Noise
+from xpkern.observe.calibration import Calibration
 from xpkern.status import Status
 
 REFERENCE = ReferenceEngine()
@@ -220,3 +225,74 @@ def test_every_kernel_is_launched_by_the_engine():
     named = set(re.findall(r'"(\w+)"', python))
     kernels = [name for name in kernel_names(general=False) if not name.startswith("roof_")]
     assert [name for name in kernels if name not in named] == []
+
+
+@pytest.fixture
+def left_to_the_cpu(monkeypatch):
+    """How many stars each calibration by the kernels leaves to the CPU's, which it then asks."""
+    counts = []
+
+    class Counting(CpuEngine):
+        def calibrate(self, calibration, coefficients, *arguments, **options):
+            counts.append(len(coefficients))
+            return super().calibrate(calibration, coefficients, *arguments, **options)
+
+    monkeypatch.setattr("xpkern.engine.cuda.engine.CpuEngine", Counting)
+    return counts
+
+
+def assert_same_calibration(found, expected):
+    np.testing.assert_array_equal(found.status, expected.status)
+    np.testing.assert_allclose(found.flux, expected.flux, rtol=1e-6, atol=1e-6 * np.abs(expected.flux).max())
+    factors = unpack_factor(found.whitener), unpack_factor(expected.whitener)
+    diagonals = [np.einsum("njj->nj", factor) for factor in factors]
+    np.testing.assert_array_equal(diagonals[0] == 0, diagonals[1] == 0)
+    for diagonal in diagonals:
+        np.divide(1.0, diagonal, out=diagonal, where=diagonal > 0)
+    scale = np.sqrt(np.einsum("nij,nij->ni", factors[1], factors[1]))[:, :, None]
+    assert (np.abs(factors[0] - factors[1]) <= 1e-5 * scale).all()
+
+
+@pytest.mark.parametrize("sigma", ["archive", "zgr23"])
+def test_calibration_of_spectra_with_flaws(rng, kernels, left_to_the_cpu, sigma):
+    calibration = Calibration.default()
+    coefficients, infrared, error = random_spectra(rng, 13, calibration)
+    coefficients.has_rp[1] = coefficients.has_bp[2] = coefficients.has_bp[3] = coefficients.has_rp[3] = False
+    coefficients.bp[4, 17], coefficients.rp[5, 54], coefficients.bp[6, 0] = np.nan, np.inf, -np.inf
+    coefficients.rp_error[7, 54] = coefficients.bp_correlation[8, -1] = coefficients.rp_correlation[9, 0] = np.nan
+    coefficients.bp_standard_deviation[10] = 0.0
+    infrared[3:6, 1], error[3] = np.nan, np.inf
+    arguments = (calibration, coefficients, Noise.eq2(sigma=sigma), infrared, error)
+    found = kernels.calibrate(*arguments)
+    assert not left_to_the_cpu
+    assert found.status[3] == Status.NO_DATA
+    assert_same_calibration(found, CpuEngine().calibrate(*arguments))
+    coefficients.bp_error[11] = 1e37  # too large to be stored
+    found = kernels.calibrate(*arguments)
+    assert left_to_the_cpu == [1]
+    assert_same_calibration(found, CpuEngine().calibrate(*arguments))
+
+
+def test_spectra_of_other_sizes(rng, kernels, left_to_the_cpu):
+    """A warp has room for the archive's; others take the form with a star a thread."""
+    usual = Calibration.default()
+    shorter = replace(usual, bp_design=usual.bp_design[:, :40].copy(), rp_design=usual.rp_design[:, :54].copy())
+    coefficients, infrared, error = random_spectra(rng, 3, shorter)
+    arguments = (shorter, coefficients, Noise.eq2(), infrared, error)
+    found = kernels.calibrate(*arguments)
+    assert kernels.device.launches[-1] == "calibrate_any"
+    assert not left_to_the_cpu
+    assert_same_calibration(found, CpuEngine().calibrate(*arguments))
+
+
+@pytest.mark.parametrize("shared_memory", [65_536, 101_376])
+def test_a_block_has_as_many_spectra_as_there_is_shared_memory_for(rng, kernels, shared_memory):
+    calibration = Calibration.default()
+    coefficients, infrared, error = random_spectra(rng, 5, calibration)
+    arguments = (calibration, coefficients, Noise.eq2(), infrared, error)
+    expected = kernels.calibrate(*arguments)
+    gpu = SimulatedGpu()
+    gpu.facts = replace(gpu.facts, shared_memory=shared_memory)
+    found = CudaEngine(gpu).calibrate(*arguments)
+    np.testing.assert_array_equal(found.whitener, expected.whitener)
+    np.testing.assert_array_equal(found.flux, expected.flux)

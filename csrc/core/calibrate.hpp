@@ -163,54 +163,76 @@ XPKERN_KERNEL Mask<Lane> incomplete(int samples, const CalibrationScratch<Lane>&
     return !(least > lane<Lane>(0));
 }
 
+// blank_missing() of sample i.
+template <class Lane>
+XPKERN_INLINE void blank_sample(int i, double diagonal, CalibrationScratch<Lane>& scratch) {
+    const Lane zero = lane<Lane>(0);
+    const Mask<Lane> row_present = scratch.present[i] > zero;
+    Lane* row = scratch.triangle + row_start(i);
+    scratch.flux[i] = select(row_present, scratch.flux[i], zero);
+    for (int j = 0; j < i; ++j) row[j] = select(row_present & (scratch.present[j] > zero), row[j], zero);
+    row[i] = select(row_present, row[i], lane<Lane>(diagonal));
+}
+
 // Zeros for missing samples: in the flux, and in rows and columns of the triangle, whose diagonal becomes `diagonal`.
 template <class Lane>
 XPKERN_KERNEL void blank_missing(int samples, double diagonal, CalibrationScratch<Lane>& scratch) {
-    const Lane zero = lane<Lane>(0);
     if (!any(incomplete(samples, scratch))) return;
-    for (int i = 0; i < samples; ++i) {
-        const Mask<Lane> row_present = scratch.present[i] > zero;
-        Lane* row = scratch.triangle + row_start(i);
-        scratch.flux[i] = select(row_present, scratch.flux[i], zero);
-        for (int j = 0; j < i; ++j) row[j] = select(row_present & (scratch.present[j] > zero), row[j], zero);
-        row[i] = select(row_present, row[i], lane<Lane>(diagonal));
-    }
+    for (int i = 0; i < samples; ++i) blank_sample(i, diagonal, scratch);
+}
+
+// Adds to the variance of XP sample i what is independent of all others.
+template <class Lane>
+XPKERN_INLINE void add_independent_error(const CalibrationView& view, int i, CalibrationScratch<Lane>& scratch) {
+    const Lane error = lane<Lane>(view.independent[i]) * scratch.flux[i];
+    Lane& variance = scratch.triangle[row_start(i) + i];
+    variance = fma(error, error, variance);
+}
+
+// What is stored of a photometric band: its flux, whether it is there, and 1 / G_jj; zeros where it is missing.
+template <class Lane>
+struct Band {
+    Lane flux, present, reciprocal;
+};
+
+// A band is missing where its error is infinite or a number is not finite. independent: of its sample.
+template <class Lane>
+XPKERN_INLINE Band<Lane> band_of(const Lane& flux, const Lane& measured, double independent) {
+    const Lane zero = lane<Lane>(0), one = lane<Lane>(1);
+    const Lane error = lane<Lane>(independent) * flux, size = abs(flux);
+    const Lane variance = fma(error, error, measured * measured);
+    const Mask<Lane> usable = (variance > lane<Lane>(SMALLEST_VARIANCE)) & (variance < lane<Lane>(LARGEST_VARIANCE)) &
+                              (size < lane<Lane>(LARGEST_FLUX));
+    return {select(usable, flux, zero), select(usable, one, zero), select(usable, one / sqrt(variance), zero)};
 }
 
 // Completes C_b, and the factor of the bands, after both sides were added and the photometry was put in scratch.
-//
-// A band is missing where its error is infinite or a number is not finite.
 template <class Lane>
 XPKERN_KERNEL void finish_blocks(const CalibrationView& view, CalibrationScratch<Lane>& scratch) {
     const int x = view.xp_samples;
-    const Lane zero = lane<Lane>(0), one = lane<Lane>(1);
-    const auto independent_error = [&](int i) { return lane<Lane>(view.independent[i]) * scratch.flux[i]; };
     blank_missing(x, 1, scratch);
-    for (int i = 0; i < x; ++i) {
-        Lane& variance = scratch.triangle[row_start(i) + i];
-        variance = fma(independent_error(i), independent_error(i), variance);
-    }
+    for (int i = 0; i < x; ++i) add_independent_error(view, i, scratch);
     for (int i = x; i < view.samples; ++i) {
-        const Lane measured = scratch.band_error[i - x];
-        const Lane variance = fma(independent_error(i), independent_error(i), measured * measured);
-        const Lane size = abs(scratch.flux[i]);
-        const Mask<Lane> usable = (variance > lane<Lane>(SMALLEST_VARIANCE)) &
-                                  (variance < lane<Lane>(LARGEST_VARIANCE)) & (size < lane<Lane>(LARGEST_FLUX));
-        scratch.present[i] = select(usable, one, zero);
-        scratch.flux[i] = select(usable, scratch.flux[i], zero);
+        const Band<Lane> band = band_of(scratch.flux[i], scratch.band_error[i - x], view.independent[i]);
+        scratch.present[i] = band.present;
+        scratch.flux[i] = band.flux;
         fill(scratch.triangle + row_start(i), i, 0);
-        scratch.triangle[row_start(i) + i] = select(usable, one / sqrt(variance), zero);
+        scratch.triangle[row_start(i) + i] = band.reciprocal;
     }
 }
 
-// Stars whose XP fluxes and variances are neither NaN nor too large to be stored.
+// Whether the flux and variance of XP sample i are neither NaN nor too large to be stored.
+template <class Lane>
+XPKERN_INLINE Mask<Lane> ordinary_sample(int i, const CalibrationScratch<Lane>& scratch) {
+    const Lane variance = scratch.triangle[row_start(i) + i], size = abs(scratch.flux[i]);
+    return (variance < lane<Lane>(LARGEST_VARIANCE)) & (size < lane<Lane>(LARGEST_FLUX));
+}
+
+// Stars all of whose samples are.
 template <class Lane>
 XPKERN_KERNEL Mask<Lane> ordinary_numbers(int xp_samples, const CalibrationScratch<Lane>& scratch) {
     Mask<Lane> ordinary = lane<Lane>(0) == lane<Lane>(0);
-    for (int i = 0; i < xp_samples; ++i) {
-        const Lane variance = scratch.triangle[row_start(i) + i], size = abs(scratch.flux[i]);
-        ordinary = ordinary & (variance < lane<Lane>(LARGEST_VARIANCE)) & (size < lane<Lane>(LARGEST_FLUX));
-    }
+    for (int i = 0; i < xp_samples; ++i) ordinary = ordinary & ordinary_sample(i, scratch);
     return ordinary;
 }
 
@@ -223,6 +245,15 @@ XPKERN_KERNEL void add_common_error(const CalibrationView& view, CalibrationScra
     rank_one_update(scratch.triangle, x, scratch.work, scratch.work + x);
 }
 
+// Whether no eigenvalue lies below the floor, from the inverses of the two blocks and link_norm(). The block that links
+// the inverses is (trailing^-1 times the link) times the tail of leading^-1.
+template <class Lane>
+XPKERN_INLINE Mask<Lane> above_floor(const CalibrationView& view, const InverseNorm<Lane>& leading,
+                                     const InverseNorm<Lane>& trailing, const Lane& link) {
+    const Lane norm = leading.all + trailing.all + link * leading.tail;
+    return lane<Lane>(view.floor) * norm < lane<Lane>(1);
+}
+
 // The factor of C in place of C_b, for the stars of the mask: all others need floor_and_factor().
 template <class Lane>
 XPKERN_KERNEL Mask<Lane> factor_blocks(const CalibrationView& view, CalibrationScratch<Lane>& scratch) {
@@ -233,13 +264,11 @@ XPKERN_KERNEL Mask<Lane> factor_blocks(const CalibrationView& view, CalibrationS
 
     const InverseNorm<Lane> leading = inverse_norm(scratch.triangle, 0, end, link, scratch.present, scratch.work);
     const InverseNorm<Lane> trailing = inverse_norm(scratch.triangle, end, x, x, scratch.present, scratch.work);
-    // The block that links them is (trailing^-1 times the link) times the tail of leading^-1.
-    const Lane between = link_norm(scratch.triangle, end, x, link, scratch.work) * leading.tail;
-    const Lane norm = leading.all + trailing.all + between;
+    const Lane between = link_norm(scratch.triangle, end, x, link, scratch.work);
 
     add_common_error(view, scratch);
     blank_missing(x, 0, scratch);
-    return ordinary & (lane<Lane>(view.floor) * norm < lane<Lane>(1));
+    return ordinary & above_floor(view, leading, trailing, between);
 }
 
 // As factor_blocks(), for one star whose eigenvalues may lie below the floor. Returns its status bits.

@@ -220,18 +220,15 @@ XPKERN_KERNEL void symmetric_product(const double* left, int n, int inner, Rows<
     if (i < n) symmetric_panel<SHAPE, ONTO, 1>(left, n, inner, right, i, share, out);
 }
 
-// Elements of ROWS rows and COLUMNS columns of a Cholesky factor, below its diagonal:
-// G_ij = (C_ij - sum_k G_ik G_jk) / G_jj, k = first ... j - 1.
+// sum = C_ij - sum_k G_ik G_jk, k = first ... j - 1, of ROWS rows of a triangle and COLUMNS columns from j on.
 template <int ROWS, int COLUMNS, class Lane>
-XPKERN_INLINE void cholesky_block(Lane* triangle, int first, int i, int j) {
-    Lane sum[ROWS][COLUMNS];
-    Lane* row[ROWS];
+XPKERN_INLINE void cholesky_sums(const Lane* const (&row)[ROWS], const Lane* triangle, int first, int j,
+                                 Lane (&sum)[ROWS][COLUMNS]) {
     const Lane* pivot_row[COLUMNS];
     XPKERN_UNROLL
     for (int c = 0; c < COLUMNS; ++c) pivot_row[c] = triangle + row_start(j + c);
     XPKERN_UNROLL
     for (int r = 0; r < ROWS; ++r) {
-        row[r] = triangle + row_start(i + r);
         XPKERN_UNROLL
         for (int c = 0; c < COLUMNS; ++c) sum[r][c] = row[r][j + c];
     }
@@ -246,14 +243,27 @@ XPKERN_INLINE void cholesky_block(Lane* triangle, int first, int i, int j) {
             for (int r = 0; r < ROWS; ++r) sum[r][c] = fma(factor[r], pivot, sum[r][c]);
         }
     }
+}
+
+// Elements of ROWS rows and COLUMNS columns of a Cholesky factor, below its diagonal:
+// G_ij = (C_ij - sum_k G_ik G_jk) / G_jj, k = first ... j - 1.
+template <int ROWS, int COLUMNS, class Lane>
+XPKERN_INLINE void cholesky_block(Lane* triangle, int first, int i, int j) {
+    Lane sum[ROWS][COLUMNS];
+    const Lane* of_block[ROWS];
+    XPKERN_UNROLL
+    for (int r = 0; r < ROWS; ++r) of_block[r] = triangle + row_start(i + r);
+    cholesky_sums(of_block, triangle, first, j, sum);
     XPKERN_UNROLL
     for (int r = 0; r < ROWS; ++r) {
+        Lane* row = triangle + row_start(i + r);
         XPKERN_UNROLL
         for (int c = 0; c < COLUMNS; ++c) {
+            const Lane* pivot_row = triangle + row_start(j + c);
             XPKERN_UNROLL
-            for (int k = 0; k < c; ++k) sum[r][c] = fma(-sum[r][k], pivot_row[c][j + k], sum[r][c]);
-            sum[r][c] = sum[r][c] * pivot_row[c][j + c];
-            row[r][j + c] = sum[r][c];
+            for (int k = 0; k < c; ++k) sum[r][c] = fma(-sum[r][k], pivot_row[j + k], sum[r][c]);
+            sum[r][c] = sum[r][c] * pivot_row[j + c];
+            row[j + c] = sum[r][c];
         }
     }
 }
@@ -295,22 +305,21 @@ XPKERN_KERNEL void cholesky(Lane* triangle, int begin, int end, int first) {
 
 // ROWS rows of y = G^-1 y, from row i on.
 template <int ROWS, int COLUMNS, class Lane>
-XPKERN_INLINE void solve_rows(const Lane* factor, int begin, int i, Lane* y) {
+XPKERN_INLINE void solve_rows(const Lane* factor, int begin, int i, const Rows<Lane>& y) {
     Lane sum[ROWS][COLUMNS];
     const Lane* row[ROWS];
-    Lane* out = y + (i - begin) * COLUMNS;
     XPKERN_UNROLL
     for (int r = 0; r < ROWS; ++r) {
         row[r] = factor + row_start(i + r);
         XPKERN_UNROLL
-        for (int c = 0; c < COLUMNS; ++c) sum[r][c] = out[r * COLUMNS + c];
+        for (int c = 0; c < COLUMNS; ++c) sum[r][c] = y[i - begin + r][c];
     }
     for (int k = begin; k < i; ++k) {
         XPKERN_UNROLL
         for (int r = 0; r < ROWS; ++r) {
             const Lane minus = -row[r][k];
             XPKERN_UNROLL
-            for (int c = 0; c < COLUMNS; ++c) sum[r][c] = fma(minus, y[(k - begin) * COLUMNS + c], sum[r][c]);
+            for (int c = 0; c < COLUMNS; ++c) sum[r][c] = fma(minus, y[k - begin][c], sum[r][c]);
         }
     }
     XPKERN_UNROLL
@@ -320,14 +329,14 @@ XPKERN_INLINE void solve_rows(const Lane* factor, int begin, int i, Lane* y) {
             XPKERN_UNROLL
             for (int k = 0; k < r; ++k) sum[r][c] = fma(-row[r][i + k], sum[k][c], sum[r][c]);
             sum[r][c] = sum[r][c] * row[r][i + r];
-            out[r * COLUMNS + c] = sum[r][c];
+            y[i - begin + r][c] = sum[r][c];
         }
     }
 }
 
 // y = G^-1 y for the square block of a factor at rows and columns begin ... end. y: (end - begin, COLUMNS), in place.
 template <int COLUMNS, class Lane>
-XPKERN_INLINE void solve_block(const Lane* factor, int begin, int end, Lane* y) {
+XPKERN_INLINE void solve_block(const Lane* factor, int begin, int end, const Rows<Lane>& y) {
     constexpr int ROWS = ACCUMULATORS >= 4 * COLUMNS ? 4 : 2;
     int i = begin;
     for (; i + ROWS <= end; i += ROWS) solve_rows<ROWS, COLUMNS>(factor, begin, i, y);
@@ -353,7 +362,7 @@ XPKERN_KERNEL InverseNorm<Lane> inverse_norm(const Lane* factor, int begin, int 
     for (int j = begin; j < end; j += INVERSE_COLUMNS) {
         fill(work, (end - j) * INVERSE_COLUMNS, 0);
         for (int c = 0; c < INVERSE_COLUMNS && j + c < end; ++c) work[c * INVERSE_COLUMNS + c] = present[j + c];
-        solve_block<INVERSE_COLUMNS>(factor, j, end, work);
+        solve_block<INVERSE_COLUMNS>(factor, j, end, rectangle(work, INVERSE_COLUMNS));
         for (int i = j; i < end; ++i) {
             Lane square = lane<Lane>(0);
             XPKERN_UNROLL
@@ -374,7 +383,7 @@ XPKERN_KERNEL Lane link_norm(const Lane* factor, int begin, int end, int first, 
     Lane norm = lane<Lane>(0);
     for (int column = first; column < begin; ++column) {
         for (int i = begin; i < end; ++i) work[i - begin] = factor[row_start(i) + column];
-        solve_block<1>(factor, begin, end, work);
+        solve_block<1>(factor, begin, end, rectangle(work, 1));
         for (int i = begin; i < end; ++i) norm = fma(work[i - begin], work[i - begin], norm);
     }
     return norm;
@@ -385,6 +394,27 @@ template <class Lane>
 struct RankOne {
     Lane *minus_z, *stretch, *share;
     Lane total, root, reciprocal_root;  // t, its root and the reciprocal of that, so far
+
+    XPKERN_INLINE void set_total(const Lane& t) {
+        total = t;
+        root = sqrt(t);
+        reciprocal_root = lane<Lane>(1) / root;
+    }
+    // An element of column j, and the rest of its row: u_i less what the columns before have taken.
+    XPKERN_INLINE void change(Lane& element, Lane& rest, int j) const {
+        const Lane before = element;
+        rest = fma(before, minus_z[j], rest);
+        element = fma(share[j], rest, stretch[j] * before);
+    }
+    // What column j leaves, and its own diagonal: z and t are now that column's.
+    XPKERN_INLINE void finish_column(int j, const Lane& z, const Lane& t, Lane& diagonal) {
+        const Lane root_before = root, reciprocal_before = reciprocal_root;
+        set_total(t);
+        minus_z[j] = -z;
+        stretch[j] = root * reciprocal_before;
+        share[j] = z * reciprocal_root * reciprocal_before;
+        diagonal = diagonal * (root_before * reciprocal_root);
+    }
 };
 
 template <int ROWS, class Lane>
@@ -396,11 +426,7 @@ XPKERN_INLINE void rank_one_rows(Lane* factor, int i, const Lane* u, RankOne<Lan
         row[r] = factor + row_start(i + r);
         rest[r] = u[i + r];
     }
-    const auto column = [&](int r, int j) {
-        const Lane element = row[r][j];
-        rest[r] = fma(element, state.minus_z[j], rest[r]);
-        row[r][j] = fma(state.share[j], rest[r], state.stretch[j] * element);
-    };
+    const auto column = [&](int r, int j) { state.change(row[r][j], rest[r], j); };
     for (int j = 0; j < i; ++j) {
         XPKERN_UNROLL
         for (int r = 0; r < ROWS; ++r) column(r, j);
@@ -409,15 +435,7 @@ XPKERN_INLINE void rank_one_rows(Lane* factor, int i, const Lane* u, RankOne<Lan
     for (int r = 0; r < ROWS; ++r) {
         const int j = i + r;
         const Lane z = rest[r] * row[r][j];
-        state.total = fma(z, z, state.total);
-        const Lane root = sqrt(state.total);
-        const Lane reciprocal_root = lane<Lane>(1) / root;
-        state.minus_z[j] = -z;
-        state.stretch[j] = root * state.reciprocal_root;
-        state.share[j] = z * reciprocal_root * state.reciprocal_root;
-        row[r][j] = row[r][j] * (state.root * reciprocal_root);
-        state.root = root;
-        state.reciprocal_root = reciprocal_root;
+        state.finish_column(j, z, fma(z, z, state.total), row[r][j]);
         XPKERN_UNROLL
         for (int below = r + 1; below < ROWS; ++below) column(below, j);
     }

@@ -138,8 +138,9 @@ struct TrainArguments {
 // Bytes that a thread of a kernel's _any form needs. 0 where the usual form serves: it needs none, and is faster.
 struct KernelScratch {
     int64_t calibrate, predict, evaluate, start, fit, search, descend, train;
-    int64_t rescue;  // that of a fit, which takes more than its other stages
-    int64_t tape;    // elements of TrainArguments::tape
+    int64_t rescue;            // that of a fit, which takes more than its other stages
+    int64_t tape;              // elements of TrainArguments::tape
+    int64_t design, spectrum;  // bytes of shared memory that the usual form of calibrate takes: a block, and each warp
 };
 struct ScratchArguments {
     ModelView model;                        // sizes alone are read; n_layers = 0 where there is none

@@ -1,13 +1,9 @@
-// Calibration: a star a thread.
+// Calibration: a star a warp (calibrate_warp.cuh), or where a warp has no room for it a star a thread.
 #pragma once
 
-#include "core/calibrate.hpp"
-#include "threads.cuh"
+#include "calibrate_warp.cuh"
 
 XPKERN_NAMESPACE_BEGIN
-
-// Local memory of a thread: room for the archive's 55 coefficients a side, 36 samples of a side, 61 and 5 bands in all.
-constexpr int64_t USUAL_CALIBRATION = 5600;  // doubles
 
 XPKERN_INLINE int64_t calibration_doubles(const CalibrationView& view) {
     CalibrationScratch<double> scratch;
@@ -55,5 +51,16 @@ __device__ __forceinline__ void calibrate_star(const CalibrateArguments& a, int6
 
 XPKERN_NAMESPACE_END
 
-XPKERN_STAR_KERNEL(calibrate, xpkern::CalibrateArguments, a.n, kernels::USUAL_CALIBRATION* int64_t(sizeof(double)),
-                   kernels::calibrate_star)
+// BY_WARP(a), or where XPKERN_GENERAL asks for the general form BY_THREAD<AnyShape>(a, row, arena) for each star.
+#if defined(XPKERN_GENERAL)
+#define XPKERN_SPECTRUM_KERNEL(NAME, BY_WARP, BY_THREAD) \
+    XPKERN_STAR_KERNEL(NAME, xpkern::CalibrateArguments, a.n, 0, BY_THREAD)
+#else
+#define XPKERN_SPECTRUM_KERNEL(NAME, BY_WARP, BY_THREAD)                                \
+    extern "C" __global__ void __launch_bounds__(kernels::MOST_SPECTRA* kernels::LANES) \
+        NAME(const __grid_constant__ xpkern::CalibrateArguments a) {                    \
+        BY_WARP(a);                                                                     \
+    }
+#endif
+
+XPKERN_SPECTRUM_KERNEL(calibrate, kernels::calibrate_by_warp, kernels::calibrate_star)

@@ -34,29 +34,43 @@ struct alignas(16) Eight {
     float number[8];
 };
 
-// A network in shared memory, in the order of SharedNetwork.
+// A network in shared memory: its parameters one behind the other, with a gap after every 32 of those before the last
+// layer, so that lanes that each read a row of their own meet in no bank (two of them do in the last layer).
 template <class Element>
 struct NetworkInShared {
-    Element number[SharedNetwork::size + SharedNetwork::padded / LANES];
+    template <int LAYER>
+    static constexpr int start = layer_start(LAYER);
+    static constexpr int size = layer_start(UsualShape::layers()) + UsualShape::samples();
+    static constexpr int padded = layer_start(UsualShape::layers() - 1);
+    Element number[size + padded / LANES];
 
-    XPKERN_INLINE const Element* row(int layer, int in) const {
-        return number + SharedNetwork::place(layer_start(layer) + in * UsualShape::width(layer + 1));
+    static XPKERN_INLINE constexpr int place(int at) { return at + (at < padded ? at : padded) / LANES; }
+    // What the weights of one input lead to, (n_out,); after the last input's, the biases.
+    template <int LAYER>
+    XPKERN_INLINE const Element* row(int in) const {
+        return number + place(start<LAYER> + in * UsualShape::width(LAYER + 1));
     }
-    XPKERN_INLINE const Element* bias(int layer) const { return row(layer, UsualShape::width(layer)); }
-    XPKERN_INLINE const Element* ext_curve() const {
-        return number + SharedNetwork::place(layer_start(UsualShape::layers()));
+    template <int LAYER>
+    XPKERN_INLINE const Element* bias() const {
+        return row<LAYER>(UsualShape::width(LAYER));
     }
+    XPKERN_INLINE const Element* ext_curve() const { return number + place(start<UsualShape::layers()>); }
+
     // By all threads of the block; a barrier follows.
+    template <int LAYER = 0>
     __device__ __forceinline__ void take(const NetworkView<Element>& network) {
-        for (int l = 0; l < UsualShape::layers(); ++l) {
-            const int n_in = UsualShape::width(l), n_out = UsualShape::width(l + 1), start = layer_start(l);
-            for (int at = int(threadIdx.x); at < n_in * n_out; at += int(blockDim.x))
-                number[SharedNetwork::place(start + at)] = network.weights[l][at];
-            for (int j = int(threadIdx.x); j < n_out; j += int(blockDim.x))
-                number[SharedNetwork::place(start + n_in * n_out + j)] = network.biases[l][j];
+        if constexpr (LAYER < UsualShape::layers()) {
+            constexpr int n_out = UsualShape::width(LAYER + 1), weights = UsualShape::width(LAYER) * n_out;
+            take<start<LAYER>, weights>(network.weights[LAYER]);
+            take<start<LAYER> + weights, n_out>(network.biases[LAYER]);
+            take<LAYER + 1>(network);
+        } else {
+            take<start<LAYER>, UsualShape::samples()>(network.ext_curve);
         }
-        for (int i = int(threadIdx.x); i < UsualShape::samples(); i += int(blockDim.x))
-            number[SharedNetwork::place(layer_start(UsualShape::layers()) + i)] = network.ext_curve[i];
+    }
+    template <int FIRST, int COUNT>
+    __device__ __forceinline__ void take(const Element* from) {
+        for (int at = int(threadIdx.x); at < COUNT; at += int(blockDim.x)) number[place(FIRST + at)] = from[at];
     }
 };
 
@@ -121,12 +135,6 @@ template <class Wide>
 __device__ __forceinline__ FitStar<Wide>& fit_star() {
     return fit_block<Wide>().star[threadIdx.x / LANES];
 }
-__device__ __forceinline__ double from_lane(double number, int lane) {
-    return __shfl_sync(0xffffffffu, number, lane);
-}
-__device__ __forceinline__ int from_lane(int number, int lane) {
-    return __shfl_sync(0xffffffffu, number, lane);
-}
 
 // values[i] becomes its sum over lanes that differ in the bits below 2 * HALF, in the same order whatever the lane.
 template <int HALF, int COUNT, class Real>
@@ -169,9 +177,10 @@ __device__ __forceinline__ FitStar<Wide>& gather_fit_star(const StarArrays& star
     FitStar<Wide>& star = fit_star<Wide>();
     constexpr int m = FitShape::n_samples;
     __syncwarp();  // no lane is still at the star before
-    take_over<m, LANES>(stars.flux + row * m, [&](int at, float number) { star.flux[at] = number; });
-    take_over<FitStar<Wide>::packed, LANES>(stars.whitener + row * FitStar<Wide>::packed,
-                                            [&](int at, float number) { star.factor[at] = number; });
+    const int lane = lane_in_warp();
+    copy_by_lane_soon<m>(star.flux + lane, stars.flux + row * m + lane);
+    copy_by_lane_soon<FitStar<Wide>::packed>(star.factor + lane, stars.whitener + row * FitStar<Wide>::packed + lane);
+    wait_for_copies();
     __syncwarp();
     invert_strips(star);
     return star;
@@ -347,14 +356,14 @@ __device__ __forceinline__ void multiply_nodes(const FitStar<Wide>& star, Wide (
     for (int s = 0; s < OUTPUTS; ++s) {
         const int j = lane_in_warp() + s * LANES;
         column[s] = j < n_out ? j : n_out - 1;
-        value[s] = networks.wide.bias(LAYER)[column[s]];
+        value[s] = networks.wide.template bias<LAYER>()[column[s]];
         XPKERN_UNROLL
         for (int t = 0; t < FitShape::n_inputs; ++t) slope[s][t] = 0;
     }
     XPKERN_UNROLL_FOUR
     for (int i = 0; i < n_in; ++i) {
-        const float* narrow = networks.narrow.row(LAYER, i);
-        const Wide* wide = networks.wide.row(LAYER, i);
+        const float* narrow = networks.narrow.template row<LAYER>(i);
+        const Wide* wide = networks.wide.template row<LAYER>(i);
         if constexpr (TANGENTS) {
             const Four node = star.node[LAYER % 2][i];
             const Wide x = SameType<Wide, float>::value ? Wide(node.number[3]) : star.value[LAYER % 2][i];
@@ -385,11 +394,11 @@ __device__ __forceinline__ void go_forward(FitStar<Wide>& star, const Wide* scal
         float slope[1][inputs];
         if constexpr (LAYER == 0) {
             const FitNetworks<Wide>& networks = fit_block<Wide>().networks;
-            value[0] = networks.wide.bias(0)[lane];
+            value[0] = networks.wide.template bias<0>()[lane];
             XPKERN_UNROLL
             for (int t = 0; t < inputs; ++t) {
-                value[0] = fma(networks.wide.row(0, t)[lane], scaled[t], value[0]);
-                slope[0][t] = networks.narrow.row(0, t)[lane] * inverse_scale[t];
+                value[0] = fma(networks.wide.template row<0>(t)[lane], scaled[t], value[0]);
+                slope[0][t] = networks.narrow.template row<0>(t)[lane] * inverse_scale[t];
             }
         } else {
             multiply_nodes<LAYER, 1, TANGENTS>(star, value, slope);
@@ -443,6 +452,35 @@ __device__ __forceinline__ Wide residual_of(const FitStar<Wide>& star, const Fit
     return i < FitShape::n_samples ? tape.flux[strip] - Wide(star.flux[i]) : Wide(0);
 }
 
+// The network's curvature from a layer down, the lane's neurons' part of it: core/network.hpp's bend_layer, but for the
+// factor of -2. above: adjoints of the layer's outputs.
+template <int LAYER, class Wide>
+__device__ __forceinline__ void bend_layers(FitStar<Wide>& star, const FitTape<Wide>& tape, const float* above,
+                                            float* bend) {
+    const int lane = lane_in_warp();
+    const float* weights = fit_block<Wide>().networks.narrow.template row<LAYER>(lane);
+    float adjoint = 0, more = 0;
+    XPKERN_UNROLL_FOUR
+    for (int j = 0; j < UsualShape::width(LAYER + 1); j += 2) {
+        adjoint = fma(weights[j], above[j], adjoint);
+        more = fma(weights[j + 1], above[j + 1], more);
+    }
+    const float h = tape.hidden[LAYER - 1], through = (adjoint + more) * fma(-h, h, 1.0f), bent = through * h;
+    XPKERN_UNROLL
+    for (int t = 0; t < FitShape::n_inputs; ++t) {
+        XPKERN_UNROLL
+        for (int v = 0; v <= t; ++v) {
+            float& element = bend[row_start(t) + v];
+            element = fma(bent * tape.pre_tangent[LAYER - 1][t], tape.pre_tangent[LAYER - 1][v], element);
+        }
+    }
+    if constexpr (LAYER > 1) {
+        star.adjoint[LAYER % 2][lane] = through;
+        __syncwarp();
+        bend_layers<LAYER - 1>(star, tape, static_cast<const float*>(star.adjoint[LAYER % 2]), bend);
+    }
+}
+
 // 2 sum_i w_i d2 f_i / du du, added to hessian. y: the whitened residual.
 template <class Wide>
 __device__ __forceinline__ void add_curvature_by_warp(FitStar<Wide>& star, const FitTape<Wide>& tape,
@@ -475,28 +513,7 @@ __device__ __forceinline__ void add_curvature_by_warp(FitStar<Wide>& star, const
         }
     }
     __syncwarp();
-    XPKERN_UNROLL
-    for (int l = FitShape::last; l >= 1; --l) {
-        const float* above = l == FitShape::last ? star.back : star.adjoint[(l + 1) % 2];
-        const float* weights = network.row(l, lane);
-        float adjoint = 0, more = 0;
-        XPKERN_UNROLL_FOUR
-        for (int j = 0; j < UsualShape::width(l + 1); j += 2) {
-            adjoint = fma(weights[j], above[j], adjoint);
-            more = fma(weights[j + 1], above[j + 1], more);
-        }
-        const float h = tape.hidden[l - 1], through = (adjoint + more) * fma(-h, h, 1.0f), bent = through * h;
-        XPKERN_UNROLL
-        for (int t = 0; t < inputs; ++t) {
-            XPKERN_UNROLL
-            for (int v = 0; v <= t; ++v) {
-                float& element = bend[row_start(t) + v];
-                element = fma(bent * tape.pre_tangent[l - 1][t], tape.pre_tangent[l - 1][v], element);
-            }
-        }
-        star.adjoint[l % 2][lane] = through;
-        __syncwarp();
-    }
+    bend_layers<FitShape::last>(star, tape, static_cast<const float*>(star.back), bend);
     sum_over_lanes<LANES / 2>(sums);
     XPKERN_UNROLL
     for (int at = 0; at < bends; ++at) hessian[at] = fma(bend[at], -4.0f, hessian[at]);

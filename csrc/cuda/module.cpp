@@ -229,6 +229,7 @@ py::dict facts() {
     result["compute_capability"] = std::to_string(properties.major) + "." + std::to_string(properties.minor);
     result["processors"] = properties.multiProcessorCount;
     result["memory"] = properties.totalGlobalMem;
+    result["shared_memory"] = properties.sharedMemPerBlockOptin;
     result["driver"] = driver;
     return result;
 }

@@ -38,11 +38,13 @@ XPKERN_INLINE KernelScratch bytes_of_kernels(const ScratchArguments& a) {
         bytes.rescue = ThreadSpace<double, double>::bytes(shape, a.prior);
     }
     if (a.calibration.samples > 0) {
-        const int64_t doubles = calibration_doubles(a.calibration);
-        bytes.calibrate = doubles > USUAL_CALIBRATION ? doubles * int64_t(sizeof(double)) : 0;
+        if (!UsualSpectrum::holds(a.calibration))
+            bytes.calibrate = calibration_doubles(a.calibration) * int64_t(sizeof(double));
     }
     if (a.search_samples > UsualShape::samples() || a.search_window > UsualShape::samples())
         bytes.search = SearchMemory::bytes(a.search_samples, a.search_window);
+    bytes.design = sizeof(SharedDesign);
+    bytes.spectrum = sizeof(SharedSpectrum);
     return bytes;
 }
 

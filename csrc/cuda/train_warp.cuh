@@ -9,16 +9,10 @@
 #pragma once
 
 #include "train_tape.cuh"
+#include "warps.cuh"
 
 XPKERN_NAMESPACE_BEGIN
 
-#if defined(__CUDACC__)
-#define XPKERN_ROLLED _Pragma("unroll 1")
-#else
-#define XPKERN_ROLLED
-#endif
-
-constexpr int LANES = 32;
 constexpr int STAR_WARPS = 2;  // of a block: with the network, what fits into shared memory that need not be asked for
 constexpr int STAR_THREADS = STAR_WARPS * LANES;
 
@@ -94,12 +88,6 @@ __device__ __forceinline__ SharedStars& shared_stars() {
 }
 __device__ __forceinline__ SharedStar& star_of_warp() {
     return shared_stars().star[threadIdx.x / LANES];
-}
-__device__ __forceinline__ int lane_in_warp() {
-    return int(threadIdx.x) % LANES;
-}
-__device__ __forceinline__ float from_lane(float number, int lane) {
-    return __shfl_sync(0xffffffffu, number, lane);
 }
 
 // Copies BYTES (4, 8 or 16, to which both are aligned) from memory to shared memory, AT numbers on, by some time before
@@ -398,8 +386,7 @@ __device__ __forceinline__ float weigh_residual(const ModelView& model, const Wa
     float chi2 = 0;
     XPKERN_UNROLL
     for (int s = 0; s < strips; ++s) chi2 = fma(left[s], left[s], chi2);
-    XPKERN_UNROLL
-    for (int half = LANES / 2; half > 0; half /= 2) chi2 += from_lane(chi2, lane ^ half);
+    chi2 = sum_over_lanes(chi2);
     unwhiten_by_warp(star, left);
     XPKERN_UNROLL
     for (int s = 0; s < strips; ++s) {

@@ -281,9 +281,140 @@ void test_train(const Problem& on) {
     CHECK_CLOSE(loss[0], expected, 1e-4 * expected);
 }
 
+// One side of a spectrograph: samples first ... end of a design, and its rows for some stars.
+struct Side {
+    int n, first, end;
+    std::vector<double> design, coefficients;  // (samples, n), (stars, n)
+    std::vector<float> error, correlation, deviation;
+    Side(int stars, int samples, int n, int first, int end, Random& random)
+        : n(n),
+          first(first),
+          end(end),
+          design(size_t(samples * n)),
+          coefficients(size_t(stars * n)),
+          error(size_t(stars * n)),
+          correlation(size_t(stars * n * (n - 1) / 2)),
+          deviation(size_t(stars), 2.0f) {
+        for (int i = first * n; i < end * n; ++i) design[size_t(i)] = random.normal();
+        for (double& x : coefficients) x = random.normal();
+        for (float& x : error) x = static_cast<float>(random.uniform(0.05, 0.2));
+        for (float& x : correlation) x = static_cast<float>(random.uniform(-0.5, 0.5) / n);
+    }
+    double flux(int star, int i) const {
+        double sum = 0;
+        for (int k = 0; k < n; ++k) sum += design[size_t(i * n + k)] * coefficients[size_t(star * n + k)];
+        return sum;
+    }
+    // A Sigma A^T and the error common to the side, (samples, samples). Coefficients have half the errors given.
+    std::vector<double> covariance(int star, int samples, double common) const {
+        const float* rho = correlation.data() + star * n * (n - 1) / 2;
+        std::vector<double> scaled(samples * n), product(samples * n), all(samples * samples);
+        for (int i = first; i < end; ++i)
+            for (int k = 0; k < n; ++k) scaled[i * n + k] = design[i * n + k] * double(error[star * n + k]) / 2;
+        for (int i = first; i < end; ++i) {
+            for (int k = 0; k < n; ++k) {
+                product[i * n + k] = scaled[i * n + k];
+                for (int l = 0; l < n; ++l) {
+                    const int row = std::max(k, l), column = std::min(k, l);
+                    if (l != k) product[i * n + k] += scaled[i * n + l] * double(rho[row * (row - 1) / 2 + column]);
+                }
+            }
+        }
+        for (int i = first; i < end; ++i) {
+            for (int j = first; j < end; ++j) {
+                double& element = all[i * samples + j] = common * common * flux(star, i) * flux(star, j);
+                for (int k = 0; k < n; ++k) element += product[i * n + k] * scaled[j * n + k];
+            }
+        }
+        return all;
+    }
+};
+
+// G G^T is the covariance of Eq. 2; the second star has no RP, the third a coefficient of BP that is no number.
+void test_calibrate(int n) {
+#if defined(XPKERN_GENERAL)
+    constexpr int x = 9, m = 11, n_bp = 4, n_rp = 5, bp_end = 6, rp_begin = 3;
+#else
+    constexpr int x = 61, m = 66, n_bp = 55, n_rp = 55, bp_end = 26, rp_begin = 25;
+#endif
+    using kernels::row_start;
+    constexpr double independent = 0.01, common = 0.005, of_bp = 0.003, of_rp = 0.002;
+    Random random(7 + n);
+    Side bp(n, x, n_bp, 0, bp_end, random), rp(n, x, n_rp, rp_begin, x, random);
+    const std::vector<double> of_each(m, independent);
+    const xpkern::NoiseTerms noise = {of_each.data(), common, of_bp, of_rp, 1e-12, true};
+    const xpkern::CalibrationPlan plan(bp.design.data(), n_bp, rp.design.data(), n_rp, m, x, noise);
+    if (n > 2) bp.coefficients[2 * n_bp + 1] = std::nan("");
+    const std::unique_ptr<bool[]> has_bp(new bool[n + 1]), has_rp(new bool[n + 1]), unfinished(new bool[n + 1]);
+    for (int star = 0; star < n; ++star) has_bp[star] = true, has_rp[star] = star != 1;
+    std::vector<double> band_flux(n * (m - x), 2.0), band_error(n * (m - x), 0.1);
+    if (n > 0) band_error[1] = std::numeric_limits<double>::infinity();
+    std::vector<float> flux = filled<float>(n * m), whitener = filled<float>(n * row_start(m));
+    std::vector<uint32_t> status(n, 99);
+
+    xpkern::ScratchArguments sizes{};
+    sizes.calibration = plan.view();
+    const xpkern::KernelScratch bytes = needed_by(sizes);
+    const Scratch scratch(bytes.calibrate, n);
+    const xpkern::CalibrateArguments a{
+        plan.view(),
+        {{bp.coefficients.data(), bp.error.data(), bp.correlation.data(), bp.deviation.data(), has_bp.get()},
+         {rp.coefficients.data(), rp.error.data(), rp.correlation.data(), rp.deviation.data(), has_rp.get()},
+         band_flux.data(),
+         band_error.data(),
+         flux.data(),
+         whitener.data(),
+         status.data()},
+        n,
+        unfinished.get(),
+        scratch.view};
+#if defined(XPKERN_GENERAL)
+    CHECK(bytes.calibrate > 0);
+    shim::launch(calibrate_any, 1, BLOCK, a, false);
+#else
+    CHECK(bytes.calibrate == 0);
+    shim::launch(calibrate, 1, 2 * kernels::LANES, a, true, bytes.design + 2 * bytes.spectrum);
+#endif
+    for (int star = 0; star < n; ++star) {
+        CHECK(!unfinished[star] && status[size_t(star)] == 0);
+        const bool no_bp = star == 2, no_rp = star == 1;
+        std::vector<double> expected(m, 2.0), factor(m * m);
+        for (int i = 0; i < x; ++i) expected[i] = (no_bp ? 0 : bp.flux(star, i)) + (no_rp ? 0 : rp.flux(star, i));
+        const std::vector<double> of_bp_alone = no_bp ? std::vector<double>(x * x) : bp.covariance(star, x, of_bp);
+        const std::vector<double> of_rp_alone = no_rp ? std::vector<double>(x * x) : rp.covariance(star, x, of_rp);
+        const auto missing = [&](int i) {
+            if (i >= x) return star == 0 && i == x + 1;
+            return (no_bp && i < bp_end) || (no_rp && i >= rp_begin);
+        };
+        for (int i = 0; i < m; ++i) {
+            for (int j = 0; j <= i; ++j) factor[i * m + j] = double(whitener[star * row_start(m) + row_start(i) + j]);
+            CHECK((factor[i * m + i] == 0) == missing(i));
+            CHECK_CLOSE(double(flux[star * m + i]), missing(i) ? 0 : expected[i], 1e-6 * std::abs(expected[i]) + 1e-6);
+            if (!missing(i)) factor[i * m + i] = 1 / factor[i * m + i];
+        }
+        for (int i = 0; i < m; ++i) {
+            for (int j = 0; j <= i; ++j) {
+                double found = 0, c = i == j ? std::pow(independent * expected[i], 2) : 0;
+                for (int k = 0; k <= j; ++k) found += factor[i * m + k] * factor[j * m + k];
+                if (missing(i) || missing(j)) {
+                    CHECK(found == 0);
+                    continue;
+                }
+                if (i >= x) c += i == j ? 0.1 * 0.1 : 0;
+                if (i < x) {
+                    c += common * common * expected[i] * expected[j];
+                    c += of_bp_alone[i * x + j] + of_rp_alone[i * x + j];
+                }
+                CHECK_CLOSE(found, c, 1e-5);
+            }
+        }
+    }
+}
+
 }  // namespace
 
 int main() {
+    for (const int n : {0, 3}) test_calibrate(n);
     for (const int n : {0, 1, 31, 32, 33, 65}) {
         const Problem problem(n, n % 2 == 1 && n > 1);
         test_predict(problem);

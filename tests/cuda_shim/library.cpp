@@ -7,18 +7,18 @@
 
 // Whether the threads of a kernel meet.
 static bool has_barriers(const char* name) {
-    for (const char* one : {"train_stars", "train_gradient", "train_loss", "train_step", "train_star_steps", "fit_float",
-                            "fit_fine"})
+    for (const char* one : {"calibrate", "fit_float", "fit_fine", "train_stars", "train_gradient", "train_loss",
+                            "train_step", "train_star_steps"})
         if (std::strcmp(name, one) == 0) return true;
     return false;
 }
 
 // Returns 0, or 1 where there is no kernel of that name.
 extern "C" int launch(const char* name, int64_t grid, int64_t block, int64_t shared, void** parameters) {
-#define XPKERN_NAME(kernel)                                                         \
-    if (std::strcmp(name, #kernel) == 0) {                                          \
-        shim::launch_bytes(kernel, grid, block, shared, parameters, has_barriers(#kernel)); \
-        return 0;                                                                   \
+#define XPKERN_NAME(kernel)                                                                 \
+    if (std::strcmp(name, #kernel) == 0) {                                                  \
+        shim::launch_bytes(kernel, grid, block, parameters, has_barriers(#kernel), shared); \
+        return 0;                                                                           \
     }
 #include "kernel_names.inc"
 #undef XPKERN_NAME

@@ -122,7 +122,7 @@ constexpr unsigned WARP = 32;
 // A warp's barrier, and what its lanes show one another: before one barrier the one row, before the next the other.
 struct Warp {
     Barrier barrier{WARP};
-    double shown[2][WARP];  // of any type of number that lanes hand on
+    double shown[2][2][WARP];
 };
 
 struct Meeting {
@@ -140,24 +140,28 @@ inline Meeting& meeting_here() {
     return *meeting;
 }
 
-// Shared memory that a launch asks for.
-inline thread_local std::vector<int64_t> shared_memory;
+// Shared memory that a launch asks for, filled with what is no number before every block.
+struct alignas(16) SharedBytes {
+    char byte[16];
+};
+inline thread_local std::unique_ptr<SharedBytes[]> shared_memory;
 inline char* dynamic_shared() {
-    auto address = reinterpret_cast<uintptr_t>(shared_memory.data());
-    return reinterpret_cast<char*>((address + 15) / 16 * 16);
+    return shared_memory[0].byte;
 }
 
-// Runs a kernel. with_barriers: whether it has any.
+// Runs a kernel. with_barriers: whether it has any; shared: bytes of shared memory that it asks for.
 template <class Arguments>
-void launch(void (*kernel)(Arguments), int64_t grid, int64_t block, const Arguments& arguments, int64_t shared,
-            bool with_barriers) {
+void launch(void (*kernel)(Arguments), int64_t grid, int64_t block, const Arguments& arguments, bool with_barriers,
+            int64_t shared = 0) {
     static thread_local Team team;
-    shared_memory.assign(shared > 0 ? size_t(shared) / sizeof(int64_t) + 3 : 0, -1);  // NaN, whoever reads it first
+    const auto pieces = static_cast<size_t>(shared) / sizeof(SharedBytes);
+    shared_memory.reset(new SharedBytes[pieces]);
     const auto threads = static_cast<unsigned>(block);
     block_size = {threads, 1, 1};
     grid_size = {static_cast<unsigned>(grid), 1, 1};
     for (unsigned b = 0; b < grid_size.x; ++b) {
         block_index = {b, 0, 0};
+        std::memset(static_cast<void*>(shared_memory.get()), 0xFF, pieces * sizeof(SharedBytes));
         if (with_barriers) {
             Meeting of_block(threads);
             meeting = &of_block;
@@ -177,16 +181,17 @@ void launch(void (*kernel)(Arguments), int64_t grid, int64_t block, const Argume
 
 // A kernel whose arguments are bytes, as the driver takes them.
 template <class Arguments>
-void launch_bytes(void (*kernel)(Arguments), int64_t grid, int64_t block, int64_t shared, void** parameters,
-                  bool with_barriers) {
+void launch_bytes(void (*kernel)(Arguments), int64_t grid, int64_t block, void** parameters, bool with_barriers,
+                  int64_t shared) {
     Arguments arguments;
     std::memcpy(static_cast<void*>(&arguments), parameters[0], sizeof(Arguments));
-    launch(kernel, grid, block, arguments, shared, with_barriers);
+    launch(kernel, grid, block, arguments, with_barriers, shared);
 }
 
 }  // namespace shim
 
 #define threadIdx shim::thread_index
+#define XPKERN_MULTIPLY_TILES multiply_shown_tiles
 #define blockIdx shim::block_index
 #define blockDim shim::block_size
 #define gridDim shim::grid_size
@@ -201,12 +206,29 @@ inline void __syncwarp() {
 
 // All lanes take part.
 template <class Number>
-inline Number __shfl_sync(unsigned, Number number, int lane) {
+Number __shfl_sync(unsigned, Number number, int lane) {
     shim::Warp& warp = shim::meeting_here().warps[threadIdx.x / shim::WARP];
-    double* const shown = warp.shown[warp.barrier.round() % 2];
+    double* const shown = warp.shown[warp.barrier.round() % 2][0];
     shown[threadIdx.x % shim::WARP] = number;
     warp.barrier.wait();
     return static_cast<Number>(shown[lane]);
+}
+
+// The tensor cores' product of csrc/cuda/warps.cuh.
+inline void multiply_shown_tiles(double left, double right, double (&sum)[2]) {
+    shim::Warp& warp = shim::meeting_here().warps[threadIdx.x / shim::WARP];
+    const unsigned lane = threadIdx.x % shim::WARP, row = lane / 4, column = lane % 4 * 2;
+    auto& shown = warp.shown[warp.barrier.round() % 2];
+    shown[0][lane] = left;
+    shown[1][lane] = right;
+    warp.barrier.wait();
+    for (unsigned k = 0; k < 4; ++k)
+        for (unsigned c = 0; c < 2; ++c)
+            sum[c] = __builtin_fma(shown[0][row * 4 + k], shown[1][(column + c) * 4 + k], sum[c]);
+}
+
+inline double rsqrt(double number) {
+    return 1 / __builtin_sqrt(number);
 }
 
 inline unsigned long long atomicAdd(unsigned long long* address, unsigned long long value) {

@@ -369,12 +369,16 @@ class TrainArguments(ctypes.Structure):
 
 
 class KernelScratch(ctypes.Structure):
-    """Bytes that a thread of each kernel needs; 0 where its usual form serves."""
+    """Bytes that a thread of each kernel needs; 0 where its usual form serves.
+
+    ``design`` and ``spectrum`` are what the usual form of ``calibrate`` takes of shared memory: a block, and each warp.
+    """
 
     _fields_ = tuple(
         (name, c_int64)
         for name in (
             *("calibrate", "predict", "evaluate", "start", "fit", "search", "descend", "train", "rescue", "tape"),
+            *("design", "spectrum"),
         )
     )
 

@@ -81,6 +81,7 @@ class CupyDevice:
                 compute_capability=capability,
                 processors=int(properties["multiProcessorCount"]),
                 memory=int(properties["totalGlobalMem"]),
+                shared_memory=int(properties["sharedMemPerBlockOptin"]),
                 driver=version_text(cuda.runtime.driverGetVersion()),
                 compiler=f"NVRTC {compiler}",
                 door=f"CuPy {self._cupy.__version__}",

@@ -45,6 +45,8 @@ class DeviceFacts:
         Streaming multiprocessors.
     memory : int
         Bytes in all.
+    shared_memory : int
+        Bytes that a block may ask for.
     driver : str
         Newest CUDA version that the driver supports.
     compiler : str
@@ -57,6 +59,7 @@ class DeviceFacts:
     compute_capability: str
     processors: int
     memory: int
+    shared_memory: int
     driver: str
     compiler: str
     door: str

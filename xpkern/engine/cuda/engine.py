@@ -122,7 +122,8 @@ class CudaEngine:
         stars, bands = photometry_flux.shape
         samples = calibration.wavelength.size + bands
         table = self._calibration(calibration, noise, samples)
-        needed = self._launcher.scratch(calibration=table.view).calibrate
+        scratch = self._launcher.scratch(calibration=table.view)
+        needed = scratch.calibrate
 
         def rows(batch: Batch, side: str) -> SideRows:
             return SideRows(
@@ -144,7 +145,10 @@ class CudaEngine:
                 n=batch.size,
                 unfinished=batch["unfinished"],
             )
-            self._launch("calibrate", batch, arguments, needed)
+            if needed:
+                self._launch("calibrate", batch, arguments, needed)
+            else:
+                self._launcher.launch_spectra("calibrate", batch.size, arguments, batch.stream, scratch)
 
         found = self._lanes.run(
             stars,

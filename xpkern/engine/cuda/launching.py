@@ -32,6 +32,9 @@ _WARP = 32
 #: Warps of a block whose warps have a star each: STAR_WARPS of csrc/cuda/train_warp.cuh.
 STAR_WARPS = 2
 
+#: Most warps of a block that have a spectrum each: MOST_SPECTRA of csrc/cuda/spectrum_memory.cuh.
+_MOST_SPECTRA = 8
+
 #: Blocks of a processor where more would not help: where each block prepares something, or each thread has memory of
 #: its own; and most bytes of the latter in all. Kernels of that kind are for models of unusual sizes: they may be
 #: slower, but no larger than the GPU.
@@ -110,6 +113,15 @@ class Launcher:
     def one(self, kernel: str, arguments: Any, stream: Any) -> None:
         """Queue a kernel of a single thread."""
         self.launch_blocks(kernel, 1, 1, arguments, stream)
+
+    def launch_spectra(self, kernel: str, spectra: int, arguments: Any, stream: Any, needed: KernelScratch) -> None:
+        """Queue a kernel that gives every spectrum a warp, as many at a time as fit into shared memory."""
+        facts = self.device.facts
+        room = (facts.shared_memory - needed.design) // needed.spectrum
+        warps = max(1, min(room, _MOST_SPECTRA, -(-spectra // facts.processors)))
+        blocks = max(1, min(-(-spectra // warps), facts.processors))
+        shared = needed.design + warps * needed.spectrum
+        self.device.launch(kernel, blocks, warps * _WARP, [parameter(arguments)], stream, shared)
 
     @cached_property
     def sizes(self) -> dict[str, int]:

@@ -1,0 +1,102 @@
+// What a warp that works at one star together needs: its lanes, what they show one another, and products of tiles.
+#pragma once
+
+#include "threads.cuh"
+
+XPKERN_NAMESPACE_BEGIN
+
+constexpr int LANES = 32;
+
+__device__ __forceinline__ int lane_in_warp() {
+    return int(threadIdx.x) % LANES;
+}
+template <class Number>
+__device__ __forceinline__ Number from_lane(Number number, int lane) {
+    return __shfl_sync(0xffffffffu, number, lane);
+}
+
+// The sum of all lanes, the same in each of them.
+template <class Number>
+__device__ __forceinline__ Number sum_over_lanes(Number number) {
+    XPKERN_UNROLL
+    for (int half = LANES / 2; half > 0; half /= 2) number += from_lane(number, lane_in_warp() ^ half);
+    return number;
+}
+
+// COUNT neighbouring numbers, dealt out to so many THREADS. All loads are on their way before one is waited for.
+template <int COUNT, int THREADS, class Number>
+struct Taken {
+    static constexpr int rounds = (COUNT + THREADS - 1) / THREADS;
+    Number taken[rounds];
+
+    __device__ __forceinline__ explicit Taken(const Number* from) {
+        const int first = int(threadIdx.x) % THREADS;
+        from += first;
+        XPKERN_UNROLL
+        for (int r = 0; r < rounds; ++r)
+            if (first + r * THREADS < COUNT) taken[r] = from[r * THREADS];
+    }
+    // put(at, from[at]) for the thread's share.
+    template <class Put>
+    __device__ __forceinline__ void hand_over(const Put& put) const {
+        const int first = int(threadIdx.x) % THREADS;
+        XPKERN_UNROLL
+        for (int r = 0; r < rounds; ++r)
+            if (first + r * THREADS < COUNT) put(first + r * THREADS, taken[r]);
+    }
+};
+
+// Asks for COUNT numbers that the warp is going to read: they are then near, in the second-level cache.
+template <int COUNT, class Number>
+__device__ __forceinline__ void ask_for(const Number* from) {
+#if defined(__CUDA_ARCH__)
+    constexpr int line = 128 / int(sizeof(Number)), lines = COUNT / line + 2;  // a row begins anywhere in a line
+    XPKERN_UNROLL
+    for (int first = 0; first < lines; first += LANES) {
+        const int at = (first + lane_in_warp()) * line;
+        asm volatile("prefetch.global.L2 [%0];" ::"l"(from + (at < COUNT ? at : COUNT - 1)));
+    }
+#else
+    static_cast<void>(from);
+#endif
+}
+
+// sum += left right, of matrices 8 by 4 and 4 by 8 that a warp holds together. A lane has element (lane / 4, lane % 4)
+// of the left one, (lane % 4, lane / 4) of the right one, and of the sum the two from (lane / 4, 2 (lane % 4)) on.
+__device__ __forceinline__ void multiply_tiles(double left, double right, double (&sum)[2]) {
+#if defined(XPKERN_MULTIPLY_TILES)  // where a processor stands for the GPU
+    XPKERN_MULTIPLY_TILES(left, right, sum);
+#elif __CUDA_ARCH__ >= 800
+    asm volatile("mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {%0, %1}, {%2}, {%3}, {%0, %1};"
+                 : "+d"(sum[0]), "+d"(sum[1])
+                 : "d"(left), "d"(right));
+#else
+    const int lane = lane_in_warp();
+    XPKERN_UNROLL
+    for (int k = 0; k < 4; ++k) {
+        const double factor = from_lane(left, lane / 4 * 4 + k);
+        XPKERN_UNROLL
+        for (int c = 0; c < 2; ++c) sum[c] = fma(factor, from_lane(right, (lane % 4 * 2 + c) * 4 + k), sum[c]);
+    }
+#endif
+}
+
+// The same of the tiles from ... TILES of a column of left matrices, left(s), and sums, sum(s): on GPUs that can, of
+// two of them at a time.
+template <int TILES, class Left, class Sum>
+__device__ __forceinline__ void multiply_column(int from, const Left& left, double right, const Sum& sum) {
+    int s = from;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    XPKERN_UNROLL
+    for (; s + 2 <= TILES; s += 2) {
+        asm volatile(
+            "mma.sync.aligned.m16n8k4.row.col.f64.f64.f64.f64 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+            : "+d"(sum(s)[0]), "+d"(sum(s)[1]), "+d"(sum(s + 1)[0]), "+d"(sum(s + 1)[1])
+            : "d"(left(s)), "d"(left(s + 1)), "d"(right));
+    }
+#endif
+    XPKERN_UNROLL
+    for (; s < TILES; ++s) multiply_tiles(left(s), right, sum(s));
+}
+
+XPKERN_NAMESPACE_END
