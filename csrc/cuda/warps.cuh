@@ -61,6 +61,22 @@ __device__ __forceinline__ void ask_for(const Number* from) {
 #endif
 }
 
+#if defined(__CUDACC__)
+// multiply_tiles() where there are no tensor cores for it: called, because it is needed hundreds of times.
+struct TileSums {
+    double first, second;
+};
+__device__ __noinline__ TileSums multiply_tiles_without_cores(double left, double right, TileSums sum) {
+    const int lane = lane_in_warp(), column = lane % 4 * 2;
+    for (int k = 0; k < 4; ++k) {
+        const double factor = from_lane(left, lane / 4 * 4 + k);
+        sum.first = fma(factor, from_lane(right, column * 4 + k), sum.first);
+        sum.second = fma(factor, from_lane(right, (column + 1) * 4 + k), sum.second);
+    }
+    return sum;
+}
+#endif
+
 // sum += left right, of matrices 8 by 4 and 4 by 8 that a warp holds together. A lane has element (lane / 4, lane % 4)
 // of the left one, (lane % 4, lane / 4) of the right one, and of the sum the two from (lane / 4, 2 (lane % 4)) on.
 __device__ __forceinline__ void multiply_tiles(double left, double right, double (&sum)[2]) {
@@ -71,13 +87,8 @@ __device__ __forceinline__ void multiply_tiles(double left, double right, double
                  : "+d"(sum[0]), "+d"(sum[1])
                  : "d"(left), "d"(right));
 #else
-    const int lane = lane_in_warp();
-    XPKERN_UNROLL
-    for (int k = 0; k < 4; ++k) {
-        const double factor = from_lane(left, lane / 4 * 4 + k);
-        XPKERN_UNROLL
-        for (int c = 0; c < 2; ++c) sum[c] = fma(factor, from_lane(right, (lane % 4 * 2 + c) * 4 + k), sum[c]);
-    }
+    const TileSums after = multiply_tiles_without_cores(left, right, {sum[0], sum[1]});
+    sum[0] = after.first, sum[1] = after.second;
 #endif
 }
 
