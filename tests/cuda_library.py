@@ -28,7 +28,7 @@ def kernel_names(*, general: bool) -> list[str]:
     ours = re.compile(r"^#if defined\(XPKERN_GENERAL\)\n(.*?)^#else\n(.*?)^#endif\n", re.MULTILINE | re.DOTALL)
     text = ours.sub(lambda found: found[1 if general else 2], text)
     of_stars = re.findall(r"^XPKERN_(?:STAR|WARP|SPECTRUM|GENERAL)_KERNEL\((\w+),", text, re.MULTILINE)
-    others = re.findall(r'^extern "C" __global__ void (?:__launch_bounds__\(.*?\)\s+)?(\w+)\(', text, re.MULTILINE)
+    others = re.findall(r'^extern "C" __global__ void (?:__launch_bounds__\([^)]*\)\s+)?(\w+)\(', text, re.MULTILINE)
     return sorted([*(f"{name}_any" if general else name for name in of_stars), *others])
 
 

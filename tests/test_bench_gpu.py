@@ -53,7 +53,15 @@ def test_the_suite_on_a_simulated_gpu(monkeypatch, tmp_path, capsys):
     """Every figure is there and the JSON can be read; what they are means nothing."""
     cupy = simulated_cupy()
     to_host = cupy.asnumpy
-    cupy.cuda, cupy.asnumpy = SimpleNamespace(Stream=Stream), lambda array, stream=None: to_host(array)
+
+    def asnumpy(array, stream=None, out=None, blocking=True):
+        if out is None:
+            return to_host(array)
+        assert not blocking
+        np.copyto(out, to_host(array))
+        return out
+
+    cupy.cuda, cupy.asnumpy = SimpleNamespace(Stream=Stream), asnumpy
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     monkeypatch.setitem(xpkern.engine._MAKERS, "cuda", lambda: CudaEngine(SimulatedGpu()))
     for name, value in {

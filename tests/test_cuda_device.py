@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -71,6 +72,7 @@ def pretend_cupy(version="14.2.0", devices=1, nvrtc=(13, 2)):
                 "minor": 0,
                 "multiProcessorCount": 132,
                 "totalGlobalMem": 85_000_000_000,
+                "sharedMemPerBlockOptin": 232_448,
             },
             driverGetVersion=lambda: 13010,
         ),
@@ -196,3 +198,18 @@ def test_errors_of_the_extension_become_ours():
         device.allocate(1)
     with pytest.raises(xk.DeviceUnavailable, match="need CuPy"):
         device.empty((1,), np.float32)
+
+
+def test_arguments_pass_by_value_as_cupy_does_it(rng):
+    """It takes an array of one element for a value, whatever the size of that, and refuses longer ones."""
+    taken = []
+
+    def kernel(grid, block, values, shared_mem):
+        assert all(value.size == 1 for value in values)
+        taken.append((grid, block, [value.tobytes() for value in values], shared_mem))
+
+    cupy = pretend_cupy()
+    cupy.RawModule = lambda **_: SimpleNamespace(get_function=lambda name: kernel)
+    arguments = rng.integers(0, 256, 832, dtype=np.uint8)
+    CupyDevice(cupy).launch("fit_start", 3, 128, [arguments], nullcontext(), 64)
+    assert taken == [((3,), (128,), [arguments.tobytes()], 64)]

@@ -114,7 +114,7 @@ XPKERN_INLINE void enter_stage(double damping, SearchProgress& search) {
 // search_of(s): that of star s.
 template <class Real, class Wide, class SearchOf>
 XPKERN_STEP void take_up(int k, int count, const SearchOf& search_of, const LaneBox<Wide>& box,
-                           Progress<Real, Wide>& progress) {
+                         Progress<Real, Wide>& progress) {
     LossState<Real, Wide>& state = progress.state;
     const auto state_of = [&](int s) -> const LossState<double, double>& { return search_of(s).state; };
     for (int p = 0; p < k; ++p) state.u[p] = lane_of<Wide>([&](int s) { return state_of(s).u[p]; });
@@ -144,7 +144,7 @@ XPKERN_STEP void take_up(int k, int count, const SearchOf& search_of, const Lane
 // search is taken up again.
 template <class Real, class Wide>
 XPKERN_STEP void leave(int k, const Progress<Real, Wide>& progress, int s, bool compared, bool resumes,
-                         SearchProgress& search) {
+                       SearchProgress& search) {
     const LossState<Real, Wide>& state = progress.state;
     const double loss = get(state.loss, s);
     search.state.loss = loss == loss ? loss : infinity<double>();
@@ -168,9 +168,9 @@ XPKERN_STEP void leave(int k, const Progress<Real, Wide>& progress, int s, bool 
 // straight line between the two can tell.
 template <class Real, class Shape>
 XPKERN_STEP Mask<Real> in_valley(const ModelView& model, const Shape& shape, const PriorView& prior,
-                                   const LossView& terms, const StarView<Real, Real>& star,
-                                   const Workspace<Real, Real>& space, const Real* u, const Real& loss,
-                                   const Real* u_of_first, const Real& loss_of_first) {
+                                 const LossView& terms, const StarView<Real, Real>& star,
+                                 const Workspace<Real, Real>& space, const Real* u, const Real& loss,
+                                 const Real* u_of_first, const Real& loss_of_first) {
     Real middle[MAX_PARAMETERS];
     for (int p = 0; p < shape.parameters(); ++p) middle[p] = (u[p] + u_of_first[p]) * lane<Real>(0.5);
     const Real between = loss_alone(model, shape, prior, terms, star, space, middle);

@@ -14,10 +14,9 @@ XPKERN_INLINE int packed_index(int row, int column) {
 // not positive definite get mask 0 and a meaningless x. A, D: packed; b, x: (n,).
 template <class Lane>
 XPKERN_STEP Mask<Lane> solve_damped(int n, const Lane* a, const Lane* scale_of, const Lane& damping, const Lane* b,
-                                      Lane* x) {
+                                    Lane* x) {
     Lane unit[MAX_PARAMETERS], factor[MAX_TRIANGLE];
-    for (int i = 0; i < n; ++i)
-        unit[i] = inverse_root(max(scale_of[packed_index(i, i)], lane<Lane>(1e-30)));
+    for (int i = 0; i < n; ++i) unit[i] = inverse_root(max(scale_of[packed_index(i, i)], lane<Lane>(1e-30)));
     Mask<Lane> positive = damping >= lane<Lane>(0);
     for (int i = 0; i < n; ++i) {
         for (int j = 0; j <= i; ++j) {

@@ -155,7 +155,7 @@ struct ScratchArguments {
 struct ArgumentSizes {
     int64_t calibrate, predict, evaluate, start, fit, search, descend, train, scratch;
     int64_t search_progress, best_candidate, training_state, kernel_scratch;
-    // Of fit_float and fit_fine: most warps of a block, shared memory of a block without stars and of a star.
+    // Of fit_float and fit_fine: most warps of a block, its shared memory without stars, and that of a star.
     int64_t float_warps, float_networks, float_star, fine_warps, fine_networks, fine_star;
 };
 struct SizesArguments {

@@ -45,8 +45,8 @@ __device__ __forceinline__ void fine_steps(const FitArguments& a, int64_t item, 
 template <class Shape>
 __device__ __forceinline__ void rescue_steps(const FitArguments& a, int64_t item, const Arena& arena) {
     const int64_t number = a.taken.searches[item];
-    newton_steps_by_thread<double, Shape>(
-        a, number, fine_rule(RESCUE_PATIENCE * a.fit.max_iterations, a.fit.tolerance), arena);
+    newton_steps_by_thread<double, Shape>(a, number, fine_rule(RESCUE_PATIENCE * a.fit.max_iterations, a.fit.tolerance),
+                                          arena);
     SearchProgress& search = searches_of(a, 0)[number];
     search.offered = search.rescued = true;
 }
@@ -102,7 +102,7 @@ XPKERN_NAMESPACE_END
 #if defined(XPKERN_GENERAL)
 XPKERN_GENERAL_KERNEL(fit_fine, xpkern::FitArguments, *a.taken.count, kernels::fine_steps)
 #else
-extern "C" __global__ void __launch_bounds__(kernels::FitBlock<double>::most_warps* kernels::LANES)
+extern "C" __global__ void __launch_bounds__(kernels::FitBlock<double>::most_threads)
     fit_fine(const __grid_constant__ xpkern::FitArguments a) {
     kernels::over_fits<double>(a, *a.taken.count, [&](int64_t item) { kernels::fine_steps_by_warp(a, item); });
 }

@@ -13,8 +13,8 @@ enum class Steps { rough, scout, sharp };
 template <bool EXACT, class Shape, class Write>
 __device__ __forceinline__ bool float_steps(const FitArguments& a, const Shape& shape, Steps steps,
                                             const StarView<float, float>& star, const Workspace<float, float>& space,
-                                            const LaneBox<float>& box, int now, const SearchProgress& first, SearchProgress& search,
-                                            const Write& write) {
+                                            const LaneBox<float>& box, int now, const SearchProgress& first,
+                                            SearchProgress& search, const Write& write) {
     const int k = shape.parameters(), most = a.fit.max_iterations;
     Progress<float, float> progress;
     take_up(k, 1, [&](int) -> const SearchProgress& { return search; }, box, progress);
@@ -49,9 +49,8 @@ __device__ __forceinline__ void float_steps_by_thread(const FitArguments& a, int
     space.star.gather(a.stars, row, shape.samples(), shape.parameters());
     constexpr bool exact = STEPS == Steps::sharp;
     const LaneBox<float> box(a.fit, shape.parameters());
-    const bool goes_on =
-        float_steps<exact>(a, shape, STEPS, space.star.view(), space.workspace, box, now, of_star[0],
-                           of_star[number % a.fit.starts], [](const auto& change) { change(); });
+    const bool goes_on = float_steps<exact>(a, shape, STEPS, space.star.view(), space.workspace, box, now, of_star[0],
+                                            of_star[number % a.fit.starts], [](const auto& change) { change(); });
     if (goes_on || exact) add_to_queue(a.left, number);
 }
 template <class Shape>
@@ -118,7 +117,7 @@ XPKERN_GENERAL_KERNEL(fit_scout, xpkern::FitArguments, *a.taken.count, kernels::
 XPKERN_GENERAL_KERNEL(fit_sharp, xpkern::FitArguments, *a.taken.count, kernels::sharp_steps)
 #else
 // Rough, scout and sharp steps of every star.
-extern "C" __global__ void __launch_bounds__(kernels::FitBlock<float>::most_warps* kernels::LANES)
+extern "C" __global__ void __launch_bounds__(kernels::FitBlock<float>::most_threads)
     fit_float(const __grid_constant__ xpkern::FitArguments a) {
     kernels::over_fits<float>(a, a.n, [&](int64_t row) { kernels::float_stages_by_warp(a, row); });
 }

@@ -3,7 +3,8 @@
 // A lane has a neuron of each hidden layer and every 32nd sample of a spectrum, with their slopes, in registers; what
 // lanes read of one another stands in shared memory, as do the star's whitener and, once for all warps of a block, the
 // network. Everything that is a number of the star (parameters, loss, matrices of its coordinates) every lane computes
-// for itself, by the functions of the core: these ask a shape for an evaluation, and for FitShape they find those below.
+// for itself, by the functions of the core: these ask a shape for an evaluation, and for FitShape they find those
+// below.
 //
 // A triangle is solved by strips of 32 rows. The inverse of each strip's own triangle is found once for a star, a
 // column a lane, so that whitening is two products a strip, whose terms wait for nothing: 1,460 instructions of a warp
@@ -17,14 +18,16 @@ XPKERN_NAMESPACE_BEGIN
 
 struct FitShape : UsualShape {
     XPKERN_INLINE constexpr explicit FitShape(const ModelView& model) : UsualShape(model), exact(true) {}
-    bool exact;  // whether an evaluation that may have the exact Hessian has it: one text, as code is what warps wait for
+    bool exact;  // whether an evaluation that may have the exact Hessian has it: one text, as code is what warps wait
+                 // for
     static constexpr int n_inputs = UsualShape::inputs(), n_samples = UsualShape::samples();
     static constexpr int last = UsualShape::layers() - 1, coordinates = n_inputs + 2;
     static constexpr int strips = (n_samples + LANES - 1) / LANES, whole_strips = n_samples / LANES;
     static constexpr int rest = n_samples - whole_strips * LANES;  // rows of the last strip
 };
 static_assert(UsualShape::width(1) == LANES, "a neuron a lane");
-static_assert(FitShape::rest == 2 && FitShape::whole_strips + 1 == FitShape::strips, "what the last strip is solved for");
+static_assert(FitShape::rest == 2 && FitShape::whole_strips + 1 == FitShape::strips,
+              "what the last strip is solved for");
 
 // Numbers that are moved in one access.
 struct alignas(16) Four {
@@ -118,12 +121,13 @@ struct FitStar {
 // What stands in the shared memory of a block: behind the networks as many stars as there is room for, a warp each.
 template <class Wide>
 struct FitBlock {
-    // At most: as many as fit into the 227 kB of compute capability 9.0.
-    static constexpr int most_warps = SameType<Wide, float>::value ? 16 : 10;
+    // At most: as many as fit into the 227 kB of compute capability 9.0, and have 168 registers a thread.
+    static constexpr int most_warps = SameType<Wide, float>::value ? 12 : 10;
+    static constexpr int most_threads = most_warps * LANES;
     FitNetworks<Wide> networks;
     FitStar<Wide> star[1];
 };
-static_assert(sizeof(FitBlock<float>) + 15 * sizeof(FitStar<float>) <= 227 * 1024 &&
+static_assert(sizeof(FitBlock<float>) + 11 * sizeof(FitStar<float>) <= 227 * 1024 &&
                   sizeof(FitBlock<double>) + 9 * sizeof(FitStar<double>) <= 227 * 1024,
               "shared memory");
 
@@ -221,8 +225,7 @@ __device__ __forceinline__ void whiten_strip(FitStar<Wide>& star, Columns<COLUMN
     for (int r = 0; r < FitShape::rest; ++r) {
         const float weight = -star.factor[row_start(FitShape::whole_strips * LANES + r) + STRIP * LANES + lane];
         XPKERN_UNROLL
-        for (int c = 0; c < COLUMNS; ++c)
-            rest[r * COLUMNS + c] = fma(weight, left[STRIP][c], rest[r * COLUMNS + c]);
+        for (int c = 0; c < COLUMNS; ++c) rest[r * COLUMNS + c] = fma(weight, left[STRIP][c], rest[r * COLUMNS + c]);
     }
     if constexpr (STRIP + 1 < FitShape::whole_strips) {
         show<COLUMNS>(star.shown, left[STRIP]);
@@ -249,8 +252,7 @@ __device__ __forceinline__ void whiten_columns_by_warp(FitStar<Wide>& star, Colu
     XPKERN_UNROLL
     for (int r = 0; r < FitShape::rest; ++r) {
         XPKERN_UNROLL
-        for (int c = 0; c < COLUMNS; ++c)
-            rest[r * COLUMNS + c] = lane == r ? left[FitShape::whole_strips][c] : 0.0f;
+        for (int c = 0; c < COLUMNS; ++c) rest[r * COLUMNS + c] = lane == r ? left[FitShape::whole_strips][c] : 0.0f;
     }
     whiten_strip<0, COLUMNS>(star, left, rest);
     sum_over_lanes<LANES / 2>(rest);
@@ -439,8 +441,8 @@ __device__ __forceinline__ void predict_by_warp(const ModelView& model, const Wi
     for (int s = 0; s < FitShape::strips; ++s) {
         const int i = lane_in_warp() + s * LANES;
         const bool exists = i < FitShape::n_samples;
-        const Wide flux = exp(
-            fma(-u[inputs], networks.wide.ext_curve()[exists ? i : FitShape::n_samples - 1], ln_flux[s] + twice_ln_plx));
+        const Wide flux = exp(fma(-u[inputs], networks.wide.ext_curve()[exists ? i : FitShape::n_samples - 1],
+                                  ln_flux[s] + twice_ln_plx));
         tape.flux[s] = exists ? flux : Wide(0);
     }
 }

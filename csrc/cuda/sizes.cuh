@@ -57,10 +57,18 @@ extern "C" __global__ void scratch_bytes(const __grid_constant__ xpkern::Scratch
 // Sizes of the structs that a host fills or allocates, in the order of ArgumentSizes.
 extern "C" __global__ void argument_sizes(const __grid_constant__ xpkern::SizesArguments a) {
     if (blockIdx.x > 0 || threadIdx.x > 0) return;
-    *a.sizes = {sizeof(xpkern::CalibrateArguments), sizeof(xpkern::PredictArguments), sizeof(xpkern::EvaluateArguments),
-                sizeof(xpkern::StartArguments),     sizeof(xpkern::FitArguments),     sizeof(xpkern::SearchArguments),
-                sizeof(xpkern::DescendArguments),   sizeof(xpkern::TrainArguments),   sizeof(xpkern::ScratchArguments),
-                sizeof(kernels::SearchProgress),    sizeof(kernels::BestCandidate),   sizeof(xpkern::TrainingState),
+    *a.sizes = {sizeof(xpkern::CalibrateArguments),
+                sizeof(xpkern::PredictArguments),
+                sizeof(xpkern::EvaluateArguments),
+                sizeof(xpkern::StartArguments),
+                sizeof(xpkern::FitArguments),
+                sizeof(xpkern::SearchArguments),
+                sizeof(xpkern::DescendArguments),
+                sizeof(xpkern::TrainArguments),
+                sizeof(xpkern::ScratchArguments),
+                sizeof(kernels::SearchProgress),
+                sizeof(kernels::BestCandidate),
+                sizeof(xpkern::TrainingState),
                 sizeof(xpkern::KernelScratch),
                 kernels::FitBlock<float>::most_warps,
                 sizeof(kernels::FitBlock<float>) - sizeof(kernels::FitStar<float>),

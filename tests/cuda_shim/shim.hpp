@@ -20,7 +20,7 @@
 #define __shared__ static thread_local  // launches may run side by side
 #define __grid_constant__
 #define __forceinline__ inline __attribute__((always_inline))
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 
 namespace shim {
 

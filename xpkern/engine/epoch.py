@@ -54,6 +54,11 @@ def check_rows(batches: Int64, n_stars: int) -> None:
     ------
     InputError
     """
+    flat, seen = batches.reshape(-1), np.zeros(n_stars, np.bool_)
+    if flat.size == 0 or (flat.min() >= 0 and flat.max() < n_stars):
+        seen[flat] = True
+        if np.count_nonzero(seen) == flat.size:  # no star twice in all of the epoch: no batch need be looked at
+            return
     for number, rows in enumerate(batches):
         for row in rows[(rows < 0) | (rows >= n_stars)][:1]:
             raise InputError(f"batch {number} has row {row}, but there are {n_stars} stars", field="batches")
