@@ -31,7 +31,7 @@ WITHOUT_SPILLS = {
     *("train_stars", "train_products", "train_gradient", "train_step", "train_star_steps"),
 }
 
-#: Bytes of spills that another kernel may have: none of them may grow; one that is not named may have none. Where a warp
+#: Bytes of spills that another kernel may have: they may not grow; one that is not named may have none. Where a warp
 #: has a star, a spill is sixty of 25,000 instructions, and fewer warps a processor cost more; few stars are rescued.
 CEILINGS = {"fit_float": 612, "fit_fine": 204, "fit_rescue": 412}
 
