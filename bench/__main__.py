@@ -43,7 +43,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(BENCHMARKS)}, or all (default)")
     parser.add_argument("--stars", type=int, help="number of stars or rows (each benchmark has a default)")
     parser.add_argument("--rounds", type=int, default=7, help="rounds; 7 or more for a figure that is written down")
-    parser.add_argument("--engine", default="auto")
+    parser.add_argument("--engine", default="cpu", help="engine of ours (default: %(default)s; a GPU has `bench gpu`)")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the JSON files (default: %(default)s)")
     options = parser.parse_args(arguments)
     unknown = set(options.names) - {*BENCHMARKS, "all"}

@@ -48,15 +48,14 @@ if "$python" -c 'import cupy' 2>/dev/null; then
     step kernels 300 "$python" -c "$load" usual &
     step general 300 "$python" -c "$load" general &
 fi
+export XPKERN_CUDA_ARCH=native # the extension module, for this GPU alone, beside what runs through CuPy
+command -v nvcc >/dev/null && export XPKERN_CUDA=1
 step build 300 "$python" setup.py build_ext --inplace || { echo "gpu_all: xpkern cannot be built here"; exit 1; }
 wait
 "$python" -m xpkern doctor | tee "$folder/doctor.log"
 why=$("$python" -c 'from xpkern.engine.cuda.device import open_device; open_device()' 2>&1) || no_gpu "$why"
 
 step bench 150 "$python" -m bench gpu --output "$folder"
-if command -v nvcc >/dev/null; then # the extension module, for this GPU alone, beside what runs through CuPy
-    XPKERN_CUDA=1 XPKERN_CUDA_ARCH=native step extension 300 "$python" setup.py build_ext --inplace &
-fi
 # only the files that need nothing else than what is listed above
 step tests 200 "$python" -m pytest -q -m gpu -p no:cacheprovider -W default tests/test_engine_*.py tests/test_gpu.py
 if sanitizer=$(tool compute-sanitizer); then
@@ -68,11 +67,11 @@ else
 fi
 if profiler=$(tool ncu); then # the three heaviest: of the fit, of the calibration, of the training
     step ncu 90 "$profiler" --force-overwrite --set full --kernel-name 'regex:^(fit_float|calibrate|train_stars)$' \
-        --launch-count 6 --export "$folder/ncu" "$python" -m bench gpu --only-run
+        --clock-control none --launch-count 6 --export "$folder/ncu" "$python" -m bench gpu --only-run --stars 16384 &&
+        "$profiler" --import "$folder/ncu.ncu-rep" --page details >"$folder/ncu.txt"
 else
     echo "no ncu here: nothing was profiled"
 fi
-wait
 [ -e xpkern/engine/cuda/kernels.fatbin ] && step by_extension 60 env XPKERN_CUDA_DOOR=extension "$python" -m bench gpu --only-run
 
 printf 'in all %d s\n' $SECONDS

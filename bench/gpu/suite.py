@@ -61,12 +61,12 @@ _RUNS = 5
 def main(arguments: list[str]) -> int:
     """Run the suite; the exit code is 1 where there is no GPU or it computes something else than it should."""
     parser = argparse.ArgumentParser(prog="python -m bench gpu", description=__doc__)
-    parser.add_argument("--stars", type=int, default=131072, help="stars of the timed runs (default: %(default)s)")
+    parser.add_argument("--stars", type=int, help="stars of the timed runs (default: 131072), or of --only-run (96)")
     parser.add_argument(
         "--output", type=Path, default=Path(__file__).parents[1] / "results", help="folder for the JSON"
     )
     parser.add_argument(
-        "--only-run", action="store_true", help="each operation once, few stars, no clock: for sanitizers"
+        "--only-run", action="store_true", help="each operation once, without a clock: for sanitizers and profilers"
     )
     options = parser.parse_args(arguments)
     try:
@@ -75,9 +75,10 @@ def main(arguments: list[str]) -> int:
         print(f"bench gpu: there is no GPU to measure: {error}", file=sys.stderr)
         return 1
     if options.only_run:
-        run_everything(engine, Sample(96))
+        run_everything(engine, Sample(options.stars or 96))
         print("every operation was run once")
         return 0
+    options.stars = options.stars or 131072
     return _suite(engine, options)
 
 

@@ -459,13 +459,14 @@ __device__ __forceinline__ Wide residual_of(const FitStar<Wide>& star, const Fit
 template <int LAYER, class Wide>
 __device__ __forceinline__ void bend_layers(FitStar<Wide>& star, const FitTape<Wide>& tape, const float* above,
                                             float* bend) {
+    static_assert(UsualShape::width(LAYER + 1) % 2 == 0, "two sums, as each term waits for the one before");
     const int lane = lane_in_warp();
     const float* weights = fit_block<Wide>().networks.narrow.template row<LAYER>(lane);
     float adjoint = 0, more = 0;
     XPKERN_UNROLL_FOUR
-    for (int j = 0; j < UsualShape::width(LAYER + 1); j += 2) {
-        adjoint = fma(weights[j], above[j], adjoint);
-        more = fma(weights[j + 1], above[j + 1], more);
+    for (int pair = 0; pair < UsualShape::width(LAYER + 1) / 2; ++pair) {
+        adjoint = fma(weights[2 * pair], above[2 * pair], adjoint);
+        more = fma(weights[2 * pair + 1], above[2 * pair + 1], more);
     }
     const float h = tape.hidden[LAYER - 1], through = (adjoint + more) * fma(-h, h, 1.0f), bent = through * h;
     XPKERN_UNROLL

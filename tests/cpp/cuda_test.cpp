@@ -178,10 +178,27 @@ void test_fit(const Problem& on) {
         shim::launch(kernel, on.blocks(on.n), BLOCK, a, false);
     };
     stage(XPKERN_FORM(fit_start), 0);
-    for (const int evaluations : {4, 40}) stage(XPKERN_FORM(fit_rough), evaluations);
+#if defined(XPKERN_GENERAL)
+    for (const int evaluations : {4, 40}) stage(fit_rough_any, evaluations);
     stage(fit_compare, 0);
-    stage(XPKERN_FORM(fit_sharp), 0);
-    for (const int evaluations : {4, 40}) stage(XPKERN_FORM(fit_fine), evaluations);
+    stage(fit_sharp_any, 0);
+    for (const int evaluations : {4, 40}) stage(fit_fine_any, evaluations);
+#else
+    // two blocks of as many warps as there are stars in the smallest problem but one, and more: warps take stars in
+    // turns
+    const auto by_warps = [&](auto kernel, auto wide) {
+        using Wide = decltype(wide);
+        constexpr int warps = 3;
+        const int64_t shared = sizeof(kernels::FitBlock<Wide>) + (warps - 1) * sizeof(kernels::FitStar<Wide>);
+        a.begun = counts.data() + counts.size() - (sizeof(Wide) == sizeof(float) ? 1 : 2);
+        shim::launch(kernel, on.in_turns ? 1 : 2, warps * kernels::LANES, a, true, shared);
+    };
+    a.left = {queues[1].data(), counts.data() + 1};
+    by_warps(fit_float, 0.0f);
+    a.taken = a.left;
+    by_warps(fit_fine, 0.0);
+    filling = 2;
+#endif
     stage(fit_select, 0);
     stage(XPKERN_FORM(fit_rescue), 0);
     stage(XPKERN_FORM(fit_finish), 0);
