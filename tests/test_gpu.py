@@ -55,8 +55,8 @@ def test_arrays_of_cupy_stay_where_they_are(gpu_engine, sample):
         assert isinstance(found.params, cupy.ndarray)
         assert isinstance(found.cov, cupy.ndarray)
         back = found.on_host()
-    # The kernels give the same bits; what the scale of fluxes does to parallaxes afterwards is arithmetic of whoever the
-    # arrays are of, and CuPy's compiler fuses products and sums.
+    # The kernels give the same bits; what the scale of fluxes does to parallaxes afterwards is arithmetic of whoever
+    # made the arrays, and CuPy's compiler fuses products and sums.
     np.testing.assert_array_equal(back.loss, expected.loss)
     np.testing.assert_array_equal(back.params[:, :-1], expected.params[:, :-1])
     np.testing.assert_allclose(back.params, expected.params, rtol=1e-15)
