@@ -2,6 +2,7 @@
 // shape; else, and in the last stages, a search, or a star, a thread.
 #pragma once
 
+#include "fit_warp.cuh"
 #include "searches.cuh"
 
 XPKERN_NAMESPACE_BEGIN

@@ -3,8 +3,7 @@
 // core/search.hpp.
 #pragma once
 
-#include "fit_warp.cuh"
-#include "threads.cuh"
+#include "fit_memory.cuh"
 
 XPKERN_NAMESPACE_BEGIN
 

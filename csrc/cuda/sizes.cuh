@@ -3,7 +3,7 @@
 
 #include "calibrate.cuh"
 #include "descent.cuh"
-#include "fit_warp.cuh"
+#include "fit_memory.cuh"
 #include "stars.cuh"
 #include "starts.cuh"
 #include "train.cuh"
