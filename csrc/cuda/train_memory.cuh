@@ -103,13 +103,6 @@ __device__ __forceinline__ void wait_for_copies() {
 #endif
 }
 
-// Has the second-level cache fetch what lies around an address.
-__device__ __forceinline__ void expect([[maybe_unused]] const float* address) {
-#if __CUDA_ARCH__ >= 800
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
-#endif
-}
-
 __device__ __forceinline__ void copy_network_soon(const float* floats) {
     constexpr int quarters = LANES / 4, at_once = STAR_THREADS / quarters, whole = 2 * LANES;
     constexpr int narrow = SharedNetwork::narrow_rows, wide = SharedNetwork::wide_rows, m = WarpShape::samples();

@@ -46,36 +46,23 @@ struct Taken {
     }
 };
 
+// Has the second-level cache fetch what lies around an address.
+__device__ __forceinline__ void expect([[maybe_unused]] const void* address) {
+#if defined(__CUDA_ARCH__)
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
+#endif
+}
+
 // Asks for COUNT numbers that the warp is going to read: they are then near, in the second-level cache.
 template <int COUNT, class Number>
 __device__ __forceinline__ void ask_for(const Number* from) {
-#if defined(__CUDA_ARCH__)
     constexpr int line = 128 / int(sizeof(Number)), lines = COUNT / line + 2;  // a row begins anywhere in a line
     XPKERN_UNROLL
     for (int first = 0; first < lines; first += LANES) {
         const int at = (first + lane_in_warp()) * line;
-        asm volatile("prefetch.global.L2 [%0];" ::"l"(from + (at < COUNT ? at : COUNT - 1)));
+        expect(from + (at < COUNT ? at : COUNT - 1));
     }
-#else
-    static_cast<void>(from);
-#endif
 }
-
-#if defined(__CUDACC__)
-// multiply_tiles() where there are no tensor cores for it: called, because it is needed hundreds of times.
-struct TileSums {
-    double first, second;
-};
-__device__ __noinline__ TileSums multiply_tiles_without_cores(double left, double right, TileSums sum) {
-    const int lane = lane_in_warp(), column = lane % 4 * 2;
-    for (int k = 0; k < 4; ++k) {
-        const double factor = from_lane(left, lane / 4 * 4 + k);
-        sum.first = fma(factor, from_lane(right, column * 4 + k), sum.first);
-        sum.second = fma(factor, from_lane(right, (column + 1) * 4 + k), sum.second);
-    }
-    return sum;
-}
-#endif
 
 // sum += left right, of matrices 8 by 4 and 4 by 8 that a warp holds together. A lane has element (lane / 4, lane % 4)
 // of the left one, (lane % 4, lane / 4) of the right one, and of the sum the two from (lane / 4, 2 (lane % 4)) on.
