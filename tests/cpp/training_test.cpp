@@ -152,7 +152,7 @@ void test_team(int threads) {
 }
 
 int main() {
-    for (const int count : {1, 7, 8, 9, 63, 64}) {
+    for (const int count : {1, 7, 8, 9, 15, 16, 17, 63, 64}) {
         test_gradient({2, 5, 4, 7}, count);
         test_gradient({4, 33, 11}, count);
     }
