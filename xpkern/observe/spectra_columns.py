@@ -41,8 +41,16 @@ class ColumnTable(Protocol):
 
     widths: dict[str, int | None]
 
+    @property
+    def n_rows(self) -> int | None:
+        """Rows; None where only reading the table tells."""
+
+    @property
+    def attributes(self) -> dict[str, object]:
+        """What its writer says of the table as a whole."""
+
     def chunks(self, columns: Sequence[str], rows: int) -> Iterator[Chunk]:
-        """Yield the next ``rows`` rows of some columns; the last chunk may be shorter, none is empty."""
+        """Yield rows of some columns from the first row on, so many at a time; only the last chunk may be shorter."""
 
     def close(self) -> None:
         """Close its file."""
