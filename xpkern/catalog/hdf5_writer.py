@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -41,9 +43,17 @@ class Hdf5Writer(TableWriter):
         for column in self.columns:
             values = group[column.name]
             dataset = self._dataset(column, len(values))
-            dataset.resize(start + len(values), axis=0)
-            dataset[start:] = values
+            # what h5py's Dataset does with rows and values takes four times as long
+            dataset.id.set_extent((start + len(values), *column.shape))
+            self._write_chunk(dataset, (start, *[0] * len(column.shape)), values)
         self._rows_written = start + len(values)
+
+    def _write_chunk(self, dataset: h5py.Dataset, place: tuple[int, ...], values: np.ndarray) -> None:
+        """Write the rows of a chunk, which are fewer than it holds at the end of the file."""
+        lacking = dataset.chunks[0] - len(values)
+        if lacking:
+            values = np.concatenate([values, np.zeros((lacking, *values.shape[1:]), values.dtype)])
+        dataset.id.write_direct_chunk(place, np.ascontiguousarray(values))
 
     def _finish(self) -> None:
         for column in self.columns:  # of a file without rows
@@ -76,6 +86,12 @@ class ChecksummedHdf5Writer(Hdf5Writer):
     has_checksums = True
     group_rows = 256
 
+    def _write_chunk(self, dataset: h5py.Dataset, place: tuple[int, ...], values: np.ndarray) -> None:
+        """Write the rows of a chunk by way of what computes its checksum."""
+        space = dataset.id.get_space()
+        space.select_hyperslab(place, values.shape)
+        dataset.id.write(h5py.h5s.create_simple(values.shape), space, np.ascontiguousarray(values))
+
 
 def create_file(stream: CheckedFile, name: str = "catalog") -> h5py.File:
     """Return a new file that lists its datasets in the order in which they were created, and carries no times."""
@@ -89,8 +105,11 @@ def create_file(stream: CheckedFile, name: str = "catalog") -> h5py.File:
 
 
 def _add_text(dataset: h5py.Dataset, name: str, text: str) -> None:
-    """Set a new attribute to a text, as ``dataset.attrs`` does in eight times the time."""
-    kind = h5py.string_dtype()
-    space = h5py.h5s.create(h5py.h5s.SCALAR)
-    attribute = h5py.h5a.create(dataset.id, name.encode(), h5py.h5t.py_create(kind, logical=True), space)
-    attribute.write(np.array(text, dtype=kind))
+    """Set a new attribute to a text, as ``dataset.attrs`` does in ten times the time."""
+    h5py.h5a.create(dataset.id, name.encode(), *_kind_of_texts()).write(np.array(text, dtype=h5py.string_dtype()))
+
+
+@cache
+def _kind_of_texts() -> tuple[Any, Any]:
+    """Type and space of a text in an attribute."""
+    return h5py.h5t.py_create(h5py.string_dtype(), logical=True), h5py.h5s.create(h5py.h5s.SCALAR)
