@@ -172,7 +172,7 @@ def test_what_is_no_catalogue(rows, tmp_path):
     with pytest.raises(InputError, match="neither the 5 parameters of v1"):
         CatalogReader(tmp_path / "other.h5")
     (tmp_path / "stars.csv").write_text("sourceid,teff\n1,5000\n")
-    with pytest.raises(InputError, match=r"stars\.csv, field source_id: there .*did you mean sourceid"):
+    with pytest.raises(InputError, match=r"stars\.csv, field source_id: .*no catalogue; did you mean sourceid"):
         CatalogReader(tmp_path / "stars.csv")
     with pytest.raises(InputError, match=r"absent\.h5: no such file"):
         CatalogReader(tmp_path / "absent.h5")

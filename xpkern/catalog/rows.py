@@ -91,7 +91,7 @@ class StarRows:
         """Standard errors of the linear parameters, (n, 5)."""
         return np.sqrt(np.einsum("nii->ni", self.covariance))
 
-    @property
+    @cached_property
     def bands_used(self) -> NDArray[np.uint8]:
         """One bit per infrared band in grid order, then one each for BP and RP, (n,)."""
         bits = np.zeros(len(self), np.uint8)

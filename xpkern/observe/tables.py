@@ -40,6 +40,10 @@ _ECSV_NUMBERS = frozenset(
 )
 
 
+#: What is said of a column that is not there.
+_NO_COLUMN = "there is no such column"
+
+
 def open_table(path: str | os.PathLike[str], key: str | None = None) -> ColumnTable:
     """Open a table of any format; ``contextlib.closing`` closes it.
 
@@ -81,11 +85,12 @@ def open_table(path: str | os.PathLike[str], key: str | None = None) -> ColumnTa
         raise InputError(reason, file=file) from error
     if not keys & table.widths.keys():
         table.close()
-        require(table, [min(keys, key=len)], file)
+        what = "missing: this is no catalogue" if key is None else _NO_COLUMN
+        require(table, [min(keys, key=len)], file, what)
     return table
 
 
-def require(table: ColumnTable, names: Sequence[str], file: str) -> None:
+def require(table: ColumnTable, names: Sequence[str], file: str, what: str = _NO_COLUMN) -> None:
     """Raise an InputError that names a column which a table lacks, and the nearest one that it has."""
     for name in names:
         if name not in table.widths:
@@ -93,7 +98,7 @@ def require(table: ColumnTable, names: Sequence[str], file: str) -> None:
             known = list(table.widths)
             there = f"did you mean {near[0]}?" if near else f"there are {', '.join(known[:12])}"
             more = ", ..." if not near and len(known) > 12 else ""
-            raise InputError(f"there is no such column; {there}{more}", file=file, field=name)
+            raise InputError(f"{what}; {there}{more}", file=file, field=name)
 
 
 class CsvTable:
