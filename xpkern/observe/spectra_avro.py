@@ -37,9 +37,10 @@ class AvroTable:
         self.n_rows: int | None = None
         self.attributes: dict[str, object] = {}
         self._stream = _Bounded(open(content, "rb") if isinstance(content, str) else content)  # noqa: SIM115
-        self._reader: Any = fastavro.reader
+        self._reader = fastavro.reader
         try:
-            schema: Any = self._reader(self._stream).writer_schema
+            stream: Any = self._stream
+            schema: Any = self._reader(stream).writer_schema
             _refuse_empty_items(schema)
             names = [field["name"] for field in schema["fields"]]
         except Exception as error:  # a damaged file fails in any way at any place
@@ -56,7 +57,8 @@ class AvroTable:
         read = 0
         broken: InputError | None = None
         self._stream.rewind()
-        all_records: Iterator[Any] = iter(self._reader(self._stream))
+        stream: Any = self._stream
+        all_records: Iterator[Any] = iter(self._reader(stream))
         while broken is None:
             records = []
             try:
