@@ -59,7 +59,10 @@ class Hdf5Writer(TableWriter):
         for column in self.columns:  # of a file without rows
             self._dataset(column, 0)
         for name, value in {**self._attributes, "rows": self.rows}.items():
-            self._file.attrs[name] = value
+            if isinstance(value, str):
+                _add_text(self._file, name, value)
+            else:
+                self._file.attrs[name] = value
 
     def _dataset(self, column: Column, count: int) -> h5py.Dataset:
         if column.name in self._datasets:
@@ -104,9 +107,9 @@ def create_file(stream: CheckedFile, name: str = "catalog") -> h5py.File:
     return h5py.File(h5py.h5f.create(name.encode(), h5py.h5f.ACC_TRUNC, creation, access))
 
 
-def _add_text(dataset: h5py.Dataset, name: str, text: str) -> None:
-    """Set a new attribute to a text, as ``dataset.attrs`` does in ten times the time."""
-    h5py.h5a.create(dataset.id, name.encode(), *_kind_of_texts()).write(np.array(text, dtype=h5py.string_dtype()))
+def _add_text(of: h5py.Dataset | h5py.File, name: str, text: str) -> None:
+    """Set a new attribute to a text, as ``of.attrs`` does in ten times the time."""
+    h5py.h5a.create(of.id, name.encode(), *_kind_of_texts()).write(np.array(text, dtype=h5py.string_dtype()))
 
 
 @cache
