@@ -76,8 +76,9 @@ class InputSummary:
     def count_input(self, observations: Observations, status: NDArray[np.uint32]) -> None:
         """Add a block of stars, whose status may tell more than that of the observations."""
         self.rows += len(observations)
+        some = int(np.bitwise_or.reduce(status))
         for bit in Status:
-            self.status[bit] += int(np.count_nonzero(status & np.uint32(bit)))
+            self.status[bit] += int(np.count_nonzero(status & np.uint32(bit))) if some & bit else 0
         self.counts.update(observations.counts)
         if observations.reasons and not self.first_reason:
             _, row, name, message = observations.reasons[0]
