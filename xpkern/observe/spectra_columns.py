@@ -50,7 +50,7 @@ class ColumnTable(Protocol):
         """What its writer says of the table as a whole."""
 
     def chunks(self, columns: Sequence[str], rows: int) -> Iterator[Chunk]:
-        """Yield rows of some columns from the first row on, so many at a time; only the last chunk may be shorter."""
+        """Yield some columns of all rows, so many rows at a time; the last chunk may be shorter, none is empty."""
 
     def close(self) -> None:
         """Close its file."""

@@ -45,7 +45,6 @@ class Hdf5Table:
         self._columns: dict[str, Any] = {}
         self.widths: dict[str, int | None] = {}
         self.n_rows = 0
-        self.attributes: dict[str, object] = dict(self._file.attrs)
         places = [self._file, *(item for item in self._file.values() if isinstance(item, (h5py.Group, h5py.Dataset)))]
         for place in places:
             if isinstance(place, h5py.Dataset):
@@ -83,6 +82,11 @@ class Hdf5Table:
                 n_rows = shape[0]
             self._columns[name] = (data, shape[0])
         self.n_rows = n_rows or 0
+
+    @property
+    def attributes(self) -> dict[str, object]:
+        """See :class:`ColumnTable`."""
+        return dict(self._file.attrs)
 
     def chunks(self, columns: Sequence[str], rows: int) -> Iterator[Chunk]:
         """See :class:`ColumnTable`."""

@@ -39,7 +39,6 @@ _ECSV_NUMBERS = frozenset(
     ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64"]
 )
 
-
 #: What is said of a column that is not there.
 _NO_COLUMN = "there is no such column"
 
