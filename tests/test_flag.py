@@ -209,7 +209,7 @@ class TestFlagCatalog:
         refused("its rows are not those of catalog.h5, from row 1")
         with h5py.File(companion, "r+") as file:
             del file["residual"]
-        refused(r"catalog.diagnostics.h5, field residual: missing")
+        refused(r"catalog.diagnostics.h5, field residual: there is no such column")
         companion.unlink()
         refused("has no diagnostics companion")
 

@@ -102,6 +102,60 @@ def test_what_is_missing_becomes_nan(tmp_path):
         list(CatalogReader(tmp_path / "m.ecsv").blocks(["source_id"]))
 
 
+def test_formats_that_others_write(rows, tmp_path):
+    names = ["source_id", "teff", "quality_flags"]
+    table = Table.read(write(tmp_path / "c.ecsv", rows))[names]
+    table.write(tmp_path / "c.vot", format="votable")
+    table.write(tmp_path / "c.csv", format="ascii.csv")
+    pipes = (tmp_path / "c.csv").read_text().replace(",", "|")
+    (tmp_path / "pipes.csv.gz").write_bytes(gzip.compress(pipes.encode()))
+    (tmp_path / "c.h5.gz").write_bytes(gzip.compress(write(tmp_path / "c.h5", rows).read_bytes()))
+    expected = whole(CatalogReader(tmp_path / "c.h5"), names)[0]
+    for name in ("c.vot", "c.csv", "pipes.csv.gz", "c.h5.gz"):
+        reader = CatalogReader(tmp_path / name)
+        assert len(reader) == STARS
+        found, sizes = whole(reader, names, rows=16)
+        assert sizes == [16, 16, 8]
+        for column in names:
+            np.testing.assert_allclose(found[column], expected[column], rtol=1e-6, err_msg=f"{name}: {column}")
+        np.testing.assert_array_equal(found["source_id"], expected["source_id"])
+
+
+def test_avro_is_read_from_its_first_row_each_time(tmp_path):
+    import fastavro
+
+    fields = [{"name": "source_id", "type": "long"}, {"name": "teff", "type": ["null", "double"]}]
+    with open(tmp_path / "c.avro", "wb") as stream:
+        records = [{"source_id": row, "teff": None if row == 2 else 0.5 * row} for row in range(5)]
+        fastavro.writer(stream, {"type": "record", "name": "star", "fields": fields}, records)
+    reader = CatalogReader(tmp_path / "c.avro")
+    assert len(reader) == 5
+    for _ in range(2):
+        found, sizes = whole(reader, ["source_id", "teff"], rows=3)
+        assert sizes == [3, 2]
+        np.testing.assert_array_equal(found["source_id"], np.arange(5))
+        np.testing.assert_array_equal(found["teff"], [0.0, 0.5, np.nan, 1.5, 2.0])
+
+
+def test_ecsv_says_what_its_columns_are(tmp_path):
+    """Its types hold where the first values look like others, and arrays in JSON may have gaps."""
+    (tmp_path / "c.ecsv").write_text(
+        "# %ECSV 1.0\n# ---\n# delimiter: ','\n# datatype:\n# - {name: source_id, datatype: int64}\n"
+        "# - {name: teff, datatype: float32}\n# - {name: pair, datatype: string, subtype: 'float64[2]'}\n"
+        "# meta: !!omap\n# - {made_by: a test}\n"
+        'source_id,teff,pair\n1,5,"[1.5,NaN]"\n2,,\n3,0.1,"[null,2]"\n'
+    )
+    reader = CatalogReader(tmp_path / "c.ecsv")
+    assert reader.attributes == {"made_by": "a test"}
+    found, _ = whole(reader, reader.names)
+    np.testing.assert_array_equal(found["teff"], np.array([5, np.nan, 0.1], np.float32))
+    np.testing.assert_array_equal(found["pair"], [[1.5, np.nan], [np.nan, np.nan], [np.nan, 2.0]])
+    text = (tmp_path / "c.ecsv").read_text()
+    (tmp_path / "bad.ecsv").write_text(text.replace("[null,2]", "[null,2"))
+    with pytest.raises(InputError, match=r"bad\.ecsv, row 3, field pair: not an array of numbers in JSON"):
+        list(CatalogReader(tmp_path / "bad.ecsv").blocks(["pair"]))
+
+
 def test_what_is_no_catalogue(rows, tmp_path):
     path = write(tmp_path / "c.h5", rows)
     with pytest.raises(InputError, match="field tef: no such column; did you mean teff"):
@@ -117,6 +171,11 @@ def test_what_is_no_catalogue(rows, tmp_path):
         file["gdr3_source_id"], file["stellar_params_est"] = np.arange(3), np.zeros((3, 4))
     with pytest.raises(InputError, match="neither the 5 parameters of v1"):
         CatalogReader(tmp_path / "other.h5")
+    (tmp_path / "stars.csv").write_text("sourceid,teff\n1,5000\n")
+    with pytest.raises(InputError, match=r"stars\.csv, field source_id: .*no catalogue; did you mean sourceid"):
+        CatalogReader(tmp_path / "stars.csv")
+    with pytest.raises(InputError, match=r"absent\.h5: no such file"):
+        CatalogReader(tmp_path / "absent.h5")
     (tmp_path / "empty.h5").touch()
     with pytest.raises(InputError, match="is empty"):
         CatalogReader(tmp_path / "empty.h5")

@@ -6,7 +6,7 @@ fit time the same columns are taken from the fit, rounded as files round them: b
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,9 @@ JUDGED_BY = (
     *("phot_rp_mean_flux_over_error", "fidelity_v2", "norm_dg", "phot_bp_rp_excess_factor", "ruwe"),
     *("bp_chi_squared", "rp_chi_squared", "second_gap", "status"),
 )
+
+#: Those of them that are enough where there are no classifiers.
+FLAGGED_BY = ("chi2", "ln_prior", "parallax_deviation", "second_gap", "status")
 
 #: A feature that is a logarithm takes that of this at least.
 _LEAST = 1e-7
@@ -65,6 +68,7 @@ def judge(columns: Mapping[str, NDArray[Any]], classifiers: Confidence | None, p
     Parameters
     ----------
     columns : mapping of str to (n, ...) array
+        Without classifiers, :data:`FLAGGED_BY` are enough.
     classifiers : Confidence, optional
     prior : TypePrior
         Whose threshold says what is unlikely.
@@ -92,9 +96,9 @@ def judge(columns: Mapping[str, NDArray[Any]], classifiers: Confidence | None, p
     return Judgement(confidence, flags, status)
 
 
-def stored_judgement_columns(rows: StarRows) -> dict[str, NDArray[np.generic]]:
-    """The columns :data:`JUDGED_BY` of rows, as the companion would store them."""
-    return {column.name: column.compute(rows) for column in DIAGNOSTICS if column.name in JUDGED_BY}
+def stored_judgement_columns(rows: StarRows, names: Collection[str] = JUDGED_BY) -> dict[str, NDArray[np.generic]]:
+    """Columns of rows that a judgement is made of, as the companion would store them."""
+    return {column.name: column.compute(rows) for column in DIAGNOSTICS if column.name in names}
 
 
 def features_of(columns: Mapping[str, NDArray[Any]]) -> Float32:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -225,7 +226,7 @@ class Side(ABC):
         self.runs = SortedRuns(folder, dtype, CELLS**3)
         try:
             for file in self.files:
-                with open_table(file, self.key) as table:
+                with closing(open_table(file, self.key)) as table:
                     require(table, self.columns(), str(file))
                     first = 0
                     for chunk in table.chunks(self.columns(), BLOCK_ROWS):
@@ -290,7 +291,7 @@ class Sources(Side):
 
     def __init__(self, files: Sequence[Path], epoch: float | None, columns: Sequence[str]) -> None:
         self._epoch, self.largest_id = epoch, 0
-        with open_table(files[0], self.key) as table:
+        with closing(open_table(files[0], self.key)) as table:
             self._motion = [] if epoch is None else ["pmra", "pmdec"]
             require(table, self._motion, str(files[0]))
             if epoch is not None and "ref_epoch" in table.widths:
@@ -356,7 +357,7 @@ class Rows(Side):
         self.key = ra
         found: list[Carried] = []
         for file in files:  # the first that has rows says what there is
-            with open_table(file, ra) as table:
+            with closing(open_table(file, ra)) as table:
                 wanted = None if columns is None else list(dict.fromkeys(name.lower() for name in columns))
                 require(table, [ra, dec, *(wanted or ())], str(file))
                 names = list(table.widths) if wanted is None else wanted

@@ -91,7 +91,7 @@ class StarRows:
         """Standard errors of the linear parameters, (n, 5)."""
         return np.sqrt(np.einsum("nii->ni", self.covariance))
 
-    @property
+    @cached_property
     def bands_used(self) -> NDArray[np.uint8]:
         """One bit per infrared band in grid order, then one each for BP and RP, (n,)."""
         bits = np.zeros(len(self), np.uint8)
@@ -124,13 +124,15 @@ def star_rows(fit: Fit) -> StarRows:
     StarRows
         n rows; those without a fit are NaN in every float, whatever the engine left there.
     """
-    from xpkern.catalog.judgement import judge, stored_judgement_columns  # which reads columns, made of these rows
+    # which reads columns, made of these rows
+    from xpkern.catalog.judgement import FLAGGED_BY, JUDGED_BY, judge, stored_judgement_columns
 
     fit = fit.on_host()
     observed, fitted = fit.observations, fit.fitted
+    all_fitted = bool(fitted.all())
 
     def of_fitted(values: np.ndarray) -> np.ndarray:
-        return np.where(fitted.reshape(-1, *[1] * (values.ndim - 1)), values, np.nan)
+        return values if all_fitted else np.where(fitted.reshape(-1, *[1] * (values.ndim - 1)), values, np.nan)
 
     measured = np.isfinite(observed.plx_err)
     plx_observed = np.where(measured, observed.plx, np.nan)
@@ -160,5 +162,7 @@ def star_rows(fit: Fit) -> StarRows:
         second_params=of_fitted(fit.second_params),
         second_gap=of_fitted(fit.second_gap),
     )
-    judged = judge(stored_judgement_columns(unjudged), fit.model.confidence, fit.prior)
+    classifiers = fit.model.confidence
+    judged_by = stored_judgement_columns(unjudged, FLAGGED_BY if classifiers is None else JUDGED_BY)
+    judged = judge(judged_by, classifiers, fit.prior)
     return replace(unjudged, confidence=judged.confidence, quality_flags=judged.quality_flags, status=judged.status)

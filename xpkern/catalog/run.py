@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 #: Stars that all threads together have in memory, and stars of a block at least and at most. Each takes 25 kB.
-MOST_STARS, FEWEST_STARS_OF_A_BLOCK, MOST_STARS_OF_A_BLOCK = 16384, 256, 1024
+MOST_STARS, FEWEST_STARS_OF_A_BLOCK, MOST_STARS_OF_A_BLOCK = 16384, 256, 2048
 
 
 @dataclass
@@ -76,8 +76,9 @@ class InputSummary:
     def count_input(self, observations: Observations, status: NDArray[np.uint32]) -> None:
         """Add a block of stars, whose status may tell more than that of the observations."""
         self.rows += len(observations)
+        some = int(np.bitwise_or.reduce(status))
         for bit in Status:
-            self.status[bit] += int(np.count_nonzero(status & np.uint32(bit)))
+            self.status[bit] += int(np.count_nonzero(status & np.uint32(bit))) if some & bit else 0
         self.counts.update(observations.counts)
         if observations.reasons and not self.first_reason:
             _, row, name, message = observations.reasons[0]
@@ -170,7 +171,7 @@ def make_catalog(
     overwrite : bool
         Whether a catalogue of that name is replaced.
     rows : int, optional
-        Stars of a block; 1,024, fewer with many threads, when not given.
+        Stars of a block; 2,048, fewer with many threads, when not given.
     on_progress : callable, optional
         Called with the number of stars of each finished block.
 

@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import io
-import json
 import os
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from xpkern.catalog.output import file_names
 from xpkern.catalog.published import ALONE, ORDERS, check_against_single_datasets, default_columns
 from xpkern.errors import InputError
-from xpkern.observe.columns import Column, column_of, reason_of
-from xpkern.observe.gaia_source import columns_of_table
-from xpkern.observe.spectra import reader_of
-from xpkern.observe.spectra_columns import IDENTIFIERS, Chunk
-from xpkern.observe.spectra_csv import GZIP_MAGIC, PIECE, decompressed
-from xpkern.observe.spectra_fits import FitsTable
-from xpkern.observe.spectra_hdf5 import Hdf5Table
-from xpkern.observe.spectra_parquet import ParquetTable
+from xpkern.observe.columns import Column
+from xpkern.observe.spectra_columns import IDENTIFIERS, ColumnTable
+from xpkern.observe.tables import open_table, require
 
 #: Rows of a block, unless told otherwise: 260,000 rows of ten columns are 10-20 MB.
 BLOCK_ROWS = 1 << 18
@@ -51,9 +42,9 @@ class CatalogReader:
     Parameters
     ----------
     paths : path-like or sequence of path-like
-        HDF5, FITS or Parquet, of which no more than a block is in memory; a folder in the HATS layout; ECSV, csv or
-        VOTable, which are read whole. In the default or the published layout; the published catalogue itself. Files are
-        told apart by their content. Several are read one after the other.
+        In any format that :func:`xpkern.observe.tables.open_table` reads, of most of which no more than a block is in
+        memory; a folder in the HATS layout. In the default or the published layout; the published catalogue itself.
+        Several are read one after the other.
     table : {"catalog", "diagnostics"}
         Whether to read these files, or the companions beside them.
 
@@ -87,12 +78,12 @@ class CatalogReader:
         self.attributes: dict[str, object] = {}
         common: dict[str, None] = {}
         for index, path in enumerate(self.paths):
-            with closing(_opened(path)) as opened:
-                self._rows.append(opened.n_rows)
+            with closing(open_table(path)) as opened:
                 found = _columns(opened, str(path))
                 _check_published(opened, path)
+                self._rows.append(_rows(opened))
                 if index == 0:
-                    self.attributes = _attributes(path, opened)
+                    self.attributes = opened.attributes
             common = dict.fromkeys(name for name in (common if index else found) if name in found)
         self.names = tuple(common)
 
@@ -131,13 +122,13 @@ class CatalogReader:
                 raise InputError(f"no such column; {hint}", file=str(self._without(name)), field=name)
         wanted = dict.fromkeys([*columns, *(name for name in optional if name in self.names)])
         for path in self.paths:
-            with closing(_opened(path)) as opened:
+            with closing(open_table(path)) as opened:
                 yield from _blocks(opened, str(path), wanted, rows)
 
     def _without(self, name: str) -> Path:
         """The first file that lacks a column."""
         for path in self.paths:
-            with closing(_opened(path)) as opened:
+            with closing(open_table(path)) as opened:
                 if name not in _columns(opened, str(path)):
                     return path
         return self.paths[0]
@@ -166,12 +157,13 @@ class StoredBlocks(Iterator[StoredRows]):
 
     def __init__(self, path: str | os.PathLike[str], columns: Sequence[str] = (), rows: int = BLOCK_ROWS) -> None:
         self._file = os.fspath(path)
-        self._table = _opened(Path(path))
+        self._table = open_table(path)
         self.names = tuple(self._table.widths)
-        for name in columns:
-            if name not in self.names:
-                self._table.close()
-                raise InputError("missing", file=self._file, field=name)
+        try:
+            require(self._table, columns, self._file)
+        except InputError:
+            self._table.close()
+            raise
         self._chunks = self._table.chunks(list(columns), rows)
         self._first = 0
 
@@ -184,55 +176,6 @@ class StoredBlocks(Iterator[StoredRows]):
     def close(self) -> None:
         """Close the file."""
         self._table.close()
-
-
-class _Table(Protocol):
-    """A :class:`xpkern.observe.spectra_columns.ColumnTable` that knows how many rows it has."""
-
-    widths: dict[str, int | None]
-    n_rows: int
-
-    def chunks(self, columns: Sequence[str], rows: int) -> Iterator[Chunk]: ...
-
-    def close(self) -> None: ...
-
-
-#: Name that astropy has for a format, by how a file begins; anything else is csv.
-_FORMATS = {b"# %ECSV": "ascii.ecsv", b"<": "votable", b"SIMPLE": "fits"}
-
-
-class _WholeTable:
-    """A file that astropy reads, all of it in memory; ``head`` is how it begins, decompressed."""
-
-    def __init__(self, file: str, head: bytes) -> None:
-        from astropy.table import Table
-
-        kind = next((name for start, name in _FORMATS.items() if head.lstrip().startswith(start)), "ascii.csv")
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # units that a format does not know
-                table = Table.read(file, format=kind)
-        except Exception as error:  # each of astropy's readers fails in its own way
-            raise InputError(f"cannot be read as a table ({reason_of(error)})", file=file) from error
-        self._columns: dict[str, Column] = {}
-        for name, values in columns_of_table(table, file).items():
-            try:
-                self._columns[name.lower()] = column_of(values)
-            except (TypeError, ValueError):
-                continue  # dates and the like; whoever asks for it hears that there is none
-        self.n_rows = len(table)
-        self.attributes = dict(table.meta)
-        self.widths: dict[str, int | None] = {
-            name: None if column.is_text else column.values.shape[1] if column.values.ndim == 2 else 1
-            for name, column in self._columns.items()
-        }
-
-    def chunks(self, columns: Sequence[str], rows: int) -> Iterator[Chunk]:
-        for first in range(0, self.n_rows, rows):
-            yield {name: self._columns[name][first : first + rows] for name in columns}
-
-    def close(self) -> None:
-        """Nothing is open."""
 
 
 def _files(path: Path, table: str) -> list[Path]:
@@ -257,34 +200,15 @@ def _order_and_pixel(path: Path) -> tuple[int, int]:
     return int(order.partition("=")[2]), int(pixel.partition("=")[2])
 
 
-def _opened(path: Path) -> _Table:
-    file = os.fspath(path)
-    try:
-        with open(path, "rb") as stream:
-            head = stream.read(PIECE)
-    except OSError as error:
-        reason = "no such file" if not path.exists() else f"cannot be read ({error.strerror or error})"
-        raise InputError(reason, file=file) from error
-    if not head:
-        raise InputError("the file is empty", file=file)
-    is_packed = head.startswith(GZIP_MAGIC)
-    if is_packed:
-        head = next(decompressed(head, io.BytesIO(), file), b"")
-    reader = reader_of(head, file)
-    if reader in (Hdf5Table, ParquetTable) and is_packed:
-        raise InputError("is compressed by gzip: decompress it first", file=file)
-    table: _Table
-    if reader in (Hdf5Table, ParquetTable) or (reader is FitsTable and not is_packed):
-        table = reader(file, file)
-    else:
-        table = _WholeTable(file, head)
-    if not IDENTIFIERS & table.widths.keys():
-        table.close()
-        raise InputError("missing: this is no catalogue", file=file, field="source_id")
-    return table
+def _rows(table: ColumnTable) -> int:
+    """Rows of a table, counted where only reading it tells."""
+    if table.n_rows is not None:
+        return table.n_rows
+    identifier = next(name for name in table.widths if name in IDENTIFIERS)
+    return sum(len(chunk[identifier]) for chunk in table.chunks([identifier], BLOCK_ROWS))
 
 
-def _columns(table: _Table, file: str) -> dict[str, tuple[tuple[str, ...], Callable[..., np.ndarray]]]:
+def _columns(table: ColumnTable, file: str) -> dict[str, tuple[tuple[str, ...], Callable[..., np.ndarray]]]:
     """How the columns by the default layout's names come from those of a file."""
     names = table.widths
     if "source_id" in names:
@@ -301,7 +225,7 @@ def _columns(table: _Table, file: str) -> dict[str, tuple[tuple[str, ...], Calla
     return default_columns(list(names), ORDERS[width])
 
 
-def _check_published(table: _Table, path: Path) -> None:
+def _check_published(table: ColumnTable, path: Path) -> None:
     """Where the published layout gives parameters twice, the first rows must agree on their order."""
     twice = [name for name in (_ESTIMATES, *ALONE) if name in table.widths]
     if len(twice) < 2 or "source_id" in table.widths:
@@ -312,7 +236,7 @@ def _check_published(table: _Table, path: Path) -> None:
         break
 
 
-def _blocks(table: _Table, file: str, wanted: Mapping[str, None], rows: int) -> Iterator[StoredRows]:
+def _blocks(table: ColumnTable, file: str, wanted: Mapping[str, None], rows: int) -> Iterator[StoredRows]:
     columns = _columns(table, file)
     needed = list(dict.fromkeys(source for name in wanted for source in columns[name][0]))
     first = 0
@@ -343,29 +267,3 @@ def _array(column: Column, file: str, first: int, name: str) -> NDArray[Any]:
         row = first + int(np.flatnonzero(column.absent)[0]) + 1
         raise InputError("missing", file=file, row=row, field=name)
     return np.where(absent, np.nan, values if values.dtype.kind == "f" else values.astype(np.float64))
-
-
-def _attributes(path: Path, table: _Table) -> dict[str, object]:
-    """What a file says of itself: what its writer was told, in each format."""
-    if isinstance(table, _WholeTable):
-        return table.attributes
-    with open(path, "rb") as stream:
-        head = stream.read(8)
-    if head.startswith(b"\x89HDF"):
-        with h5py.File(path) as file:
-            return dict(file.attrs)
-    if head.startswith(b"PAR1"):
-        from pyarrow import parquet
-
-        return _of_json((parquet.read_metadata(path).metadata or {}).get(b"XPKERN"))
-    if head.startswith(b"SIMPLE"):
-        from astropy.io import fits
-
-        with fits.open(path) as hdus:
-            return _of_json(next((hdu.header["XPKERN"] for hdu in hdus if "XPKERN" in hdu.header), None))
-    return {}
-
-
-def _of_json(text: str | bytes | None) -> dict[str, object]:
-    found = json.loads(text) if text else {}
-    return found if isinstance(found, dict) else {}

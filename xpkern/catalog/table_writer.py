@@ -41,7 +41,7 @@ class TableWriter(ABC):
     """
 
     #: Rows that are written together, unless they are long.
-    group_rows = 8192
+    group_rows = 16384
 
     #: Whether the format has floats of 16 bits; where not, such columns have 32.
     has_half = False
@@ -50,18 +50,27 @@ class TableWriter(ABC):
         self.columns = columns
         self.rows = 0
         self._attributes = dict(attributes)
-        self._waiting: list[Group] = []
-        self._waiting_rows = 0
         self._group_rows = max(1, min(self.group_rows, GROUP_BYTES // bytes_of_row(columns)))
+        self._waiting: Group = {
+            column.name: np.empty((self._group_rows, *column.shape), self.dtype_of(column)) for column in columns
+        }
+        self._waiting_rows = 0
         self._stream = CheckedFile(path)
 
     def append(self, rows: Any) -> None:
         """Add stars at the end: anything with a length of which the columns can be computed."""
-        self._waiting.append({column.name: column.compute(rows, self.dtype_of(column)) for column in self.columns})
+        values = {column.name: column.compute(rows) for column in self.columns}
         self.rows += len(rows)
-        self._waiting_rows += len(rows)
-        if self._waiting_rows >= self._group_rows:
-            self._write_waiting(self._waiting_rows - self._waiting_rows % self._group_rows)
+        first = 0
+        while first < len(rows):
+            begin = self._waiting_rows
+            count = min(self._group_rows - begin, len(rows) - first)
+            for name, waiting in self._waiting.items():
+                waiting[begin : begin + count] = values[name][first : first + count]
+            first += count
+            self._waiting_rows += count
+            if self._waiting_rows == self._group_rows:
+                self._write_waiting()
 
     def close(self, attributes: Mapping[str, object] | None = None) -> None:
         """Write what is left and close the file.
@@ -78,7 +87,7 @@ class TableWriter(ABC):
         """
         self._attributes |= attributes or {}
         if self._waiting_rows:
-            self._write_waiting(self._waiting_rows)
+            self._write_waiting()
         self._finish()
         self.abandon()
         self._stream.check()
@@ -103,23 +112,18 @@ class TableWriter(ABC):
 
     @abstractmethod
     def _write_group(self, group: Group) -> None:
-        """Write so many rows as belong together; only the last group has fewer."""
+        """Write so many rows as belong together; only the last group has fewer. Its arrays are used again."""
 
     @abstractmethod
     def _finish(self) -> None:
         """Complete the file after its last row."""
 
-    def _write_waiting(self, count: int) -> None:
-        """Write the first ``count`` waiting rows, group by group, and keep the others."""
-        waiting = {
-            column.name: np.concatenate([block[column.name] for block in self._waiting]) for column in self.columns
-        }
-        for start in range(0, count, self._group_rows):
-            stop = min(start + self._group_rows, count)
-            self._write_group({name: values[start:stop] for name, values in waiting.items()})
-            self._stream.check()
-        self._waiting = [{name: values[count:] for name, values in waiting.items()}]
-        self._waiting_rows -= count
+    def _write_waiting(self) -> None:
+        """Write the waiting rows as a group."""
+        count = self._waiting_rows
+        self._write_group({name: values[:count] for name, values in self._waiting.items()})
+        self._stream.check()
+        self._waiting_rows = 0
 
 
 def bytes_of_row(columns: Sequence[Column]) -> int:

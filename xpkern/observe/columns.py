@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -172,3 +173,12 @@ def _numbers_of(item: Any) -> NDArray[np.floating[Any]]:
 def reason_of(error: Exception) -> str:
     """The first line of what another library says of a file."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def attributes_of(text: str | bytes | None) -> dict[str, object]:
+    """What a file says of itself, from the JSON in which our writers say it; nothing if it is none."""
+    try:
+        found = json.loads(text) if text else {}
+    except ValueError:
+        found = {}
+    return found if isinstance(found, dict) else {}

@@ -39,7 +39,7 @@ GAIA_COLUMNS = (
 _TEXT_COLUMNS = ("ph_qual", "survey")
 
 #: How the archive and others write that there is no value.
-_NULL_WORDS = ["", "null", "NULL", "nan", "NaN"]
+NULL_WORDS = ["", "null", "NULL", "nan", "NaN"]
 
 #: Endings of files that are read as csv, ECSV header or not; any other is left to astropy.
 _CSV_ENDINGS = (".csv", ".csv.gz", ".ecsv", ".ecsv.gz")
@@ -149,7 +149,8 @@ class SourceTable:
         """
         found = self._column(column)[np.maximum(rows, 0)] if len(self) else np.full(len(rows), np.nan)
         try:
-            values = np.ma.filled(np.ma.asarray(found).astype(np.float64), np.nan)
+            values = found.astype(np.float64)
+            values = np.ma.filled(values, np.nan) if np.ma.isMaskedArray(values) else values
         except (TypeError, ValueError) as error:
             raise InputError(f"not a column of numbers ({error})", file=self.name, field=column) from None
         return np.where(rows >= 0, values, np.nan)
@@ -158,6 +159,8 @@ class SourceTable:
         """Values of a column at some rows as text; empty where the row is -1 or the table has no value."""
         found = self._column(column)[np.maximum(rows, 0)] if len(self) else np.full(len(rows), "")
         masked = np.ma.getmaskarray(found) | (rows < 0)
+        if found.dtype.kind == "U":
+            return list(np.where(masked, "", np.ma.getdata(found)).tolist())
         return ["" if absent else _text(value) for value, absent in zip(np.ma.getdata(found), masked, strict=True)]
 
     def _column(self, name: str) -> NDArray:
@@ -286,9 +289,16 @@ def hdf5_columns(path: Path, wanted: Collection[str] | None = None) -> tuple[dic
 
 
 def _without_nulls(column: pyarrow.ChunkedArray) -> NDArray:
-    """A column of Arrow as an array, masked where it has no value: integers stay integers."""
+    """A column of Arrow as an array, masked where it has no value: integers stay integers, texts are empty."""
     import pyarrow
 
+    if pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type):
+        # the same few texts over and over: each becomes one of NumPy's only once
+        encoded = column.combine_chunks().dictionary_encode()
+        if isinstance(encoded, pyarrow.ChunkedArray):
+            encoded = encoded.combine_chunks()
+        texts = np.array([*encoded.dictionary.to_pylist(), ""], np.str_)
+        return texts[encoded.indices.fill_null(len(texts) - 1).to_numpy()]
     if not column.null_count:
         return np.asarray(column.to_numpy())
     absent = column.is_null().to_numpy()
@@ -312,7 +322,7 @@ def read_csv_columns(path: Path, wanted: Collection[str]) -> dict[str, NDArray]:
             read_options=pyarrow.csv.ReadOptions(skip_rows=n_comments + 1, column_names=names),
             parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter),
             convert_options=pyarrow.csv.ConvertOptions(
-                include_columns=list(types), column_types=types, null_values=_NULL_WORDS, strings_can_be_null=True
+                include_columns=list(types), column_types=types, null_values=NULL_WORDS, strings_can_be_null=True
             ),
         )
     except (pyarrow.ArrowException, OSError) as error:
@@ -323,7 +333,7 @@ def read_csv_columns(path: Path, wanted: Collection[str]) -> dict[str, NDArray]:
         if name.lower() == "source_id" and column.null_count:
             row = int(np.flatnonzero(column.is_null().to_numpy())[0]) + 1
             raise InputError("empty", file=str(path), row=row, field=name)
-        columns[name.lower()] = column.to_numpy()
+        columns[name.lower()] = _without_nulls(column) if pyarrow.types.is_string(column.type) else column.to_numpy()
     return columns
 
 

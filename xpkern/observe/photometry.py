@@ -225,7 +225,7 @@ def infrared_flux(
     cuts = PhotometryCuts() if cuts is None else cuts
     removed = Counter() if removed is None else removed
     flux, error = np.zeros((len(rows), len(BANDS))), np.full((len(rows), len(BANDS)), np.inf)
-    quality: list[str] | None = None
+    quality: NDArray[np.str_] | None = None
     for column in _columns_in(table):
         value, deviation = table.numbers(column.value, rows), table.numbers(column.error, rows)
         if column.in_magnitudes:
@@ -244,9 +244,8 @@ def infrared_flux(
         if column.band in TWOMASS_BANDS and cuts.twomass_quality is not None:
             if quality is None:
                 quality = _quality_letters(table, rows)
-            position = TWOMASS_BANDS.index(column.band)
-            letters = [letters[position : position + 1] for letters in quality]
-            keep("twomass_quality", np.array([bool(one) and one in cuts.twomass_quality for one in letters], bool))
+            letters = quality[:, TWOMASS_BANDS.index(column.band), None]
+            keep("twomass_quality", np.asarray((letters == np.array(list(cuts.twomass_quality), "U1")).any(axis=1)))
         for cut, rule in _RULES.items():
             limit, name = getattr(cuts, cut), rule.column(table, column.band)
             if column.band in rule.bands and limit is not None and name is not None:
@@ -286,7 +285,9 @@ def _columns_in(table: SourceTable) -> list[BandColumns]:
     return sorted(found.values(), key=lambda column: BANDS.index(column.band))
 
 
-def _quality_letters(table: SourceTable, rows: np.ndarray) -> list[str]:
+def _quality_letters(table: SourceTable, rows: np.ndarray) -> NDArray[np.str_]:
+    """Letters of the bands of 2MASS, (n, 3), empty where there is none."""
     if "ph_qual" not in table:
         raise InputError("2MASS magnitudes need this column of quality letters", file=table.name, field="ph_qual")
-    return table.texts("ph_qual", rows)
+    texts = np.array(table.texts("ph_qual", rows), f"U{len(TWOMASS_BANDS)}")
+    return texts.view("U1").reshape(len(rows), len(TWOMASS_BANDS))

@@ -245,14 +245,16 @@ class XpReader:
         mark(Status.REPEATED_SOURCE, block.repeated)
 
         counts: Counter[str] = Counter()
-        band_flux, band_error = self._infrared(block, counts)
+        rows = np.full(len(block), -1) if self.sources is None else self.sources.rows_of(block.source_id)
+        band_flux, band_error = self._infrared(block, rows, counts)
         n_bands = np.isfinite(band_error).sum(axis=1)
         mark(Status.NO_INFRARED, n_bands == 0)
         mark(Status.INCOMPLETE_INFRARED, (n_bands > 0) & (n_bands < len(BANDS)))
 
-        columns, found = self._columns(block.source_id)
-        mark(Status.NO_GAIA_SOURCE, ~found)
-        plx, plx_err = self._corrected_parallax(block, columns["parallax"], counts), columns["parallax_error"]
+        columns = self._columns(rows)
+        if self.sources is not None:
+            mark(Status.NO_GAIA_SOURCE, rows < 0)
+        plx, plx_err = self._corrected_parallax(columns["parallax"], rows, counts), columns["parallax_error"]
         measured = np.isfinite(plx) & np.isfinite(plx_err) & (plx_err > 0)
         mark(Status.NO_PARALLAX, ~measured)
 
@@ -280,33 +282,29 @@ class XpReader:
             counts=counts,
         )
 
-    def _corrected_parallax(self, block: XpBlock, archive: Float64, counts: Counter[str]) -> Float64:
+    def _corrected_parallax(self, archive: Float64, rows: NDArray[np.intp], counts: Counter[str]) -> Float64:
         """Parallaxes less their zero point, where it is known; how many that are is counted."""
         if self.sources is None or not self.correct_parallaxes:
             return archive
-        rows = self.sources.rows_of(block.source_id)
         zero_point = parallax_zero_point(*(self.sources.numbers(name, rows) for name in ZERO_POINT_INPUTS))
         known = np.isfinite(zero_point) & np.isfinite(archive)
         counts["parallaxes_corrected"] += int(np.count_nonzero(known))
         return np.where(known, archive - zero_point, archive)
 
-    def _infrared(self, block: XpBlock, counts: Counter[str]) -> tuple[Float64, Float64]:
+    def _infrared(self, block: XpBlock, rows: NDArray[np.intp], counts: Counter[str]) -> tuple[Float64, Float64]:
         """Fluxes and errors (n, 5) of the infrared bands; a row that cannot be read has none."""
         if self.infrared is None:
             return np.zeros((len(block), len(BANDS))), np.full((len(block), len(BANDS)), np.inf)
         removed: Counter[str] = Counter()
-        rows = np.where(block.bad, -1, self.infrared.rows_of(block.source_id))
-        flux, error = infrared_flux(self.infrared, rows, self.photometry_cuts, removed)
+        if self.infrared is not self.sources:
+            rows = self.infrared.rows_of(block.source_id)
+        flux, error = infrared_flux(self.infrared, np.where(block.bad, -1, rows), self.photometry_cuts, removed)
         counts.update({f"photometry_removed_{cut}": number for cut, number in removed.items()})
         return flux, error
 
-    def _columns(self, source_id: NDArray[np.int64]) -> tuple[dict[str, np.ndarray], NDArray[np.bool_]]:
-        """Columns of gaia_source for some sources, and which of them it has; without a table none is missed."""
-        nothing = np.full(len(source_id), np.nan)
-        if self.sources is None:
-            return {name: nothing.copy() for name in GAIA_COLUMNS}, np.ones(len(source_id), bool)
-        rows = self.sources.rows_of(source_id)
-        columns = {
-            name: self.sources.numbers(name, rows) if name in self.sources else nothing.copy() for name in GAIA_COLUMNS
-        }
-        return columns, rows >= 0
+    def _columns(self, rows: NDArray[np.intp]) -> dict[str, np.ndarray]:
+        """Columns of the stars at some rows of gaia_source; NaN where it has none."""
+        columns = {name: np.full(len(rows), np.nan) for name in GAIA_COLUMNS}
+        if self.sources is not None:
+            columns |= {name: self.sources.numbers(name, rows) for name in GAIA_COLUMNS if name in self.sources}
+        return columns

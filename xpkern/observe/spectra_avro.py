@@ -34,12 +34,13 @@ class AvroTable:
         except ImportError:
             raise InputError("AVRO needs the package fastavro: pip install 'xpkern[avro]'", file=file) from None
         self._name = file
+        self.n_rows: int | None = None
+        self.attributes: dict[str, object] = {}
         self._stream = _Bounded(open(content, "rb") if isinstance(content, str) else content)  # noqa: SIM115
+        self._reader = fastavro.reader
         try:
             stream: Any = self._stream
-            reader = fastavro.reader(stream)
-            self._records: Iterator[Any] = iter(reader)
-            schema: Any = reader.writer_schema
+            schema: Any = self._reader(stream).writer_schema
             _refuse_empty_items(schema)
             names = [field["name"] for field in schema["fields"]]
         except Exception as error:  # a damaged file fails in any way at any place
@@ -55,10 +56,13 @@ class AvroTable:
         """See :class:`ColumnTable`."""
         read = 0
         broken: InputError | None = None
+        self._stream.rewind()
+        stream: Any = self._stream
+        all_records: Iterator[Any] = iter(self._reader(stream))
         while broken is None:
             records = []
             try:
-                for record in islice(self._records, rows):
+                for record in islice(all_records, rows):
                     records.append(record)
             except Exception as error:  # as above
                 message = f"the AVRO data are corrupt or end too early ({reason_of(error)})"
@@ -90,6 +94,9 @@ class _Bounded:
         self._stream = stream
         self._size = stream.seek(0, os.SEEK_END)
         stream.seek(0)
+
+    def rewind(self) -> None:
+        self._stream.seek(0)
 
     def read(self, count: int = -1) -> bytes:
         left = self._size - self._stream.tell()

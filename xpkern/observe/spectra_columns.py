@@ -41,8 +41,16 @@ class ColumnTable(Protocol):
 
     widths: dict[str, int | None]
 
+    @property
+    def n_rows(self) -> int | None:
+        """Rows; None where only reading the table tells."""
+
+    @property
+    def attributes(self) -> dict[str, object]:
+        """What its writer says of the table as a whole."""
+
     def chunks(self, columns: Sequence[str], rows: int) -> Iterator[Chunk]:
-        """Yield the next ``rows`` rows of some columns; the last chunk may be shorter, none is empty."""
+        """Yield some columns of all rows, so many rows at a time; the last chunk may be shorter, none is empty."""
 
     def close(self) -> None:
         """Close its file."""
@@ -270,7 +278,7 @@ class _Rows:
         for name, expected in (("n_parameters", band.n_coefficients), ("basis_function_id", band.basis_function_id)):
             values = self._numbers(f"{band.prefix}_{name}")
             other = some & ~np.isnan(values) & (values != expected)
-            for value in np.unique(values[other]):
+            for value in sorted(set(values[other].tolist())):
                 message = f"'{value:g}', but the calibration is for {expected}"
                 self._fail(other & (values == value), f"{band.prefix}_{name}", message, other_calibration=True)
 
@@ -279,7 +287,7 @@ class _Rows:
         for (name, _, sizes), length in zip(fields, lengths, strict=True):
             self._fail(some & (length == 0), name, "empty, although the other arrays of the band are there")
             wrong = (length > 0) & ~_is_any(length, sizes)
-            for found in np.unique(length[wrong]):
+            for found in sorted(set(length[wrong].tolist())):
                 self._fail(wrong & (length == found), name, f"expected {sizes[0]} numbers, found {found}")
 
     def refuse_other_calibration(self, release: str) -> None:

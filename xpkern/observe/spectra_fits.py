@@ -18,7 +18,7 @@ from astropy.io import fits
 from numpy.typing import NDArray
 
 from xpkern.errors import InputError
-from xpkern.observe.columns import Column, reason_of
+from xpkern.observe.columns import Column, attributes_of, reason_of
 from xpkern.observe.spectra_columns import IDENTIFIERS, Chunk
 
 #: Types of FITS columns as NumPy's, big-endian; of a logical value the letter T or F.
@@ -29,13 +29,10 @@ _FORMAT = re.compile(r"(\d*)([A-Z])([A-Z]?)")
 
 
 class FitsTable:
-    """See :class:`xpkern.observe.spectra_columns.ColumnTable`: the first binary table with a column ``key``.
+    """See :class:`xpkern.observe.spectra_columns.ColumnTable`: the first binary table with one column of ``keys``."""
 
-    That is ``source_id``, or as the published catalogue has it, when not given.
-    """
-
-    def __init__(self, content: str | BinaryIO, file: str, key: str | None = None) -> None:
-        self._name, self._keys = file, IDENTIFIERS if key is None else frozenset({key})
+    def __init__(self, content: str | BinaryIO, file: str, keys: frozenset[str] = IDENTIFIERS) -> None:
+        self._name, self._keys = file, keys
         self.widths: dict[str, int | None] = {}
         self._columns: dict[str, _FitsColumn] = {}
         self._content: str | NDArray[np.uint8]
@@ -66,6 +63,7 @@ class FitsTable:
             key = "source_id" if self._keys is IDENTIFIERS else next(iter(self._keys))
             raise InputError(f"none of its HDUs is a table with {key}: {'; '.join(seen)}", file=self._name, field=key)
         header = hdu.header
+        self.attributes = attributes_of(header.get("XPKERN"))
         self._row_size, self.n_rows = int(header["NAXIS1"]), int(header["NAXIS2"])
         self._start = int(hdu.fileinfo()["datLoc"])
         size = self._row_size * self.n_rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
@@ -22,12 +23,11 @@ LARGEST_CHUNK = 1 << 28
 class Hdf5Table:
     """See :class:`xpkern.observe.spectra_columns.ColumnTable`.
 
-    Columns are sought in the root, then in its groups: where ``key`` is one of them, ``source_id`` when not given.
+    Columns are sought in the root, then in its groups: where one of ``keys`` is among them.
     """
 
-    def __init__(self, content: str | BinaryIO, file: str, key: str | None = None) -> None:
-        self._name, self._content = file, content
-        self._keys = IDENTIFIERS if key is None else frozenset({key})
+    def __init__(self, content: str | BinaryIO, file: str, keys: frozenset[str] = IDENTIFIERS) -> None:
+        self._name, self._content, self._keys = file, content, keys
         try:
             self._file = h5py.File(content, "r")
         except (OSError, RuntimeError, ValueError, KeyError) as error:
@@ -83,31 +83,36 @@ class Hdf5Table:
             self._columns[name] = (data, shape[0])
         self.n_rows = n_rows or 0
 
+    @property
+    def attributes(self) -> dict[str, object]:
+        """See :class:`ColumnTable`."""
+        return dict(self._file.attrs)
+
     def chunks(self, columns: Sequence[str], rows: int) -> Iterator[Chunk]:
         """See :class:`ColumnTable`."""
         for name in columns:
             if (n_rows := self._columns[name][1]) != self.n_rows:
                 key = next(iter(self._keys & self._columns.keys()))
                 raise InputError(f"{n_rows} rows, but {self.n_rows} of {key}", file=self._name, field=name)
+        sources = {name: self._mapped(self._columns[name][0]) for name in columns}
         for first in range(0, self.n_rows, rows):
             chunk = {}
-            for name in columns:
+            for name, source in sources.items():
                 try:
-                    values = self._rows(self._columns[name][0], first, min(first + rows, self.n_rows))
+                    values = np.asarray(source[first : min(first + rows, self.n_rows)])
                     chunk[name] = _native(values) if values.dtype.kind in "iufb" else column_of(values)
                 except (OSError, RuntimeError, ValueError, TypeError) as error:
                     raise InputError(f"cannot be read ({error})", file=self._name, row=first + 1, field=name) from error
             yield chunk
 
-    def _rows(self, data: Any, begin: int, end: int) -> np.ndarray:
-        """Some rows of a dataset; those that lie in the file as they are in memory are mapped, not copied."""
-        if isinstance(data, h5py.Dataset) and isinstance(self._content, str) and data.dtype.isnative:
-            offset = data.id.get_offset() if data.dtype.kind in "iuf" and not self._file.userblock_size else None
-            size = int(np.prod(data.shape[1:], dtype=object)) * data.dtype.itemsize
-            if offset is not None and offset % data.dtype.itemsize == 0 and size > 0:
-                shape = (end - begin, *data.shape[1:])
-                return np.asarray(np.memmap(self._content, data.dtype, "r", offset + begin * size, shape))
-        return np.asarray(data[begin:end])
+    def _mapped(self, data: Any) -> Any:
+        """A dataset, as a :class:`_Mapped` one if its numbers lie in the file as they do in memory."""
+        if not (isinstance(data, h5py.Dataset) and isinstance(self._content, str) and data.dtype.isnative):
+            return data
+        offset = data.id.get_offset() if data.dtype.kind in "iuf" and not self._file.userblock_size else None
+        if offset is None or offset % data.dtype.itemsize or 0 in data.shape:
+            return data
+        return _Mapped(self._file.id.get_vfd_handle(), offset, data.dtype, data.shape[1:])
 
     def close(self) -> None:
         """See :class:`ColumnTable`."""
@@ -119,3 +124,19 @@ def _native(values: np.ndarray) -> Column:
     if values.ndim > 2:
         values = values.reshape(len(values), -1)
     return Column(values.astype(values.dtype.newbyteorder("="), copy=False), np.zeros(len(values), bool))
+
+
+class _Mapped:
+    """Numbers at a place of an open file, which are mapped when rows are asked for, and as long as these are in use."""
+
+    def __init__(self, file: int, offset: int, dtype: np.dtype, shape: tuple[int, ...]) -> None:
+        self._file, self._offset, self._dtype, self._shape = file, offset, dtype, shape
+        self._numbers_of_row = int(np.prod(shape, dtype=object))
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        count = (rows.stop - rows.start) * self._numbers_of_row
+        begin = self._offset + rows.start * self._numbers_of_row * self._dtype.itemsize
+        before = begin % mmap.ALLOCATIONGRANULARITY
+        size = before + count * self._dtype.itemsize
+        mapped = mmap.mmap(self._file, size, access=mmap.ACCESS_READ, offset=begin - before)
+        return np.frombuffer(mapped, self._dtype, count, before).reshape(-1, *self._shape)

@@ -10,7 +10,7 @@ from xpkern.observe.columns import Column, column_of
 from xpkern.observe.gaia_source import columns_of_table
 from xpkern.observe.spectra_columns import COVARIANCES, Chunk
 
-#: Endings of the names of columns that are looked at.
+#: Endings of the names of columns of which spectra are made.
 _ENDINGS = (
     "source_id",
     "flux",
@@ -26,20 +26,34 @@ _ENDINGS = (
 
 
 class MemoryTable:
-    """An astropy or pyarrow table, pandas DataFrame, structured array or mapping; see :class:`ColumnTable`."""
+    """An astropy or pyarrow table, pandas DataFrame, structured array or mapping; see :class:`ColumnTable`.
 
-    def __init__(self, table: Any, name: str = "table") -> None:
+    Parameters
+    ----------
+    table
+    name : str
+        What to call it.
+    every_column : bool
+        Whether columns are looked at of which no spectra are made; if not, they are known by name alone.
+    """
+
+    def __init__(self, table: Any, name: str = "table", *, every_column: bool = False) -> None:
         self._columns: dict[str, Column] = {}
         columns: Mapping[str, Any] = columns_of_table(table, name)
         self.widths: dict[str, int | None] = {}
+        self.attributes: dict[str, object] = {}
         n_rows = None
         for key, values in columns.items():
             self.widths[key] = None
-            if not key.endswith(_ENDINGS):
+            of_spectra = key.endswith(_ENDINGS)
+            if not of_spectra and not every_column:
                 continue
             try:
                 column = column_of(values)
             except (TypeError, ValueError, OverflowError) as error:
+                if not of_spectra:  # dates and the like: whoever asks for them hears that there are none
+                    del self.widths[key]
+                    continue
                 raise InputError(f"cannot be read as a column ({error})", file=name, field=key) from error
             if n_rows not in (None, len(column)):
                 raise InputError(f"{len(column)} rows, but {n_rows} in the columns before", file=name, field=key)
@@ -47,11 +61,11 @@ class MemoryTable:
             self._columns[key] = column
             if n_rows and column.starts is None and not column.is_text and not column.absent.all():
                 self.widths[key] = column.values.shape[1] if column.is_array else 1
-        self._n_rows = n_rows or 0
+        self.n_rows = n_rows or 0
 
     def chunks(self, columns: Sequence[str], rows: int) -> Iterator[Chunk]:
         """See :class:`ColumnTable`."""
-        for first in range(0, self._n_rows, rows):
+        for first in range(0, self.n_rows, rows):
             yield {name: self._columns[name][first : first + rows] for name in columns}
 
     def close(self) -> None:

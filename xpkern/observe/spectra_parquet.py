@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from xpkern.errors import InputError
-from xpkern.observe.columns import Column, reason_of
+from xpkern.observe.columns import Column, attributes_of, reason_of
 from xpkern.observe.spectra_columns import Chunk
 
 #: Numbers that a row may have in a column, on average over a row group: a correlation matrix of 512 coefficients.
@@ -35,6 +35,7 @@ class ParquetTable:
         except (pa.ArrowException, OSError, ValueError) as error:
             raise InputError(f"not a readable Parquet file ({reason_of(error)})", file=file) from error
         self.n_rows = self._metadata.num_rows
+        self.attributes = attributes_of((self._metadata.metadata or {}).get(b"XPKERN"))
         self.widths: dict[str, int | None] = {
             field.name.lower(): _width(field.type) if self.n_rows else None for field in schema
         }

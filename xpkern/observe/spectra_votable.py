@@ -13,7 +13,7 @@ from astropy.io import votable
 
 from xpkern.errors import InputError
 from xpkern.observe.columns import reason_of
-from xpkern.observe.spectra_columns import Chunk
+from xpkern.observe.spectra_columns import IDENTIFIERS, Chunk
 from xpkern.observe.spectra_memory import MemoryTable
 
 #: How far into a document its kind, and numbers of rows that memory would be asked for, are sought.
@@ -21,10 +21,10 @@ _HEAD = 1 << 20
 
 
 class VOTable:
-    """See :class:`xpkern.observe.spectra_columns.ColumnTable`: the first table with a column ``source_id``."""
+    """See :class:`xpkern.observe.spectra_columns.ColumnTable`: the first table with one of the columns ``keys``."""
 
-    def __init__(self, content: str | BinaryIO, file: str) -> None:
-        check_votable(content, file)
+    def __init__(self, content: str | BinaryIO, file: str, keys: frozenset[str] = IDENTIFIERS) -> None:
+        _check_votable(content, file)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # archives bend the standard; what matters is checked
@@ -34,7 +34,7 @@ class VOTable:
                     {field.name.lower(): field.name for field in table.fields} for table in document.iter_tables()
                 ]
                 found = [(table, names) for table, names in zip(document.iter_tables(), tables, strict=True) if names]
-                chosen = next((pair for pair in found if "source_id" in pair[1]), found[0] if found else None)
+                chosen = next((pair for pair in found if keys & pair[1].keys()), found[0] if found else None)
         except InputError:
             raise
         except Exception as error:  # a damaged document fails in any way at any place
@@ -45,8 +45,9 @@ class VOTable:
         columns = array.dtype.names or ()
         # fields that are not named as the table says carry their ID
         by_name = {name: own if own in columns else columns[i] for i, (name, own) in enumerate(names.items())}
-        self._table = MemoryTable({name: _masked(array, own) for name, own in by_name.items()}, file)
-        self.widths = self._table.widths
+        values = {name: _masked(array, own) for name, own in by_name.items()}
+        self._table = MemoryTable(values, file, every_column=True)
+        self.widths, self.n_rows, self.attributes = self._table.widths, self._table.n_rows, self._table.attributes
 
     def chunks(self, columns: Sequence[str], rows: int) -> Iterator[Chunk]:
         """See :class:`ColumnTable`."""
@@ -61,7 +62,7 @@ def _masked(array: Any, name: str) -> np.ma.MaskedArray:
     return column
 
 
-def check_votable(content: str | BinaryIO, file: str) -> None:
+def _check_votable(content: str | BinaryIO, file: str) -> None:
     """Refuse documents that are no VOTable, and more rows than they have bytes for."""
     if isinstance(content, str):
         size = os.path.getsize(content)

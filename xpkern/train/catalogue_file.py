@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import warnings
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,7 @@ def _fits(path: Path, wanted: Mapping[str, tuple[str, ...]]) -> tuple[dict[str, 
 
 def _columnar(path: Path, wanted: Mapping[str, tuple[str, ...]]) -> dict[str, NDArray]:
     """Columns of an HDF5 or Parquet file, as ``xpkern match`` writes them: numbers and texts."""
-    with open_table(path, "source_id") as table:
+    with closing(open_table(path, "source_id")) as table:
         chosen = _chosen(list(table.widths), wanted)
         chunks = list(table.chunks(list(chosen.values()), _ROWS))
     columns = {}
