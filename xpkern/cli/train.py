@@ -63,7 +63,10 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         "those of the cuts are used where it has them",
     )
     parser.add_argument(
-        "--photometry", metavar="TABLE", help="2MASS and WISE magnitudes by source_id, if in another table"
+        "--photometry",
+        action="append",
+        metavar="TABLE",
+        help="2MASS and WISE magnitudes by source_id, if in another table; may be repeated",
     )
     parser.add_argument(
         "--reddening", metavar="TABLE", help="ext, ext_err by source_id, if the labels have none: from a dust map, say"

@@ -114,7 +114,7 @@ class Calibration:
                 )
         except InputError as error:
             raise InputError(error.message, file=str(path), field=error.field) from error
-        except (OSError, EOFError, KeyError, ValueError) as error:
+        except Exception as error:  # a damaged file fails in any way at any place
             raise InputError(f"not a readable calibration file ({error})", file=str(path)) from error
 
     def save(self, path: str | Path) -> None:

@@ -23,6 +23,7 @@ from xpkern.observe.gaia_source import GAIA_COLUMNS, SourceTable
 from xpkern.observe.parallax_zero_point import INPUTS as ZERO_POINT_INPUTS
 from xpkern.observe.photometry import COLUMN_NAMES
 from xpkern.observe.read import XpReader
+from xpkern.observe.spectra import one_by_one
 from xpkern.threads import in_order, number_of_threads
 from xpkern.train.atmospheres import load_atmospheres
 from xpkern.train.labels import Labels, read_labels
@@ -96,7 +97,8 @@ def train(
     output : path
         Name of the model file. ``<name>.stars.h5`` and figures come beside it.
     gaia_source, photometry : path or table
-        As :func:`xpkern.read_xp` takes them; ``gaia_source`` has the parallaxes, and may have columns for the cuts.
+        As :func:`xpkern.read_xp` takes them, ``photometry`` perhaps several; ``gaia_source`` has the parallaxes, and
+        may have columns for the cuts.
     reddening : path or table, optional
         Extinctions of the stars, where the labels do not tell them.
     recipe : str, path or Recipe
@@ -206,7 +208,7 @@ def _training_set(
     facts = {
         "recipe": recipe.digest,
         "recipe_name": recipe.name,
-        "data": _data_digest((labels, gaia_source, photometry, reddening), paths),
+        "data": _data_digest((labels, gaia_source, *(one_by_one(photometry) or [None]), reddening), paths),
     }
     files.work.mkdir(exist_ok=True)
     for left in files.work.glob(".*.partial"):  # of a run that was killed while it wrote
