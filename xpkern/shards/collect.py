@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,12 +14,14 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from xpkern.catalog.output import CATALOG_KINDS, TableOutput, checked_output
+from xpkern.catalog.output import CATALOG_KINDS, TableOutput, checked_output, file_names
+from xpkern.catalog.pending import refuse_taken
 from xpkern.catalog.schema import DIAGNOSTICS, Column, columns_of
 from xpkern.catalog.stream import StoredRows
 from xpkern.errors import InputError
 from xpkern.grid import WAVELENGTH
 from xpkern.shards.ledger import Ledger, State
+from xpkern.shards.manifest import ColumnStatistics, write_manifest
 from xpkern.shards.settings import RunSettings
 from xpkern.shards.work import Unit
 
@@ -56,6 +59,18 @@ class CollectSummary:
 def stored(columns: Sequence[Column], table: str = "") -> list[Column]:
     """Columns of which the values are there already, in :class:`StoredRows` under their names after ``table``."""
     return [replace(column, values=itemgetter(table + column.name)) for column in columns]
+
+
+def files_to_keep(settings: RunSettings) -> Iterator[Path]:
+    """What a run reads and has made: nothing that a catalogue may replace."""
+    for spectra in settings.input_files():
+        unit = Unit.of(spectra, settings)
+        yield spectra
+        yield from file_names(unit.catalog).values()
+        with contextlib.suppress(InputError):  # a file whose name does not tell its tables
+            for tables in unit.tables().values():
+                yield from tables
+    yield from (file for file in (settings.model_file, settings.calibration_file) if file is not None)
 
 
 @dataclass(frozen=True)
@@ -151,7 +166,9 @@ def collect(
     overwrite: bool = False,
     on_rows: Callable[[int], object] | None = None,
 ) -> CollectSummary:
-    """Write the shards as one catalogue, sorted by source_id, with its diagnostics companion.
+    """Write the shards as one catalogue, sorted by source_id, with its diagnostics companion and a manifest.
+
+    The manifest, ``<name>.manifest.json``, has the SHA-256 of both and range, mean and number of values of each column.
 
     Parameters
     ----------
@@ -173,8 +190,11 @@ def collect(
     InputError
         If there is no shard, some are of other settings, the name cannot be that of a catalogue, or it is taken.
     """
-    checked_output(output, settings.input_files(), overwrite=overwrite, kinds=CATALOG_KINDS)
+    final = checked_output(output, files_to_keep(settings), overwrite=overwrite, kinds=CATALOG_KINDS)
+    manifest = final.with_name(f"{final.stem}.manifest.json")
+    refuse_taken(manifest, overwrite=overwrite)
     shards = Shards.of(settings)
+    statistics = ColumnStatistics()
     columns = columns_of(settings.layout)
     attributes = shards.attributes
     tables = {
@@ -191,10 +211,14 @@ def collect(
             # both tables have columns of one name that differ: ln_prior in the published convention, and ours
             tagged = {"catalog/": catalog, "diagnostics/": diagnostics}
             written.append(StoredRows({table + name: rows[name] for table, rows in tagged.items() for name in rows}))
+            statistics.add(catalog)
             summary.rows += len(catalog)
             if on_rows is not None:
                 on_rows(len(catalog))
+        manifest.unlink(missing_ok=True)  # it is not of what comes now
         summary.files = list(written.commit().values())
+    write_manifest(manifest, summary.files, statistics, summary.rows)
+    summary.files.insert(0, manifest)
     return summary
 
 
