@@ -207,6 +207,12 @@ def test_what_is_no_table():
         SourceTable.of(3, "gaia_source", ())
     with pytest.raises(InputError, match="not a column of numbers"):
         SourceTable.of(COLUMNS, "table", ()).numbers("ph_qual", np.array([0]))
+    with pytest.raises(InputError, match="table, field parallax: 2 rows, but 4 of source_id"):
+        SourceTable.of(COLUMNS | {"parallax": COLUMNS["parallax"][:2]}, "table", ())
+    with pytest.raises(InputError, match="table, field ra: no rows, but 4 of source_id"):
+        SourceTable.of(COLUMNS | {"ra": 1.0}, "table", ())
+    with pytest.raises(InputError, match="field ra: not a column of numbers, but of arrays"):
+        SourceTable.of(COLUMNS | {"ra": np.zeros((4, 3))}, "table", ()).numbers("ra", np.array([0]))
     with pytest.raises(InputError, match="no column a, b"):
         SourceTable.of(COLUMNS, "table", ()).require(("a", "parallax", "b"))
 

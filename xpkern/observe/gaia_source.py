@@ -75,7 +75,7 @@ class SourceTable:
     Raises
     ------
     InputError
-        If there is no ``source_id``, it is not made of integers, or one occurs twice.
+        If there is no ``source_id``, it is not made of integers, one occurs twice, or columns differ in length.
     """
 
     def __init__(self, columns: Mapping[str, NDArray], name: str) -> None:
@@ -89,6 +89,10 @@ class SourceTable:
             raise InputError(
                 f"must be 64-bit integers, not {source_id.dtype}; other types lose digits", file=name, field="source_id"
             )
+        for column, values in columns.items():
+            if values.shape[:1] != source_id.shape:
+                found = len(values) if values.ndim else "no"
+                raise InputError(f"{found} rows, but {len(source_id)} of source_id", file=name, field=column)
         source_id = np.asarray(source_id).astype(np.int64)
         self._order = np.argsort(source_id, kind="stable")
         self._sorted_id = source_id[self._order]
@@ -173,6 +177,8 @@ class SourceTable:
             values = np.ma.filled(np.ma.asarray(found).astype(np.float64), np.nan)
         except (TypeError, ValueError) as error:
             raise InputError(f"not a column of numbers ({error})", file=self.name, field=column) from None
+        if values.ndim != 1:
+            raise InputError("not a column of numbers, but of arrays", file=self.name, field=column)
         return np.where(rows >= 0, values, np.nan)
 
     def texts(self, column: str, rows: NDArray[np.intp]) -> list[str]:
