@@ -104,7 +104,7 @@ def test_one_file_by_source_id(shuffled, tmp_path, monkeypatch, sorted_rows):
         assert {name: value for name, value in file.attrs.items() if name != "rows"} == expected
         for name in file:
             assert dict(file[name].attrs) == dict(shard[name].attrs)
-    check_manifest(tmp_path / "catalog.manifest.json", 2, found)
+    check_manifest(tmp_path / "catalog.h5.manifest.json", 2, found)
 
 
 def test_a_manifest_of_columns_of_arrays_and_of_nothing(tmp_path):

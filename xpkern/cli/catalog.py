@@ -134,7 +134,7 @@ def add_table_options(parser: argparse.ArgumentParser) -> None:
         metavar="TABLE",
         help="2MASS and unWISE by source_id, if in another table, in the archives' names: j_m, j_msigcom, ..., "
         "ph_qual, ext_key, norm_dg; flux_w1, dflux_w1, fracflux_w1, qf_w1, ..., separation; may be repeated: the first "
-        "table that has a band gives it, that of --source the last",
+        "table that has 2MASS gives it, and the first that has unWISE; that of --source is the last",
     )
     parser.add_argument(
         "--photometry-cut",

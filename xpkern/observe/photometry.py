@@ -287,7 +287,8 @@ def cuts_made(table: SourceTable, cuts: PhotometryCuts, bands: Collection[str] =
 
 
 class Infrared:
-    """What one or several tables tell of the infrared bands of sources: the first that has a band gives it.
+    """What one or several tables tell of the infrared bands of sources: the first that has some of 2MASS gives 2MASS,
+    and the first that has some of unWISE gives that.
 
     The cuts on a measurement look at columns of its own table. ``norm_dg`` tells of the source: where that table lacks
     it, another one's counts.
@@ -309,10 +310,10 @@ class Infrared:
         self._cuts = cuts
         self._parts: list[tuple[SourceTable, list[str]]] = []
         crowding = next((table for table in tables if "norm_dg" in table), None)
-        left = list(BANDS)
+        surveys = (TWOMASS_BANDS, _UNWISE_BANDS)
+        first = [next((table for table in tables if _columns_in(table, survey)), None) for survey in surveys]
         for table in tables:
-            bands = [column.band for column in _columns_in(table, left)]
-            left = [band for band in left if band not in bands]
+            bands = [band for survey, its in zip(surveys, first, strict=True) if its is table for band in survey]
             if bands:
                 if crowding is not None and "norm_dg" not in table:
                     rows = crowding.rows_of(table.source_id)

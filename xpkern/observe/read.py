@@ -54,8 +54,8 @@ def read_xp(
         With ``source_id``, ``parallax``, ``parallax_error`` [mas], and what else is known of the sources; see
         :meth:`xpkern.observe.gaia_source.SourceTable.of` for what counts as a table.
     photometry : path or table, or sequence of these, optional
-        With ``source_id`` and the columns of :mod:`xpkern.observe.photometry`. The first table that has a band gives
-        it; behind these, ``gaia_source`` does.
+        With ``source_id`` and the columns of :mod:`xpkern.observe.photometry`. The first table that has some of
+        2MASS gives 2MASS, and the first that has some of unWISE gives that; ``gaia_source`` is the last of them.
     calibration : Calibration, optional
         That of Gaia DR3 when not given.
     noise : Noise, optional

@@ -168,7 +168,7 @@ def collect(
 ) -> CollectSummary:
     """Write the shards as one catalogue, sorted by source_id, with its diagnostics companion and a manifest.
 
-    The manifest, ``<name>.manifest.json``, has the SHA-256 of both and range, mean and number of values of each column.
+    The manifest, ``<name>.h5.manifest.json``, has the SHA-256 of both, and of each column range, mean, number of them.
 
     Parameters
     ----------
@@ -191,7 +191,7 @@ def collect(
         If there is no shard, some are of other settings, the name cannot be that of a catalogue, or it is taken.
     """
     final = checked_output(output, files_to_keep(settings), overwrite=overwrite, kinds=CATALOG_KINDS)
-    manifest = final.with_name(f"{final.stem}.manifest.json")
+    manifest = final.with_name(f"{final.name}.manifest.json")
     refuse_taken(manifest, overwrite=overwrite)
     shards = Shards.of(settings)
     statistics = ColumnStatistics()

@@ -51,7 +51,7 @@ class RunSettings:
         One table for all files; or, with ``{range}`` in its name, one for each file of spectra, the range of HEALPix
         cells in whose name takes the place of ``{range}``.
     photometry : tuple of str
-        As ``gaia_source``; of several the first that has a band gives it, as :func:`xpkern.read_xp` says.
+        As ``gaia_source``, one or several, which are looked at in this order, as :func:`xpkern.read_xp` says.
     model : str, optional
         Model file; the default model when not given.
     calibration : str, optional
