@@ -85,7 +85,7 @@ def test_unreadable_files_are_named(tmp_path):
     with pytest.raises(InputError, match=r"nothing\.npz"):
         Calibration.load(tmp_path / "nothing.npz")
     (tmp_path / "garbage.npz").write_bytes(b"no numbers here")
-    with pytest.raises(InputError, match=r"garbage\.npz"):
+    with pytest.raises(InputError, match=r"garbage\.npz: not a readable calibration file \(no npz\)"):
         Calibration.load(tmp_path / "garbage.npz")
     np.savez(tmp_path / "other.npz", release=np.array("x"))
     with pytest.raises(InputError, match=r"other\.npz"):
