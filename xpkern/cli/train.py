@@ -72,6 +72,11 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         "--reddening", metavar="TABLE", help="ext, ext_err by source_id, if the labels have none: from a dust map, say"
     )
     parser.add_argument(
+        "--calibration",
+        metavar="FILE.npz",
+        help="design matrices of the release that the spectra are of, as for xpkern catalog; default: Gaia DR3",
+    )
+    parser.add_argument(
         "--recipe",
         default="default",
         metavar="NAME",
@@ -91,6 +96,7 @@ def run(options: argparse.Namespace) -> int:
     """Train; return the exit code."""
     from tqdm import tqdm
 
+    from xpkern.observe.calibration import Calibration
     from xpkern.train.phases import Progress
     from xpkern.train.run import train
 
@@ -121,6 +127,7 @@ def run(options: argparse.Namespace) -> int:
             gaia_source=options.source,
             photometry=options.photometry,
             reddening=options.reddening,
+            calibration=None if options.calibration is None else Calibration.load(options.calibration),
             recipe=options.recipe,
             engine=options.engine,
             threads=options.threads,
