@@ -103,7 +103,7 @@ def test_every_kind_of_table_gives_the_same(tmp_path):
 def test_units_are_converted(tmp_path):
     import h5py
     from astropy import units
-    from astropy.table import QTable
+    from astropy.table import Column, QTable
 
     table = QTable(COLUMNS)
     table["parallax"] = (COLUMNS["parallax"] * units.mas).to(units.arcsec)
@@ -122,6 +122,10 @@ def test_units_are_converted(tmp_path):
         np.testing.assert_allclose(found.numbers("ra", rows), [15.0, 30.0, 45.0, 60.0], rtol=1e-12)
     table["parallax"] = COLUMNS["parallax"] * units.dimensionless_unscaled  # says nothing
     assert SourceTable.of(table, "table", ()).numbers("parallax", rows)[1] == 2.0
+    unknown = units.Unit("Angle[mas]", parse_strict="silent")  # as some archives spell it
+    assert (
+        SourceTable.of({"source_id": IDS, "parallax": Column(COLUMNS["parallax"], unit=unknown)}, "t", ()) is not None
+    )
     table["parallax"] = COLUMNS["parallax"] * units.mag
     with pytest.raises(InputError, match="table, field parallax: its unit is mag, which is no mas"):
         SourceTable.of(table, "table", ())

@@ -48,7 +48,7 @@ def numbers_in(values: Any, unit: str | None, field: str) -> Any:
 
 
 def factor_to(unit: str, given: Any, field: str, file: str | None = None) -> float:
-    """By what numbers in a unit that is given are multiplied to be in ``unit``; 1 if none is given.
+    """By what numbers in a unit that is given are multiplied to be in ``unit``; 1 if none is given that is understood.
 
     Raises
     ------
@@ -59,7 +59,10 @@ def factor_to(unit: str, given: Any, field: str, file: str | None = None) -> flo
         return 1.0
     from astropy import units
 
+    its_unit = units.Unit(given, parse_strict="silent")
+    if isinstance(its_unit, units.UnrecognizedUnit):
+        return 1.0
     try:
-        return float(units.Unit(given).to(unit))
+        return float(its_unit.to(unit))
     except (ValueError, TypeError):
         raise InputError(f"its unit is {given}, which is no {unit}", file=file, field=field) from None
