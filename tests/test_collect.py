@@ -152,6 +152,26 @@ def test_a_file_of_another_format_is_no_folder(shuffled, tmp_path, capsys, name)
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_damaged_shard_is_no_part_of_a_catalogue(shuffled, tmp_path, capsys):
+    """One bit is enough; what is removed is made anew."""
+    folder = tmp_path / "run"
+    shutil.copytree(shuffled.parent, folder)
+    settings = str(folder / "survey.toml")
+    for ending in (".diagnostics.h5", ".h5"):
+        shard = min((folder / "shards").glob(f"*[0-9]{ending}"))
+        content = bytearray(shard.read_bytes())
+        content[-5000] ^= 1
+        shard.write_bytes(content)
+        for name in ("catalog.h5", "catalog") if ending == ".h5" else ("catalog.h5",):
+            assert main(["collect", settings, "-o", str(tmp_path / name)]) == 1
+            assert f"{shard}: is damaged: its SHA-256 is not that of its marker" in one_line(capsys)
+            assert not (tmp_path / name).exists()
+    for path in shard.parent.glob(f"{shard.stem}.*"):
+        path.unlink()
+    assert main(["run", settings]) == 0
+    assert main(["collect", settings, "-o", str(tmp_path / "catalog.h5")]) == 0
+
+
 def test_nothing_of_the_run_is_replaced(shuffled, capsys):
     """Neither what it read nor what it has made, whatever --overwrite says."""
     folder = shuffled.parent

@@ -21,7 +21,7 @@ from xpkern.catalog.stream import StoredRows
 from xpkern.errors import InputError
 from xpkern.grid import WAVELENGTH
 from xpkern.shards.ledger import Ledger, State
-from xpkern.shards.manifest import ColumnStatistics, write_manifest
+from xpkern.shards.manifest import ColumnStatistics, checksum, write_manifest
 from xpkern.shards.settings import RunSettings
 from xpkern.shards.work import Unit
 
@@ -87,6 +87,8 @@ class Shards:
         What made them, and what each cut removed from all of them.
     missing : list of str
         Files of spectra without a shard.
+    recorded : dict of Path to dict
+        Size and SHA-256 of each file, as its marker has them.
     """
 
     layout: str
@@ -95,6 +97,7 @@ class Shards:
     source_id: list[NDArray[np.int64]]
     attributes: dict[str, object]
     missing: list[str]
+    recorded: dict[Path, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, settings: RunSettings) -> Shards:
@@ -122,7 +125,23 @@ class Shards:
         attributes = _common_attributes(units, without={"rows", *counts}) | counts
         missing = [unit.spectra.name for unit in ledger.of_state(State.FAILED, State.LEFT)]
         diagnostics = [unit.catalog.with_suffix(".diagnostics.h5") for unit in units]
-        return cls(settings.layout, [unit.catalog for unit in units], diagnostics, numbers, attributes, missing)
+        recorded = {
+            settings.output_folder / file["name"]: {"bytes": file["bytes"], "sha256": file["sha256"]}
+            for state, record in zip(ledger.states, ledger.records, strict=True)
+            if state is State.DONE and record is not None
+            for file in record["files"].values()
+        }
+        catalogs = [unit.catalog for unit in units]
+        return cls(settings.layout, catalogs, diagnostics, numbers, attributes, missing, recorded)
+
+    def verify(self, paths: Sequence[Path]) -> None:
+        """Raise an InputError if one of the shards' files is not what it was when it was written."""
+        for path in paths:
+            if path in self.recorded and checksum(path) != self.recorded[path]:
+                raise InputError(
+                    "is damaged: its SHA-256 is not that of its marker; remove it, and xpkern run makes it anew",
+                    file=str(path),
+                )
 
     def in_order(self, paths: Sequence[Path], names: Sequence[str]) -> Iterator[StoredRows]:
         """Rows of all shards by source_id, a few hundred thousand at a time; equal ones in the order of the shards.
@@ -188,12 +207,14 @@ def collect(
     Raises
     ------
     InputError
-        If there is no shard, some are of other settings, the name cannot be that of a catalogue, or it is taken.
+        If there is no shard, some are of other settings or damaged, the name cannot be that of a catalogue, or it is
+        taken.
     """
     final = checked_output(output, files_to_keep(settings), overwrite=overwrite, kinds=CATALOG_KINDS)
     manifest = final.with_name(f"{final.name}.manifest.json")
     refuse_taken(manifest, overwrite=overwrite)
     shards = Shards.of(settings)
+    shards.verify([*shards.catalogs, *shards.diagnostics])
     statistics = ColumnStatistics()
     columns = columns_of(settings.layout)
     attributes = shards.attributes

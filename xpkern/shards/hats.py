@@ -95,7 +95,7 @@ def collect_hats(
     Raises
     ------
     InputError
-        If there is no shard, some are of other settings, the folder exists, or cdshealpix is not installed.
+        If there is no shard, some are of other settings or damaged, the folder exists, or cdshealpix is not installed.
     """
     folder = Path(output)
     replaces = folder.exists()
@@ -106,6 +106,7 @@ def collect_hats(
     if not folder.absolute().parent.is_dir():
         raise InputError("its folder does not exist", file=str(folder))
     shards = Shards.of(settings)
+    shards.verify(shards.catalogs)
     columns = columns_of(settings.layout)
     identifier = IDENTIFIER[settings.layout]
     position = [identifier, "ra", "dec"]
