@@ -116,7 +116,9 @@ def test_a_file_that_is_none(bulk_files, tmp_path, capsys, case):
         ("t.csv", b"parallax,parallax_error\n2,3\n", "field source_id: the table has no column source_id"),
         ("t.csv.gz", gzip.compress(b"source_id,parallax\n1,2\n" * 99)[:-9], "cannot be read"),
         ("t.csv", b"<html>Log in</html>", "is a web page, not a table"),
-        ("t.vot", ERROR_DOCUMENT, "cannot be read as a table"),
+        ("t.vot", ERROR_DOCUMENT, "holds an error in place of a table: Job not found"),
+        ("t.vot.gz", gzip.compress(ERROR_DOCUMENT), "holds an error in place of a table: Job not found"),
+        ("t.vot", b"<VOTABLE><RESOURCE/></VOTABLE>", "cannot be read as a table"),
         ("t.parquet", b"PAR1 and so on", "cannot be read as Parquet"),
     ],
 )

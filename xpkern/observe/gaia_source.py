@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import re
 import zlib
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -58,6 +59,9 @@ _OF_ASTROPY, _ENDINGS_OF_ASTROPY = (b"SIMPLE  =", b"<"), (".fits", ".fits.gz", "
 
 #: What may stand between two fields of csv; the first of them that the header line holds does.
 _SEPARATORS = (",", "\t", " ")
+
+#: What an archive answers in place of a table.
+_ERROR_OF_ARCHIVE = re.compile(rb"""<INFO\b[^>]*["']QUERY_STATUS["'][^>]*["']ERROR["'][^>]*>([^<]*)""")
 
 _GZIP_MAGIC = b"\x1f\x8b"
 
@@ -289,6 +293,9 @@ def _read_columns(path: Path, wanted: Collection[str]) -> dict[str, NDArray]:
         return {key: in_usual_unit(values, columns[1].get(key), key, str(path)) for key, values in columns[0].items()}
     if b"<html" in head.lower():
         raise InputError("is a web page, not a table", file=str(path))
+    if error := _ERROR_OF_ARCHIVE.search(head):
+        said = " ".join(error.group(1).decode(errors="replace").split())
+        raise InputError(f"holds an error in place of a table: {said or 'no reason given'}", file=str(path))
     if is_hdf5 or head.startswith(_OF_ASTROPY) or name.endswith(_ENDINGS_OF_ASTROPY):
         return _read_with_astropy(path, "votable" if head.startswith(b"<") else None)
     return read_csv_columns(path, wanted)

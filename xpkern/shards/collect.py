@@ -236,9 +236,12 @@ def collect(
             summary.rows += len(catalog)
             if on_rows is not None:
                 on_rows(len(catalog))
-        manifest.unlink(missing_ok=True)  # it is not of what comes now
         summary.files = list(written.commit().values())
-    write_manifest(manifest, summary.files, statistics, summary.rows)
+    try:
+        write_manifest(manifest, summary.files, statistics, summary.rows)
+    except BaseException:
+        manifest.unlink(missing_ok=True)  # of an earlier catalogue of this name
+        raise
     summary.files.insert(0, manifest)
     return summary
 
