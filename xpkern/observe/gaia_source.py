@@ -293,8 +293,8 @@ def _read_columns(path: Path, wanted: Collection[str]) -> dict[str, NDArray]:
         return {key: in_usual_unit(values, columns[1].get(key), key, str(path)) for key, values in columns[0].items()}
     if b"<html" in head.lower():
         raise InputError("is a web page, not a table", file=str(path))
-    if error := _ERROR_OF_ARCHIVE.search(head):
-        said = " ".join(error.group(1).decode(errors="replace").split())
+    if refusal := _ERROR_OF_ARCHIVE.search(head):
+        said = " ".join(refusal.group(1).decode(errors="replace").split())
         raise InputError(f"holds an error in place of a table: {said or 'no reason given'}", file=str(path))
     if is_hdf5 or head.startswith(_OF_ASTROPY) or name.endswith(_ENDINGS_OF_ASTROPY):
         return _read_with_astropy(path, "votable" if head.startswith(b"<") else None)
