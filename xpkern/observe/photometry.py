@@ -312,7 +312,7 @@ class Infrared:
         crowding = next((table for table in tables if "norm_dg" in table), None)
         surveys = (TWOMASS_BANDS, _UNWISE_BANDS)
         first = [next((table for table in tables if _columns_in(table, survey)), None) for survey in surveys]
-        for table in tables:
+        for table in dict.fromkeys(tables):  # the same one may be given twice
             bands = [band for survey, its in zip(surveys, first, strict=True) if its is table for band in survey]
             if bands:
                 if crowding is not None and "norm_dg" not in table:
