@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import re
 import threading
+import time
 import urllib.parse
 import zipfile
 from collections import Counter, deque
@@ -31,17 +32,22 @@ class Sky:
     Attributes
     ----------
     faults : deque of str
-        What goes wrong with the next requests: "html", "500", "hang up", "job error", "".
+        What goes wrong with the next requests: "html", "500", "hang up", "silence", "".
     row_limit : int
         Rows of an answer at most.
+    silence, job_seconds : float
+        How long nothing comes, and how long the next query takes [s].
     """
 
     rng: np.random.Generator
     faults: deque[str] = field(default_factory=deque)
     row_limit: int = 10_000
+    silence: float = 0.0
+    job_seconds: float = 0.0
     queries: list[str] = field(default_factory=list)
     asked: Counter[str] = field(default_factory=Counter)
     jobs: dict[str, tuple[str, str]] = field(default_factory=dict)
+    ends: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         n = SOURCES
@@ -126,12 +132,16 @@ class _Handler(BaseHTTPRequestHandler):
             query, _ = self.sky.jobs[match[1]]
             failed = "no such column" in query or "SELEKT" in query
             self.sky.jobs[match[1]] = (query, "ERROR" if failed else "COMPLETED")
+            self.sky.ends[match[1]] = time.monotonic() + self.sky.job_seconds
+            self.sky.job_seconds = 0.0
             self._redirect(f"/tap/async/{match[1]}")
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
         if match := re.fullmatch(r"/tap/async/(\d+)", path):
             query, phase = self.sky.jobs[match[1]]
+            if time.monotonic() < self.sky.ends.get(match[1], 0.0):
+                phase = "EXECUTING"
             self._send(_job(match[1], query, phase, self._base()).encode(), "text/xml")
         elif match := re.fullmatch(r"/tap/async/(\d+)/results/result", path):
             if not self._fault():
@@ -153,7 +163,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(b"<html><body>Please log in</body></html>", "text/html")
         elif fault == "500":
             self.send_error(500, "out of order")
-        elif fault == "hang up":
+        elif fault in ("hang up", "silence"):
+            time.sleep(self.sky.silence if fault == "silence" else 0.0)
             self.close_connection = True  # without a word
         return bool(fault)
 

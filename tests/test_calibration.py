@@ -85,8 +85,19 @@ def test_unreadable_files_are_named(tmp_path):
     with pytest.raises(InputError, match=r"nothing\.npz"):
         Calibration.load(tmp_path / "nothing.npz")
     (tmp_path / "garbage.npz").write_bytes(b"no numbers here")
-    with pytest.raises(InputError, match=r"garbage\.npz"):
+    with pytest.raises(InputError, match=r"garbage\.npz: not a readable calibration file \(no npz\)"):
         Calibration.load(tmp_path / "garbage.npz")
     np.savez(tmp_path / "other.npz", release=np.array("x"))
     with pytest.raises(InputError, match=r"other\.npz"):
         Calibration.load(tmp_path / "other.npz")
+    small_calibration().save(tmp_path / "whole.npz")
+    whole = (tmp_path / "whole.npz").read_bytes()
+    for place in (len(whole) // 3, len(whole) - 100):
+        (tmp_path / "cut.npz").write_bytes(whole[:place])
+        with pytest.raises(InputError, match=r"cut\.npz: not a readable calibration file"):
+            Calibration.load(tmp_path / "cut.npz")
+    damaged = bytearray(whole)
+    damaged[whole.index(b"bp_design.npy") + 400] ^= 1
+    (tmp_path / "damaged.npz").write_bytes(damaged)
+    with pytest.raises(InputError, match=r"damaged\.npz: not a readable calibration file"):
+        Calibration.load(tmp_path / "damaged.npz")

@@ -175,7 +175,10 @@ class TestBadInput:
     def test_the_same_file_twice_or_as_output(self, bulk_files, tmp_path, capsys):
         spectra = str(bulk_files.spectra)
         assert main(["catalog", spectra, spectra, "-o", str(tmp_path / "catalog.h5")]) == 1
-        assert "given twice" in one_line(capsys)
+        assert f"{spectra}: given twice\n" in one_line(capsys)
+        (tmp_path / "link.csv.gz").symlink_to(spectra)
+        assert main(["catalog", spectra, str(tmp_path / "link.csv.gz"), "-o", str(tmp_path / "catalog.h5")]) == 1
+        assert f"link.csv.gz: given twice: it is {spectra}" in one_line(capsys)
         table = tmp_path / "spectra.h5"
         table.write_bytes(b"precious")
         assert main(["catalog", str(table), "-o", str(table)]) == 1
@@ -216,14 +219,12 @@ class TestErrors:
         assert main([]) == 2
         assert "xpkern demo" in capsys.readouterr().out
 
-    @pytest.mark.parametrize(
-        "command", ["catalog", "spectra", "compare", "predict", "train", "simulate", "demo", "doctor"]
-    )
-    def test_help_teaches_by_example(self, command, capsys):
-        with pytest.raises(SystemExit, match="0"):
-            main([command, "--help"])
-        _, _, examples = capsys.readouterr().out.partition("\nexample")
-        assert re.search(rf"^ .*xpkern {command}", examples, re.MULTILINE)
+    def test_every_help_teaches_by_example(self):
+        commands = list(command_line.command_parsers(command_line.build_parser()))
+        assert len(commands) > 20
+        for command in commands:
+            _, _, examples = command.format_help().partition("\nexample")
+            assert re.search(rf"^ .*{command.prog}\b", examples, re.MULTILINE), command.prog
 
     def test_version(self, capsys):
         with pytest.raises(SystemExit, match="0"):

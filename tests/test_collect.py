@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -20,6 +21,7 @@ from xpkern.shards import collect as collect_module
 from xpkern.shards import load_settings, run_survey
 from xpkern.shards.collect import Shards, collect
 from xpkern.shards.hats import collect_hats, healpix_index
+from xpkern.shards.manifest import ColumnStatistics
 from xpkern.shards.virtual import refer_to
 from xpkern.survey.run import simulate_survey
 
@@ -58,6 +60,26 @@ def all_rows(settings: Path, ending: str) -> dict[str, np.ndarray]:
     return {name: values[order] for name, values in whole.items()}
 
 
+def check_manifest(path: Path, files: int, columns: dict[str, np.ndarray]) -> None:
+    """The manifest is of these columns, and of so many files in its folder."""
+    manifest = json.loads(path.read_text())
+    assert len(manifest["files"]) == files
+    for name, recorded in manifest["files"].items():
+        content = (path.parent / name).read_bytes()
+        assert recorded == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    assert manifest["rows"] == len(next(iter(columns.values())))
+    assert set(columns) <= set(manifest["columns"])
+    for name, values in columns.items():
+        found, known = manifest["columns"][name], np.isfinite(values)
+        assert found["known"] == known.sum(axis=0).tolist(), name
+        if values.ndim == 1 and known.any():
+            whole = values[known].astype(values.dtype if values.dtype.kind in "iu" else float)
+            assert (found["minimum"], found["maximum"]) == (whole.min(), whole.max()), name
+            assert np.isclose(found["mean"], whole.mean(dtype=float), rtol=1e-12), name
+        elif values.ndim == 1:
+            assert found["minimum"] is found["maximum"] is found["mean"] is None
+
+
 @pytest.mark.parametrize("sorted_rows", [7, 1 << 18])
 def test_one_file_by_source_id(shuffled, tmp_path, monkeypatch, sorted_rows):
     monkeypatch.setattr(collect_module, "SORTED_ROWS", sorted_rows)
@@ -82,6 +104,19 @@ def test_one_file_by_source_id(shuffled, tmp_path, monkeypatch, sorted_rows):
         assert {name: value for name, value in file.attrs.items() if name != "rows"} == expected
         for name in file:
             assert dict(file[name].attrs) == dict(shard[name].attrs)
+    check_manifest(tmp_path / "catalog.h5.manifest.json", 2, found)
+
+
+def test_a_manifest_of_columns_of_arrays_and_of_nothing(tmp_path):
+    statistics = ColumnStatistics()
+    statistics.add({"a": np.zeros((0, 2)), "b": np.zeros(0), "c": np.zeros(0, np.int64)})
+    assert statistics.as_dict() == {}
+    for rows in ([[1.0, np.nan], [3.0, np.nan]], [[np.nan, np.nan]]):
+        statistics.add({"a": np.array(rows), "c": np.full(len(rows), (1 << 62) + len(rows))})
+    assert statistics.as_dict() == {
+        "a": {"known": [2, 0], "minimum": [1.0, None], "maximum": [3.0, None], "mean": [2.0, None]},
+        "c": {"known": 3, "minimum": (1 << 62) + 1, "maximum": (1 << 62) + 2, "mean": float(1 << 62)},
+    }
 
 
 def test_the_published_layout_keeps_its_own_ln_prior(shuffled, tmp_path):
@@ -108,6 +143,45 @@ def test_command_in_other_formats(shuffled, tmp_path, capsys):
         table = Table.read(tmp_path / f"catalog.{ending}")
         np.testing.assert_array_equal(table["source_id"], all_rows(shuffled, ".h5")["source_id"])
         assert str(table["teff"].unit) == "K"
+
+
+@pytest.mark.parametrize("name", ["catalog.csv", "catalog.vot", "catalog.h5.gz"])
+def test_a_file_of_another_format_is_no_folder(shuffled, tmp_path, capsys, name):
+    assert main(["collect", str(shuffled), "-o", str(tmp_path / name)]) == 1
+    assert f"{name}: the name must end in .h5, .hdf5, .fits, .ecsv or .parquet" in one_line(capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_shard_is_no_part_of_a_catalogue(shuffled, tmp_path, capsys):
+    """One bit is enough; what is removed is made anew."""
+    folder = tmp_path / "run"
+    shutil.copytree(shuffled.parent, folder)
+    settings = str(folder / "survey.toml")
+    for ending in (".diagnostics.h5", ".h5"):
+        shard = min((folder / "shards").glob(f"*[0-9]{ending}"))
+        content = bytearray(shard.read_bytes())
+        content[-5000] ^= 1
+        shard.write_bytes(content)
+        for name in ("catalog.h5", "catalog") if ending == ".h5" else ("catalog.h5",):
+            assert main(["collect", settings, "-o", str(tmp_path / name)]) == 1
+            assert f"{shard}: is damaged: its SHA-256 is not that of its marker" in one_line(capsys)
+            assert not (tmp_path / name).exists()
+    for path in shard.parent.glob(f"{shard.stem}.*"):
+        path.unlink()
+    assert main(["run", settings]) == 0
+    assert main(["collect", settings, "-o", str(tmp_path / "catalog.h5")]) == 0
+
+
+def test_nothing_of_the_run_is_replaced(shuffled, capsys):
+    """Neither what it read nor what it has made, whatever --overwrite says."""
+    folder = shuffled.parent
+    shard = min((folder / "shards").glob("*[0-9].h5"))
+    before = {path: path.read_bytes() for path in (folder / "sim" / "gaia_source.fits", shard)}
+    for option in ([], ["--virtual"]):
+        for path in before if not option else [shard]:
+            assert main(["collect", str(shuffled), "--overwrite", *option, "-o", str(path)]) == 1
+            assert f"{path}: is both input and output" in one_line(capsys)
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_what_is_missing_or_mixed_is_told(shuffled, tmp_path, capsys):
@@ -195,6 +269,8 @@ class TestHats:
             found.append(np.asarray(table["source_id"]))
         np.testing.assert_array_equal(np.sort(np.concatenate(found)), all_rows(shuffled, ".h5")["source_id"])
         assert len(found) > 3
+        parts = len(found) + 5  # the metadata of both kinds, the properties of both names, the list of pixels
+        check_manifest(tmp_path / "catalog" / "manifest.json", parts, all_rows(shuffled, ".h5"))
         with pytest.raises(InputError, match="exists; --overwrite"):
             collect_hats(load_settings(shuffled), tmp_path / "catalog")
         collect_hats(load_settings(shuffled), tmp_path / "catalog", overwrite=True)

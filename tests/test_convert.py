@@ -176,6 +176,20 @@ def test_bad_places(survey, tmp_path, capsys):
     assert "is a file" in one_line(capsys)
 
 
+def test_an_input_is_never_replaced(survey, tmp_path, capsys):
+    """Not even by itself in fewer bits."""
+    convert_spectra(files_in(survey)[:1], tmp_path / "out", lossless=True)
+    (output,) = (tmp_path / "out").glob("*.h5")
+    before = output.read_bytes()
+    (tmp_path / "link.h5").symlink_to(output)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "link.h5").symlink_to(output)
+    for given, folder in ((output, "out"), (tmp_path / "link.h5", "elsewhere")):
+        assert main(["convert", str(given), "--overwrite", "-o", str(tmp_path / folder)]) == 1
+        assert "is both input and output" in one_line(capsys)
+    assert output.read_bytes() == before
+
+
 def test_a_file_without_rows(survey, tmp_path):
     import gzip
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from archive_server import Sky, archive_server
 from astropy.table import Table
+from command_lines import one_line
 
 from xpkern.archive import Archive, Selection, fetch, gaia_source_query, two_mass_query
 from xpkern.cli import main
@@ -137,6 +138,20 @@ class TestFetch:
         check(fetch(tmp_path / "a", sky.source_id[rows], archive=archive), sky, rows)
         assert not sky.faults
 
+    def test_silence_is_no_answer_but_a_query_may_take_its_time(self, archive, sky, tmp_path):
+        archive.timeout, archive.attempts, sky.silence, sky.job_seconds = 0.3, 9, 0.4, 0.5
+        rows = np.arange(10)
+        told: list[str] = []
+        archive.tell = told.append
+        sky.faults = deque(["", "silence", "", "", "", "", "silence"])
+        check(fetch(tmp_path / "a", sky.source_id[rows], archive=archive), sky, rows)
+        assert not sky.faults
+        assert len(told) >= 2
+        assert all("timed out" in text for text in told)
+        archive.attempts, sky.faults = 1, deque(["silence"])
+        with pytest.raises(InputError, match=r"no answer after 1 attempts: .*timed out"):
+            fetch(tmp_path / "b", sky.source_id[rows], archive=archive)
+
     @pytest.mark.parametrize(
         ("fault", "message"), [("html", "Please log in|404"), ("500", "500"), ("hang up", "onnection")]
     )
@@ -202,8 +217,22 @@ class TestCommand:
         assert main(["fetch", "--adql", str(query), *arguments]) == 3
         assert "no spectra of 1 sources came" in capsys.readouterr().err
 
-    def test_wrong_numbers(self, tmp_path, capsys):
-        ids = tmp_path / "ids.txt"
-        ids.write_text("4295806720\nHD 1234\n")
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("4295806720\nHD 1234\n", "row 2, field source_id: 'HD 1234' is no source_id"),
+            ("source_id\n4295806720\n99999999999999999999\n", "row 2, field source_id: '99999999999999999999' is no"),
+            ("-5\n", "row 1, field source_id: '-5' is no source_id"),
+            ("12²\n", "row 1, field source_id: '12²' is no source_id"),
+            ("source_id\n", "field source_id: no source in it"),
+            ("", "the file holds no header line"),
+        ],
+    )
+    def test_wrong_numbers(self, tmp_path, capsys, text, message):
+        ids = tmp_path / "ids.csv"
+        ids.write_text(text)
         assert main(["fetch", "--ids", str(ids), "-o", str(tmp_path / "out")]) == 1
-        assert f"{ids}, row 2, field source_id: 'HD 1234' is no source_id" in capsys.readouterr().err
+        said = one_line(capsys)
+        assert str(ids) in said
+        assert message in said
+        assert not (tmp_path / "out").exists()

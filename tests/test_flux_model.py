@@ -50,6 +50,15 @@ def test_a_temperature_in_kelvin_is_recognised(model):
         model.predict(**SUN | {"teff": 5777.0})
 
 
+def test_units_of_astropy(model):
+    from astropy import units
+
+    flux = model.predict(teff=5770 * units.K, feh=0.0, logg=4.44, ext=0.1, plx=0.01 * units.arcsec)
+    np.testing.assert_allclose(flux, model.predict(**SUN), rtol=1e-12)
+    with pytest.raises(xk.InputError, match="field plx: its unit is pc, which is no mas"):
+        model.predict(**SUN | {"plx": 100 * units.pc})
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

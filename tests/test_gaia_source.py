@@ -60,14 +60,28 @@ def tables(tmp_path):
     fits, votable = tmp_path / "table.fits", tmp_path / "table.vot"
     Table(COLUMNS).write(fits)
     Table(COLUMNS).write(votable, format="votable")
-    paths.append(tmp_path / "table.parquet")
-    pyarrow.parquet.write_table(pyarrow.table(COLUMNS), paths[-1])
+    # the same under names that say nothing, or something else
+    others = []
+    for name, content in {
+        "gzipped.csv": compressed.read_bytes(),
+        "not gzipped.csv.gz": CSV.encode(),
+        "some text": CSV.replace('"y,z"', "y").replace(",", "\t").encode(),
+        "a result.vot.gz": gzip.compress(votable.read_bytes()),
+        "votable.csv": votable.read_bytes(),
+        "fits.dat": fits.read_bytes(),
+        "fits": gzip.compress(fits.read_bytes()),
+    }.items():
+        (tmp_path / name).write_bytes(content)
+        others.append(tmp_path / name)
+    for name in ("table.parquet", "table of part 0"):
+        paths.append(tmp_path / name)
+        pyarrow.parquet.write_table(pyarrow.table(COLUMNS), paths[-1])
     for number, delimiter in enumerate((",", " ")):
         paths.append(tmp_path / f"of astropy {number}.ecsv")
         Table(COLUMNS).write(paths[-1], delimiter=delimiter)
     return [
         COLUMNS, structured, Table(COLUMNS), quantities, masked, frame, nullable, pyarrow.table(COLUMNS), upper,
-        *paths, str(paths[0]), compressed, fits, votable,
+        *paths, str(paths[0]), compressed, fits, votable, *others,
     ]  # fmt: skip
 
 
@@ -84,6 +98,37 @@ def test_every_kind_of_table_gives_the_same(tmp_path):
         assert np.array_equal(parallax, [4.0, np.nan, 2.0, np.nan, np.nan], equal_nan=True), kind
         assert np.array_equal(table.numbers("phot_g_mean_mag", rows)[[0, 2, 3]], [13.0, 11.0, 12.0])
         assert table.texts("ph_qual", rows) == ["UUU", "", "ABC", "", ""], kind
+
+
+def test_units_are_converted(tmp_path):
+    import h5py
+    from astropy import units
+    from astropy.table import Column, QTable
+
+    table = QTable(COLUMNS)
+    table["parallax"] = (COLUMNS["parallax"] * units.mas).to(units.arcsec)
+    table["ra"] = [900.0, 1800.0, 2700.0, 3600.0] * units.arcmin
+    kinds = [table, tmp_path / "t.fits", tmp_path / "t.vot", tmp_path / "t.h5"]
+    table.write(kinds[1])
+    table.write(kinds[2], format="votable")
+    with h5py.File(kinds[3], "w") as file:
+        for name in ("source_id", "parallax", "ra"):
+            file[name] = np.asarray(table[name])
+            file[name].attrs["unit"] = str(table[name].unit or "")
+    for kind in kinds:
+        found = SourceTable.of(kind, "table", WANTED)
+        rows = found.rows_of(IDS)
+        np.testing.assert_allclose(found.numbers("parallax", rows), COLUMNS["parallax"], rtol=1e-12)
+        np.testing.assert_allclose(found.numbers("ra", rows), [15.0, 30.0, 45.0, 60.0], rtol=1e-12)
+    table["parallax"] = COLUMNS["parallax"] * units.dimensionless_unscaled  # says nothing
+    assert SourceTable.of(table, "table", ()).numbers("parallax", rows)[1] == 2.0
+    unknown = units.Unit("Angle[mas]", parse_strict="silent")  # as some archives spell it
+    assert (
+        SourceTable.of({"source_id": IDS, "parallax": Column(COLUMNS["parallax"], unit=unknown)}, "t", ()) is not None
+    )
+    table["parallax"] = COLUMNS["parallax"] * units.mag
+    with pytest.raises(InputError, match="table, field parallax: its unit is mag, which is no mas"):
+        SourceTable.of(table, "table", ())
 
 
 def test_a_table_stays_itself():
@@ -134,6 +179,7 @@ def test_source_id_must_be_integers(ids):
         ("source_id,ra\n1,2\n1,3\n", "row 2, field source_id: 1 occurs more than once"),
         ("", "no header"),
         ("# only comments\n", "no header"),
+        ("<!DOCTYPE html>\n<html>log in</html>", "is a web page, not a table"),
     ],
 )
 def test_broken_csv(tmp_path, text, message):
@@ -165,6 +211,12 @@ def test_what_is_no_table():
         SourceTable.of(3, "gaia_source", ())
     with pytest.raises(InputError, match="not a column of numbers"):
         SourceTable.of(COLUMNS, "table", ()).numbers("ph_qual", np.array([0]))
+    with pytest.raises(InputError, match="table, field parallax: 2 rows, but 4 of source_id"):
+        SourceTable.of(COLUMNS | {"parallax": COLUMNS["parallax"][:2]}, "table", ())
+    with pytest.raises(InputError, match="table, field ra: no rows, but 4 of source_id"):
+        SourceTable.of(COLUMNS | {"ra": 1.0}, "table", ())
+    with pytest.raises(InputError, match="field ra: not a column of numbers, but of arrays"):
+        SourceTable.of(COLUMNS | {"ra": np.zeros((4, 3))}, "table", ()).numbers("ra", np.array([0]))
     with pytest.raises(InputError, match="no column a, b"):
         SourceTable.of(COLUMNS, "table", ()).require(("a", "parallax", "b"))
 

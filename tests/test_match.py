@@ -327,3 +327,5 @@ class TestBadInput:
         assert main([*arguments, "-o", str(path), "--overwrite"]) == 1
         assert main(["match", "unwise", "--to", str(folder / "gaia.h5"), "-o", str(folder / "n.h5")]) == 1
         assert "name the files of unwise" in capsys.readouterr().err
+        assert main(["match", "unwize", str(path), "--to", str(folder / "gaia.h5"), "-o", str(folder / "n.h5")]) == 1
+        assert "unwize: neither a file nor a survey that is known: unwise, lamost" in one_line(capsys)

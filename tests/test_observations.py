@@ -122,6 +122,44 @@ def test_missing_parallax(stars, bad):
     assert np.isinf(data.sigma[:, :4]).all()
 
 
+def test_units_and_masks(stars):
+    """As columns of astropy and pandas have them: the same numbers, and nothing behind a mask is one."""
+    import pandas
+    from astropy import units
+    from astropy.table import MaskedColumn
+    from astropy.utils.masked import Masked
+
+    _, _, whitener, flux = stars
+    plx, plx_err, mask = np.array([0.5, 1.0, 9.0, 2.0]), np.array([0.1, 0.1, 0.3, 0.2]), [False, False, True, False]
+    expected = xk.Observations.from_arrays(
+        flux=np.where(np.arange(66) == 3, np.nan, flux),
+        whitener=whitener,
+        plx=np.where(mask, np.nan, plx),
+        plx_err=plx_err,
+    )
+    masked_flux = np.ma.array(flux, mask=np.arange(4 * 66).reshape(4, 66) % 66 == 3)
+    for given, error in (
+        (np.ma.array(plx, mask=mask), plx_err),
+        (MaskedColumn(plx, mask=mask, unit="mas"), plx_err),
+        (MaskedColumn(plx / 1000, mask=mask, unit="arcsec"), (plx_err * units.mas).to(units.uas)),
+        (Masked(plx * units.mas, mask=mask), plx_err * units.mas),
+        (pandas.Series(np.where(mask, None, plx), dtype="Float64"), pandas.Series(plx_err)),
+    ):
+        obs = xk.Observations.from_arrays(flux=masked_flux, whitener=whitener, plx=given, plx_err=error)
+        np.testing.assert_allclose(obs.plx, expected.plx, rtol=1e-14)
+        np.testing.assert_allclose(obs.plx_err, expected.plx_err, rtol=1e-14)
+        for name in ("flux", "whitener", "status"):
+            np.testing.assert_array_equal(getattr(obs, name), getattr(expected, name))
+    in_watts = (flux * 1e-18).astype(np.float64) * units.Unit("W m-2 nm-1")
+    obs = xk.Observations.from_arrays(flux=in_watts.to("erg s-1 cm-2 AA-1"), whitener=whitener)
+    np.testing.assert_allclose(obs.flux[0], flux[0], rtol=1e-6)
+    for wrong in ({"plx": plx * units.pc, "plx_err": plx_err}, {"flux": flux * units.Jy}):
+        with pytest.raises(xk.InputError, match=r"its unit is \w+, which is no"):
+            xk.Observations.from_arrays(**{"flux": flux, "whitener": whitener, **wrong})
+    with pytest.raises(xk.InputError, match="field source_id: some are masked"):
+        xk.Observations.from_arrays(flux=flux, whitener=whitener, source_id=np.ma.array([1, 2, 3, 4], mask=mask))
+
+
 def test_constraints(stars):
     _, _, whitener, flux = stars
     mean, error = np.full((4, 5), 0.5), np.full((4, 5), np.inf)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import h5py
 import numpy as np
 import pytest
-from command_lines import catalog_arguments, one_line, read
+from command_lines import ENGINE, catalog_arguments, one_line, read
 
 import xpkern as xk
 from bench.spectrum_formats import Columns, columns_of, make
 from xpkern.cli import main
+from xpkern.cli.run import PARTIAL
 from xpkern.observe.calibration import Calibration
 from xpkern.observe.spectra import read_blocks
 
@@ -93,6 +95,38 @@ def test_the_same_stars_in_another_release(form, bulk_files, release, made_colum
     message = one_line(capsys)
     assert "Gaia DR3" in message
     assert "51" in message
+
+
+def test_a_survey_of_another_release(bulk_files, release, made_columns, expected_catalog, tmp_path, capsys):
+    """Every command that reads spectra: as the catalogue of DR3, or as what :func:`xpkern.read_xp` gives."""
+    release.save(tmp_path / "release.npz")
+    spectra = make("parquet", made_columns, tmp_path)
+    settings = tmp_path / "survey.toml"
+    names = {"spectra": spectra.name, "gaia_source": str(bulk_files.gaia_source), "output": "shards", "engine": ENGINE}
+    settings.write_text("".join(f'{name} = "{value}"\n' for name, value in names.items()))
+    assert main(["run", str(settings)]) == PARTIAL  # as of DR3
+    assert "give the calibration of their release" in capsys.readouterr().err
+    settings.write_text(settings.read_text() + 'calibration = "release.npz"\n')
+    assert main(["run", str(settings)]) == 0
+    assert main(["collect", str(settings), "-o", str(tmp_path / "catalog.h5")]) == 0
+    catalog = read(tmp_path / "catalog.h5")
+    order = np.argsort(expected_catalog["source_id"], kind="stable")
+    for name in ("source_id", "teff", "feh", "logg"):
+        tolerance = 0 if name == "source_id" else 0.01 * expected_catalog[f"{name}_error"][order]
+        assert (np.abs(catalog[name] - expected_catalog[name][order]) <= tolerance).all(), name
+    with h5py.File(tmp_path / "catalog.h5") as file:
+        assert file.attrs["calibration_release"] == "Gaia DR4, made up"
+
+    option = ["--calibration", str(tmp_path / "release.npz")]
+    assert main(["convert", str(spectra), *option, "--lossless", "-o", str(tmp_path / "compact")]) == 0
+    compact = tmp_path / "compact" / f"{spectra.stem}.h5"
+    source = ["--source", str(bulk_files.gaia_source), "--engine", ENGINE]
+    assert main(["spectra", str(compact), *source, *option, "-o", str(tmp_path / "spectra.h5")]) == 0
+    stars = xk.read_xp(spectra, gaia_source=bulk_files.gaia_source, calibration=release, engine=ENGINE)
+    written = read(tmp_path / "spectra.h5")
+    np.testing.assert_array_equal(written["whitener"], stars.whitener)
+    present = np.isfinite(written["flux"])
+    np.testing.assert_array_equal(written["flux"][present], stars.flux[present])
 
 
 @pytest.mark.parametrize("n", [(51, 55), (2, 3), (70, 12)])

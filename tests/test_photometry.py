@@ -10,6 +10,7 @@ from xpkern.errors import InputError
 from xpkern.grid import BANDS
 from xpkern.observe.gaia_source import SourceTable
 from xpkern.observe.photometry import (
+    Infrared,
     PhotometryCuts,
     cuts_made,
     flux_of_magnitude,
@@ -235,6 +236,25 @@ def test_what_is_said_of_the_cuts():
     assert cuts_made(SourceTable.of({"source_id": np.arange(2)}, "t", ()), PhotometryCuts()) == dict.fromkeys(
         made, "not applied: no such magnitudes"
     )
+
+
+def test_cuts_of_several_tables():
+    of_2mass, _ = without("w1mag", "w2mag")
+    of_wise, _ = without("j_m", "h_m", "ks_m")
+    usual = PhotometryCuts()
+    both = Infrared([of_2mass, of_wise], usual)
+    assert both.tables == [of_2mass, of_wise]
+    assert both.settings == cuts_made(without()[0], usual)
+    for ours, together in zip(both.flux(np.arange(1)), infrared_flux(*without()), strict=True):
+        np.testing.assert_array_equal(ours, together)
+    with_norm_dg = Infrared([of_2mass, of_wise.with_column("norm_dg", np.array([-7.0]))], usual)
+    assert (with_norm_dg.settings["twomass_norm_dg"], with_norm_dg.settings["unwise_norm_dg"]) == (-5.0, -10.0)
+    removed = Counter()
+    assert np.isfinite(with_norm_dg.flux(np.arange(1), removed)[1]).tolist() == [[True] * 3 + [False] * 2]
+    assert +removed == {"unwise_norm_dg": 2}
+    nothing = Infrared([], usual)
+    assert (nothing.settings, nothing.tables) == ({}, [])
+    assert not np.isfinite(nothing.flux(np.arange(3))[1]).any()
 
 
 def test_names_of_other_archives():

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import warnings
 from pathlib import Path
 
@@ -188,6 +189,43 @@ def test_infrared_photometry_from_either_table(real_file, real_stars):
     assert infrared.tolist() == [Status.INCOMPLETE_INFRARED, Status.INCOMPLETE_INFRARED, Status.NO_INFRARED] * (n // 3)
 
 
+def test_bands_of_several_tables(real_file, real_stars, tmp_path):
+    """2MASS in one, unWISE in another, crowding in gaia_source: as if all stood in one."""
+    n, ids = REAL_ROWS, real_stars.source_id
+    of_2mass = {"source_id": ids, "ph_qual": np.array(["AAA"] * n)}
+    for name in ("j", "h", "ks"):
+        of_2mass |= {f"{name}_m": np.full(n, 10.0), f"{name}_msigcom": np.full(n, 0.02)}
+    unwise = {"source_id": ids, "separation": np.full(n, 0.1)}
+    for name in ("w1", "w2"):
+        unwise |= {f"flux_{name}": np.full(n, 1e4), f"dflux_{name}": np.full(n, 1e2)}
+        unwise |= {f"fracflux_{name}": np.full(n, 0.9), f"qf_{name}": np.full(n, 0.9)}
+    crowding = np.array([np.nan, -20.0, -7.0, -2.0, -20.0] * (n // 5))
+    gaia = {"source_id": ids, "parallax": np.ones(n), "parallax_error": np.ones(n), "norm_dg": crowding}
+    one = read_xp(real_file, gaia_source=gaia | of_2mass | unwise, noise=NOISE, engine="reference")
+    present = present_samples(one.whitener)[:, XP_WAVELENGTH.size :]
+    assert present.any(axis=1).tolist() == [True, True, True, False, True] * (n // 5)
+    assert present[2].tolist() == [True] * 3 + [False] * 2
+
+    # rows of each in an order of their own, and one source that unWISE lacks
+    order = np.random.default_rng(1).permutation(n)
+    few = {name: values[order[order != 1]] for name, values in unwise.items()}
+    several = [{name: values[::-1] for name, values in of_2mass.items()}, few]
+    stars = read_xp(real_file, gaia_source=gaia, photometry=several, noise=NOISE, engine="reference")
+    others = np.arange(n) != 1
+    assert np.array_equal(stars.flux[others], one.flux[others])
+    assert np.array_equal(stars.whitener[others], one.whitener[others])
+    assert present_samples(stars.whitener)[1, XP_WAVELENGTH.size :].tolist() == [True] * 3 + [False] * 2
+    assert stars.counts["photometry_removed_twomass_norm_dg"] == one.counts["photometry_removed_twomass_norm_dg"] > 0
+
+    # what gaia_source has comes last, and is not lost behind a table of other bands
+    faint = of_2mass | {f"{name}_m": np.full(n, 15.0) for name in ("j", "h", "ks")}
+    stars = read_xp(real_file, gaia_source=gaia | faint, photometry=unwise, noise=NOISE, engine="reference")
+    assert np.array_equal(present_samples(stars.whitener), present_samples(one.whitener))
+    assert stars.flux[0, 61] == np.float32(flux_of_magnitude("J", 15.0))
+    stars = read_xp(real_file, gaia_source=gaia | faint, photometry=several, noise=NOISE, engine="reference")
+    assert stars.flux[0, 61] == np.float32(flux_of_magnitude("J", 10.0))
+
+
 def test_missing_bp(shared_data, engine):
     path = shared_data / "gaiaxpy" / "xp_continuous" / "XP_CONTINUOUS_RAW_with_missing_BP.csv"
     stars = read_xp(path, noise=NOISE, engine=engine)
@@ -263,6 +301,23 @@ def test_files_without_rows_give_no_stars(tmp_path, real_file):
 
 
 # ---- what may be wrong
+
+
+@pytest.mark.parametrize(
+    ("paths", "message"),
+    [
+        ([], "no file or table is given"),
+        (None, "no file or table is given"),
+        (3, "a int is neither a path nor a table"),
+    ],
+)
+def test_what_is_nothing_to_read(paths, message):
+    with pytest.raises(InputError, match=f"field paths: {message}"):
+        read_xp(paths, noise=NOISE, engine="reference")
+
+
+def test_a_path_in_bytes(real_file, real_stars):
+    assert np.array_equal(read_xp(os.fsencode(real_file), noise=NOISE, engine="reference").flux, real_stars.flux)
 
 
 def test_bad_rows_are_stars_with_a_reason(tmp_path, real_file, real_stars, engine):

@@ -59,6 +59,20 @@ def test_fluxes_and_covariances(form, tmp_path, rng):
         assert_whitens(stars, star, covariance_of(flux[star], error[star]), np.ones(N_XP, bool))
 
 
+def test_fluxes_in_other_units(rng):
+    from astropy import units
+    from astropy.table import QTable
+
+    columns = some_spectra(rng)
+    table = QTable({"source_id": columns["source_id"]})
+    for name in ("flux", "flux_error"):
+        table[name] = (np.stack(columns[name]).astype(float) * units.Unit("W m-2 nm-1")).to("erg s-1 cm-2 AA-1")
+    stars = xk.read_xp(table, noise=NOISE, engine="reference")
+    expected = xk.read_xp({name: np.array(v) for name, v in columns.items()}, noise=NOISE, engine="reference")
+    np.testing.assert_allclose(stars.flux, expected.flux, rtol=3e-7)
+    np.testing.assert_allclose(stars.whitener, expected.whitener, rtol=1e-5)
+
+
 def test_engines_agree(rng, engine, tmp_path):
     table = make("dict", some_spectra(rng, 20), tmp_path)
     found = xk.read_xp(table, noise=NOISE, engine=engine)

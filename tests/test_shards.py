@@ -14,8 +14,10 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
-from command_lines import ENGINE
+from astropy.table import Table
+from command_lines import ENGINE, one_line, read
 
 import xpkern as xk
 from xpkern.cli import main
@@ -78,11 +80,14 @@ class TestSettings:
         )
         files = settings.input_files()
         assert [shard_name(path) for path in files] == ["Xp_000000-003111", "Xp_003112-005263"]
-        assert settings.table_for(files[1], "gaia_source") == tmp_path / "G_003112-005263.csv"
-        assert settings.table_for(files[1], "photometry") is None
+        assert settings.tables_for(files[1], "gaia_source") == [tmp_path / "G_003112-005263.csv"]
+        assert settings.tables_for(files[1], "photometry") == []
         assert settings.fit_options().starts == 2
         with pytest.raises(InputError, match=r"its name has no range, as 000000-003111, for G_\{range\}.csv"):
-            settings.table_for(Path("other.csv"), "gaia_source")
+            settings.tables_for(Path("other.csv"), "gaia_source")
+        names = ["J.csv", "W_{range}"]
+        several = load_settings(write_settings(tmp_path, spectra="in put é/Xp_*.csv.gz", photometry=names))
+        assert several.tables_for(files[0], "photometry") == [tmp_path / "J.csv", tmp_path / "W_000000-003111"]
 
     @pytest.mark.parametrize(
         ("changes", "message"),
@@ -220,6 +225,12 @@ class TestRun:
         circle, gone = [line for line in capsys.readouterr().out.splitlines() if line.startswith("failed: ")]
         assert "Xp_circle.csv.gz: Too many levels of symbolic links" in circle
         assert "Xp_gone.csv.gz: No such file or directory" in gone
+        (sim / "Xp_later.csv.gz").symlink_to("nor here")  # left, and of no size
+        assert main(["status", str(survey)]) == PARTIAL
+        printed = capsys.readouterr()
+        assert "1  left" in printed.out
+        assert printed.err == ""
+        (sim / "Xp_later.csv.gz").unlink()
         assert Ledger.of(load_settings(survey)).count() == {State.DONE: FILES, State.FAILED: 2}
 
     def test_other_settings_never_mix_with_what_is_there(self, survey, undisturbed, capsys):
@@ -247,6 +258,14 @@ class TestRun:
         assert Ledger.of(settings).states == [State.DONE, State.DONE]
         monkeypatch.setattr("xpkern.shards.work.__version__", "0.0.0")
         assert Ledger.of(settings).states == [State.CHANGED, State.CHANGED]
+
+    def test_what_a_kill_left_between_the_names_is_removed(self, survey, undisturbed):
+        (survey.parent / "shards").mkdir()
+        first = min((survey.parent / "sim").glob("Xp*.csv.gz"))
+        for ending in ("partial", "replaced"):
+            (survey.parent / "shards" / f".{shard_name(first)}.h5.4711.{ending}").write_bytes(b"left")
+        run_survey(load_settings(survey))
+        assert shards_of(survey.parent) == undisturbed
 
     def test_a_marker_without_its_files_is_none(self, survey):
         settings = load_settings(survey)
@@ -299,6 +318,40 @@ class TestRun:
         runs = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(2)]
         assert [run.wait(timeout=120) for run in runs] == [0, 0]
         assert shards_of(survey.parent) == undisturbed
+
+    def test_what_every_file_needs_is_looked_for_before_the_first(self, survey, capsys):
+        """A wrong name would be every file's failure, which only `rerun --failed` tries again."""
+        for name in ("gaia_source", "photometry", "calibration", "model"):
+            write_settings(survey.parent, **{name: "nothing.fits"})
+            assert main(["run", str(survey)]) == 1
+            assert "nothing.fits" in one_line(capsys)
+        (survey.parent / "broken.npz").write_bytes(b"PK\x03\x04")
+        write_settings(survey.parent, calibration="broken.npz")
+        assert main(["run", str(survey)]) == 1
+        assert "broken.npz: not a readable calibration file" in one_line(capsys)
+        assert not list(survey.parent.glob("shards/*.json"))
+
+    def test_photometry_of_several_tables_tells_shards_apart(self, survey):
+        gaia = Table.read(survey.parent / "sim" / "gaia_source.fits")
+        of_2mass = ["j_m", "j_msigcom", "h_m", "h_msigcom", "ks_m", "ks_msigcom", "ph_qual"]
+        unwise = [name for name in gaia.colnames if name.endswith(("_w1", "_w2")) or name == "separation"]
+        assert set(of_2mass) < set(gaia.colnames)
+        assert len(unwise) > 5
+        for name, columns in (("two_mass", of_2mass), ("unwise", unwise)):
+            gaia[["source_id", *columns]].write(survey.parent / f"{name}.fits")
+        run_survey(load_settings(survey))
+        whole = [read(unit.catalog) for unit in Ledger.of(load_settings(survey)).units]
+        gaia.remove_columns([*of_2mass, *unwise])
+        gaia.write(survey.parent / "alone.fits")
+        several = {"gaia_source": "alone.fits", "photometry": ["two_mass.fits", "unwise.fits"], "output": "several"}
+        settings = load_settings(write_settings(survey.parent, **several))
+        run_survey(settings)
+        for unit, expected in zip(Ledger.of(settings).units, whole, strict=True):
+            for name, values in read(unit.catalog).items():
+                np.testing.assert_array_equal(values, expected[name], err_msg=name)
+        for names in (["two_mass.fits"], ["unwise.fits", "two_mass.fits"]):
+            other = load_settings(write_settings(survey.parent, **several | {"photometry": names}))
+            assert Ledger.of(other).count() == {State.CHANGED: FILES}
 
     def test_bad_places(self, survey, tmp_path):
         settings = load_settings(write_settings(tmp_path, output="no/such/folder"))
@@ -456,16 +509,21 @@ class TestDealing:
     @pytest.mark.parametrize("text", ["0/3", "4/3", "1", "a/b", "1/0"])
     def test_wrong_parts(self, text, capsys):
         with pytest.raises(SystemExit):
-            main(["run", "survey.toml", "--part", text])
+            main(["run", "survey.toml", "--shard", text])
         assert "is not K/N with K from 1 to N" in capsys.readouterr().err
 
-    def test_batch_script(self, survey, tmp_path):
+    def test_batch_script(self, survey, tmp_path, capsys):
         assert main(["run", str(survey), "--write-sbatch", str(tmp_path / "job.sh"), "--tasks", "7"]) == 0
         script = (tmp_path / "job.sh").read_text()
         assert "--array=1-7" in script
         assert f"-m xpkern run {survey}" in script
         subprocess.run(["bash", "-n", str(tmp_path / "job.sh")], check=True)
         assert not list((tmp_path / "shards").glob("*.h5"))
+        (tmp_path / "job.sh").write_text(script.replace("04:00:00", "01:00:00"))
+        capsys.readouterr()
+        assert main(["run", str(survey), "--write-sbatch", str(tmp_path / "job.sh")]) == 1
+        assert "job.sh: exists, and may have been edited" in one_line(capsys)
+        assert "01:00:00" in (tmp_path / "job.sh").read_text()
 
     def test_dask(self, survey, undisturbed):
         distributed = pytest.importorskip("distributed")

@@ -85,8 +85,10 @@ def wait_for(condition: Callable[[], bool], seconds: float) -> None:
 @pytest.fixture
 def survey(tmp_path: Path) -> Path:
     """Settings of a run of four files, with an engine that takes its time."""
-    simulate_survey(tmp_path / "sim", 160, seed=4, truth="model", stars_per_file=40)
-    path = tmp_path / "survey.toml"
+    folder = tmp_path / "100 % été"
+    folder.mkdir()
+    simulate_survey(folder / "sim", 160, seed=4, truth="model", stars_per_file=40)
+    path = folder / "survey.toml"
     path.write_text('spectra = "sim/Xp*.csv.gz"\noutput = "shards"\nengine = "reference"\nthreads = 1\n')
     return path
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import h5py
 import numpy as np
@@ -14,9 +15,12 @@ from astropy.table import Table
 from labelled_stars import ENGINE, SMALL, LabelledSurvey, recipe_from, run_of
 
 import xpkern as xk
+from bench.spectrum_formats import columns_of, make
 from xpkern.cli import main
 from xpkern.errors import InputError
 from xpkern.grid import N_FLUX, PARAMETERS, WAVELENGTH
+from xpkern.observe.calibration import Calibration
+from xpkern.observe.spectra import read_blocks
 from xpkern.train.cuts import CutCount
 from xpkern.train.extinction_law import EXT_UNIT, PIVOT, optical_depth
 from xpkern.train.figures import draw_figures
@@ -81,6 +85,27 @@ def test_equal_arguments_give_equal_bytes_whatever_the_threads(files, finished, 
     for path in finished.iterdir():
         if path.suffix in (".h5", ".png"):
             assert path.read_bytes() == (tmp_path / path.name).read_bytes(), path.name
+
+
+def test_spectra_of_another_release(files, finished, tmp_path, capsys):
+    """The designs of DR3 under other basis functions: the same model, once their calibration is given."""
+    labels, spectra, source = files
+    (block,) = read_blocks(spectra, Calibration.default())
+    columns = columns_of(block.source_id, block.coefficients)
+    columns |= {
+        name: [number] * len(block) for name, number in (("bp_basis_function_id", 101), ("rp_basis_function_id", 102))
+    }
+    release = replace(Calibration.default(), release="Gaia DR4", bp_basis_function_id=101, rp_basis_function_id=102)
+    release.save(tmp_path / "dr4.npz")
+    other = arguments(
+        (labels, make("h5", columns, tmp_path), source), tmp_path / "model.h5", finished / "recipe.toml", "--no-figures"
+    )
+    assert main(other) == 1
+    assert "give the calibration of their release" in capsys.readouterr().err
+    assert main([*other, "--calibration", str(tmp_path / "dr4.npz")]) == 0
+    with h5py.File(finished / "model.h5") as expected, h5py.File(tmp_path / "model.h5") as found:
+        for name, values in expected["flux"].items():
+            np.testing.assert_array_equal(found["flux"][name], values, err_msg=name)
 
 
 def test_killed_at_any_moment_and_taken_up_it_gives_the_same_bytes(files, finished, tmp_path, rng):

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 #: ESA's Gaia archive.
 TAP_URL, DATA_URL = "https://gea.esac.esa.int/tap-server/tap", "https://gea.esac.esa.int/data-server/data"
 
+#: How long [s] a job that is still running is left alone at most.
+LONGEST_PAUSE = 20.0
+
 Answer = TypeVar("Answer")
 
 
@@ -97,7 +100,7 @@ class Archive:
             job = service.submit_job(adql)
             try:
                 job.run()
-                job.wait(timeout=self.timeout)
+                _wait(job)
                 job.raise_if_error()
                 result = job.fetch_result()
             finally:
@@ -136,7 +139,7 @@ class Archive:
 
         class Session(requests.Session):
             def request(self, *arguments: Any, **options: Any) -> Any:
-                response = super().request(*arguments, **{"timeout": timeout, **options, "stream": False})
+                response = super().request(*arguments, **{**options, "timeout": timeout, "stream": False})
                 response.raw = _WholeAnswer(response.content)
                 return response
 
@@ -199,6 +202,16 @@ def _joined(tables: Sequence[bytes]) -> bytes:
             raise _Nonsense("tables of different columns in one answer")
         rows.append(rest if not rest or rest.endswith(b"\n") else rest + b"\n")
     return b"".join([header, b"\n", *rows])
+
+
+def _wait(job: Any) -> None:
+    """Ask how a job stands until it has ended: to be told when it has would take longer than one answer may."""
+    pause = 0.1
+    while (phase := job.phase) not in ("COMPLETED", "ERROR", "ABORTED"):
+        if phase not in ("PENDING", "QUEUED", "EXECUTING", "UNKNOWN"):
+            raise _Nonsense(f"the job is {phase}")
+        time.sleep(pause)
+        pause = min(1.5 * pause, LONGEST_PAUSE)
 
 
 def _forget(job: Any) -> None:

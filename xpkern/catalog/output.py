@@ -197,6 +197,7 @@ def checked_output(
     path = Path(path)
     writer_for(path)
     final = PendingFile(path).final
+    inputs = list(inputs)
     for kind in reversed(kinds):
         refuse_taken(file_names(final)[kind], inputs, overwrite=overwrite)
     return final

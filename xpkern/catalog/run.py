@@ -147,7 +147,8 @@ def make_catalog(
         come ``<name>.diagnostics.h5`` (or another ending) and, if rows could not be read, ``<name>.reasons.csv``.
         None of them exists under its name before all are complete.
     gaia_source, photometry : path-like, table or mapping, optional
-        Parallaxes, positions, magnitudes by source_id, as :func:`xpkern.read_xp` takes them.
+        Parallaxes, positions, magnitudes by source_id, as :func:`xpkern.read_xp` takes them; ``photometry`` may be a
+        sequence of these.
     model, prior : FluxModel, TypePrior, optional
         Those of the default model file when not given.
     calibration : Calibration, optional
@@ -190,10 +191,11 @@ def make_catalog(
     """
     from xpkern.observe.calibration import Calibration
     from xpkern.observe.read import XpReader
+    from xpkern.observe.spectra import one_by_one
 
     files = [Path(paths)] if isinstance(paths, (str, os.PathLike)) else [Path(path) for path in paths]
     check_files(files)
-    tables = [table for table in (gaia_source, photometry) if isinstance(table, (str, os.PathLike))]
+    tables = [table for table in (gaia_source, *one_by_one(photometry)) if isinstance(table, (str, os.PathLike))]
     checked_output(output, [*files, *tables], overwrite=overwrite, kinds=CATALOG_KINDS)
     columns_of(layout)
     if model is None or prior is None:
@@ -292,8 +294,9 @@ def write_fit(
 
 def log_reader(reader: XpReader, threads: int, rows: int) -> None:
     """Tell the log what is read and by what."""
-    for name, table in (("gaia_source", reader.sources), ("photometry", reader.infrared)):
-        log.info("%s: %s", name, "none" if table is None else f"{len(table):,} rows of {table.name}")
+    sources = [] if reader.sources is None else [reader.sources]
+    for name, tables in (("gaia_source", sources), ("photometry", reader.infrared.tables)):
+        log.info("%s: %s", name, "; ".join(f"{len(table):,} rows of {table.name}" for table in tables) or "none")
     log.info("engine %s, %d threads, blocks of %d stars", reader.engine.name, threads, rows)
 
 
@@ -304,11 +307,13 @@ def rows_of_block(rows: int | None, threads: int) -> int:
 
 def check_files(inputs: list[Path]) -> None:
     """Refuse before the first star what would fail after the last one."""
-    for index, path in enumerate(inputs):
+    seen: dict[str, Path] = {}
+    for path in inputs:
         if not path.exists():
             raise InputError("no such file", file=str(path))
-        if path in inputs[:index]:
-            raise InputError("given twice", file=str(path))
+        if (other := seen.setdefault(os.path.realpath(path), path)) is not path:
+            where = "" if other == path else f": it is {other}"
+            raise InputError(f"given twice{where}", file=str(path))
 
 
 def with_what_was_kept(

@@ -29,8 +29,8 @@ examples
   many files in the layout of the published catalogue (Zhang, Green & Rix 2023):
     xpkern catalog XpContinuousMeanSpectrum_*.csv.gz --source gaia_source.csv --layout zgr23 -o catalog.h5
   for TOPCAT or LSDB, with 2MASS and unWISE matches of their own, and more of unWISE than usual:
-    xpkern catalog XpContinuousMeanSpectrum_*.csv.gz --source gaia_source.csv --photometry infrared.parquet \\
-        --photometry-cut unwise_qf=0.5 --photometry-cut unwise_separation=off -o catalog.parquet
+    xpkern catalog XpContinuousMeanSpectrum_*.csv.gz --source gaia_source.csv --photometry two_mass.fits \\
+        --photometry infrared.parquet --photometry-cut unwise_qf=0.5 -o catalog.parquet
   spectra of another release, with its design matrices:
     xpkern catalog spectra.parquet --calibration dr4.npz --source gaia_source.parquet -o catalog.h5
   read it:
@@ -130,9 +130,11 @@ def add_table_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--photometry",
+        action="append",
         metavar="TABLE",
         help="2MASS and unWISE by source_id, if in another table, in the archives' names: j_m, j_msigcom, ..., "
-        "ph_qual, ext_key, norm_dg; flux_w1, dflux_w1, fracflux_w1, qf_w1, ..., separation",
+        "ph_qual, ext_key, norm_dg; flux_w1, dflux_w1, fracflux_w1, qf_w1, ..., separation; may be repeated: the first "
+        "table that has 2MASS gives it, and the first that has unWISE; that of --source is the last",
     )
     parser.add_argument(
         "--photometry-cut",

@@ -13,7 +13,7 @@ from xpkern.errors import InputError
 
 EPILOG = """\
 examples
-  a degree around a point, then its catalogue:
+  a degree around a point, then its catalogue (with unWISE, too: xpkern match --help, and --photometry once more):
     xpkern fetch --region 'CIRCLE 180 30 1' -o region/
     xpkern catalog region/xp_continuous-*.csv.gz --source region/gaia_source.fits --photometry region/two_mass.fits \\
         -o region/catalog.h5
@@ -100,14 +100,21 @@ def _text(path: Path) -> str:
         raise InputError("is no text", file=str(path)) from None
 
 
+def _is_source_id(word: str) -> bool:
+    return word.isascii() and word.isdigit() and int(word) < 1 << 63
+
+
 def _numbers(path: Path) -> list[int]:
     """Numbers of sources: one a line, or the column source_id of a table."""
     if path.suffix.lower() in (".txt", ".csv", ".ids"):
         lines = [line.strip() for line in _text(path).splitlines()]
         lines = [line for line in lines if line and not line.startswith("#")]
         if lines and not any("," in line for line in lines):
-            words = lines[1:] if lines[0].strip('"').lower() == "source_id" else lines
-            wrong = next((row for row, word in enumerate(words, 1) if not word.isdigit()), None)
+            words = [line.strip('"') for line in lines]
+            words = words[1:] if words[0].lower() == "source_id" else words
+            if not words:
+                raise InputError("no source in it", file=str(path), field="source_id")
+            wrong = next((row for row, word in enumerate(words, 1) if not _is_source_id(word)), None)
             if wrong is not None:
                 raise InputError(f"{words[wrong - 1]!r} is no source_id", file=str(path), row=wrong, field="source_id")
             return [int(word) for word in words]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from pathlib import Path
 from typing import Any
 
 from xpkern.cli.catalog import expand, positive_integer
@@ -102,6 +103,8 @@ def run(options: argparse.Namespace) -> int:
         survey, *files = files
         if not files:
             raise InputError(f"name the files of {survey}: xpkern match {survey} FILE ... --to TABLE", field="FILE")
+    elif not Path(files[0]).suffix and not any(Path(file).exists() for file in expand(files[:1])):
+        raise InputError(f"neither a file nor a survey that is known: {', '.join(SURVEYS)}", file=files[0])
     if options.one_to_one and options.nearest_of_each is not None:
         raise InputError("does not go with --one-to-one, which is both", field="--nearest-of-each")
     started = time.perf_counter()

@@ -31,7 +31,7 @@ a file of settings (survey.toml)
   spectra = "spectra/XpContinuousMeanSpectrum_*.csv.gz"        # names or patterns, from the folder of this file
   gaia_source = "gaia_source/GaiaSource_{range}.csv.gz"        # {range}: as in the name of the spectra; or one table
   output = "shards"                                            # folder: a shard for every file of spectra
-  # optional, with their defaults: photometry (as gaia_source), model, layout = "default", sigma = "archive",
+  # optional, with their defaults: photometry (as gaia_source, or a list), model, layout = "default", sigma = "archive",
   # optimizer = "newton", starts = 4, engine = "auto", threads (of each process), attempts = 3
 """
 
@@ -59,7 +59,7 @@ what is written into the output's folder
 A run that was killed goes on where it was when it is started again, and several may work in the same folder.
 
 exit code
-  0    every file has its shard
+  0    every file has its shard, or another process is making it
   3    some files have none: xpkern status says which and why
   {RESUME}   stopped by SIGTERM: start it again
 """
@@ -72,6 +72,19 @@ examples
     xpkern rerun survey.toml --changed --dry-run
 """
 
+EPILOG_STATUS = f"""\
+examples
+  how far a run is, from any machine that sees its folders; nothing is written:
+    xpkern status survey.toml
+  look every minute while it goes on:
+    watch -n 60 xpkern status survey.toml
+
+exit code
+  0    nothing failed, whatever is left
+  3    some files failed: which and why is said
+
+{SETTINGS}"""
+
 EPILOG_COLLECT = """\
 examples
   one file, with its diagnostics beside it; the ending says the format:
@@ -83,6 +96,8 @@ examples
   a folder in the HATS layout, Parquet by HEALPix pixel, which LSDB opens:
     xpkern collect survey.toml -o catalog/
     python -c "import lsdb; print(lsdb.open_catalog('catalog').head())"
+
+NAME.manifest.json (manifest.json in a folder) has the SHA-256 of each file and the range and mean of each column.
 
 exit code
   0    all files of the survey are in it
@@ -116,7 +131,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     _add_running_options(rerun)
     rerun.set_defaults(run=run_command, write_sbatch=None)
     status = _parser(
-        commands, common, "status", "how far a survey run is: done, failed and why, left, rows/s", SETTINGS
+        commands, common, "status", "how far a survey run is: done, failed and why, left, rows/s", EPILOG_STATUS
     )
     status.set_defaults(run=status_command)
     collected = _parser(
@@ -153,6 +168,7 @@ def _add_running_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--part",
+        "--shard",
         type=_part,
         metavar="K/N",
         help="only the K-th of N parts of the files; default: what Slurm's array and step say, or all",
@@ -301,7 +317,10 @@ def status_command(options: argparse.Namespace) -> int:
             print(f"  {count[state]:>8,}  {meaning}")
     pace = Pace.of(settings.output_folder)
     if pace is not None:
-        left = sum(unit.spectra.stat().st_size for unit in ledger.of_state(State.LEFT))
+        left = 0
+        for unit in ledger.of_state(State.LEFT):
+            with contextlib.suppress(OSError):  # a link that leads nowhere; a run will say so
+                left += unit.spectra.stat().st_size
         print(f"pace: {pace.stars_per_second:,.0f} stars/s{pace.time_for(left)}")
     _print_bits(settings, ledger)
     for unit, state, record in zip(ledger.units, ledger.states, ledger.records, strict=True):
@@ -329,14 +348,15 @@ def collect_command(options: argparse.Namespace) -> int:
     """Write one catalogue; return the exit code."""
     from tqdm import tqdm
 
-    from xpkern.catalog.writers import WRITERS
     from xpkern.shards.collect import collect
     from xpkern.shards.hats import collect_hats
     from xpkern.shards.settings import load_settings
     from xpkern.shards.virtual import collect_virtual
 
     settings = load_settings(options.settings)
-    write = collect if Path(options.output).suffix in WRITERS else collect_hats
+    # a folder has no ending, or is marked as one: `catalog.csv` is the name of a file that cannot be written
+    is_folder = Path(options.output).suffix == "" or options.output.endswith(os.sep)
+    write = collect_hats if is_folder else collect
     if options.virtual:
         write = collect_virtual
     with tqdm(unit=" stars", unit_scale=True, desc="xpkern collect", disable=None, leave=False) as progress:

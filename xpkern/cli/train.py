@@ -63,10 +63,18 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         "those of the cuts are used where it has them",
     )
     parser.add_argument(
-        "--photometry", metavar="TABLE", help="2MASS and WISE magnitudes by source_id, if in another table"
+        "--photometry",
+        action="append",
+        metavar="TABLE",
+        help="2MASS and WISE magnitudes by source_id, if in another table; may be repeated",
     )
     parser.add_argument(
         "--reddening", metavar="TABLE", help="ext, ext_err by source_id, if the labels have none: from a dust map, say"
+    )
+    parser.add_argument(
+        "--calibration",
+        metavar="FILE.npz",
+        help="design matrices of the release that the spectra are of, as for xpkern catalog; default: Gaia DR3",
     )
     parser.add_argument(
         "--recipe",
@@ -88,6 +96,7 @@ def run(options: argparse.Namespace) -> int:
     """Train; return the exit code."""
     from tqdm import tqdm
 
+    from xpkern.observe.calibration import Calibration
     from xpkern.train.phases import Progress
     from xpkern.train.run import train
 
@@ -118,6 +127,7 @@ def run(options: argparse.Namespace) -> int:
             gaia_source=options.source,
             photometry=options.photometry,
             reddening=options.reddening,
+            calibration=None if options.calibration is None else Calibration.load(options.calibration),
             recipe=options.recipe,
             engine=options.engine,
             threads=options.threads,

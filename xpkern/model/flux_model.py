@@ -14,6 +14,7 @@ from xpkern.errors import InputError
 from xpkern.model.arrays import constant, digest
 from xpkern.model.confidence import Confidence
 from xpkern.model.noise import Noise
+from xpkern.units import PARALLAX, TEFF, numbers_in
 
 #: No star is hotter than this [kK]: a larger number is a temperature in kelvin.
 _HOTTEST = 100.0
@@ -173,7 +174,7 @@ class FluxModel:
         return layer @ self.weights[-1] + self.biases[-1] - ext * self.ext_curve + 2.0 * np.log(plx)
 
     def predict(self, *, teff: ArrayLike, feh: ArrayLike, logg: ArrayLike, ext: ArrayLike, plx: ArrayLike) -> Float64:
-        """Flux of stars with given parameters, which broadcast against one another.
+        """Flux of stars with given parameters, which broadcast against one another; astropy's units are converted.
 
         Parameters
         ----------
@@ -202,7 +203,12 @@ class FluxModel:
         names = ("teff", "feh", "logg", "ext", "plx")
         try:
             columns = np.broadcast_arrays(
-                *(np.asarray(column, dtype=np.float64) for column in (teff, feh, logg, ext, plx))
+                *(
+                    np.asarray(numbers_in(column, unit, name), dtype=np.float64)
+                    for column, unit, name in zip(
+                        (teff, feh, logg, ext, plx), (TEFF, None, None, None, PARALLAX), names, strict=True
+                    )
+                )
             )
         except (TypeError, ValueError) as error:
             raise InputError(f"parameters do not broadcast: {error}") from None

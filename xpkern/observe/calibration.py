@@ -11,6 +11,7 @@ differently and has another number of them.
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -102,7 +103,10 @@ class Calibration:
             If the file is absent, is no such file, or fails the checks of the class.
         """
         try:
-            with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as stored:
+            if not zipfile.is_zipfile(path):  # NumPy would advise to unpickle it
+                with open(path, "rb"):
+                    raise ValueError("no npz")
+            with np.load(path, allow_pickle=False) as stored:
                 return cls(
                     release=str(stored["release"]),
                     instrument_model=str(stored["instrument_model"]),
@@ -114,7 +118,7 @@ class Calibration:
                 )
         except InputError as error:
             raise InputError(error.message, file=str(path), field=error.field) from error
-        except (OSError, EOFError, KeyError, ValueError) as error:
+        except Exception as error:  # a damaged file fails in any way at any place
             raise InputError(f"not a readable calibration file ({error})", file=str(path)) from error
 
     def save(self, path: str | Path) -> None:

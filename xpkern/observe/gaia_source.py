@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import os
+import re
+import zlib
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +15,7 @@ from numpy.typing import NDArray
 
 from xpkern.engine.contract import Float64
 from xpkern.errors import InputError
+from xpkern.units import factor_to
 
 if TYPE_CHECKING:
     import pyarrow
@@ -35,14 +38,32 @@ GAIA_COLUMNS = (
     "rp_chi_squared",
 )
 
+#: Units in which columns are meant. Where a table says another one, they are converted; unWISE's ``flux`` is of no such
+#: unit, and stays.
+UNITS = {
+    **dict.fromkeys(("ra", "dec", "ecl_lat"), "deg"),
+    **dict.fromkeys(("parallax", "parallax_error"), "mas"),
+    **dict.fromkeys(("separation", "unwise_separation"), "arcsec"),
+    **dict.fromkeys(("flux", "flux_error"), "W m-2 nm-1"),
+}
+
 #: Columns that are text; all others but source_id are numbers.
 _TEXT_COLUMNS = ("ph_qual", "survey")
 
 #: How the archive and others write that there is no value.
 NULL_WORDS = ["", "null", "NULL", "nan", "NaN"]
 
-#: Endings of files that are read as csv, ECSV header or not; any other is left to astropy.
-_CSV_ENDINGS = (".csv", ".csv.gz", ".ecsv", ".ecsv.gz")
+#: How files begin that are left to astropy, and endings of files that are left to it whatever they hold. What begins
+#: and ends otherwise is csv, with an ECSV header or without.
+_OF_ASTROPY, _ENDINGS_OF_ASTROPY = (b"SIMPLE  =", b"<"), (".fits", ".fits.gz", ".vot", ".xml")
+
+#: What may stand between two fields of csv; the first of them that the header line holds does.
+_SEPARATORS = (",", "\t", " ")
+
+#: What an archive answers in place of a table.
+_ERROR_OF_ARCHIVE = re.compile(rb"""<INFO\b[^>]*["']QUERY_STATUS["'][^>]*["']ERROR["'][^>]*>([^<]*)""")
+
+_GZIP_MAGIC = b"\x1f\x8b"
 
 
 class SourceTable:
@@ -58,7 +79,7 @@ class SourceTable:
     Raises
     ------
     InputError
-        If there is no ``source_id``, it is not made of integers, or one occurs twice.
+        If there is no ``source_id``, it is not made of integers, one occurs twice, or columns differ in length.
     """
 
     def __init__(self, columns: Mapping[str, NDArray], name: str) -> None:
@@ -72,6 +93,10 @@ class SourceTable:
             raise InputError(
                 f"must be 64-bit integers, not {source_id.dtype}; other types lose digits", file=name, field="source_id"
             )
+        for column, values in columns.items():
+            if values.shape[:1] != source_id.shape:
+                found = len(values) if values.ndim else "no"
+                raise InputError(f"{found} rows, but {len(source_id)} of source_id", file=name, field=column)
         source_id = np.asarray(source_id).astype(np.int64)
         self._order = np.argsort(source_id, kind="stable")
         self._sorted_id = source_id[self._order]
@@ -91,8 +116,8 @@ class SourceTable:
         Parameters
         ----------
         table : SourceTable, path, astropy or pyarrow table, pandas DataFrame, structured array, or mapping
-            A path is read as csv (plain or gzipped, with an ECSV header or without), Parquet or HDF5 with a dataset
-            for each column, anything else by astropy.
+            A file is csv (with an ECSV header or without), Parquet, HDF5 with a dataset for each column, or another
+            format that astropy reads; text, FITS and VOTable may be gzipped. Its content says what it is.
         name : str
             What to call it in messages, if it is not a file.
         wanted : collection of str
@@ -132,6 +157,10 @@ class SourceTable:
         lacking = {column: np.full(len(self), np.nan) for column in columns if column not in self}
         return SourceTable({**self._columns, **lacking}, self.name) if lacking else self
 
+    def with_column(self, column: str, values: NDArray) -> SourceTable:
+        """The same table with one more column, (n,)."""
+        return SourceTable({**self._columns, column: values}, self.name)
+
     def rows_of(self, source_id: NDArray[np.int64]) -> NDArray[np.intp]:
         """Row of each source, (n,); -1 where the table does not have it."""
         if len(self) == 0:
@@ -153,6 +182,8 @@ class SourceTable:
             values = np.ma.filled(values, np.nan) if np.ma.isMaskedArray(values) else values
         except (TypeError, ValueError) as error:
             raise InputError(f"not a column of numbers ({error})", file=self.name, field=column) from None
+        if values.ndim != 1:
+            raise InputError("not a column of numbers, but of arrays", file=self.name, field=column)
         return np.where(rows >= 0, values, np.nan)
 
     def texts(self, column: str, rows: NDArray[np.intp]) -> list[str]:
@@ -192,7 +223,7 @@ def columns_of_table(table: Any, name: str) -> dict[str, Any]:
     Raises
     ------
     InputError
-        If it is none; ``name`` is what to call it.
+        If it is none, or an angle has a unit of something else; ``name`` is what to call it.
     """
     if isinstance(table, np.ndarray) and table.dtype.names is not None:
         names: Collection[Any] = table.dtype.names
@@ -206,7 +237,30 @@ def columns_of_table(table: Any, name: str) -> dict[str, Any]:
         names = list(table.columns)
     else:
         raise InputError(f"a {type(table).__name__} is no table: give a path, table, array or dict", field=name)
-    return {str(key).lower(): table[key] for key in names}
+    columns = {str(key).lower(): table[key] for key in names}
+    return {
+        key: in_usual_unit(column, getattr(column, "unit", None), key, name) if key in UNITS else column
+        for key, column in columns.items()
+    }
+
+
+def in_usual_unit(column: Any, unit: Any, field: str, name: str) -> Any:
+    """A column as it is, or converted from the unit that it has to that of :data:`UNITS`.
+
+    Raises
+    ------
+    InputError
+        If an angle has a unit of something else.
+    """
+    if field not in UNITS:
+        return column
+    try:
+        factor = factor_to(UNITS[field], unit, field, name)
+    except InputError:
+        if field.startswith("flux"):
+            return column
+        raise
+    return column if factor == 1.0 else as_array(column) * factor
 
 
 def as_array(column: Any) -> NDArray:
@@ -229,13 +283,32 @@ def as_array(column: Any) -> NDArray:
 
 def _read_columns(path: Path, wanted: Collection[str]) -> dict[str, NDArray]:
     name = path.name.lower()
-    if name.endswith(_CSV_ENDINGS):
-        return read_csv_columns(path, wanted)
-    if name.endswith(".parquet"):
+    try:
+        with _decompressed(path) as stream:
+            head = stream.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot be read ({reason})", file=str(path)) from error
+    if head.startswith(b"PAR1") or name.endswith(".parquet"):
         return _read_parquet(path, wanted)
-    if name.endswith((".h5", ".hdf5")) and (columns := hdf5_columns(path, wanted)) is not None:
-        return columns[0]
-    return _read_with_astropy(path)
+    is_hdf5 = head.startswith(b"\x89HDF") or name.endswith((".h5", ".hdf5"))
+    if is_hdf5 and (columns := hdf5_columns(path, wanted)) is not None:
+        return {key: in_usual_unit(values, columns[1].get(key), key, str(path)) for key, values in columns[0].items()}
+    if b"<html" in head.lower():
+        raise InputError("is a web page, not a table", file=str(path))
+    if refusal := _ERROR_OF_ARCHIVE.search(head):
+        said = " ".join(refusal.group(1).decode(errors="replace").split())
+        raise InputError(f"holds an error in place of a table: {said or 'no reason given'}", file=str(path))
+    if is_hdf5 or head.startswith(_OF_ASTROPY) or name.endswith(_ENDINGS_OF_ASTROPY):
+        return _read_with_astropy(path, "votable" if head.startswith(b"<") else None)
+    return read_csv_columns(path, wanted)
+
+
+def _decompressed(path: Path) -> Any:
+    """A file to read bytes from, decompressed if it begins as gzip does."""
+    with open(path, "rb") as stream:
+        is_gzip = stream.read(2) == _GZIP_MAGIC
+    return gzip.open(path) if is_gzip else open(path, "rb")
 
 
 def _read_parquet(path: Path, wanted: Collection[str]) -> dict[str, NDArray]:
@@ -312,13 +385,13 @@ def read_csv_columns(path: Path, wanted: Collection[str]) -> dict[str, NDArray]:
     import pyarrow
     import pyarrow.csv
 
-    n_comments, names, delimiter = _csv_header(path)
+    n_comments, names, delimiter, is_gzip = _csv_header(path)
     types = {name: pyarrow.string() if name in _TEXT_COLUMNS else pyarrow.float64() for name in wanted}
     types["source_id"] = pyarrow.int64()
     types = {name: types[name.lower()] for name in names if name.lower() in types}
     try:
         table = pyarrow.csv.read_csv(
-            path,
+            pyarrow.input_stream(str(path), compression="gzip" if is_gzip else None),
             read_options=pyarrow.csv.ReadOptions(skip_rows=n_comments + 1, column_names=names),
             parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter),
             convert_options=pyarrow.csv.ConvertOptions(
@@ -337,28 +410,29 @@ def read_csv_columns(path: Path, wanted: Collection[str]) -> dict[str, NDArray]:
     return columns
 
 
-def _csv_header(path: Path) -> tuple[int, list[str], str]:
-    """Number of lines before the header line, the names in it, and what separates them."""
-    opened: Any = gzip.open if path.name.lower().endswith(".gz") else open
+def _csv_header(path: Path) -> tuple[int, list[str], str, bool]:
+    """Number of lines before the header line, the names in it, what separates them, whether the file is gzipped."""
     try:
-        with opened(path, "rt", encoding="utf-8-sig", errors="replace", newline="\n") as stream:
-            for number, line in enumerate(stream):
+        with _decompressed(path) as stream:
+            for number, data in enumerate(stream):
+                line = data.decode("utf-8-sig", errors="replace")
                 if not line.startswith("#"):
-                    delimiter = "," if "," in line else " "  # as astropy writes ECSV
-                    return number, [name.strip().strip('"') for name in line.split(delimiter)], delimiter
-    except (OSError, EOFError) as error:
+                    delimiter = next((each for each in _SEPARATORS if each in line), ",")
+                    names = [name.strip().strip('"') for name in line.split(delimiter)]
+                    return number, names, delimiter, isinstance(stream, gzip.GzipFile)
+    except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"cannot be read ({reason})", file=str(path)) from error
     raise InputError("the file holds no header line", file=str(path))
 
 
-def _read_with_astropy(path: Path) -> dict[str, NDArray]:
-    """The columns of a file in any other format that astropy recognises."""
+def _read_with_astropy(path: Path, kind: str | None) -> dict[str, NDArray]:
+    """The columns of a file in a format that astropy has this name for, or recognises."""
     from astropy.table import Table
 
     try:
-        table = Table.read(path)
+        table = Table.read(path, format=kind)
     except Exception as error:  # each of its many readers fails in its own way
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(f"cannot be read as a table ({reason})", file=str(path)) from error
-    return {name.lower(): as_array(table[name]) for name in table.colnames}
+    return {name: as_array(column) for name, column in columns_of_table(table, str(path)).items()}

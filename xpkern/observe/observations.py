@@ -19,6 +19,7 @@ from xpkern.model.arrays import shape_text
 from xpkern.model.noise import Noise
 from xpkern.observe.whiteners import dense_whitener, drop_samples, pack_whitener
 from xpkern.status import UNFITTED, Status, mark
+from xpkern.units import FLUX, PARALLAX, numbers_in
 
 
 @dataclass
@@ -85,7 +86,8 @@ class Observations:
 
         If ``flux`` is on a GPU (CuPy's, or anything with ``__cuda_array_interface__``), so are the observations, and
         ``packed_factor`` is read in place. What is done on the host: dense whiteners are factorised, and those stars
-        whose missing samples the packed ones still hold are brought there and back.
+        whose missing samples the packed ones still hold are brought there and back. Fluxes and parallaxes with units
+        of astropy are converted.
 
         Parameters
         ----------
@@ -97,7 +99,7 @@ class Observations:
         packed_factor : (n, 2211) array_like
             The stored form itself. A row of the factor that is not finite is a missing sample.
         plx, plx_err : (n,) array_like, optional
-            Parallax and its error [mas]; not finite, or an error that is not positive, means missing.
+            Parallax and its error [mas]; not finite, masked, or an error that is not positive, means missing.
         source_id : (n,) array_like, optional
             0, 1, 2, … when not given.
         constraint_mean, constraint_err : (n, 5) array_like, optional
@@ -116,7 +118,7 @@ class Observations:
             If shapes do not fit together, both or neither of the whiteners are given, or a parallax is constrained
             twice. What is wrong with one star only is a bit of its status.
         """
-        flux = _floats(flux, "flux", (None, N_FLUX), np.float32)
+        flux = _floats(numbers_in(flux, FLUX, "flux"), "flux", (None, N_FLUX), np.float32)
         stars, xp = len(flux), namespace_of(flux)
         status = xp.zeros(stars, np.uint32)
         if (whitener is None) == (packed_factor is None):
@@ -140,7 +142,7 @@ class Observations:
         present = present_samples(packed)
         mark(status, ~present.any(axis=1), Status.NO_DATA)
 
-        plx, plx_err = _measured(plx, plx_err, "plx", (stars,), xp)
+        plx, plx_err = _measured(plx, plx_err, "plx", (stars,), xp, PARALLAX)
         mark(status, ~np.isfinite(plx_err), Status.NO_PARALLAX)
         mean, error = None, None
         if constraint_mean is not None or constraint_err is not None:
@@ -307,15 +309,21 @@ def _without_bad_rows(packed: Float32) -> tuple[Float32, np.ndarray]:
 
 
 def _measured(
-    values: ArrayLike | None, errors: ArrayLike | None, name: str, shape: tuple[int, ...], xp: Any
+    values: ArrayLike | None,
+    errors: ArrayLike | None,
+    name: str,
+    shape: tuple[int, ...],
+    xp: Any,
+    unit: str | None = None,
 ) -> tuple[Float64, Float64]:
     """Values and errors with 0 and inf where either is unusable."""
     if (values is None) != (errors is None):
         raise InputError("a value needs its error, and an error its value", field=name)
     if values is None:
         return xp.zeros(shape), xp.full(shape, np.inf)
-    value = _floats(values, name, shape, np.float64, xp)
-    error = _floats(errors, f"error of {name}", shape, np.float64, xp)
+    value = _floats(numbers_in(values, unit, name), name, shape, np.float64, xp)
+    error_name = f"error of {name}"
+    error = _floats(numbers_in(errors, unit, error_name), error_name, shape, np.float64, xp)
     usable = np.isfinite(value) & np.isfinite(error) & (error > 0)
     return np.where(usable, value, 0.0), np.where(usable, error, np.inf)
 
@@ -323,6 +331,8 @@ def _measured(
 def _source_ids(values: ArrayLike | None, stars: int) -> NDArray[np.int64]:
     if values is None:
         return np.arange(stars, dtype=np.int64)
+    if np.ma.is_masked(values):
+        raise InputError("some are masked", field="source_id")
     ids = to_host(values)
     if ids.shape != (stars,) or (stars > 0 and ids.dtype.kind not in "iu"):
         raise InputError(f"shape {ids.shape} of {ids.dtype}, expected ({stars},) integers", field="source_id")

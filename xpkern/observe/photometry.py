@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
 from typing import Any
@@ -156,6 +156,10 @@ def _value_like(usual: object, name: str, text: str) -> object:
         raise InputError(f"{text!r} is neither off nor {wanted}", field=name) from None
 
 
+#: What is said of a cut of a survey of which there is no magnitude.
+NO_MAGNITUDES = "not applied: no such magnitudes"
+
+
 @dataclass(frozen=True)
 class _Rule:
     """How a cut is made: column that it looks at (of one band), and what passes, by values and the cut's setting."""
@@ -196,7 +200,11 @@ COLUMN_NAMES = (*(name for column in COLUMNS for name in (column.value, column.e
 
 
 def infrared_flux(
-    table: SourceTable, rows: np.ndarray, cuts: PhotometryCuts | None = None, removed: Counter[str] | None = None
+    table: SourceTable,
+    rows: np.ndarray,
+    cuts: PhotometryCuts | None = None,
+    removed: Counter[str] | None = None,
+    bands: Collection[str] = BANDS,
 ) -> tuple[Float64, Float64]:
     """Infrared fluxes of some sources of a table.
 
@@ -211,6 +219,8 @@ def infrared_flux(
     removed : Counter, optional
         To this is added how many measurements each cut removes of those that the cuts before it let pass; under
         "no_positive_flux", those that are no measurements.
+    bands : collection of str, optional
+        Which to look for; all when not given.
 
     Returns
     -------
@@ -226,7 +236,7 @@ def infrared_flux(
     removed = Counter() if removed is None else removed
     flux, error = np.zeros((len(rows), len(BANDS))), np.full((len(rows), len(BANDS)), np.inf)
     quality: NDArray[np.str_] | None = None
-    for column in _columns_in(table):
+    for column in _columns_in(table, bands):
         value, deviation = table.numbers(column.value, rows), table.numbers(column.error, rows)
         if column.in_magnitudes:
             band_flux = flux_of_magnitude(column.band, value)
@@ -257,15 +267,15 @@ def infrared_flux(
     return flux, error
 
 
-def cuts_made(table: SourceTable, cuts: PhotometryCuts) -> dict[str, object]:
-    """Each cut's setting, "off", or why it cannot be made with the columns of a table."""
-    bands = [column.band for column in _columns_in(table)]
+def cuts_made(table: SourceTable, cuts: PhotometryCuts, bands: Collection[str] = BANDS) -> dict[str, object]:
+    """Each cut's setting, "off", or why it cannot be made with the columns of a table, for some of its bands."""
+    bands = [column.band for column in _columns_in(table, bands)]
     made: dict[str, object] = {}
     for cut, setting in asdict(cuts).items():
         survey = TWOMASS_BANDS if cut.startswith("twomass") else _UNWISE_BANDS
         rule = _RULES.get(cut)
         if not set(bands) & set(survey):
-            made[cut] = "not applied: no such magnitudes"
+            made[cut] = NO_MAGNITUDES
         elif setting is None:
             made[cut] = "off"
         elif rule is not None and not any(rule.column(table, band) for band in bands if band in rule.bands):
@@ -275,9 +285,62 @@ def cuts_made(table: SourceTable, cuts: PhotometryCuts) -> dict[str, object]:
     return made
 
 
-def _columns_in(table: SourceTable) -> list[BandColumns]:
-    """Where the table has each band that it has, in the order of the bands."""
-    there = [column for column in COLUMNS if column.value in table]
+class Infrared:
+    """What one or several tables tell of the infrared bands of sources: the first that has some of 2MASS gives 2MASS,
+    and the first that has some of unWISE gives that.
+
+    The cuts on a measurement look at columns of its own table. ``norm_dg`` tells of the source: where that table lacks
+    it, another one's counts.
+
+    Parameters
+    ----------
+    tables : sequence of SourceTable
+    cuts : PhotometryCuts
+
+    Attributes
+    ----------
+    tables : list of SourceTable
+        Those that give a band.
+    settings : dict of str to object
+        Each cut as :func:`cuts_made` says it; nothing where there is no table.
+    """
+
+    def __init__(self, tables: Sequence[SourceTable], cuts: PhotometryCuts) -> None:
+        self._cuts = cuts
+        self._parts: list[tuple[SourceTable, list[str]]] = []
+        crowding = next((table for table in tables if "norm_dg" in table), None)
+        surveys = (TWOMASS_BANDS, _UNWISE_BANDS)
+        first = [next((table for table in tables if _columns_in(table, survey)), None) for survey in surveys]
+        for table in dict.fromkeys(tables):  # the same one may be given twice
+            bands = [band for survey, its in zip(surveys, first, strict=True) if its is table for band in survey]
+            if bands:
+                if crowding is not None and "norm_dg" not in table:
+                    rows = crowding.rows_of(table.source_id)
+                    table = table.with_column("norm_dg", crowding.numbers("norm_dg", rows))
+                self._parts.append((table, bands))
+        self.tables = [table for table, _ in self._parts]
+        made = [cuts_made(table, cuts, bands) for table, bands in self._parts] or [
+            cuts_made(table, cuts) for table in tables[:1]
+        ]
+        self.settings: dict[str, object] = {}
+        for settings in made:
+            for cut, setting in settings.items():
+                if self.settings.get(cut, NO_MAGNITUDES) == NO_MAGNITUDES:
+                    self.settings[cut] = setting
+
+    def flux(self, source_id: NDArray[np.int64], removed: Counter[str] | None = None) -> tuple[Float64, Float64]:
+        """Fluxes and errors (n, 5) of some sources, as :func:`infrared_flux`; -1 is no source."""
+        flux, error = np.zeros((len(source_id), len(BANDS))), np.full((len(source_id), len(BANDS)), np.inf)
+        for table, bands in self._parts:
+            of_table, its_error = infrared_flux(table, table.rows_of(source_id), self._cuts, removed, bands)
+            own = np.isin(BANDS, bands)
+            flux[:, own], error[:, own] = of_table[:, own], its_error[:, own]
+        return flux, error
+
+
+def _columns_in(table: SourceTable, bands: Collection[str] = BANDS) -> list[BandColumns]:
+    """Where the table has each of some bands that it has, in the order of the bands."""
+    there = [column for column in COLUMNS if column.value in table and column.band in bands]
     with_error = [column for column in there if column.error in table]
     found: dict[str, BandColumns] = {}
     for column in (*with_error, *there):

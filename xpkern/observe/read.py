@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections import Counter
 from collections.abc import Generator, Iterator
 from typing import Any
@@ -22,8 +21,8 @@ from xpkern.observe.gaia_source import GAIA_COLUMNS, SourceTable
 from xpkern.observe.observations import Observations
 from xpkern.observe.parallax_zero_point import INPUTS as ZERO_POINT_INPUTS
 from xpkern.observe.parallax_zero_point import ZERO_POINTS, parallax_zero_point
-from xpkern.observe.photometry import COLUMN_NAMES, PhotometryCuts, cuts_made, infrared_flux
-from xpkern.observe.spectra import is_table, read_blocks
+from xpkern.observe.photometry import COLUMN_NAMES, Infrared, PhotometryCuts
+from xpkern.observe.spectra import one_by_one, read_blocks
 from xpkern.observe.whiteners import drop_samples
 from xpkern.observe.xp_block import BLOCK_ROWS, SeenSources, XpBlock
 from xpkern.status import Status
@@ -54,8 +53,9 @@ def read_xp(
     gaia_source : path or table, optional
         With ``source_id``, ``parallax``, ``parallax_error`` [mas], and what else is known of the sources; see
         :meth:`xpkern.observe.gaia_source.SourceTable.of` for what counts as a table.
-    photometry : path or table, optional
-        With ``source_id`` and the columns of :mod:`xpkern.observe.photometry`; ``gaia_source`` may have them instead.
+    photometry : path or table, or sequence of these, optional
+        With ``source_id`` and the columns of :mod:`xpkern.observe.photometry`. The first table that has some of
+        2MASS gives 2MASS, and the first that has some of unWISE gives that; ``gaia_source`` is the last of them.
     calibration : Calibration, optional
         That of Gaia DR3 when not given.
     noise : Noise, optional
@@ -143,7 +143,8 @@ class XpReader:
     Raises
     ------
     InputError
-        If a table cannot be read, the calibration has other samples than the model, or there is no such zero point.
+        If nothing is given to read, a table cannot be read, the calibration has other samples than the model, or there
+        is no such zero point.
     """
 
     def __init__(
@@ -162,25 +163,30 @@ class XpReader:
                 f"{parallax_zero_point!r} is none of {', '.join(ZERO_POINTS)}", field="parallax_zero_point"
             )
         self.photometry_cuts = PhotometryCuts() if photometry_cuts is None else photometry_cuts
-        self.files = [paths] if isinstance(paths, (str, os.PathLike)) or is_table(paths) else list(paths)
+        self.files = one_by_one(paths)
+        if not self.files:  # as of a pattern that nothing matches
+            raise InputError("no file or table is given", field="paths")
         self.calibration = Calibration.default() if calibration is None else calibration
         if not np.array_equal(self.calibration.wavelength, XP_WAVELENGTH):
-            raise InputError("the calibration has other samples than 392, 402 ... 992 nm", field="wavelength")
+            raise InputError(
+                f"the calibration ({self.calibration.release}) has other samples than 392, 402 ... 992 nm",
+                field="wavelength",
+            )
         self.noise = load_model()[0].noise if noise is None else noise
         wanted = dict.fromkeys((*GAIA_COLUMNS, *ZERO_POINT_INPUTS, *COLUMN_NAMES))
         self.sources = None if gaia_source is None else SourceTable.of(gaia_source, "gaia_source", wanted)
         if self.sources is not None:
             self.sources.require(("parallax", "parallax_error"))
-        self.infrared = self.sources if photometry is None else SourceTable.of(photometry, "photometry", COLUMN_NAMES)
+        tables = [SourceTable.of(table, "photometry", COLUMN_NAMES) for table in one_by_one(photometry)]
+        self.infrared = Infrared([*tables, *([] if self.sources is None else [self.sources])], self.photometry_cuts)
         self.engine = get_engine(engine)
-        cuts = {} if self.infrared is None else cuts_made(self.infrared, self.photometry_cuts)
         absent = [name for name in ZERO_POINT_INPUTS if self.sources is None or name not in self.sources]
         self.correct_parallaxes = parallax_zero_point != "none" and not absent
         if absent and parallax_zero_point != "none":
             missing = "gaia_source table" if self.sources is None else f"column {absent[0]}"
             parallax_zero_point = f"not applied: no {missing}"
         self.provenance: dict[str, object] = {
-            **{f"photometry_cut_{name}": setting for name, setting in cuts.items()},
+            **{f"photometry_cut_{name}": setting for name, setting in self.infrared.settings.items()},
             "parallax_zero_point": parallax_zero_point,
         }
 
@@ -246,7 +252,7 @@ class XpReader:
 
         counts: Counter[str] = Counter()
         rows = np.full(len(block), -1) if self.sources is None else self.sources.rows_of(block.source_id)
-        band_flux, band_error = self._infrared(block, rows, counts)
+        band_flux, band_error = self._infrared(block, counts)
         n_bands = np.isfinite(band_error).sum(axis=1)
         mark(Status.NO_INFRARED, n_bands == 0)
         mark(Status.INCOMPLETE_INFRARED, (n_bands > 0) & (n_bands < len(BANDS)))
@@ -291,14 +297,10 @@ class XpReader:
         counts["parallaxes_corrected"] += int(np.count_nonzero(known))
         return np.where(known, archive - zero_point, archive)
 
-    def _infrared(self, block: XpBlock, rows: NDArray[np.intp], counts: Counter[str]) -> tuple[Float64, Float64]:
+    def _infrared(self, block: XpBlock, counts: Counter[str]) -> tuple[Float64, Float64]:
         """Fluxes and errors (n, 5) of the infrared bands; a row that cannot be read has none."""
-        if self.infrared is None:
-            return np.zeros((len(block), len(BANDS))), np.full((len(block), len(BANDS)), np.inf)
         removed: Counter[str] = Counter()
-        if self.infrared is not self.sources:
-            rows = self.infrared.rows_of(block.source_id)
-        flux, error = infrared_flux(self.infrared, np.where(block.bad, -1, rows), self.photometry_cuts, removed)
+        flux, error = self.infrared.flux(np.where(block.bad, -1, block.source_id), removed)
         counts.update({f"photometry_removed_{cut}": number for cut, number in removed.items()})
         return flux, error
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -37,6 +37,14 @@ def is_table(source: Any) -> bool:
     if isinstance(source, np.ndarray):
         return source.dtype.names is not None
     return isinstance(source, Mapping) or any(hasattr(source, name) for name in ("colnames", "column_names", "columns"))
+
+
+def one_by_one(sources: Any) -> list[Any]:
+    """What is given alone, or as a sequence, or not at all, as a list: paths, tables."""
+    if sources is None:
+        return []
+    is_one = isinstance(sources, (str, bytes, os.PathLike)) or is_table(sources) or not isinstance(sources, Iterable)
+    return [sources] if is_one else list(sources)
 
 
 def read_blocks(
@@ -82,7 +90,10 @@ def read_blocks(
 
         yield from read_columns(MemoryTable(source), "table", calibration, rows, need_standard_deviation)
         return
-    file = os.fspath(source)
+    try:
+        file = os.fsdecode(source)
+    except TypeError:
+        raise InputError(f"a {type(source).__name__} is neither a path nor a table", field="paths") from None
     try:
         with open(file, "rb", buffering=0) as stream:
             head = stream.read(spectra_csv.PIECE)

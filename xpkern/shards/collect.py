@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,12 +14,14 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from xpkern.catalog.output import CATALOG_KINDS, TableOutput, checked_output
+from xpkern.catalog.output import CATALOG_KINDS, TableOutput, checked_output, file_names
+from xpkern.catalog.pending import refuse_taken
 from xpkern.catalog.schema import DIAGNOSTICS, Column, columns_of
 from xpkern.catalog.stream import StoredRows
 from xpkern.errors import InputError
 from xpkern.grid import WAVELENGTH
 from xpkern.shards.ledger import Ledger, State
+from xpkern.shards.manifest import ColumnStatistics, checksum, write_manifest
 from xpkern.shards.settings import RunSettings
 from xpkern.shards.work import Unit
 
@@ -58,6 +61,18 @@ def stored(columns: Sequence[Column], table: str = "") -> list[Column]:
     return [replace(column, values=itemgetter(table + column.name)) for column in columns]
 
 
+def files_to_keep(settings: RunSettings) -> Iterator[Path]:
+    """What a run reads and has made: nothing that a catalogue may replace."""
+    for spectra in settings.input_files():
+        unit = Unit.of(spectra, settings)
+        yield spectra
+        yield from file_names(unit.catalog).values()
+        with contextlib.suppress(InputError):  # a file whose name does not tell its tables
+            for tables in unit.tables().values():
+                yield from tables
+    yield from (file for file in (settings.model_file, settings.calibration_file) if file is not None)
+
+
 @dataclass(frozen=True)
 class Shards:
     """The shards of a run that are done, all of the same settings.
@@ -72,6 +87,8 @@ class Shards:
         What made them, and what each cut removed from all of them.
     missing : list of str
         Files of spectra without a shard.
+    recorded : dict of Path to dict
+        Size and SHA-256 of each file, as its marker has them.
     """
 
     layout: str
@@ -80,6 +97,7 @@ class Shards:
     source_id: list[NDArray[np.int64]]
     attributes: dict[str, object]
     missing: list[str]
+    recorded: dict[Path, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, settings: RunSettings) -> Shards:
@@ -107,7 +125,23 @@ class Shards:
         attributes = _common_attributes(units, without={"rows", *counts}) | counts
         missing = [unit.spectra.name for unit in ledger.of_state(State.FAILED, State.LEFT)]
         diagnostics = [unit.catalog.with_suffix(".diagnostics.h5") for unit in units]
-        return cls(settings.layout, [unit.catalog for unit in units], diagnostics, numbers, attributes, missing)
+        recorded = {
+            settings.output_folder / file["name"]: {"bytes": file["bytes"], "sha256": file["sha256"]}
+            for state, record in zip(ledger.states, ledger.records, strict=True)
+            if state is State.DONE and record is not None
+            for file in record["files"].values()
+        }
+        catalogs = [unit.catalog for unit in units]
+        return cls(settings.layout, catalogs, diagnostics, numbers, attributes, missing, recorded)
+
+    def verify(self, paths: Sequence[Path]) -> None:
+        """Raise an InputError if one of the shards' files is not what it was when it was written."""
+        for path in paths:
+            if path in self.recorded and checksum(path) != self.recorded[path]:
+                raise InputError(
+                    "is damaged: its SHA-256 is not that of its marker; remove it, and xpkern run makes it anew",
+                    file=str(path),
+                )
 
     def in_order(self, paths: Sequence[Path], names: Sequence[str]) -> Iterator[StoredRows]:
         """Rows of all shards by source_id, a few hundred thousand at a time; equal ones in the order of the shards.
@@ -151,7 +185,9 @@ def collect(
     overwrite: bool = False,
     on_rows: Callable[[int], object] | None = None,
 ) -> CollectSummary:
-    """Write the shards as one catalogue, sorted by source_id, with its diagnostics companion.
+    """Write the shards as one catalogue, sorted by source_id, with its diagnostics companion and a manifest.
+
+    The manifest, ``<name>.h5.manifest.json``, has the SHA-256 of both, and of each column range, mean, number of them.
 
     Parameters
     ----------
@@ -171,10 +207,15 @@ def collect(
     Raises
     ------
     InputError
-        If there is no shard, some are of other settings, the name cannot be that of a catalogue, or it is taken.
+        If there is no shard, some are of other settings or damaged, the name cannot be that of a catalogue, or it is
+        taken.
     """
-    checked_output(output, settings.input_files(), overwrite=overwrite, kinds=CATALOG_KINDS)
+    final = checked_output(output, files_to_keep(settings), overwrite=overwrite, kinds=CATALOG_KINDS)
+    manifest = final.with_name(f"{final.name}.manifest.json")
+    refuse_taken(manifest, overwrite=overwrite)
     shards = Shards.of(settings)
+    shards.verify([*shards.catalogs, *shards.diagnostics])
+    statistics = ColumnStatistics()
     columns = columns_of(settings.layout)
     attributes = shards.attributes
     tables = {
@@ -191,10 +232,17 @@ def collect(
             # both tables have columns of one name that differ: ln_prior in the published convention, and ours
             tagged = {"catalog/": catalog, "diagnostics/": diagnostics}
             written.append(StoredRows({table + name: rows[name] for table, rows in tagged.items() for name in rows}))
+            statistics.add(catalog)
             summary.rows += len(catalog)
             if on_rows is not None:
                 on_rows(len(catalog))
         summary.files = list(written.commit().values())
+    try:
+        write_manifest(manifest, summary.files, statistics, summary.rows)
+    except BaseException:
+        manifest.unlink(missing_ok=True)  # of an earlier catalogue of this name
+        raise
+    summary.files.insert(0, manifest)
     return summary
 
 

@@ -125,7 +125,7 @@ def convert_spectra(
     Raises
     ------
     InputError
-        If no file is given, two would have the same output, or the folder cannot be made.
+        If no file is given, two would have the same output, one is an input, or the folder cannot be made.
     OSError
         If the folder cannot be written to.
     """
@@ -142,6 +142,10 @@ def convert_spectra(
         raise InputError("is a file, and should be the folder of the output", file=str(folder))
     if not folder.absolute().parent.is_dir():
         raise InputError("its folder does not exist", file=str(folder))
+    given = {(status.st_dev, status.st_ino) for status in map(os.stat, filter(Path.exists, sources))}
+    for output in filter(Path.exists, outputs):
+        if ((status := output.stat()).st_dev, status.st_ino) in given:
+            raise InputError("is both input and output", file=str(output))
     folder.mkdir(exist_ok=True)
     summary = ConvertSummary()
     tasks = [

@@ -3,6 +3,7 @@
 ::
 
     FOLDER/hats.properties, properties, partition_info.csv
+    FOLDER/manifest.json
     FOLDER/dataset/_common_metadata, _metadata
     FOLDER/dataset/Norder=K/Dir=D/Npix=P.parquet      D = P // 10000 * 10000
 
@@ -23,11 +24,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xpkern.catalog.parquet_writer import ParquetWriter
+from xpkern.catalog.pending import take_name
 from xpkern.catalog.schema import Column, columns_of
 from xpkern.catalog.stream import StoredRows
 from xpkern.errors import InputError
 from xpkern.observe.source_position import BITS_BELOW_PIXEL, PIXEL_LEVEL
 from xpkern.shards.collect import IDENTIFIER, CollectSummary, Shards, stored
+from xpkern.shards.manifest import ColumnStatistics, write_manifest
 from xpkern.shards.settings import RunSettings
 from xpkern.version import __version__
 
@@ -92,7 +95,7 @@ def collect_hats(
     Raises
     ------
     InputError
-        If there is no shard, some are of other settings, the folder exists, or cdshealpix is not installed.
+        If there is no shard, some are of other settings or damaged, the folder exists, or cdshealpix is not installed.
     """
     folder = Path(output)
     replaces = folder.exists()
@@ -103,6 +106,7 @@ def collect_hats(
     if not folder.absolute().parent.is_dir():
         raise InputError("its folder does not exist", file=str(folder))
     shards = Shards.of(settings)
+    shards.verify(shards.catalogs)
     columns = columns_of(settings.layout)
     identifier = IDENTIFIER[settings.layout]
     position = [identifier, "ra", "dec"]
@@ -113,19 +117,21 @@ def collect_hats(
     partitions = list(_divided(counts, partition_rows))
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     summary = CollectSummary(shards=len(shards.catalogs), missing=shards.missing, duplicates=shards.duplicates())
+    statistics = ColumnStatistics()
     try:
         (partial / "dataset").mkdir(parents=True)
         with _Files(partial, partitions, columns, shards.attributes) as files:
             for rows in shards.in_order(shards.catalogs, [column.name for column in columns]):
                 rows[_INDEX.name] = healpix_index(rows["ra"], rows["dec"], rows[identifier])
                 files.append(rows)
+                statistics.add(rows)
                 summary.rows += len(rows)
                 if on_rows is not None:
                     on_rows(len(rows))
         _describe(partial, folder.name, partitions, columns, shards.attributes, partition_rows)
-        if replaces:
-            shutil.rmtree(folder)
-        os.replace(partial, folder)
+        complete = sorted(path for path in partial.rglob("*") if path.is_file())
+        write_manifest(partial / "manifest.json", complete, statistics, summary.rows)
+        take_name(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     summary.files = [folder]

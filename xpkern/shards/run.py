@@ -93,11 +93,12 @@ def run_survey(
     Raises
     ------
     InputError
-        If the settings are wrong, a file of spectra or the model is not there, or there are shards of other settings
-        and ``again`` does not have ``State.CHANGED``: old and new ones are never mixed silently.
+        If the settings are wrong, a file of spectra, a table or the model is not there, or there are shards of other
+        settings and ``again`` does not have ``State.CHANGED``: old and new ones are never mixed silently.
     """
     if settings.threads is None and processes > 1:
         settings = replace(settings, threads=max(1, number_of_threads() // processes))
+    settings.require_tables()
     folder = prepare_folder(settings)
     ledger = Ledger.of(settings, part=part, parts=parts)
     changed = ledger.of_state(State.CHANGED)

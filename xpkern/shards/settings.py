@@ -47,9 +47,11 @@ class RunSettings:
         Names or patterns of files of XP spectra.
     output : str
         Folder of the shards; it is made if its own folder exists.
-    gaia_source, photometry : str, optional
+    gaia_source : str, optional
         One table for all files; or, with ``{range}`` in its name, one for each file of spectra, the range of HEALPix
         cells in whose name takes the place of ``{range}``.
+    photometry : tuple of str
+        As ``gaia_source``, one or several, which are looked at in this order, as :func:`xpkern.read_xp` says.
     model : str, optional
         Model file; the default model when not given.
     calibration : str, optional
@@ -76,7 +78,7 @@ class RunSettings:
     spectra: tuple[str, ...]
     output: str
     gaia_source: str | None = None
-    photometry: str | None = None
+    photometry: tuple[str, ...] = ()
     model: str | None = None
     calibration: str | None = None
     photometry_cuts: tuple[str, ...] = ()
@@ -165,8 +167,8 @@ class RunSettings:
                 found[shard] = path
         return [found[shard] for shard in sorted(found)]
 
-    def table_for(self, spectra: Path, name: str) -> Path | None:
-        """Table that belongs to a file of spectra.
+    def tables_for(self, spectra: Path, name: str) -> list[Path]:
+        """Tables that belong to a file of spectra.
 
         Parameters
         ----------
@@ -176,17 +178,25 @@ class RunSettings:
         Raises
         ------
         InputError
-            If the table has a ``{range}`` and the name of the file has none.
+            If a table has a ``{range}`` and the name of the file has none.
         """
-        table: str | None = getattr(self, name)
-        if table is None:
-            return None
-        if RANGE in table:
-            of_file = _RANGE_IN_NAME.search(spectra.name)
-            if of_file is None:
+        tables = self._tables(name)
+        of_file = _RANGE_IN_NAME.search(spectra.name)
+        for table in tables:
+            if RANGE in table and of_file is None:
                 raise InputError(f"its name has no range, as 000000-003111, for {table}", file=str(spectra), field=name)
-            table = table.replace(RANGE, of_file.group())
-        return self.folder / table
+        return [self.folder / (table.replace(RANGE, of_file.group()) if of_file else table) for table in tables]
+
+    def require_tables(self) -> None:
+        """Raise an InputError if a table that serves every file of spectra is not there."""
+        for name in ("gaia_source", "photometry"):
+            for table in self._tables(name):
+                if RANGE not in table and not (self.folder / table).exists():
+                    raise self._error(f"no such file: {table}", name)
+
+    def _tables(self, name: str) -> tuple[str, ...]:
+        named: str | tuple[str, ...] | None = getattr(self, name)
+        return (named,) if isinstance(named, str) else named or ()
 
     def _error(self, message: str, field: str) -> InputError:
         return InputError(message, file=self.file, field=field)
@@ -232,7 +242,7 @@ def shard_name(spectra: Path) -> str:
 
 
 def _value(value: Any, key: str, file: str) -> Any:
-    if key in ("spectra", "photometry_cuts"):
+    if key in ("spectra", "photometry", "photometry_cuts"):
         names: Sequence[Any] = [value] if isinstance(value, str) else value
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise InputError(f"{value!r} is neither text nor a list of texts", file=file, field=key)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from xpkern.catalog.pending import PendingFile
+from xpkern.errors import InputError
 from xpkern.shards.settings import RunSettings
 
 #: Seconds before a job's time limit at which Slurm warns it.
@@ -24,7 +25,7 @@ _SCRIPT = """\
 #SBATCH --signal=B:USR1@{warning}
 #SBATCH --requeue
 #SBATCH --open-mode=append
-#SBATCH --output={log}/slurm-%A_%a.out
+#SBATCH --output="{log}/slurm-%A_%a.out"
 #
 # On GPUs: #SBATCH --gpus-per-task=1, --cpus-per-task=4, and engine = "cuda" in the settings.
 #
@@ -54,7 +55,7 @@ def write_batch_script(script: Path, settings: RunSettings, tasks: int) -> None:
     Parameters
     ----------
     script : Path
-        What stands there is replaced.
+        One that has been edited is left as it is.
     settings : RunSettings
     tasks : int
         Jobs of the array, far fewer than there are files.
@@ -62,21 +63,21 @@ def write_batch_script(script: Path, settings: RunSettings, tasks: int) -> None:
     Raises
     ------
     InputError
-        If the folder of the script does not exist.
+        If there is another script of that name, or its folder does not exist.
     """
     command = [sys.executable, "-m", "xpkern", "run", str(Path(settings.file).resolve())]
     log = settings.output_folder / "log"
+    text = _SCRIPT.format(
+        script=shlex.quote(str(script)),
+        tasks=tasks,
+        warning=_WARNING,
+        log=str(log).replace("%", "%%"),
+        resume=os.EX_TEMPFAIL,
+        command=shlex.join(command),
+    )
+    if script.is_file() and script.read_text(encoding="utf-8", errors="replace") != text:
+        raise InputError("exists, and may have been edited: give another name", file=str(script))
     with PendingFile(script) as partial:
-        partial.write_text(
-            _SCRIPT.format(
-                script=shlex.quote(str(script)),
-                tasks=tasks,
-                warning=_WARNING,
-                log=str(log),
-                resume=os.EX_TEMPFAIL,
-                command=shlex.join(command),
-            ),
-            encoding="utf-8",
-        )
+        partial.write_text(text, encoding="utf-8")
         partial.chmod(0o755)
     log.mkdir(parents=True, exist_ok=True)

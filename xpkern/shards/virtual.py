@@ -15,7 +15,7 @@ from xpkern.catalog.output import CATALOG_KINDS, checked_output, file_names
 from xpkern.catalog.pending import PendingFile, commit_together
 from xpkern.errors import InputError
 from xpkern.grid import WAVELENGTH
-from xpkern.shards.collect import CollectSummary, Shards
+from xpkern.shards.collect import CollectSummary, Shards, files_to_keep
 from xpkern.shards.settings import RunSettings
 
 #: What a reader finds in place of a shard that is gone, by kind of number: of bits, all of them.
@@ -58,7 +58,7 @@ def collect_virtual(
     InputError
         As :func:`xpkern.shards.collect.collect`; if the name has not the ending of HDF5.
     """
-    final = checked_output(output, settings.input_files(), overwrite=overwrite, kinds=CATALOG_KINDS)
+    final = checked_output(output, files_to_keep(settings), overwrite=overwrite, kinds=CATALOG_KINDS)
     if final.suffix not in (".h5", ".hdf5"):
         raise InputError("only HDF5 can refer to other files: the name must end in .h5 or .hdf5", file=str(output))
     return refer_to(Shards.of(settings), final, on_rows)

@@ -22,6 +22,7 @@ from xpkern.errors import InputError
 from xpkern.model import FluxModel, TypePrior, load_model
 from xpkern.observe.calibration import Calibration
 from xpkern.observe.photometry import PhotometryCuts
+from xpkern.shards.manifest import checksum
 from xpkern.shards.settings import RunSettings, shard_name
 from xpkern.version import __version__
 
@@ -72,10 +73,10 @@ class Unit:
         """Record of why there is no shard."""
         return self.settings.output_folder / f"{self.name}.failed.json"
 
-    def tables(self) -> dict[str, Path]:
+    def tables(self) -> dict[str, list[Path]]:
         """Tables that are joined to the spectra."""
-        named = {name: self.settings.table_for(self.spectra, name) for name in ("gaia_source", "photometry")}
-        return {name: path for name, path in named.items() if path is not None}
+        named = {name: self.settings.tables_for(self.spectra, name) for name in ("gaia_source", "photometry")}
+        return {name: paths for name, paths in named.items() if paths}
 
     def made_of(self, settings_digest: str) -> dict[str, Any]:
         """What the shard is made of: two that agree in it are the same to the byte.
@@ -88,7 +89,7 @@ class Unit:
         return {
             "settings": settings_digest,
             "spectra": fingerprint(self.spectra),
-            **{name: fingerprint(path) for name, path in self.tables().items()},
+            **{name: " ".join(fingerprint(path) for path in paths) for name, paths in self.tables().items()},
         }
 
 
@@ -98,13 +99,15 @@ def digest_of(settings: RunSettings) -> str:
     Raises
     ------
     InputError
-        If the model cannot be read.
+        If the model or the calibration cannot be read.
     """
     model, prior = load_model(settings.model_file)
     relevant = {
         each.name: getattr(settings, each.name) for each in fields(settings) if each.name not in _WITHOUT_EFFECT
     }
     calibration = settings.calibration_file
+    if calibration is not None:
+        Calibration.load(calibration)  # what is wrong with it would be wrong with every file
     relevant |= {"calibration": "" if calibration is None else fingerprint(calibration)}
     relevant |= {"model": model.digest, "prior": prior.digest, "noise": model.noise.digest, "xpkern": __version__}
     if model.confidence is not None:
@@ -152,7 +155,7 @@ def make_shard(unit: Unit, settings_digest: str, on_progress: Callable[[int], ob
     summary = make_catalog(
         unit.spectra,
         unit.catalog,
-        gaia_source=tables.get("gaia_source"),
+        gaia_source=next(iter(tables.get("gaia_source", ())), None),
         photometry=tables.get("photometry"),
         photometry_cuts=PhotometryCuts.parse(settings.photometry_cuts),
         parallax_zero_point=settings.parallax_zero_point,
@@ -175,7 +178,7 @@ def make_shard(unit: Unit, settings_digest: str, on_progress: Callable[[int], ob
         "made_of": made_of,
         "input": unit.spectra.name,
         "input_bytes": unit.spectra.stat().st_size,
-        "files": {kind: _manifest(path) for kind, path in summary.files.items()},
+        "files": {kind: {"name": path.name, **checksum(path)} for kind, path in summary.files.items()},
         "rows": summary.rows,
         "fitted": summary.fitted,
         "status": {str(bit.name): count for bit, count in summary.status.items() if count},
@@ -277,19 +280,12 @@ def prepare_folder(settings: RunSettings) -> Path:
     return folder
 
 
-def _manifest(path: Path) -> dict[str, Any]:
-    with open(path, "rb") as stream:
-        digest = hashlib.sha256()
-        while piece := stream.read(1 << 20):
-            digest.update(piece)
-    return {"name": path.name, "bytes": path.stat().st_size, "sha256": digest.hexdigest()}
-
-
 def _remove_partial(finals: Iterable[Path]) -> None:
-    """Remove what a process that was killed while it wrote these files has left."""
+    """Remove what a process that was killed while it wrote or replaced these files has left."""
     for final in finals:
-        for path in final.parent.glob(f".{glob.escape(final.name)}.*.partial"):
-            path.unlink(missing_ok=True)
+        for ending in ("partial", "replaced"):
+            for path in final.parent.glob(f".{glob.escape(final.name)}.*.{ending}"):
+                path.unlink(missing_ok=True)
 
 
 def _remove_incomplete(unit: Unit) -> None:

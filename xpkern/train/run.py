@@ -19,10 +19,12 @@ from xpkern.errors import InputError
 from xpkern.model.arrays import digest
 from xpkern.model.model_file import save_model
 from xpkern.model.noise import Noise
+from xpkern.observe.calibration import Calibration
 from xpkern.observe.gaia_source import GAIA_COLUMNS, SourceTable
 from xpkern.observe.parallax_zero_point import INPUTS as ZERO_POINT_INPUTS
 from xpkern.observe.photometry import COLUMN_NAMES
 from xpkern.observe.read import XpReader
+from xpkern.observe.spectra import one_by_one
 from xpkern.threads import in_order, number_of_threads
 from xpkern.train.atmospheres import load_atmospheres
 from xpkern.train.labels import Labels, read_labels
@@ -71,6 +73,7 @@ def train(
     gaia_source: Any,
     photometry: Any = None,
     reddening: Any = None,
+    calibration: Calibration | None = None,
     recipe: str | Path | Recipe = "default",
     engine: str | Engine = "auto",
     threads: int | None = None,
@@ -96,9 +99,12 @@ def train(
     output : path
         Name of the model file. ``<name>.stars.h5`` and figures come beside it.
     gaia_source, photometry : path or table
-        As :func:`xpkern.read_xp` takes them; ``gaia_source`` has the parallaxes, and may have columns for the cuts.
+        As :func:`xpkern.read_xp` takes them, ``photometry`` perhaps several; ``gaia_source`` has the parallaxes, and
+        may have columns for the cuts.
     reddening : path or table, optional
         Extinctions of the stars, where the labels do not tell them.
+    calibration : Calibration, optional
+        Of the spectra's release; Gaia DR3's when not given.
     recipe : str, path or Recipe
         "default", "zgr23", "no_parallax", or the name of a TOML file.
     engine : str or Engine
@@ -144,7 +150,18 @@ def train(
         if not path.is_file():
             raise InputError("no such file", file=str(path))
     training_set = _training_set(
-        files, recipe, labels, paths, gaia_source, photometry, reddening, chosen_engine, threads, say, on_stars
+        files,
+        recipe,
+        labels,
+        paths,
+        gaia_source,
+        photometry,
+        reddening,
+        calibration,
+        chosen_engine,
+        threads,
+        say,
+        on_stars,
     )
     for count in training_set.counts:
         say(str(count))
@@ -196,6 +213,7 @@ def _training_set(
     gaia_source: Any,
     photometry: Any,
     reddening: Any,
+    calibration: Calibration | None,
     engine: Engine,
     threads: int | None,
     say: Callable[[str], object],
@@ -206,8 +224,10 @@ def _training_set(
     facts = {
         "recipe": recipe.digest,
         "recipe_name": recipe.name,
-        "data": _data_digest((labels, gaia_source, photometry, reddening), paths),
+        "data": _data_digest((labels, gaia_source, *(one_by_one(photometry) or [None]), reddening), paths),
     }
+    if calibration is not None:
+        facts["data"] = digest([facts["data"], calibration.bp_design, calibration.rp_design])
     files.work.mkdir(exist_ok=True)
     for left in files.work.glob(".*.partial"):  # of a run that was killed while it wrote
         left.unlink(missing_ok=True)
@@ -225,7 +245,8 @@ def _training_set(
         foresee(len(chosen) + recipe.anchors.stars, files.work)
         atmospheres = load_atmospheres(default_cache()) if recipe.anchors.stars else None
         say(f"reading the spectra of up to {len(chosen):,} stars")
-        reader = XpReader(paths, sources, photometry, noise=training_noise(recipe), engine=engine)
+        noise = training_noise(recipe)
+        reader = XpReader(paths, sources, photometry, calibration, noise=noise, engine=engine)
 
         def blocks() -> Any:
             for block in in_order(reader.blocks(), reader.observe, threads=number_of_threads(threads)):
