@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -102,3 +103,42 @@ def refuse_taken(name: Path, inputs: Iterable[str | os.PathLike[str]] = (), *, o
             raise InputError("is both input and output", file=str(given))
     if not overwrite:
         raise InputError("exists; --overwrite (overwrite=True) replaces it", file=str(name))
+
+
+def refuse_folder(folder: Path, mark: str, what: str, *, overwrite: bool) -> None:
+    """Raise an InputError unless a folder of that name can be made, or one with a certain file in it may be replaced.
+
+    Parameters
+    ----------
+    folder : Path
+    mark : str
+        File by which such a folder is known: no other one is ever replaced, unless it is empty.
+    what : str
+        What such a folder is, for messages.
+    overwrite : bool
+    """
+    if not folder.absolute().parent.is_dir():
+        raise InputError("its folder does not exist", file=str(folder))
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise InputError(f"is a file, where a folder would be made: a {what}", file=str(folder))
+    if not (folder / mark).is_file() and any(folder.iterdir()):
+        raise InputError(f"exists, and is no {what}: it is not replaced", file=str(folder))
+    if not overwrite:
+        raise InputError("exists; --overwrite (overwrite=True) replaces it", file=str(folder))
+
+
+def commit_folder(partial: Path, folder: Path) -> None:
+    """Give a complete folder its name; what stood there stands there again if that is interrupted."""
+    if not folder.exists():
+        os.replace(partial, folder)
+        return
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}.replaced")
+    os.replace(folder, aside)
+    try:
+        os.replace(partial, folder)
+    except BaseException:
+        os.replace(aside, folder)
+        raise
+    shutil.rmtree(aside)
