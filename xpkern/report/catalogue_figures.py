@@ -123,6 +123,7 @@ class KielDiagram(Drawing):
             bar.outline.set_visible(False)
         frame(right, self.all.x, self.all.y)
         right.set_ylabel("")
+        right.tick_params(labelleft=True)  # or the bar's label would be taken for this axis's
 
     def _mean_feh(self) -> Float64:
         count = self.reliable.inside
@@ -455,6 +456,7 @@ class Reliability(Drawing):
         bar.outline.set_visible(False)
         frame(right, self.all.x, self.all.y)
         right.set_ylabel("")
+        right.tick_params(labelleft=True)  # or the bar's label would be taken for this axis's
 
     def table(self) -> Table:
         """The cells."""

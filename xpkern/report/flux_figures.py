@@ -153,7 +153,8 @@ class ResidualsByParameter(Drawing):
 
     def caption(self) -> str:
         """What is drawn."""
-        by = "as the labels have them" if self._by_labels else "as estimated (there are no labels)"
+        by = "as the labels have them, or as estimated where they have none"
+        by = by if self._by_labels else "as estimated (there are no labels)"
         most = max(density.total for density in self.densities.values())
         return (
             f"(Model − observed) / error for {stars_text(most)} that pass the basic cut, against the parameters "
@@ -254,7 +255,8 @@ class MeanResiduals(Drawing):
             panel.set(ylabel=axis.label, ylim=axis.limits, xlim=(380.0, place[-1] + 25.0))
             panel.grid(False)
         for panel in axes[1]:
-            panel.set_xticks(ticks[::2], names[::2]) if len(ticks) > 14 else panel.set_xticks(ticks, names, fontsize=8)
+            shown = [k for k, name in enumerate(names) if name in BANDS or k % 2 == 0]  # there is room for no more
+            panel.set_xticks([ticks[k] for k in shown], [names[k] for k in shown], fontsize=7.5)
             panel.set_xlabel("wavelength  [nm]")
         bar = figure.colorbar(
             drawn, ax=axes, label="mean of (model − observed) / error", aspect=40, pad=0.01, extend="both"
