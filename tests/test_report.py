@@ -314,6 +314,7 @@ def test_all_flagged(tmp_path, counted, survey):
     said = no_data(page)
     assert said["labels_numbers"] == "of 300 stars in both none passes the basic cut (quality_flags &lt; 8)"
     assert "none passes the basic cut" in said["labels_teff_residual"]
+    assert said["labels_ext_residual"] == "the label table has no ext"
     assert said["correlations"] == "no reliable star has correlations and a measured parallax"
     assert "kiel" not in said  # all stars are drawn there
     assert "reliability" not in said
