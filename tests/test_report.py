@@ -20,7 +20,9 @@ from bench.made_catalogue import made_rows, write_made_catalogue
 from xpkern.catalog.schema import DEFAULT
 from xpkern.catalog.writers import writer_for
 from xpkern.cli import main
+from xpkern.maps import figures as map_figures
 from xpkern.model import load_model
+from xpkern.report import demo_page, spectrum_plot, star_figures, style
 from xpkern.report import run as report_run
 from xpkern.report.drawing import SYMBOLS, Drawing
 from xpkern.report.residual_figures import Residuals
@@ -420,12 +422,14 @@ def test_foreign_files(survey, tmp_path, options, message, capsys, monkeypatch):
     assert not (tmp_path / "report").exists()
 
 
-def test_fonts_are_matplotlibs_own():
+@pytest.mark.parametrize(
+    "style", [style.RC, spectrum_plot.STYLE, star_figures._STYLE, map_figures._STYLE, demo_page._STYLE]
+)
+def test_fonts_are_matplotlibs_own(style):
+    """A machine without fonts draws everything, whatever its matplotlibrc asks for."""
     from matplotlib import font_manager, get_data_path, rc_context
 
-    from xpkern.report.style import RC
-
-    with rc_context(RC):
+    with rc_context({"font.family": "a font of nobody"} | style):
         found = font_manager.findfont(font_manager.FontProperties(), fallback_to_default=False)
     assert Path(found).is_relative_to(get_data_path())
 
