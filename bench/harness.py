@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 #: Packages whose versions decide what a peer does.
-PACKAGES = ("numpy", "scipy", "jax", "gaiaxpy", "isal", "pyarrow", "pysimdjson", "xpkern")
+PACKAGES = ("numpy", "scipy", "jax", "gaiaxpy", "isal", "pyarrow", "pysimdjson", "emcee", "xpkern")
 
 #: CPUs that this process may use, before any benchmark is pinned to one of them.
 ALLOWED_CPUS = frozenset(os.sched_getaffinity(0))

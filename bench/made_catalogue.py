@@ -40,6 +40,8 @@ def made_rows(n: int, seed: int = 0, confident: bool = True) -> tuple[StarRows, 
     ext = rng.gamma(1.2, 0.12, n) * np.exp(-np.abs(latitude) / 15.0) / np.sqrt(plx)
     truth = np.stack([teff, feh, logg, ext, plx], axis=1)
 
+    colour = 0.82 * (5.77 / teff) ** 1.9 + 1.3 * ext
+
     faint = np.maximum(10.0 ** (0.2 * (g - 15.0)), 0.3)
     sigma = np.stack([0.045 * (teff / 5.5) ** 2, 0.09 + 0 * g, 0.09 + 0 * g, 0.02 + 0 * g, 0.12 * plx], axis=1)
     sigma *= faint[:, None]
@@ -82,6 +84,8 @@ def made_rows(n: int, seed: int = 0, confident: bool = True) -> tuple[StarRows, 
             "ra": np.degrees(np.arctan2(y, x)) % 360.0,
             "dec": np.degrees(np.arcsin(np.clip(z, -1.0, 1.0))),
             "phot_g_mean_mag": g,
+            "phot_bp_mean_mag": g + 0.4 * colour,
+            "phot_rp_mean_mag": g - 0.6 * colour,
             "parallax": plx_observed,
         },
         plx_observed=plx_observed,

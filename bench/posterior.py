@@ -1,4 +1,4 @@
-"""The posterior beyond Fisher: simulation-based calibration, evidence of missed modes, and what a star costs."""
+"""The posterior beyond Fisher: simulation-based calibration, missed modes, what a star costs, emcee beside it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import numpy as np
 from scipy.stats import chi2
 
 import xpkern as xk
+from bench.peers import emcee_posterior
 from bench.result import Result
 from bench.stars import model_and_prior, observed, survey
 from xpkern.engine.contract import Box, Float64
 from xpkern.engine.packed import pack_factor, unpack_factor
 from xpkern.fit.fit import default_box
-from xpkern.fit.posterior import posterior
+from xpkern.fit.posterior import data_of_fit, posterior
 from xpkern.fit.posterior_result import Posterior, PosteriorFlag
 from xpkern.fit.sightline_prior import SightlinePrior
 from xpkern.grid import PARAMETERS
@@ -31,6 +32,9 @@ RANK_BINS, SAMPLES = 20, 2000
 
 #: Parallax errors [mas] of the stars are log-uniform in this range.
 PLX_ERRORS = (0.02, 0.5)
+
+#: Stars that emcee samples, too: a star takes it seconds.
+PEER_STARS = 16
 
 SEED = 8100
 
@@ -126,7 +130,50 @@ def bench_posterior(n_stars: int, _rounds: int, engine_name: str) -> Result:
     extra |= _judged("simulated survey", simulated, stars.truth, SightlinePrior(), engine_name)
     blind = replace(simulated, plx=np.zeros(n_stars), plx_err=np.full(n_stars, np.inf))
     extra |= _judged("simulated survey, no parallax", blind, stars.truth, SightlinePrior(), engine_name)
+    extra |= _beside_emcee(simulated.take(np.arange(min(PEER_STARS, n_stars))), engine_name)
     return Result("posterior", extra=extra)
+
+
+def _beside_emcee(obs: xk.Observations, engine_name: str) -> dict[str, Any]:
+    """Return effective samples a second of CPU time of ours and of emcee, star by star in turn, and how they agree.
+
+    Ours has to find fit and modes, too; emcee is given the fit to begin at. Both have the same priors and covariances.
+    """
+    model, prior = model_and_prior()
+    engine, box, sightline = xk.get_engine(engine_name), default_box(prior), SightlinePrior()
+    rates, agreement, modes = [], [], []
+    for star in range(len(obs)):
+        one = obs.take(np.array([star]))
+        started = time.process_time()
+        found = posterior(one, model, prior, samples=SAMPLES, seed=SEED, box=box, engine=engine, threads=1)
+        ours = found.ess[0] / (time.process_time() - started)
+        if not found.fit.fitted[0]:
+            continue
+        data = data_of_fit(engine, found.fit, threads=1)
+        density = emcee_posterior.NaturalDensity(engine, model, prior, sightline, box, data)
+        try:
+            peer = emcee_posterior.emcee_samples(density, found.fit.params[0], found.fit.cov[0], SEED + star)
+        except ImportError as error:
+            return {"emcee": str(error)}
+        rates.append((ours, peer.effective / peer.seconds))
+        agreement.append(np.abs(found.interval[0] - peer.interval) / found.width[0])
+        modes.append(found.n_modes[0])
+    rate, apart, one_mode = np.array(rates), np.array(agreement), np.array(modes) == 1
+    said: dict[str, Any] = {
+        "emcee: stars": len(rate),
+        "emcee: walkers, steps": f"{emcee_posterior.WALKERS}, {emcee_posterior.STEPS}",
+        "effective samples per CPU second, median star": float(np.median(rate[:, 0])),
+        "emcee: effective samples per CPU second, median star": float(np.median(rate[:, 1])),
+        "ratio to emcee, least, median, greatest": "  ".join(
+            f"{each:.1f}" for each in np.quantile(rate[:, 0] / rate[:, 1], (0.0, 0.5, 1.0))
+        ),
+    }
+    for name, chosen in (("one mode", one_mode), ("several modes", ~one_mode)):
+        if chosen.any():
+            said[f"quantiles apart from emcee's, in posterior widths, {name}: median, 95 %, most"] = "  ".join(
+                f"{each:.3f}" for each in np.quantile(apart[chosen], (0.5, 0.95, 1.0))
+            )
+    return said
 
 
 def _judged(

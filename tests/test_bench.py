@@ -285,6 +285,8 @@ def small_benchmarks(monkeypatch, tmp_path):
     monkeypatch.setattr(sampling, "WALKERS", 100)
     monkeypatch.setattr(sampling, "STEPS", 2)
     monkeypatch.setattr(posterior, "SAMPLES", 600)
+    monkeypatch.setattr(posterior, "PEER_STARS", 1)
+    monkeypatch.setattr(posterior.emcee_posterior, "STEPS", 40)
     monkeypatch.setattr(closure, "KILLS", 1)
     monkeypatch.setattr(closure, "KILLED_RECIPE", SMALL)
     monkeypatch.setattr(surveys, "FILES", 2)

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -13,15 +14,20 @@ import numpy as np
 import pytest
 from astropy.table import Table
 from command_lines import ENGINE, first_row, one_line, read
+from judged_stars import random_confidence
 
+from xpkern.catalog import flagging
+from xpkern.catalog.derived import DERIVED
+from xpkern.catalog.flagging import flag_catalog
+from xpkern.catalog.manifest import ColumnStatistics, manifest_beside
 from xpkern.catalog.stream import CatalogReader
 from xpkern.cli import main
 from xpkern.errors import InputError
+from xpkern.model import load_model
 from xpkern.shards import collect as collect_module
 from xpkern.shards import load_settings, run_survey
 from xpkern.shards.collect import Shards, collect
 from xpkern.shards.hats import collect_hats, healpix_index
-from xpkern.shards.manifest import ColumnStatistics
 from xpkern.shards.virtual import refer_to
 from xpkern.survey.run import simulate_survey
 
@@ -254,6 +260,11 @@ class TestVirtual:
             assert message in one_line(capsys)
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 class TestHats:
     def test_every_row_lies_in_its_pixel(self, shuffled, tmp_path):
         pytest.importorskip("cdshealpix", reason="the extra 'survey' is not installed")
@@ -269,7 +280,7 @@ class TestHats:
             found.append(np.asarray(table["source_id"]))
         np.testing.assert_array_equal(np.sort(np.concatenate(found)), all_rows(shuffled, ".h5")["source_id"])
         assert len(found) > 3
-        parts = len(found) + 5  # the metadata of both kinds, the properties of both names, the list of pixels
+        parts = 2 * len(found) + 5  # both tables, metadata of both kinds, properties of both names, the list of pixels
         check_manifest(tmp_path / "catalog" / "manifest.json", parts, all_rows(shuffled, ".h5"))
         with pytest.raises(InputError, match="exists; --overwrite"):
             collect_hats(load_settings(shuffled), tmp_path / "catalog")
@@ -277,6 +288,57 @@ class TestHats:
         assert len(list((tmp_path / "catalog" / "dataset").rglob("Npix=*.parquet"))) < len(found)
         with pytest.raises(InputError, match="is no catalogue in the HATS layout"):
             collect_hats(load_settings(shuffled), tmp_path, overwrite=True)
+
+    def test_flags_are_those_of_one_file(self, shuffled, tmp_path, monkeypatch, capsys):
+        pytest.importorskip("cdshealpix", reason="the extra 'survey' is not installed")
+        monkeypatch.setattr(flagging, "BLOCK_ROWS", 3)
+        folder, flagged = tmp_path / "catalog", tmp_path / "flagged"
+        collect_hats(load_settings(shuffled), folder, partition_rows=5)
+        collect(load_settings(shuffled), tmp_path / "catalog.h5")
+        model, prior = load_model()
+        model = replace(model, confidence=random_confidence(np.random.default_rng(3), model.wavelength, (8,)))
+        judging = {"model": model, "prior": prior}
+        before = contents(folder)
+        expected = flag_catalog(tmp_path / "catalog.h5", **judging)
+        summary = flag_catalog(folder, flagged, derived=True, **judging)
+        assert (summary.rows, summary.cuts) == (expected.rows, expected.cuts)
+        assert contents(folder) == before
+
+        def interrupted(_: int) -> None:
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            flag_catalog(folder, on_progress=interrupted, **judging)
+        with pytest.raises(InputError, match="exists; --overwrite"):
+            flag_catalog(folder, flagged, **judging)
+        with pytest.raises(InputError, match="the name of a file, where a folder is flagged"):
+            flag_catalog(folder, tmp_path / "flagged.fits", **judging)
+        assert contents(folder) == before
+        (tmp_path / "link").symlink_to(folder)
+        flag_catalog(tmp_path / "link", **judging)
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+            ["catalog", "flagged", "link", "catalog.h5", "catalog.diagnostics.h5", "catalog.h5.manifest.json"]
+        )
+        judged = read(tmp_path / "catalog.h5")
+        check_manifest(manifest_beside(tmp_path / "catalog.h5"), 2, judged)
+        for found, n_derived in ((folder, 0), (flagged, len(DERIVED))):
+            assert contents(found).keys() == before.keys()
+            check_manifest(found / "manifest.json", len(before) - 1, judged)
+            for table, ending in (("catalog", ".h5"), ("diagnostics", ".diagnostics.h5")):
+                whole = read(tmp_path / f"catalog{ending}")
+                blocks = list(CatalogReader(found, table=table).blocks(list(whole)))
+                order = np.argsort(np.concatenate([block["source_id"] for block in blocks]), kind="stable")
+                for name, values in whole.items():
+                    column = np.concatenate([block[name] for block in blocks])[order]
+                    np.testing.assert_array_equal(column, values, err_msg=name)
+            names = CatalogReader(found).names
+            assert names[0] == "_healpix_29"
+            assert len(names) == 1 + len(read(tmp_path / "catalog.h5")) + n_derived
+            said = contents(found)["hats.properties"].split(b"\n", 1)
+            assert said == [f"obs_collection={found.name}".encode(), before["hats.properties"].split(b"\n", 1)[1]]
+        shutil.rmtree(folder / "diagnostics")
+        assert main(["flag", str(folder)]) == 1
+        assert "catalog: has no diagnostics companion in catalog/diagnostics" in one_line(capsys)
 
     def test_a_row_without_position_lies_where_its_source_id_says(self):
         pytest.importorskip("cdshealpix", reason="the extra 'survey' is not installed")

@@ -387,6 +387,9 @@ class TestCommand:
         report = json.loads((tmp_path / "judging.confidence.json").read_text())
         assert report["digest"] == model.confidence.digest
         assert list(report["classifiers"]) == ["teff", "feh", "logg"]
+        held_out = [each["held_out"] for each in report["classifiers"].values()]
+        fewest = min(min(each["good"], each["bad"]) for each in held_out)
+        assert (f"only {fewest} held-out stars of a class: these figures are rough" in printed) == (fewest < 50)
         assert (tmp_path / "judging.confidence.png").read_bytes().startswith(b"\x89PNG")
         assert main(arguments) == 1
         assert "exists; --overwrite" in one_line(capsys)

@@ -261,6 +261,9 @@ class TestCuts:
         assert main(["flag", str(path), "--counts-only", "--derived"]) == 1
         assert "--derived is for what --counts-only does not do" in one_line(capsys)
         assert xk.count_cuts([path, path]).stars["all stars"] == 2 * STARS
+        xk.save_model(tmp_path / "bare.h5", replace(loaded, confidence=None), prior)
+        assert main(["flag", str(path), "--model", str(tmp_path / "bare.h5")]) == 0
+        assert "`xpkern confidence train CATALOG LABELS -o model.h5` makes them" in capsys.readouterr().out
 
 
 class TestDerived:

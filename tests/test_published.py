@@ -125,7 +125,8 @@ def test_our_own_layout_goes_through_it(tmp_path, rng):
             assert str(table[column.name].unit or "") == column.unit or column.name.endswith("_corr")
     missing = {column.name for column in DEFAULT} - set(table.colnames)
     assert missing == {
-        *("phot_g_mean_mag", "parallax", "parallax_error", "parallax_archive"),
+        *("phot_g_mean_mag", "phot_bp_mean_mag", "phot_rp_mean_mag"),
+        *("parallax", "parallax_error", "parallax_archive"),
         *("chi2_dof", "chi2_learned", "loss", "status", "bands_used", "iterations"),
     }
     published_prior = next(column for column in ZGR23 if column.name == "ln_prior")

@@ -20,7 +20,9 @@ from bench.made_catalogue import made_rows, write_made_catalogue
 from xpkern.catalog.schema import DEFAULT
 from xpkern.catalog.writers import writer_for
 from xpkern.cli import main
+from xpkern.maps import figures as map_figures
 from xpkern.model import load_model
+from xpkern.report import demo_page, spectrum_plot, star_figures, style
 from xpkern.report import run as report_run
 from xpkern.report.drawing import SYMBOLS, Drawing
 from xpkern.report.residual_figures import Residuals
@@ -198,12 +200,25 @@ def test_numbers_are_those_of_the_catalogue(report, survey):
     usual = np.array([SYMBOLS[name][2] for name in compared["parameter"]])
     assert np.abs(compared["bias"] / usual).max() < 1e-4  # it is the same catalogue
 
+    camd = Table.read(report / "data" / "reliability.ecsv")
+    assert camd.meta["x"] == "BP - RP [mag]"
     with h5py.File(survey / "catalog.diagnostics.h5") as file:
-        residual = file["residual"][:].astype(float)[reliable]
+        every_residual = file["residual"][:].astype(float)
+    residual = every_residual[reliable]
     fluxes = Table.read(report / "data" / "flux_residuals.ecsv")
     assert fluxes["stars"].tolist() == np.count_nonzero(residual, axis=0).tolist()
     assert fluxes["p50"][10] == pytest.approx(np.median(residual[:, 10]), abs=0.03)
     assert fluxes["sample"][-1] == "W2"
+    with h5py.File(survey / "catalog.h5") as file:
+        columns = {name: file[name][:].astype(float) for name in ("chi2", "chi2_dof", "loss", "parallax_error")}
+        snr, flags = file["parallax"][:] / columns["parallax_error"], file["quality_flags"][:]
+    mapped = (flags & 48 == 0) & (columns["chi2"] / columns["chi2_dof"] < 5.0)  # the cuts of Figs. 25 and 26
+    w1 = every_residual[:, -2]
+    sky = Table.read(report / "data" / "flux_sky.ecsv")
+    assert sky["W1_stars"].sum() == np.count_nonzero(mapped & (w1 != 0.0) & (np.abs(w1) < 10.0))
+    kept = (columns["loss"] / columns["chi2_dof"] <= 5.0) & (snr >= 5.0) & reliable  # those of section 4.4
+    line = numbers[(numbers["parameter"] == "ext") & (numbers["which"] == "section 4.4")][0]
+    assert 0 < line["stars"] == np.count_nonzero(kept & np.isin(catalog["source_id"], labels["source_id"]))
     cluster = Table.read(report / "data" / "cluster.ecsv")
     assert len(cluster) == 300
     assert 0 < cluster["counted"].sum() < 300
@@ -258,7 +273,8 @@ def write(path: Path, rows, columns=DEFAULT) -> Path:
 
 def test_without_covariances_companion_labels(tmp_path, counted):
     rows, _ = made_rows(50, 1, confident=False)
-    columns = [column for column in DEFAULT if not column.name.endswith("_corr")]
+    absent = ("_corr", "phot_bp_mean_mag")
+    columns = [column for column in DEFAULT if not column.name.endswith(absent)]
     page = write_report(write(tmp_path / "c.h5", rows, columns), tmp_path / "report")
     said = no_data(page)
     assert said["correlations"].startswith("needs the columns teff_feh_corr, ")
@@ -268,6 +284,7 @@ def test_without_covariances_companion_labels(tmp_path, counted):
     assert said["cluster"].startswith("needs a list of a cluster")
     assert said["self_cleaning"].startswith("needs what a training run wrote")
     assert "The catalogue has no confidences yet" in page.read_text()
+    assert "The catalogue has no BP − RP, so that temperature stands for it" in page.read_text()
 
 
 def test_one_star(tmp_path, drawn):
@@ -299,6 +316,7 @@ def test_all_flagged(tmp_path, counted, survey):
     said = no_data(page)
     assert said["labels_numbers"] == "of 300 stars in both none passes the basic cut (quality_flags &lt; 8)"
     assert "none passes the basic cut" in said["labels_teff_residual"]
+    assert said["labels_ext_residual"] == "the label table has no ext"
     assert said["correlations"] == "no reliable star has correlations and a measured parallax"
     assert "kiel" not in said  # all stars are drawn there
     assert "reliability" not in said
@@ -361,10 +379,10 @@ def test_folders_that_exist(tmp_path, counted, survey, capsys):
     for extra in ([], ["--overwrite"]):
         capsys.readouterr()
         assert main(["report", catalog, "-o", str(other), *extra]) == 1
-        assert "exists and is no report: choose another name" in one_line(capsys)
+        assert "exists, and is no report: it is not replaced" in one_line(capsys)
     assert (other / "thesis.tex").exists()
     assert main(["report", catalog, "-o", str(other / "thesis.tex")]) == 1
-    assert "is a file; the report is a folder" in one_line(capsys)
+    assert "is a file, where a folder would be made: a report" in one_line(capsys)
     assert main(["report", catalog, "-o", str(tmp_path / "no" / "report")]) == 1
     assert "its folder does not exist" in one_line(capsys)
 
@@ -404,12 +422,14 @@ def test_foreign_files(survey, tmp_path, options, message, capsys, monkeypatch):
     assert not (tmp_path / "report").exists()
 
 
-def test_fonts_are_matplotlibs_own():
+@pytest.mark.parametrize(
+    "style", [style.RC, spectrum_plot.STYLE, star_figures._STYLE, map_figures._STYLE, demo_page._STYLE]
+)
+def test_fonts_are_matplotlibs_own(style):
+    """A machine without fonts draws everything, whatever its matplotlibrc asks for."""
     from matplotlib import font_manager, get_data_path, rc_context
 
-    from xpkern.report.style import RC
-
-    with rc_context(RC):
+    with rc_context({"font.family": "a font of nobody"} | style):
         found = font_manager.findfont(font_manager.FontProperties(), fallback_to_default=False)
     assert Path(found).is_relative_to(get_data_path())
 

@@ -24,7 +24,7 @@ from xpkern.observe.source_position import bits_below
 from xpkern.observe.spectra_csv import lines_with
 from xpkern.observe.whiteners import drop_samples
 from xpkern.report.star import FILES, parameters_table, summary, write_star
-from xpkern.report.star_figures import draw_spectrum
+from xpkern.report.star_figures import Seen, draw_spectrum
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +151,13 @@ def test_a_star_of_which_little_is_seen(poor, tmp_path):
     for bit in ("NO_BP", "NO_INFRARED", "NO_PARALLAX"):
         assert bit in text
     assert "catalog" not in parameters_table(poor).colnames
+
+
+def test_spectra_are_drawn_at_the_scale_that_the_fit_found(poor):
+    """Without a measured parallax the flux alone fixes it, under the covariance that the fit had."""
+    shown = Seen(poor, 0).shown(poor.fit.params)
+    np.testing.assert_array_equal(shown[:, :-1], poor.fit.params[:, :-1])
+    np.testing.assert_allclose(shown[:, -1], poor.fit.model_plx, rtol=2e-3)
 
 
 def test_profiles_touch_the_optimum_and_lie_below_what_is_held(poor):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
@@ -14,11 +15,24 @@ import numpy as np
 
 from xpkern.catalog.cuts import CutCounts
 from xpkern.catalog.derived import DERIVED, derived_rows
+from xpkern.catalog.hats import (
+    INDEX,
+    Partition,
+    describe,
+    most_rows,
+    order_and_pixel,
+    partial_name,
+    refuse_taken_hats,
+)
 from xpkern.catalog.judgement import judge
+from xpkern.catalog.manifest import ColumnStatistics, manifest_beside, write_manifest, write_manifest_of_folder
 from xpkern.catalog.output import TableOutput, checked_output
+from xpkern.catalog.parquet_writer import ParquetWriter
+from xpkern.catalog.pending import commit_folder
 from xpkern.catalog.provenance import check_model, confidence_digest
 from xpkern.catalog.schema import CONFIDENCES, DIAGNOSTICS, LAYOUTS, Column
 from xpkern.catalog.stream import CatalogReader, StoredBlocks, StoredRows
+from xpkern.catalog.writers import WRITERS
 from xpkern.errors import InputError
 from xpkern.model.flux_model import FluxModel
 from xpkern.model.type_prior import TypePrior
@@ -28,6 +42,9 @@ BLOCK_ROWS = 1 << 16
 
 #: Tables that are written, the catalogue last.
 _KINDS = ("diagnostics", "catalog")
+
+#: Columns and attributes of the tables that are written.
+Tables = Mapping[str, tuple[Sequence[Column], Mapping[str, object]]]
 
 #: Attributes of a file that its writer adds itself.
 _WRITERS_OWN = ("rows",)
@@ -73,9 +90,11 @@ def flag_catalog(
     Parameters
     ----------
     path : path-like
-        A catalogue of either layout, in HDF5, FITS, ECSV or Parquet, with its companion beside it.
+        A catalogue of either layout, in HDF5, FITS, ECSV or Parquet, with its companion beside it; or a folder in the
+        HATS layout, as ``xpkern collect`` makes it, with the companion in it.
     output : path-like, optional
-        Name of the new catalogue, whose ending says the format. Without it, the catalogue itself is replaced.
+        Name of the new catalogue, whose ending says the format; of a folder that of another folder. Without it, the
+        catalogue itself is replaced, a folder once the whole of the new one is there.
     model, prior : FluxModel, TypePrior
         Those of the catalogue; the model with classifiers, or without, which makes confidences NaN.
     derived : bool
@@ -95,44 +114,111 @@ def flag_catalog(
     path = Path(path)
     target = path if output is None else Path(output)
     in_place = target.exists() and target.samefile(path)
-    companion = CatalogReader(path, table="diagnostics").paths[0]
-    checked_output(target, () if in_place else (path, companion), overwrite=overwrite or in_place, kinds=_KINDS)
-    reader = CatalogReader(path)
+    reader, companions = CatalogReader(path), CatalogReader(path, table="diagnostics")
+    is_folder = path.is_dir()
+    if is_folder:
+        if target.suffix in WRITERS:
+            raise InputError(
+                "the name of a file, where a folder is flagged: its flags are written in place, or into another folder",
+                file=str(target),
+            )
+        if in_place:
+            target = target.resolve()  # not the link to it
+        refuse_taken_hats(target, overwrite=overwrite or in_place)
+        if [*map(order_and_pixel, reader.paths)] != [*map(order_and_pixel, companions.paths)]:
+            raise InputError("its companion has files of other pixels", file=str(path))
+    else:
+        inputs = () if in_place else (path, *companions.paths)
+        checked_output(target, inputs, overwrite=overwrite or in_place, kinds=_KINDS)
     check_model(reader, model, prior)
-    with closing(StoredBlocks(path)) as blocks:
-        names = blocks.names
-    layout = _layout(names, path)
+    with closing(StoredBlocks(reader.paths[0])) as blocks:
+        names = [name for name in blocks.names if not (is_folder and name == INDEX.name)]
+    layout = LAYOUTS[_layout(names, path)]
     has_derived = derived or DERIVED[0].name in names
-    columns = [*LAYOUTS[layout], *(DERIVED if has_derived else ())]
-    tables: dict[str, tuple[Sequence[Column], Mapping[str, object]]] = {
+    columns = [*([INDEX] if is_folder else []), *layout, *(DERIVED if has_derived else ())]
+    tables: Tables = {
         "catalog": (_stored(columns, "catalog"), _attributes(reader, model)),
-        "diagnostics": (
-            _stored(DIAGNOSTICS, "diagnostics"),
-            _attributes(CatalogReader(path, table="diagnostics"), model),
-        ),
+        "diagnostics": (_stored(DIAGNOSTICS, "diagnostics"), _attributes(companions, model)),
     }
-    summary = FlagSummary()
-    with TableOutput(target, tables, _KINDS) as files:
-        for block, beside in _row_by_row(path, companion, LAYOUTS[layout]):
+    read = [*([INDEX.name] if is_folder else []), *(column.name for column in layout)]
+    summary, statistics = FlagSummary(), ColumnStatistics()
+
+    def judged(file: Path, companion: Path) -> Iterator[StoredRows]:
+        for block, beside in _row_by_row(file, companion, read, layout[0].name):
             before = block["quality_flags"]
-            judged = judge(beside, model.confidence, prior)
-            for k, column in enumerate(CONFIDENCES):
-                block[column.name] = judged.confidence[:, k]
-            block["quality_flags"] = judged.quality_flags
-            beside["status"] = judged.status
-            if "status" in block:
-                block["status"] = judged.status
-            if has_derived:
-                rows = derived_rows(block, model, beside["phot_g_mean_mag"])
-                block |= {column.name: column.compute(rows) for column in DERIVED}
-            files.append(_merged(block, beside))
+            _judge_rows(block, beside, model, prior, has_derived=has_derived)
             summary.rows += len(before)
-            summary.changed += int(np.count_nonzero(before != judged.quality_flags))
-            summary.cuts.add(judged.quality_flags)
+            summary.changed += int(np.count_nonzero(before != block["quality_flags"]))
+            summary.cuts.add(block["quality_flags"])
+            statistics.add(block)
+            yield _merged(block, beside)
             if on_progress is not None:
                 on_progress(len(before))
-        summary.files = files.commit()
+
+    if is_folder:
+        _write_folder(path, target, tables, zip(reader.paths, companions.paths, strict=True), judged, statistics)
+        summary.files = {"catalog": target}
+    else:
+        with TableOutput(target, tables, _KINDS) as files:
+            for rows in judged(path, companions.paths[0]):
+                files.append(rows)
+            has_manifest = manifest_beside(path).exists()
+            manifest_beside(target).unlink(missing_ok=True)  # it speaks of what is about to be replaced
+            summary.files = files.commit()
+        if has_manifest:
+            write_manifest(manifest_beside(target), [*summary.files.values()], statistics, summary.rows)
     return summary
+
+
+def _judge_rows(
+    block: StoredRows, beside: StoredRows, model: FluxModel, prior: TypePrior, *, has_derived: bool
+) -> None:
+    """Set anew what is thought of some stars, in rows of the catalogue and of its companion."""
+    judged = judge(beside, model.confidence, prior)
+    for k, column in enumerate(CONFIDENCES):
+        block[column.name] = judged.confidence[:, k]
+    block["quality_flags"] = judged.quality_flags
+    beside["status"] = judged.status
+    if "status" in block:
+        block["status"] = judged.status
+    if has_derived:
+        rows = derived_rows(block, model, beside["phot_g_mean_mag"])
+        block |= {column.name: column.compute(rows) for column in DERIVED}
+
+
+def _write_folder(
+    path: Path,
+    target: Path,
+    tables: Tables,
+    files: Iterable[tuple[Path, Path]],
+    judged: Callable[[Path, Path], Iterator[StoredRows]],
+    statistics: ColumnStatistics,
+) -> None:
+    """Write a catalogue in the HATS layout, file by file, under a temporary name; it gets its own once it is whole."""
+    partial = partial_name(target)
+    partitions = []
+    try:
+        for file, companion in files:
+            written: dict[str, ParquetWriter] = {}
+            try:
+                for table, (columns, attributes) in tables.items():
+                    name = Partition(*order_and_pixel(file), rows=0).file(partial, table)
+                    name.parent.mkdir(parents=True, exist_ok=True)
+                    written[table] = ParquetWriter(name, columns, attributes)
+                for rows in judged(file, companion):
+                    for writer in written.values():
+                        writer.append(rows)
+                for writer in written.values():
+                    writer.close()
+            finally:
+                for writer in written.values():
+                    writer.abandon()
+            partitions.append(Partition(*order_and_pixel(file), rows=written["catalog"].rows))
+        describe(partial, target.name, partitions, most_rows(path))
+        write_manifest_of_folder(partial, statistics, sum(each.rows for each in partitions))
+        commit_folder(partial, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _layout(names: Sequence[str], path: Path) -> str:
@@ -153,7 +239,9 @@ def _layout(names: Sequence[str], path: Path) -> str:
     raise InputError(f"not a catalogue in any of the layouts {', '.join(LAYOUTS)}", file=str(path))
 
 
-def _row_by_row(path: Path, companion: Path, columns: Sequence[Column]) -> Iterator[tuple[StoredRows, StoredRows]]:
+def _row_by_row(
+    path: Path, companion: Path, columns: Sequence[str], identifier: str
+) -> Iterator[tuple[StoredRows, StoredRows]]:
     """Blocks of catalogue and companion, of the same stars.
 
     Raises
@@ -161,10 +249,9 @@ def _row_by_row(path: Path, companion: Path, columns: Sequence[Column]) -> Itera
     InputError
         If they are not.
     """
-    identifier = columns[0].name
     first = 0
     with (
-        closing(StoredBlocks(path, [column.name for column in columns], BLOCK_ROWS)) as catalog,
+        closing(StoredBlocks(path, columns, BLOCK_ROWS)) as catalog,
         closing(StoredBlocks(companion, [column.name for column in DIAGNOSTICS], BLOCK_ROWS)) as diagnostics,
     ):
         for block, beside in zip_longest(catalog, diagnostics):

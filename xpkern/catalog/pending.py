@@ -94,8 +94,43 @@ def commit_together(files: Sequence[tuple[PendingFile, Path]]) -> None:
         aside.unlink(missing_ok=True)
 
 
-def take_name(partial: Path, folder: Path) -> None:
-    """Give a complete folder its name; what stood there is gone only then."""
+def refuse_taken(name: Path, inputs: Iterable[str | os.PathLike[str]] = (), *, overwrite: bool) -> None:
+    """Raise an InputError if a file of that name must stay: an input always, another one unless it may be replaced."""
+    if not name.exists():
+        return
+    for given in inputs:
+        if Path(given).exists() and name.samefile(given):
+            raise InputError("is both input and output", file=str(given))
+    if not overwrite:
+        raise InputError("exists; --overwrite (overwrite=True) replaces it", file=str(name))
+
+
+def refuse_folder(folder: Path, mark: str, what: str, *, overwrite: bool) -> None:
+    """Raise an InputError unless a folder of that name can be made, or one with a certain file in it may be replaced.
+
+    Parameters
+    ----------
+    folder : Path
+    mark : str
+        File by which such a folder is known: no other one is ever replaced, unless it is empty.
+    what : str
+        What such a folder is, for messages.
+    overwrite : bool
+    """
+    if not folder.absolute().parent.is_dir():
+        raise InputError("its folder does not exist", file=str(folder))
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise InputError(f"is a file, where a folder would be made: a {what}", file=str(folder))
+    if not (folder / mark).is_file() and any(folder.iterdir()):
+        raise InputError(f"exists, and is no {what}: it is not replaced", file=str(folder))
+    if not overwrite:
+        raise InputError("exists; --overwrite (overwrite=True) replaces it", file=str(folder))
+
+
+def commit_folder(partial: Path, folder: Path) -> None:
+    """Give a complete folder its name; what stood there stands there again if that is interrupted."""
     if not folder.exists():
         os.replace(partial, folder)
         return
@@ -107,14 +142,3 @@ def take_name(partial: Path, folder: Path) -> None:
         os.replace(aside, folder)
         raise
     shutil.rmtree(aside)
-
-
-def refuse_taken(name: Path, inputs: Iterable[str | os.PathLike[str]] = (), *, overwrite: bool) -> None:
-    """Raise an InputError if a file of that name must stay: an input always, another one unless it may be replaced."""
-    if not name.exists():
-        return
-    for given in inputs:
-        if Path(given).exists() and name.samefile(given):
-            raise InputError("is both input and output", file=str(given))
-    if not overwrite:
-        raise InputError("exists; --overwrite (overwrite=True) replaces it", file=str(name))

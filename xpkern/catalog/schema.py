@@ -139,6 +139,13 @@ DEC = Column("dec", "float64", "deg", "pos.eq.dec;meta.main", "declination (ICRS
 PHOT_G_MEAN_MAG = Column(
     "phot_g_mean_mag", "float32", "mag", "phot.mag;em.opt", "G magnitude by Gaia", _from_gaia("phot_g_mean_mag")
 )
+PHOT_BP_MEAN_MAG, PHOT_RP_MEAN_MAG = (
+    Column(name, "float32", "mag", ucd, f"{band} magnitude by Gaia", _from_gaia(name))
+    for band, name, ucd in (
+        ("BP", "phot_bp_mean_mag", "phot.mag;em.opt.B"),
+        ("RP", "phot_rp_mean_mag", "phot.mag;em.opt.R"),
+    )
+)
 CHI2 = Column(
     "chi2",
     "float32",
@@ -215,6 +222,8 @@ DEFAULT = (
     RA,
     DEC,
     PHOT_G_MEAN_MAG,
+    PHOT_BP_MEAN_MAG,
+    PHOT_RP_MEAN_MAG,
     Column("parallax", "float64", "mas", "pos.parallax.trig", "parallax by Gaia as used", attrgetter("plx_observed")),
     Column(
         "parallax_error",

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from xpkern.catalog.hats import hats_files
 from xpkern.catalog.output import file_names
 from xpkern.catalog.published import ALONE, ORDERS, check_against_single_datasets, default_columns
 from xpkern.errors import InputError
@@ -46,7 +47,7 @@ class CatalogReader:
         memory; a folder in the HATS layout. In the default or the published layout; the published catalogue itself.
         Several are read one after the other.
     table : {"catalog", "diagnostics"}
-        Whether to read these files, or the companions beside them.
+        Whether to read these files, or the companions beside them; of a folder, those in it.
 
     Attributes
     ----------
@@ -181,23 +182,13 @@ class StoredBlocks(Iterator[StoredRows]):
 def _files(path: Path, table: str) -> list[Path]:
     """The files that a name stands for."""
     if path.is_dir():
-        files = sorted(path.glob("dataset/Norder=*/Dir=*/Npix=*.parquet"), key=_order_and_pixel)
-        if not files:
-            raise InputError("is a folder, and no catalogue in the HATS layout", file=str(path))
-        if table != "catalog":
-            raise InputError(f"a catalogue in the HATS layout has no {table} companion", file=str(path))
-        return files
+        return hats_files(path, table)
     if table == "catalog":
         return [path]
     companion = file_names(path)[table]
     if not companion.exists():
         raise InputError(f"has no {table} companion: {companion.name} is not beside it", file=str(path))
     return [companion]
-
-
-def _order_and_pixel(path: Path) -> tuple[int, int]:
-    order, pixel = path.parts[-3], path.stem
-    return int(order.partition("=")[2]), int(pixel.partition("=")[2])
 
 
 def _rows(table: ColumnTable) -> int:

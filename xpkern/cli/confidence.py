@@ -6,6 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+#: Held-out stars of a class below which figures of a classifier are called rough.
+FEW_HELD_OUT = 50
+
 EPILOG = """\
 examples
   fit stars that have labels, train on them, and judge a catalogue:
@@ -97,10 +100,18 @@ def run_train(options: argparse.Namespace) -> int:
     counted = ", ".join(f"{count:,} {condition}" for condition, count in trained.counts.items())
     print(f"stars: {counted}")
     for report in trained.reports:
+        factor = report.scatter_factor
+        others = f"the others are off {factor:.1f} times as much" if factor > 0 else "no others to compare with"
         print(
             f"{report.parameter:<5} held out {sum(report.held_out.values()):,}: ROC AUC {report.roc_auc:.3f}, "
             f"calibration error {report.calibration_error:.3f} ({report.calibration_error_before:.3f} before), "
-            f"{100.0 * report.confident:.0f} % confident, the others are off {report.scatter_factor:.1f} times as much"
+            f"{100.0 * report.confident:.0f} % confident, {others}"
+        )
+    fewest = min(min(report.held_out["good"], report.held_out["bad"]) for report in trained.reports)
+    if fewest < FEW_HELD_OUT:
+        print(
+            f"only {fewest} held-out stars of a class: these figures are rough, and so may the classifiers be; "
+            "more labels, or labels of more kinds of stars, help"
         )
     print(", ".join(str(path) for path in files))
     return 0

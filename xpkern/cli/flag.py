@@ -18,6 +18,8 @@ examples
     xpkern flag catalog.h5 --model model.h5
   into another file, with distances, A(V), A(G), E(B-V) and M(G) added; the ending says the format:
     xpkern flag catalog.h5 --model model.h5 --derived -o flagged.fits
+  a whole survey, a folder in the HATS layout (xpkern collect), in place or into another folder:
+    xpkern flag catalog/ --model model.h5
   how many stars pass each cut, without writing anything; any catalogue, the published one and HATS folders, too:
     xpkern flag stellar_params_catalog_*.h5 --counts-only --json cuts.json
 
@@ -39,7 +41,12 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         parents=[common],
     )
-    parser.add_argument("catalog", nargs="+", metavar="CATALOG", help="a catalogue of xpkern in any format and layout")
+    parser.add_argument(
+        "catalog",
+        nargs="+",
+        metavar="CATALOG",
+        help="a catalogue of xpkern in any format and layout, or a folder of xpkern collect",
+    )
     parser.add_argument("--model", metavar="FILE", help="that it was fitted with; default: the one of xpkern")
     parser.add_argument("-o", "--output", metavar="FILE", help="the catalogue to write; default: the same name")
     parser.add_argument("--derived", action="store_true", help="add distance, ebv, a_v, a_g, m_g and their errors")
@@ -95,7 +102,11 @@ def _flag(paths: list[str], options: argparse.Namespace) -> CutCounts:
     files = ", ".join(str(name) for name in reversed(summary.files.values()))
     print(f"{summary.rows:,} stars, flags of {summary.changed:,} changed: {files}")
     if model.confidence is None:
-        print("the model has no classifiers: confidences are unknown, and no star is confident")
+        print(
+            "the model has no classifiers: confidences are unknown, and no star is confident; "
+            "`xpkern confidence train CATALOG LABELS -o model.h5` makes them from labels of some of the stars, "
+            "`xpkern flag CATALOG --model model.h5` judges by them"
+        )
     return summary.cuts
 
 

@@ -200,7 +200,14 @@ def _graticule(axes: Axes) -> None:
     small: dict[str, Any] = {"fontsize": 7.5, "color": _QUIET}
     for degrees in (-60, -30, 30, 60):
         x, y = projections.on_mollweide(np.array([np.pi]), np.array([np.radians(degrees)]))
-        axes.text(x[0] + 0.03, y[0], f"{degrees:+d}°", ha="right", va="bottom" if degrees > 0 else "top", **small)
+        axes.text(
+            x[0] + 0.03,
+            y[0],
+            f"{degrees:+d}°".replace("-", "−"),
+            ha="right",
+            va="bottom" if degrees > 0 else "top",
+            **small,
+        )
     for degrees in (120, 60, 0, -60, -120):
         x, y = projections.on_mollweide(np.array([np.radians(degrees)]), np.array([0.0]))
         axes.text(x[0], -1.03, f"{degrees % 360}°", ha="center", va="top", **small)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -123,6 +123,7 @@ class KielDiagram(Drawing):
             bar.outline.set_visible(False)
         frame(right, self.all.x, self.all.y)
         right.set_ylabel("")
+        right.tick_params(labelleft=True)  # or the bar's label would be taken for this axis's
 
     def _mean_feh(self) -> Float64:
         count = self.reliable.inside
@@ -202,8 +203,7 @@ class GoodnessOfFit(Drawing):
 
     def add(self, stars: Stars) -> None:
         """Count a block."""
-        dof = stars.of("chi2_dof") if self._true_dof else np.full(len(stars), float(FLAG_DEGREES_OF_FREEDOM))
-        dof = np.where(dof > 0, dof, np.nan)
+        dof = stars.degrees_of_freedom
         for name, density in self.counts.items():
             density.add(np.full(len(stars), 0.5), stars.of(name) / dof)
         if self.with_g is not None:
@@ -411,8 +411,8 @@ class Reliability(Drawing):
     def begin(self, sample: Stars) -> None:
         """Axes over all stars: those that are not reliable are the point."""
         colour = _colour(sample)
-        self._has_colour = colour is not None
-        if colour is None:
+        self._has_colour = colour is not None and bool(np.isfinite(colour).any())
+        if colour is None or not self._has_colour:
             x = parameter_axis("teff", sample.estimate(TEFF), 100)
         else:
             low, high = range_of(colour) or (-0.3, 3.5)
@@ -456,6 +456,7 @@ class Reliability(Drawing):
         bar.outline.set_visible(False)
         frame(right, self.all.x, self.all.y)
         right.set_ylabel("")
+        right.tick_params(labelleft=True)  # or the bar's label would be taken for this axis's
 
     def table(self) -> Table:
         """The cells."""
@@ -463,7 +464,8 @@ class Reliability(Drawing):
         return density_table({"all": self.all, "reliable": self.reliable}, {"x": x, "y": "M_G [mag]"})
 
 
-def _colour(stars: Stars) -> Any:
+def _colour(stars: Stars) -> Float64 | None:
+    """BP - RP (n,); None where the catalogue has no such columns."""
     if "bp_rp" in stars:
         return stars.of("bp_rp")
     if "phot_bp_mean_mag" in stars and "phot_rp_mean_mag" in stars:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -176,7 +176,8 @@ class ClusterParallaxes(Drawing):
             motion.plot(*self.members.proper_motion[chosen].T, ".", ms=3, color=colour, alpha=0.7, rasterized=True)
         sky.set(xlabel=f"α − {middle:.2f}°  [deg]", ylabel="δ  [deg]")
         sky.invert_xaxis()
-        sky.legend(loc="upper right", markerscale=2.5)
+        boxed: dict[str, Any] = {"frameon": True, "framealpha": 0.85, "edgecolor": "none"}  # there may be stars below
+        sky.legend(loc="upper right", markerscale=2.5, **boxed)
         if np.isfinite(self.members.proper_motion[self.found]).any():
             motion.set(xlabel=r"$\mu_{\alpha*}$  [mas/yr]", ylabel=r"$\mu_\delta$  [mas/yr]")
         else:
@@ -192,7 +193,7 @@ class ClusterParallaxes(Drawing):
         parallax.axvline(self._parallax, color=RED, lw=1.6, ls=(0, (1, 1.2)), label="known distance")
         parallax.set(xlabel=r"$\varpi$  [mas]", ylabel="stars")
         parallax.set_ylim(0.0, 1.35 * parallax.get_ylim()[1])  # room for the legend
-        parallax.legend(loc="upper right")
+        parallax.legend(loc="upper right", **boxed)
 
     def table(self) -> Table:
         """A row per member in the catalogue."""

@@ -42,7 +42,7 @@ SMALLEST_EXT_SNR = 5.0
 
 _STYLE: Any = {
     "text.usetex": False,  # GaiaXPy, once imported, asks for LaTeX in every figure
-    "font.family": "sans-serif",
+    "font.family": "DejaVu Sans",  # which comes with matplotlib
     "font.size": 9.5,
     "axes.titlesize": 10.5,
     "axes.titleweight": "bold",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from xpkern.catalog.flags import PARALLAX_SIGMAS, QualityFlags
 from xpkern.engine.contract import Float64
 from xpkern.grid import BANDS, N_FLUX, N_XP, WAVELENGTH
 from xpkern.report.density import Axis, Density
@@ -25,8 +26,11 @@ _SKY_SAMPLES = ("402", "652", "J", "W1")
 
 _PARAMETERS = PARAMETER_NAMES[:4]
 
-#: Residuals in standard errors that are drawn; those beyond the larger limit are left out of the sky maps.
-_DRAWN, _LARGEST_ON_SKY = 3.5, 10.0
+#: Residuals in standard errors that are drawn; those beyond the larger limit are left out of means.
+_DRAWN, _LARGEST_IN_MEAN = 3.5, 10.0
+
+#: Stars of the sky maps, as in Figs. 25 and 26: chi2 over degrees of freedom below, none of these flags.
+_LARGEST_MISFIT, _BARRED = 5.0, QualityFlags.UNLIKELY_TYPE | QualityFlags.PARALLAX_DISAGREES
 
 #: A cell of a map of means has at least this many stars.
 _LEAST_IN_CELL = 5
@@ -149,7 +153,8 @@ class ResidualsByParameter(Drawing):
 
     def caption(self) -> str:
         """What is drawn."""
-        by = "as the labels have them" if self._by_labels else "as estimated (there are no labels)"
+        by = "as the labels have them, or as estimated where they have none"
+        by = by if self._by_labels else "as estimated (there are no labels)"
         most = max(density.total for density in self.densities.values())
         return (
             f"(Model − observed) / error for {stars_text(most)} that pass the basic cut, against the parameters "
@@ -194,7 +199,7 @@ class MeanResiduals(Drawing):
     def add(self, stars: Stars) -> None:
         """Sum over a block."""
         residual = stars.flux_residual[stars.reliable]
-        there = np.isfinite(residual) & (np.abs(residual) < _LARGEST_ON_SKY)
+        there = np.isfinite(residual) & (np.abs(residual) < _LARGEST_IN_MEAN)
         residual = np.where(there, residual, 0.0)
         for k, axis in enumerate(self.axes):
             values = stars.estimate(k)[stars.reliable]
@@ -218,7 +223,7 @@ class MeanResiduals(Drawing):
         return (
             "Mean of (model − observed) / error by estimated parameter, over stars that pass the basic cut, "
             "without residuals "
-            f"beyond {_LARGEST_ON_SKY:g}; cells of {_LEAST_IN_CELL} stars or more. Blue: the model is too faint; "
+            f"beyond {_LARGEST_IN_MEAN:g}; cells of {_LEAST_IN_CELL} stars or more. Blue: the model is too faint; "
             "red: too bright."
         )
 
@@ -250,7 +255,8 @@ class MeanResiduals(Drawing):
             panel.set(ylabel=axis.label, ylim=axis.limits, xlim=(380.0, place[-1] + 25.0))
             panel.grid(False)
         for panel in axes[1]:
-            panel.set_xticks(ticks[::2], names[::2]) if len(ticks) > 14 else panel.set_xticks(ticks, names, fontsize=8)
+            shown = [k for k, name in enumerate(names) if name in BANDS or k % 2 == 0]  # there is room for no more
+            panel.set_xticks([ticks[k] for k in shown], [names[k] for k in shown], fontsize=7.5)
             panel.set_xlabel("wavelength  [nm]")
         bar = figure.colorbar(
             drawn, ax=axes, label="mean of (model − observed) / error", aspect=40, pad=0.01, extend="both"
@@ -275,10 +281,11 @@ class MeanResiduals(Drawing):
 
 
 class ResidualsOnTheSky(Drawing):
-    """Mean residual of four samples over the sky (Figs. 25, 26)."""
+    """Mean residual of four samples over the sky (Figs. 25, 26), with the paper's cuts."""
 
     name, section, title = "flux_sky", "The fluxes", "Flux residuals over the sky (Figs. 25, 26)"
-    columns = ("residual", "ra", "dec", "quality_flags")
+    columns = ("residual", "ra", "dec", "chi2", "quality_flags")
+    optional = ("chi2_dof",)
     size = (10.0, 6.6)
 
     def begin(self, sample: Stars) -> None:
@@ -288,25 +295,28 @@ class ResidualsOnTheSky(Drawing):
     def add(self, stars: Stars) -> None:
         """Sum over a block."""
         longitude, latitude = stars.galactic
+        flags = np.asarray(stars.columns["quality_flags"]).astype(np.int64)
+        counted = (flags & int(_BARRED)) == 0
+        counted &= stars.of("chi2") / stars.degrees_of_freedom < _LARGEST_MISFIT
         values = []
         for name in _SKY_SAMPLES:
             residual = stars.flux_residual[:, sample_index(name)].astype(np.float64)
-            values.append(np.where(stars.reliable & (np.abs(residual) <= _LARGEST_ON_SKY), residual, np.nan))
+            values.append(np.where(counted & (np.abs(residual) < _LARGEST_IN_MEAN), residual, np.nan))
         self.map.add(longitude, latitude, tuple(values))
 
     def nothing(self) -> str | None:
         """Why there is nothing to draw."""
         if self.map.counted.any():
             return None
-        return "no star that passes the basic cut (quality_flags < 8) has residuals and coordinates"
+        return "no star that passes the cuts (flags 16 and 32, chi2 / degrees of freedom) has residuals and coordinates"
 
     def caption(self) -> str:
         """What is drawn."""
         return (
-            "Mean of (model − observed) / error in cells of equal area with "
-            f"{_LEAST_IN_CELL} stars or more, over stars that pass the basic cut, without residuals beyond "
-            f"{_LARGEST_ON_SKY:g}. "
-            "Blue: the model is too faint; red: too bright."
+            f"Mean of (model − observed) / error in cells of equal area with {_LEAST_IN_CELL} stars or more. As in the "
+            f"paper, over stars with χ² / degrees of freedom < {_LARGEST_MISFIT:g}, a type that the prior covers and a "
+            f"parallax within {PARALLAX_SIGMAS:g} errors of the measured one, without residuals beyond "
+            f"{_LARGEST_IN_MEAN:g}. Blue: the model is too faint; red: too bright."
         )
 
     def draw(self, figure: Figure) -> None:

@@ -18,7 +18,7 @@ from xpkern.report.reference import Reference
 from xpkern.report.spectrum_plot import FLUX_LABEL
 from xpkern.report.stars import Stars
 from xpkern.report.style import PAPER, QUIET
-from xpkern.train.extinction_comparison import COMPARED, curve_shape, draw_curves, published_curves
+from xpkern.train.extinction_comparison import COMPARED, LAWS, RV_RANGE, curve_shape, draw_curves, published_curves
 from xpkern.train.figures import BLUE, RED, draw_prior
 from xpkern.train.outcome import USED
 
@@ -176,8 +176,8 @@ class ExtinctionCurve(Drawing):
         """What is drawn."""
         return (
             "In a form that neither unit nor zero point of E enters: E(λ − Ks) / E(552 nm − Ks), at the XP "
-            "samples and J, H, "
-            f"Ks. Unit of E: {self.model.ext_unit}."
+            f"samples and J, H, Ks. Below: laws less the learned curve; shade: {LAWS[0]} for R(V) from "
+            f"{RV_RANGE[0]:g} to {RV_RANGE[1]:g}. Unit of E: {self.model.ext_unit}."
         )
 
     def draw(self, figure: Figure) -> None:
@@ -190,6 +190,8 @@ class ExtinctionCurve(Drawing):
 
         columns = {"wavelength": self.model.wavelength[:COMPARED], "learned": curve_shape(self.model.ext_curve)}
         columns |= {name: curve_shape(curve) for name, curve in published_curves().items()}
+        for rv in RV_RANGE:
+            columns[f"{LAWS[0]} R(V)={rv:g}"] = curve_shape(published_curves(rv)[LAWS[0]])
         return Table(columns)
 
 

@@ -6,6 +6,7 @@ from enum import IntFlag
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from xpkern.catalog.flags import BASIC_CUT, QualityFlags
 from xpkern.catalog.flags import MEANING as FLAG_MEANING
@@ -24,6 +25,12 @@ if TYPE_CHECKING:
 
 #: Edges of the ranges of G whose numbers are told apart.
 G_EDGES = (0.0, 11.0, 13.0, 14.0, 15.0, 16.0, 17.0, 17.65, 25.0)
+
+#: Stars of the paper's validation (section 4.4): parallax over error at least, loss over degrees of freedom at most.
+LEAST_PARALLAX_SNR, LARGEST_LOSS = 5.0, 5.0
+
+#: Groups of stars: all, those of the paper's validation, ranges of G.
+_ALL, _VALIDATION, _FIRST_RANGE = 0, 1, 2
 
 
 class QualityCuts(Tabulation):
@@ -143,7 +150,7 @@ class ReferenceNumbers(Tabulation):
         self.reference = reference
         self.name, self.section, self.title = f"{reference}_numbers", SECTIONS[reference], "Bias, scatter, pulls"
         self.columns = (*(f"{name}{end}" for name in PARAMETER_NAMES for end in ("", "_error")), "quality_flags")
-        self.optional = ("phot_g_mean_mag", "parallax", "parallax_error")
+        self.optional = ("phot_g_mean_mag", "parallax", "parallax_error", "loss", "chi2_dof")
         self.optional += tuple(f"{name}_confidence" for name in CONFIDENT_PARAMETERS)
         self.needs = (reference,)
         self._matched = 0
@@ -153,7 +160,7 @@ class ReferenceNumbers(Tabulation):
         known = sample.references[self.reference].known
         has_parallax = "parallax" in sample and "parallax_error" in sample
         self.parameters = [k for k in range(N_PARAMETERS) if known[k] or (k == PLX and has_parallax)]
-        groups = len(G_EDGES)  # all, then the ranges
+        groups = _FIRST_RANGE + len(G_EDGES) - 1
         self.residuals = {k: Spread(groups, 0.01 * SYMBOLS[PARAMETER_NAMES[k]][2]) for k in self.parameters}
         self.pulls = {k: Spread(groups, 0.1) for k in self.parameters}
         self.errors = {k: Spread(groups, 0.01 * SYMBOLS[PARAMETER_NAMES[k]][2]) for k in self.parameters}
@@ -162,9 +169,13 @@ class ReferenceNumbers(Tabulation):
         """Count a block."""
         self._matched += int(np.count_nonzero(stars.rows_in(self.reference) >= 0))
         g = stars.of("phot_g_mean_mag") if "phot_g_mean_mag" in stars else np.full(len(stars), np.nan)
-        ranges = np.where(np.isfinite(g), np.searchsorted(G_EDGES, np.nan_to_num(g), side="right"), -1)
-        ranges = np.where(ranges < len(G_EDGES), ranges, -1)
-        everyone = np.zeros(len(stars), np.intp)
+        place = np.searchsorted(G_EDGES, np.nan_to_num(g), side="right")
+        in_range = np.isfinite(g) & (place > 0) & (place < len(G_EDGES))
+        groups = (
+            np.full(len(stars), _ALL),
+            np.where(self._validating(stars), _VALIDATION, -1),
+            np.where(in_range, _FIRST_RANGE + place - 1, -1),
+        )
         for k in self.parameters:
             residual = np.where(stars.confident(k), stars.residual(self.reference, k), np.nan)
             known = np.isfinite(residual)
@@ -173,8 +184,16 @@ class ReferenceNumbers(Tabulation):
                 (self.pulls[k], np.where(known, stars.pull(self.reference, k), np.nan)),
                 (self.errors[k], np.where(known, stars.error(k), np.nan)),
             ):
-                spread.add(everyone, values)
-                spread.add(ranges, values)
+                for group in groups:
+                    spread.add(group, values)
+
+    @staticmethod
+    def _validating(stars: Stars) -> NDArray[np.bool_]:
+        """Stars that the paper's validation keeps, (n,); none where the catalogue does not tell."""
+        if not all(name in stars for name in ("parallax", "parallax_error", "loss")):
+            return np.zeros(len(stars), bool)
+        good = stars.of("loss") / stars.degrees_of_freedom <= LARGEST_LOSS
+        return np.asarray(good & (stars.parallax_snr >= LEAST_PARALLAX_SNR))
 
     def nothing(self) -> str | None:
         """Why there is nothing to show."""
@@ -198,55 +217,56 @@ class ReferenceNumbers(Tabulation):
             "the residual "
             "over the root of the sum of both variances (the reference's is 0 where it has none), ideally 0 ± 1. "
             "Where the "
-            "reference has no parallax, Gaia's own stands for it."
+            "reference has no parallax, Gaia's own stands for it. Section 4.4: what the paper's validation keeps, a "
+            f"measured parallax of {LEAST_PARALLAX_SNR:g} errors or more and a loss of at most {LARGEST_LOSS:g} a "
+            "degree of freedom."
         )
 
-    def _numbers(self) -> list[tuple[str, str, float, float, int, tuple[float, ...]]]:
-        lines: list[tuple[str, str, float, float, int, tuple[float, ...]]] = []
-        for group in range(len(G_EDGES)):
-            low, high = (G_EDGES[group - 1], G_EDGES[group]) if group else (G_EDGES[0], G_EDGES[-1])
-            for k in self.parameters:
+    def _numbers(self) -> list[tuple[str, str, str, float, float, int, tuple[float, ...]]]:
+        """Parameter, unit, which stars, range of G, their number, and the numbers, by parameter."""
+        lines: list[tuple[str, str, str, float, float, int, tuple[float, ...]]] = []
+        for k in self.parameters:
+            for group in range(_FIRST_RANGE + len(G_EDGES) - 1):
                 stars = self.residuals[k].stars(group)
-                if group and not stars:
+                if group != _ALL and not stars:
                     continue
+                low = high = np.nan
+                which = {_ALL: "all", _VALIDATION: "section 4.4"}.get(group, "")
+                if not which:
+                    low, high = G_EDGES[group - _FIRST_RANGE : group - _FIRST_RANGE + 2]
+                    which = f"G {low:g}–{high:g}"
                 numbers = (
                     *self.residuals[k].median_and_width(group),
                     self.errors[k].median_and_width(group)[0],
                     *self.pulls[k].median_and_width(group),
                 )
                 name = PARAMETER_NAMES[k]
-                lines.append(
-                    (name, SYMBOLS[name][1], low if group else np.nan, high if group else np.nan, stars, numbers)
-                )
+                lines.append((name, SYMBOLS[name][1], which, low, high, stars, numbers))
         return lines
 
     def rows(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-        """A row per parameter and range of G."""
+        """A row per parameter and group of stars."""
         cells: list[tuple[str, ...]] = []
-        for name, unit, low, high, stars, numbers in sorted(
-            self._numbers(), key=lambda line: PARAMETER_NAMES.index(line[0])
-        ):
+        for name, unit, which, _, _, stars, (bias, scatter, error, pull, width) in self._numbers():
             digits = SYMBOLS[name][3]
-            g = "all" if np.isnan(low) else f"{low:g}–{high:g}"
-            bias, scatter, error, pull, width = numbers
             cells.append(
                 (
-                    *(f"{name} [{unit}]", g, f"{stars:,}"),
+                    *(f"{name} [{unit}]", which, f"{stars:,}"),
                     *(f"{_signed(bias, digits)}", f"{scatter:.{digits}f}", f"{error:.{digits}f}"),
                     *(_signed(pull, 2), f"{width:.2f}"),
                 )
             )
-        return ("parameter", "G", "stars", "bias", "scatter", "error", "pull", "width"), cells
+        return ("parameter", "which", "stars", "bias", "scatter", "error", "pull", "width"), cells
 
     def table(self) -> Table:
         """The same numbers."""
         from astropy.table import Table
 
         lines = self._numbers()
-        numbers: Float64 = np.array([line[5] for line in lines])
+        numbers: Float64 = np.array([line[-1] for line in lines])
         columns = {
             name: [line[k] for line in lines]
-            for k, name in enumerate(("parameter", "unit", "g_low", "g_high", "stars"))
+            for k, name in enumerate(("parameter", "unit", "which", "g_low", "g_high", "stars"))
         }
         for k, name in enumerate(("bias", "scatter", "error", "pull", "pull_width")):
             columns[name] = list(numbers[:, k])

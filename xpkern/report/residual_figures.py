@@ -95,6 +95,7 @@ class Residuals(Drawing):
         """Axes by the stars of the sample that are in the reference."""
         symbol, unit, usual, _ = SYMBOLS[self.column]
         there = sample.rows_in(self.reference) >= 0
+        self._known = self.parameter == PLX or bool(sample.references[self.reference].known[self.parameter])
         counted = _counted(sample, self.parameter, self._residual(sample))
         if self.is_pull:
             y = Axis(f"Δ{symbol} / error", -_LARGEST_PULL, _LARGEST_PULL, 80)
@@ -138,6 +139,9 @@ class Residuals(Drawing):
         """Why there is nothing to draw."""
         if any(density.total for density in self.densities.values()):
             return None
+        if not self._known:
+            name = PARAMETERS[self.parameter]
+            return f"{'the label table' if self.reference == 'labels' else 'the other catalogue'} has no {name}"
         return _why_nothing(self._matched, self.reference)
 
     def caption(self) -> str:

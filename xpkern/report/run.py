@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xpkern.catalog.flags import BASIC_CUT
-from xpkern.catalog.pending import take_name
+from xpkern.catalog.pending import commit_folder, refuse_folder
 from xpkern.catalog.stream import CatalogReader
 from xpkern.errors import InputError
 from xpkern.model import load_model
@@ -104,7 +104,7 @@ def write_report(
         folder exists and is no report or must not be replaced.
     """
     folder = Path(output)
-    _refuse_taken(folder, overwrite)
+    refuse_folder(folder, _MARK, "report", overwrite=overwrite)
     if (members is None) != (distance is None):
         raise InputError("a list of members needs a distance, and a distance a list", field="members")
     given = [catalog] if isinstance(catalog, (str, os.PathLike)) else list(catalog)
@@ -136,7 +136,7 @@ def write_report(
         (partial / "index.html").write_text(text, encoding="utf-8")
         mark = {"xpkern_version": __version__, "stars": len(reader), "parts": [part.name for part in parts]}
         (partial / _MARK).write_text(json.dumps(mark, indent=1) + "\n", encoding="utf-8")
-        take_name(partial, folder)
+        commit_folder(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder / "index.html"
@@ -308,16 +308,3 @@ def _lead(reader: CatalogReader, references: Mapping[str, Reference], model: Flu
         drawn = "the one given" if is_given else "the one that comes with xpkern"
         lead += f" The model drawn below is {drawn}, not the one that made the catalogue (--model draws another)."
     return lead
-
-
-def _refuse_taken(folder: Path, overwrite: bool) -> None:
-    if not folder.absolute().parent.is_dir():
-        raise InputError("its folder does not exist", file=str(folder))
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise InputError("is a file; the report is a folder", file=str(folder))
-    if not (folder / _MARK).is_file() and any(folder.iterdir()):
-        raise InputError("exists and is no report: choose another name", file=str(folder))
-    if not overwrite:
-        raise InputError("exists; --overwrite (overwrite=True) replaces it", file=str(folder))

@@ -25,8 +25,9 @@ METADATA: dict[str, dict[str, None]] = {
     ".svg": {"Date": None, "Creator": None},
 }
 
-#: A fixed salt gives equal SVG files equal bytes; GaiaXPy, once imported, asks for LaTeX in every figure.
-STYLE: Any = {"svg.hashsalt": "xpkern", "text.usetex": False}
+#: A fixed salt gives equal SVG files equal bytes; GaiaXPy, once imported, asks for LaTeX in every figure; the font is
+#: one that comes with matplotlib, so that a machine need not have any.
+STYLE: Any = {"svg.hashsalt": "xpkern", "text.usetex": False, "font.family": "DejaVu Sans"}
 
 FLUX_LABEL = r"flux  [$10^{-18}\,\mathrm{W\,m^{-2}\,nm^{-1}}$]"
 

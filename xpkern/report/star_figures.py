@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from xpkern.engine import get_engine
 from xpkern.engine.contract import Float64
+from xpkern.fit.posterior import data_of_fit
 from xpkern.fit.posterior_result import Posterior, weighted_quantile
 from xpkern.fit.profiles import LossProfiles
 from xpkern.grid import BANDS, N_XP
+from xpkern.observe.whiteners import dense_whitener
 from xpkern.report.demo_page import EXPECTED, INK, PANELS, QUIET
 from xpkern.report.spectrum_plot import BAND_COLOUR, FLUX_LABEL, METADATA, SPECTRUM_COLOUR, STYLE
 
@@ -72,11 +75,12 @@ def draw_spectrum(path: Path, found: Posterior, star: int, title: str) -> None:
     """
     fit = found.fit
     model, data = fit.model, fit.observations
-    flux, sigma = observed_flux(found, star)
+    seen = Seen(found, star)
+    flux, sigma = seen.flux, seen.sigma
     best = fit.params[star].copy()
     best[-1] = fit.model_plx[star]
     fitted = np.exp(model.ln_flux(best[None]))[0]
-    low, high = _predicted_range(found, star, flux, sigma)
+    low, high = _predicted_range(found, star, seen)
 
     def draw(figure: Figure) -> None:
         axes: Any = figure.subplots(2, 2, sharex="col", width_ratios=(3.0, 1.15), height_ratios=(2.6, 1.0))
@@ -100,17 +104,17 @@ def draw_spectrum(path: Path, found: Posterior, star: int, title: str) -> None:
             ms=3.2,
             lw=1,
             color=QUIET,
-            label="observed, 1 σ",
+            label="observed, 1 σ" if fit.noise_kind != "learned" else "observed, 1 σ with the model's",
         )
         spectrum.plot(wavelength[optical], fitted[optical], color=SPECTRUM_COLOUR, lw=1.6, label="best fit", zorder=3)
         top = 1.15 * np.nanmax(np.append(flux[optical], fitted[optical]))
         bare = best.copy()
         bare[3] = 0.0
         without = np.exp(model.ln_flux(bare[None]))[0, optical]
-        if best[3] > 0.02 and (without < top).any():
+        if best[3] > 0.02 and (without < top).mean() > 0.3:  # more than a corner of it
             spectrum.plot(wavelength[optical], without, color="#9a9a9a", lw=1.2, ls=(0, (1, 1.2)), label="without dust")
         for number, other in _others(found, star):
-            shape = np.exp(model.ln_flux(_shown(other, flux, sigma, model)[None]))[0]
+            shape = np.exp(model.ln_flux(seen.shown(other[None])))[0]
             weight = 100.0 * found.mode_weight[star, number]
             style: Any = {"color": OTHER_COLOUR, "lw": 1.2, "ls": _DASHES[number % len(_DASHES)]}
             spectrum.plot(
@@ -261,35 +265,41 @@ def draw_profiles(path: Path, found: Posterior, star: int, profiles: LossProfile
     _save(path, (14.0, 3.9), draw)
 
 
-def observed_flux(found: Posterior, star: int) -> tuple[Float64, Float64]:
-    """Observed flux and standard errors (66,) of a star; NaN where missing."""
-    data = found.fit.observations
-    whitener = data.whitener_dense(star)
-    seen = np.diagonal(whitener) > 0
-    flux, sigma = np.full((2, len(seen)), np.nan)
-    flux[seen] = data.flux[star][seen]
-    sigma[seen] = np.linalg.norm(np.linalg.inv(whitener[np.ix_(seen, seen)]), axis=1)
-    return flux, sigma
+class Seen:
+    """What was seen of a star, under the covariance that its fit and posterior had.
+
+    Attributes
+    ----------
+    flux, sigma : (66,) float64
+        With standard errors, those of a learned noise where the fit had one; NaN where missing.
+    """
+
+    def __init__(self, found: Posterior, star: int) -> None:
+        data = data_of_fit(get_engine(found.fit.engine), found.fit, 1)[star : star + 1]
+        self._model, self._whitener = found.fit.model, dense_whitener(data.whitener)[0]
+        self._white_flux = self._whitener @ data.flux[0].astype(np.float64)
+        seen = np.diagonal(self._whitener) > 0
+        self.flux, self.sigma = np.full((2, len(seen)), np.nan)
+        self.flux[seen] = data.flux[0][seen]
+        self.sigma[seen] = np.linalg.norm(np.linalg.inv(self._whitener[np.ix_(seen, seen)]), axis=1)
+
+    def shown(self, params: Float64) -> Float64:
+        """Parameters (n, k) with the parallax at which the model's flux is the observed one, if there is one."""
+        unit = np.column_stack([params[:, :-1], np.ones(len(params))])
+        shape = np.exp(self._model.ln_flux(unit)) @ self._whitener.T
+        area = shape @ self._white_flux / np.maximum(np.square(shape).sum(axis=1), 1e-300)
+        unit[:, -1] = np.where(area > 0, np.sqrt(np.maximum(area, 0.0)), params[:, -1])
+        return unit
 
 
-def _predicted_range(found: Posterior, star: int, flux: Float64, sigma: Float64) -> tuple[Float64, Float64]:
+def _predicted_range(found: Posterior, star: int, seen: Seen) -> tuple[Float64, Float64]:
     """Quantiles (66,) at 2.5 and 97.5 % of the flux that the posterior's parameters predict."""
     drawn = found.draws(400)[star]
     model = found.fit.model
     if model.scale_sigma > 0:  # theirs is the star's own parallax; what it is by the model's scale, the flux tells
-        drawn = np.array([_shown(each, flux, sigma, model) for each in drawn])
+        drawn = seen.shown(drawn)
     low, high = np.quantile(np.exp(model.ln_flux(drawn)), (0.025, 0.975), axis=0)
     return low, high
-
-
-def _shown(params: Float64, flux: Float64, sigma: Float64, model: Any) -> Float64:
-    """The parameters with the parallax at which the model's flux comes closest to that which is observed."""
-    unit = np.append(params[:-1], 1.0)
-    shape = np.exp(model.ln_flux(unit[None]))[0]
-    overlap = np.nansum(shape * flux / sigma**2)
-    area = overlap / np.nansum(np.where(np.isfinite(sigma), shape, 0.0) ** 2 / sigma**2)
-    unit[-1] = np.sqrt(area) if area > 0 else params[-1]
-    return unit
 
 
 def _others(found: Posterior, star: int) -> list[tuple[int, Float64]]:

@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from xpkern.catalog.flags import BASIC_CUT
+from xpkern.catalog.flags import BASIC_CUT, FLAG_DEGREES_OF_FREEDOM
 from xpkern.catalog.schema import PARAMETER_COLUMNS
 from xpkern.engine.contract import Float64
 from xpkern.grid import PARAMETERS
@@ -87,6 +87,14 @@ class Stars:
         """Measured parallax over its error, (n,); NaN where there is none."""
         error = self.of("parallax_error")
         return self.of("parallax") / np.where(error > 0, error, np.nan)
+
+    @cached_property
+    def degrees_of_freedom(self) -> Float64:
+        """Of chi2, (n,): those of the flags where the catalogue does not tell; NaN where not positive."""
+        if "chi2_dof" not in self:
+            return np.full(len(self), float(FLAG_DEGREES_OF_FREEDOM))
+        dof = self.of("chi2_dof")
+        return np.where(dof > 0, dof, np.nan)
 
     @cached_property
     def absolute_g(self) -> Float64:

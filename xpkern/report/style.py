@@ -26,9 +26,8 @@ _DENSITY_STEPS = ("#dcebf5", "#7db8dd", "#2a83ba", "#06456d", "#04202f")
 #: Colour map of means and shares: large ones are far from the paper, light or dark.
 SHARES_COLOURS = "cividis_r"
 
-#: Settings of matplotlib; the font is the one that comes with it, whatever the machine has.
+#: Settings of matplotlib.
 RC: Any = STYLE | {
-    "font.family": "DejaVu Sans",
     "figure.facecolor": PAPER,
     "text.color": INK,
     "axes.labelcolor": INK,

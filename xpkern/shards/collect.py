@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from pathlib import Path
@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from xpkern.catalog.manifest import ColumnStatistics, checksum, manifest_beside, write_manifest
 from xpkern.catalog.output import CATALOG_KINDS, TableOutput, checked_output, file_names
 from xpkern.catalog.pending import refuse_taken
 from xpkern.catalog.schema import DIAGNOSTICS, Column, columns_of
@@ -21,7 +22,6 @@ from xpkern.catalog.stream import StoredRows
 from xpkern.errors import InputError
 from xpkern.grid import WAVELENGTH
 from xpkern.shards.ledger import Ledger, State
-from xpkern.shards.manifest import ColumnStatistics, checksum, write_manifest
 from xpkern.shards.settings import RunSettings
 from xpkern.shards.work import Unit
 
@@ -87,8 +87,6 @@ class Shards:
         What made them, and what each cut removed from all of them.
     missing : list of str
         Files of spectra without a shard.
-    recorded : dict of Path to dict
-        Size and SHA-256 of each file, as its marker has them.
     """
 
     layout: str
@@ -97,16 +95,21 @@ class Shards:
     source_id: list[NDArray[np.int64]]
     attributes: dict[str, object]
     missing: list[str]
-    recorded: dict[Path, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, settings: RunSettings) -> Shards:
+    def of(cls, settings: RunSettings, *, verify: bool) -> Shards:
         """The shards there are.
+
+        Parameters
+        ----------
+        settings : RunSettings
+        verify : bool
+            Whether to compare all bytes of their files with what the markers say of them.
 
         Raises
         ------
         InputError
-            If there is none, or some are of other settings.
+            If there is none, some are of other settings, or one is damaged.
         """
         ledger = Ledger.of(settings)
         units = ledger.of_state(State.DONE)
@@ -119,29 +122,27 @@ class Shards:
             )
         if not units:
             raise InputError("no shard is done", file=str(settings.output_folder))
-        identifier = IDENTIFIER[settings.layout]
-        numbers = [_column(unit.catalog, identifier) for unit in units]
+        if verify:
+            for record in ledger.done():
+                for file in record["files"].values():
+                    path = settings.output_folder / file["name"]
+                    if checksum(path) != {"bytes": file["bytes"], "sha256": file["sha256"]}:
+                        raise _damaged(path)
         counts = ledger.totals("counts")
-        attributes = _common_attributes(units, without={"rows", *counts}) | counts
+        identifier, numbers, described = IDENTIFIER[settings.layout], [], []
+        for unit in units:
+            try:
+                with h5py.File(unit.catalog) as file:
+                    # a shard without rows has no columns
+                    numbers.append(np.asarray(file[identifier][()]) if identifier in file else np.empty(0, np.int64))
+                    described.append(dict(file.attrs))
+            except (OSError, RuntimeError, KeyError):
+                raise _damaged(unit.catalog) from None
+        attributes = _common_attributes(described, without={"rows", *counts}) | counts
         missing = [unit.spectra.name for unit in ledger.of_state(State.FAILED, State.LEFT)]
-        diagnostics = [unit.catalog.with_suffix(".diagnostics.h5") for unit in units]
-        recorded = {
-            settings.output_folder / file["name"]: {"bytes": file["bytes"], "sha256": file["sha256"]}
-            for state, record in zip(ledger.states, ledger.records, strict=True)
-            if state is State.DONE and record is not None
-            for file in record["files"].values()
-        }
         catalogs = [unit.catalog for unit in units]
-        return cls(settings.layout, catalogs, diagnostics, numbers, attributes, missing, recorded)
-
-    def verify(self, paths: Sequence[Path]) -> None:
-        """Raise an InputError if one of the shards' files is not what it was when it was written."""
-        for path in paths:
-            if path in self.recorded and checksum(path) != self.recorded[path]:
-                raise InputError(
-                    "is damaged: its SHA-256 is not that of its marker; remove it, and xpkern run makes it anew",
-                    file=str(path),
-                )
+        diagnostics = [unit.catalog.with_suffix(".diagnostics.h5") for unit in units]
+        return cls(settings.layout, catalogs, diagnostics, numbers, attributes, missing)
 
     def in_order(self, paths: Sequence[Path], names: Sequence[str]) -> Iterator[StoredRows]:
         """Rows of all shards by source_id, a few hundred thousand at a time; equal ones in the order of the shards.
@@ -211,10 +212,9 @@ def collect(
         taken.
     """
     final = checked_output(output, files_to_keep(settings), overwrite=overwrite, kinds=CATALOG_KINDS)
-    manifest = final.with_name(f"{final.name}.manifest.json")
+    manifest = manifest_beside(final)
     refuse_taken(manifest, overwrite=overwrite)
-    shards = Shards.of(settings)
-    shards.verify([*shards.catalogs, *shards.diagnostics])
+    shards = Shards.of(settings, verify=True)
     statistics = ColumnStatistics()
     columns = columns_of(settings.layout)
     attributes = shards.attributes
@@ -246,25 +246,25 @@ def collect(
     return summary
 
 
-def _common_attributes(units: Sequence[Unit], without: set[str]) -> dict[str, object]:
+def _damaged(path: Path) -> InputError:
+    return InputError(
+        "is damaged: its SHA-256 is not that of its marker; remove it, and xpkern run makes it anew", file=str(path)
+    )
+
+
+def _common_attributes(described: Sequence[Mapping[str, Any]], without: set[str]) -> dict[str, object]:
     """What made the shards; what differs between them (the instruction set of a cluster's nodes) in all its values."""
     found: dict[str, list[Any]] = {}
-    for unit in units:
-        with h5py.File(unit.catalog) as file:
-            for name, value in file.attrs.items():
-                values = found.setdefault(name, [])
-                if not any(np.array_equal(value, other) for other in values):
-                    values.append(value)
+    for attributes in described:
+        for name, value in attributes.items():
+            values = found.setdefault(name, [])
+            if not any(np.array_equal(value, other) for other in values):
+                values.append(value)
     return {
         name: values[0] if len(values) == 1 else ", ".join(sorted(str(value) for value in values))
         for name, values in found.items()
         if name not in without
     }
-
-
-def _column(path: Path, name: str) -> NDArray[Any]:
-    with h5py.File(path) as file:
-        return np.asarray(file[name][()]) if name in file else np.empty(0, np.int64)
 
 
 def _rows(path: Path, rows: NDArray[np.intp], names: Sequence[str]) -> dict[str, NDArray[np.generic]]:

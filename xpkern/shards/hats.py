@@ -1,11 +1,4 @@
-"""A catalogue in the HATS layout: Parquet files by HEALPix pixel, which LSDB opens.
-
-::
-
-    FOLDER/hats.properties, properties, partition_info.csv
-    FOLDER/manifest.json
-    FOLDER/dataset/_common_metadata, _metadata
-    FOLDER/dataset/Norder=K/Dir=D/Npix=P.parquet      D = P // 10000 * 10000
+"""The shards of a run as a catalogue in the HATS layout (:mod:`xpkern.catalog.hats`).
 
 A pixel is divided until it has at most so many rows. Each row has its pixel of order 29, by which a file is sorted.
 """
@@ -14,56 +7,38 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from operator import itemgetter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from xpkern.catalog.hats import (
+    INDEX,
+    INDEX_ORDER,
+    SUBFOLDERS,
+    Partition,
+    describe,
+    partial_name,
+    refuse_taken_hats,
+)
+from xpkern.catalog.manifest import ColumnStatistics, write_manifest_of_folder
 from xpkern.catalog.parquet_writer import ParquetWriter
-from xpkern.catalog.pending import take_name
-from xpkern.catalog.schema import Column, columns_of
+from xpkern.catalog.pending import commit_folder
+from xpkern.catalog.schema import DIAGNOSTICS, Column, columns_of
 from xpkern.catalog.stream import StoredRows
 from xpkern.errors import InputError
+from xpkern.grid import WAVELENGTH
 from xpkern.observe.source_position import BITS_BELOW_PIXEL, PIXEL_LEVEL
 from xpkern.shards.collect import IDENTIFIER, CollectSummary, Shards, stored
-from xpkern.shards.manifest import ColumnStatistics, write_manifest
 from xpkern.shards.settings import RunSettings
-from xpkern.version import __version__
-
-if TYPE_CHECKING:
-    pass
 
 #: Rows of a partition at most.
 PARTITION_ROWS = 1_000_000
 
-#: Order of the index of each row, and the highest order of a partition.
-_INDEX_ORDER, _HIGHEST_ORDER = 29, 10
-
-#: Files that say what it is, by the present name and the former one.
-_PROPERTIES = ("hats.properties", "properties")
-
-#: The index, as HATS names it.
-_INDEX = Column(
-    "_healpix_29", "int64", "", "pos.healpix", "HEALPix pixel, nested, of order 29", itemgetter("_healpix_29")
-)
-
-
-@dataclass(frozen=True)
-class Partition:
-    """A pixel, and how many rows lie in it."""
-
-    order: int
-    pixel: int
-    rows: int
-
-    def file(self, folder: Path) -> Path:
-        """Its file."""
-        directory = self.pixel // 10_000 * 10_000
-        return folder / "dataset" / f"Norder={self.order}" / f"Dir={directory}" / f"Npix={self.pixel}.parquet"
+#: The highest order of a partition.
+_HIGHEST_ORDER = 10
 
 
 def collect_hats(
@@ -74,7 +49,7 @@ def collect_hats(
     overwrite: bool = False,
     on_rows: Callable[[int], object] | None = None,
 ) -> CollectSummary:
-    """Write the shards as one catalogue in the HATS layout.
+    """Write the shards as one catalogue in the HATS layout, with the diagnostics companion in the same folder.
 
     Parameters
     ----------
@@ -98,40 +73,43 @@ def collect_hats(
         If there is no shard, some are of other settings or damaged, the folder exists, or cdshealpix is not installed.
     """
     folder = Path(output)
-    replaces = folder.exists()
-    if replaces and not overwrite:
-        raise InputError("exists; --overwrite (overwrite=True) replaces it", file=str(folder))
-    if replaces and not (folder / _PROPERTIES[0]).is_file():
-        raise InputError("exists, and is no catalogue in the HATS layout: it is not replaced", file=str(folder))
-    if not folder.absolute().parent.is_dir():
-        raise InputError("its folder does not exist", file=str(folder))
-    shards = Shards.of(settings)
-    shards.verify(shards.catalogs)
+    refuse_taken_hats(folder, overwrite=overwrite)
+    shards = Shards.of(settings, verify=True)
     columns = columns_of(settings.layout)
     identifier = IDENTIFIER[settings.layout]
     position = [identifier, "ra", "dec"]
     counts = np.zeros(12 << 2 * _HIGHEST_ORDER, np.int64)
     for rows in shards.in_order(shards.catalogs, position):
-        pixels = healpix_index(rows["ra"], rows["dec"], rows[identifier]) >> 2 * (_INDEX_ORDER - _HIGHEST_ORDER)
+        pixels = healpix_index(rows["ra"], rows["dec"], rows[identifier]) >> 2 * (INDEX_ORDER - _HIGHEST_ORDER)
         counts += np.bincount(pixels, minlength=len(counts))
     partitions = list(_divided(counts, partition_rows))
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    partial = partial_name(folder)
+    tables: dict[str, tuple[Sequence[Column], Mapping[str, object]]] = {
+        "catalog": ([INDEX, *columns], shards.attributes),
+        "diagnostics": (DIAGNOSTICS, {**shards.attributes, "wavelength": WAVELENGTH}),
+    }
     summary = CollectSummary(shards=len(shards.catalogs), missing=shards.missing, duplicates=shards.duplicates())
     statistics = ColumnStatistics()
     try:
-        (partial / "dataset").mkdir(parents=True)
-        with _Files(partial, partitions, columns, shards.attributes) as files:
-            for rows in shards.in_order(shards.catalogs, [column.name for column in columns]):
-                rows[_INDEX.name] = healpix_index(rows["ra"], rows["dec"], rows[identifier])
-                files.append(rows)
-                statistics.add(rows)
-                summary.rows += len(rows)
-                if on_rows is not None:
-                    on_rows(len(rows))
-        _describe(partial, folder.name, partitions, columns, shards.attributes, partition_rows)
-        complete = sorted(path for path in partial.rglob("*") if path.is_file())
-        write_manifest(partial / "manifest.json", complete, statistics, summary.rows)
-        take_name(partial, folder)
+        for subfolder in SUBFOLDERS.values():
+            (partial / subfolder).mkdir(parents=True)
+        files = {table: _Files(partial, partitions, table, *about) for table, about in tables.items()}
+        both = zip(
+            shards.in_order(shards.catalogs, [column.name for column in columns]),
+            shards.in_order(shards.diagnostics, [column.name for column in DIAGNOSTICS]),
+            strict=True,
+        )
+        for rows, beside in both:
+            rows[INDEX.name] = beside[INDEX.name] = healpix_index(rows["ra"], rows["dec"], rows[identifier])
+            files["catalog"].append(rows)
+            files["diagnostics"].append(beside)
+            statistics.add(rows)
+            summary.rows += len(rows)
+            if on_rows is not None:
+                on_rows(len(rows))
+        describe(partial, folder.name, partitions, partition_rows)
+        write_manifest_of_folder(partial, statistics, summary.rows)
+        commit_folder(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     summary.files = [folder]
@@ -153,11 +131,11 @@ def healpix_index(ra: NDArray[Any], dec: NDArray[Any], source_id: NDArray[Any]) 
         from cdshealpix.nested import lonlat_to_healpix
     except ImportError as error:
         raise InputError(f"{error.name} is not installed: pip install 'xpkern[survey]'") from None
-    index = np.asarray(source_id, np.int64) >> BITS_BELOW_PIXEL << 2 * (_INDEX_ORDER - PIXEL_LEVEL)
+    index = np.asarray(source_id, np.int64) >> BITS_BELOW_PIXEL << 2 * (INDEX_ORDER - PIXEL_LEVEL)
     known = np.isfinite(ra) & np.isfinite(dec)
     if known.any():
         longitude, latitude = Longitude(ra[known] * units.deg), Latitude(dec[known] * units.deg)
-        index[known] = lonlat_to_healpix(longitude, latitude, _INDEX_ORDER).astype(np.int64)
+        index[known] = lonlat_to_healpix(longitude, latitude, INDEX_ORDER).astype(np.int64)
     return index
 
 
@@ -176,31 +154,31 @@ def _divided(counts: NDArray[np.int64], most: int) -> Iterator[Partition]:
 
 
 class _Files:
-    """The files of partitions while rows come by source_id: a partition's rows lie near each other.
+    """The files of partitions of one table while rows come by source_id: a partition's rows lie near each other.
 
     Rows wait until their partition has all of them; as an order of source_id is nearly one of pixels, few wait.
     """
 
     def __init__(
-        self, folder: Path, partitions: Sequence[Partition], columns: Sequence[Column], attributes: dict[str, object]
+        self,
+        folder: Path,
+        partitions: Sequence[Partition],
+        table: str,
+        columns: Sequence[Column],
+        attributes: Mapping[str, object],
     ) -> None:
-        self._folder = folder
-        self._columns = stored([_INDEX, *columns])
+        self._folder, self._table = folder, table
+        self._columns = stored(columns)
         self._attributes = attributes
-        by_start = sorted(partitions, key=lambda each: each.pixel << 2 * (_INDEX_ORDER - each.order))
+        by_start = sorted(partitions, key=lambda each: each.pixel << 2 * (INDEX_ORDER - each.order))
         self._partitions = by_start
-        self._starts = np.array([each.pixel << 2 * (_INDEX_ORDER - each.order) for each in by_start], np.int64)
+        self._starts = np.array([each.pixel << 2 * (INDEX_ORDER - each.order) for each in by_start], np.int64)
         self._waiting: dict[int, list[StoredRows]] = {}
         self._counts = np.zeros(len(by_start), np.int64)
 
-    def __enter__(self) -> _Files:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._waiting.clear()
-
     def append(self, rows: StoredRows) -> None:
-        partition = np.searchsorted(self._starts, rows[_INDEX.name], side="right") - 1
+        """Add rows, each with its index; write the partitions that have all of theirs."""
+        partition = np.searchsorted(self._starts, rows[INDEX.name], side="right") - 1
         for number in np.unique(partition):
             chosen = partition == number
             part = StoredRows({name: values[chosen] for name, values in rows.items()})
@@ -211,59 +189,16 @@ class _Files:
 
     def _write(self, number: int) -> None:
         parts = self._waiting.pop(number)
-        order = np.argsort(np.concatenate([part[_INDEX.name] for part in parts]), kind="stable")
-        rows = StoredRows({name: np.concatenate([part[name] for part in parts])[order] for name in parts[0]})
-        path = self._partitions[number].file(self._folder)
+        # a column of all parts at a time, and then some rows: a partition is in memory once, not several times
+        whole = {name: np.concatenate([part.pop(name) for part in parts]) for name in list(parts[0])}
+        order = np.argsort(whole[INDEX.name], kind="stable")
+        path = self._partitions[number].file(self._folder, self._table)
         path.parent.mkdir(parents=True, exist_ok=True)
         writer = ParquetWriter(path, self._columns, self._attributes)
         try:
-            writer.append(rows)
+            for first in range(0, len(order), writer.group_rows):
+                some = order[first : first + writer.group_rows]
+                writer.append(StoredRows({name: values[some] for name, values in whole.items()}))
             writer.close()
         finally:
             writer.abandon()
-
-
-def _describe(
-    folder: Path,
-    name: str,
-    partitions: Sequence[Partition],
-    columns: Sequence[Column],
-    attributes: dict[str, object],
-    most: int,
-) -> None:
-    """Write what LSDB reads first."""
-    from pyarrow import parquet
-
-    dataset = folder / "dataset"
-    collected = []
-    schema = None
-    for partition in sorted(partitions, key=lambda each: (each.order, each.pixel)):
-        path = partition.file(folder)
-        metadata = parquet.read_metadata(path)
-        metadata.set_file_path(str(path.relative_to(dataset)))
-        collected.append(metadata)
-        schema = metadata.schema.to_arrow_schema() if schema is None else schema
-    if schema is None:
-        raise InputError("there are no rows to write", file=str(folder))
-    parquet.write_metadata(schema, dataset / "_common_metadata")
-    parquet.write_metadata(schema, dataset / "_metadata", metadata_collector=collected)
-    lines = ["Norder,Npix", *(f"{each.order},{each.pixel}" for each in partitions)]
-    (folder / "partition_info.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    properties = {
-        "obs_collection": name,
-        "dataproduct_type": "object",
-        "hats_nrows": sum(each.rows for each in partitions),
-        "hats_col_ra": "ra",
-        "hats_col_dec": "dec",
-        "hats_col_healpix": _INDEX.name,
-        "hats_col_healpix_order": _INDEX_ORDER,
-        "hats_max_rows": most,
-        "hats_order": max(each.order for each in partitions),
-        "hats_npix_suffix": ".parquet",
-        "moc_sky_fraction": f"{sum(4.0**-each.order for each in partitions) / 12:.5f}",
-        "hats_builder": f"xpkern v{__version__}",
-        "hats_version": "v1.0",
-    }
-    text = "".join(f"{key}={value}\n" for key, value in properties.items())
-    for file in _PROPERTIES:
-        (folder / file).write_text(text, encoding="utf-8")

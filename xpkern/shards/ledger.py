@@ -76,16 +76,17 @@ class Ledger:
 
     def total(self, name: str) -> int:
         """Sum of a number over the markers of shards that are done."""
-        return sum(record[name] for record in self._done() if record is not None)
+        return sum(record[name] for record in self.done() if record is not None)
 
     def totals(self, name: str) -> Counter[str]:
         """Sums of a table of numbers over the markers of shards that are done."""
         sums: Counter[str] = Counter()
-        for record in self._done():
+        for record in self.done():
             sums.update(record[name])
         return sums
 
-    def _done(self) -> Sequence[dict[str, Any]]:
+    def done(self) -> Sequence[dict[str, Any]]:
+        """Markers of the shards that are done, in the order of their units."""
         pairs = zip(self.states, self.records, strict=True)
         return [record for state, record in pairs if state is State.DONE and record is not None]
 

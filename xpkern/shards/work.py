@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from xpkern.catalog import make_catalog
+from xpkern.catalog.manifest import checksum
 from xpkern.catalog.output import file_names
 from xpkern.catalog.pending import PendingFile
 from xpkern.errors import InputError
 from xpkern.model import FluxModel, TypePrior, load_model
 from xpkern.observe.calibration import Calibration
 from xpkern.observe.photometry import PhotometryCuts
-from xpkern.shards.manifest import checksum
 from xpkern.shards.settings import RunSettings, shard_name
 from xpkern.version import __version__
 

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 #: Laws of the package dust_extinction that have R(V) as their parameter.
 LAWS = ("CCM89", "F99", "F19", "G23")
 
+#: The first of the laws is shown over this range of R(V), too, as in Fig. 15.
+RV_RANGE = (2.6, 3.6)
+
 #: Samples that XP spectra and 2MASS have: the published laws are compared there.
 COMPARED = N_XP + BANDS.index("Ks") + 1
 
@@ -90,8 +93,12 @@ def draw_curves(figure: Figure, ext_curve: Float64) -> None:
     for (name, curve), colour in zip(published_curves().items(), (ORANGE, GREEN, RED, PURPLE), strict=True):
         shape = curve_shape(curve)
         whole.plot(wavelength, shape, color=colour, lw=1.0, label=name)
-        differences.plot(wavelength, shape - learned, color=colour, lw=1.2, label=name)
+        differences.plot(wavelength, shape - learned, color=colour, lw=1.2)
+    low, high = (curve_shape(published_curves(rv)[LAWS[0]]) - learned for rv in RV_RANGE)
+    label = f"{LAWS[0]}, R(V) = {RV_RANGE[0]:g} to {RV_RANGE[1]:g}"
+    differences.fill_between(wavelength, low, high, color=ORANGE, alpha=0.18, lw=0, label=label)
     differences.axhline(0.0, color=BLUE, lw=1.2)
+    differences.legend(loc="upper right")
     whole.set(ylabel=r"$E(\lambda-K_s)\,/\,E(552\,\mathrm{nm}-K_s)$", title=f"Published laws at R(V) = {STANDARD_RV}")
     differences.set(ylabel="law − learned", xlabel="wavelength  [nm]", xscale="log")
     differences.set_xticks([400, 500, 600, 800, 1000, 1500, 2000], [400, 500, 600, 800, 1000, 1500, 2000])

@@ -43,6 +43,7 @@ _DRAWS, _MOST_LABELS = 1 << 18, 1 << 17
 #: Of every figure.
 STYLE: Any = {
     "text.usetex": False,  # GaiaXPy, once imported, asks for LaTeX in every figure
+    "font.family": "DejaVu Sans",  # which comes with matplotlib: a machine need not have any font
     "font.size": 9.5,
     "axes.titlesize": 10.5,
     "axes.titlelocation": "left",

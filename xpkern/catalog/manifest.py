@@ -63,6 +63,17 @@ def _where(known: NDArray[np.bool_], values: NDArray[Any]) -> Any:
     return [value if there else None for value, there in zip(values.tolist(), known.tolist(), strict=True)]
 
 
+def manifest_beside(catalog: Path) -> Path:
+    """Name of the manifest of a catalogue that is a file."""
+    return catalog.with_name(f"{catalog.name}.manifest.json")
+
+
+def write_manifest_of_folder(folder: Path, statistics: ColumnStatistics, rows: int) -> None:
+    """Write the manifest of a catalogue that is a folder, ``manifest.json``, of all other files in it."""
+    complete = sorted(path for path in folder.rglob("*") if path.is_file())
+    write_manifest(folder / "manifest.json", complete, statistics, rows)
+
+
 def write_manifest(path: Path, files: Sequence[Path], statistics: ColumnStatistics, rows: int) -> None:
     """Write the manifest, a JSON file, of files in its folder or beneath."""
     sums = {str(file.relative_to(path.parent)): checksum(file) for file in files}
