@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -92,21 +91,6 @@ def commit_together(files: Sequence[tuple[PendingFile, Path]]) -> None:
         raise
     for aside in before.values():
         aside.unlink(missing_ok=True)
-
-
-def take_name(partial: Path, folder: Path) -> None:
-    """Give a complete folder its name; what stood there is gone only then."""
-    if not folder.exists():
-        os.replace(partial, folder)
-        return
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}.replaced")
-    os.replace(folder, aside)
-    try:
-        os.replace(partial, folder)
-    except BaseException:
-        os.replace(aside, folder)
-        raise
-    shutil.rmtree(aside)
 
 
 def refuse_taken(name: Path, inputs: Iterable[str | os.PathLike[str]] = (), *, overwrite: bool) -> None:

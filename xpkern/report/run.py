@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xpkern.catalog.flags import BASIC_CUT
-from xpkern.catalog.pending import take_name
 from xpkern.catalog.stream import CatalogReader
 from xpkern.errors import InputError
 from xpkern.model import load_model
@@ -136,7 +135,7 @@ def write_report(
         (partial / "index.html").write_text(text, encoding="utf-8")
         mark = {"xpkern_version": __version__, "stars": len(reader), "parts": [part.name for part in parts]}
         (partial / _MARK).write_text(json.dumps(mark, indent=1) + "\n", encoding="utf-8")
-        take_name(partial, folder)
+        _take_name(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder / "index.html"
@@ -321,3 +320,18 @@ def _refuse_taken(folder: Path, overwrite: bool) -> None:
         raise InputError("exists and is no report: choose another name", file=str(folder))
     if not overwrite:
         raise InputError("exists; --overwrite (overwrite=True) replaces it", file=str(folder))
+
+
+def _take_name(partial: Path, folder: Path) -> None:
+    """Give a complete folder its name; what stood there is gone only then."""
+    if not folder.exists():
+        os.replace(partial, folder)
+        return
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}.replaced")
+    os.replace(folder, aside)
+    try:
+        os.replace(partial, folder)
+    except BaseException:
+        os.replace(aside, folder)
+        raise
+    shutil.rmtree(aside)

@@ -24,7 +24,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xpkern.catalog.parquet_writer import ParquetWriter
-from xpkern.catalog.pending import take_name
 from xpkern.catalog.schema import Column, columns_of
 from xpkern.catalog.stream import StoredRows
 from xpkern.errors import InputError
@@ -131,7 +130,9 @@ def collect_hats(
         _describe(partial, folder.name, partitions, columns, shards.attributes, partition_rows)
         complete = sorted(path for path in partial.rglob("*") if path.is_file())
         write_manifest(partial / "manifest.json", complete, statistics, summary.rows)
-        take_name(partial, folder)
+        if replaces:
+            shutil.rmtree(folder)
+        os.replace(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     summary.files = [folder]
