@@ -255,8 +255,11 @@ class MeanResiduals(Drawing):
             panel.set(ylabel=axis.label, ylim=axis.limits, xlim=(380.0, place[-1] + 25.0))
             panel.grid(False)
         for panel in axes[1]:
-            shown = [k for k, name in enumerate(names) if name in BANDS or k % 2 == 0]  # there is room for no more
-            panel.set_xticks([ticks[k] for k in shown], [names[k] for k in shown], fontsize=7.5)
+            # there is room for no more
+            shown = [k for k, name in enumerate(names) if name in BANDS or (k % 2 == 0 and ticks[k] < 1000.0)]
+            panel.set_xticks([ticks[k] for k in shown], [names[k] for k in shown], fontsize=8)
+            for label in panel.get_xticklabels():
+                label.set_rotation(90.0 if label.get_text() in BANDS else 0.0)
             panel.set_xlabel("wavelength  [nm]")
         bar = figure.colorbar(
             drawn, ax=axes, label="mean of (model − observed) / error", aspect=40, pad=0.01, extend="both"

@@ -317,7 +317,8 @@ class SelfCleaning(Drawing):
             right.set_axis_off()
             return
         low, high = np.quantile(magnitude[known], (0.002, 0.998))
-        edges = np.linspace(low, high, 61)
+        apart = 0.02 * (high - low) + 0.02  # few stars have none between these quantiles
+        edges = np.linspace(low - apart, high + apart, 61)
         right.hist(magnitude[known], edges, color=BLUE, alpha=0.65, label="all")
         right.hist(magnitude[known & ~clean], edges, histtype="step", lw=1.8, color=RED, label="taken out")
         right.set(xlabel=r"$M_G$  [mag]", ylabel="stars")
