@@ -52,7 +52,7 @@ if "cpu" in ENGINES:  # once for every instruction set of this machine
 
 
 #: Files that take long for the number of tests in them.
-LONG_FILES = ("test_shards_slurm.py", "test_demo.py", "test_cuda_kernels.py", "test_engine_cuda.py")
+LONG_FILES = ("test_shards_slurm.py", "test_demo.py")
 
 
 def pytest_configure(config: pytest.Config) -> None:
