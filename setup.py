@@ -23,40 +23,9 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError, PlatformError
 
-#: Flags of every translation unit. ``-ffp-contract=off``: a product and a sum are fused only where the source says
-#: ``fma``, otherwise results would change with the compiler. No ``-ffast-math`` (NaN tests and the rounding step of
-#: exp need IEEE rules), never ``-march=native`` (a wheel must run on other machines). GCC 12 sees uninitialised
-#: elements in arrays that are filled up to a size it does not know, and in its own AVX-512 header (GCC bug 105593).
-COMMON_FLAGS = [
-    "-std=c++17",
-    "-O3",
-    "-g0",
-    "-ffp-contract=off",
-    "-fno-math-errno",
-    "-fvisibility=hidden",
-    "-pthread",
-    "-Wall",
-    "-Wextra",
-    "-Wno-psabi",
-    "-Wno-maybe-uninitialized",
-    "-Icsrc",
-]
-
-#: Flags of ``csrc/cpu/isa_<name>.cpp``: the only files compiled for more than the machine's baseline.
-ISA_FLAGS = {
-    "scalar": [],
-    "avx2": ["-mavx2", "-mfma"],
-    "avx512": ["-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mfma"],
-    "neon": [],
-}
-
-#: Instruction sets built for each machine, by ``platform.machine()``; any other machine gets the scalar one.
-ISAS = {
-    "x86_64": ["scalar", "avx2", "avx512"],
-    "amd64": ["scalar", "avx2", "avx512"],
-    "aarch64": ["scalar", "neon"],
-    "arm64": ["scalar", "neon"],
-}
+#: How every translation unit is compiled; stated where the C++ tests find it, too.
+_CPU = runpy.run_path("csrc/compiler_flags.py")
+COMMON_FLAGS, ISA_FLAGS, ISAS = _CPU["COMMON_FLAGS"], _CPU["ISA_FLAGS"], _CPU["ISAS"]
 
 CPU_MODULE_SOURCES = ["csrc/cpu/module.cpp", "csrc/cpu/training_module.cpp"]
 CSV_SOURCES = ["csrc/cpu/csv_module.cpp"]
@@ -77,9 +46,9 @@ NVCC_MODULE_FLAGS = [
 
 
 def sources_of_cpu_engine(machine: str) -> list[str]:
-    """Return the sources of ``xpkern.engine._cpu`` for a machine."""
+    """Return the sources of ``xpkern.engine._cpu`` for a machine, what takes longest first."""
     isas = ISAS.get(machine.lower(), ["scalar"])
-    return [*CPU_MODULE_SOURCES, *(f"csrc/cpu/isa_{isa}.cpp" for isa in isas)]
+    return [*(f"csrc/cpu/isa_{isa}.cpp" for isa in reversed(isas)), *CPU_MODULE_SOURCES]
 
 
 def flags_of_source(source: str) -> list[str]:
@@ -119,31 +88,38 @@ class BuildExtensions(build_ext):
         if os.environ.get("XPKERN_CUDA", "0") not in ("", "0"):
             self.build_cuda()
 
-    def build_extension(self, ext: Extension) -> None:
-        """Compile the sources of one module and link them."""
+    def build_extensions(self) -> None:
+        """Compile the sources of all modules side by side, then link each module."""
+        sources = [source for ext in self.extensions for source in ext.sources]
+        with ThreadPoolExecutor(self.parallel or os.cpu_count()) as pool:
+            objects = dict(zip(sources, pool.map(self.compile_one, sources), strict=True))
+        for ext in self.extensions:
+            self.compiler.link_shared_object(
+                [objects[source] for source in ext.sources],
+                self.get_ext_fullpath(ext.name),
+                extra_postargs=["-pthread"],
+                target_lang="c++",
+            )
+
+    def compile_one(self, source: str) -> str:
+        """Compile a source unless that has been done; return the object's path."""
         import pybind11
 
         folder = Path(self.build_temp)
-        include_dirs = [pybind11.get_include(), *ext.include_dirs]
-
-        def compile_one(source: str) -> str:
-            target = folder / Path(source).with_suffix(".o")
-            made_from = target.with_suffix(".sha256")
-            digest = digest_of_source(source)
-            if not (target.exists() and made_from.exists() and made_from.read_text() == digest):
-                target.parent.mkdir(parents=True, exist_ok=True)
-                made_from.unlink(missing_ok=True)
-                self.compiler.compile(
-                    [source], output_dir=str(folder), include_dirs=include_dirs, extra_postargs=flags_of_source(source)
-                )
-                made_from.write_text(digest)
-            return str(target)
-
-        with ThreadPoolExecutor(self.parallel or os.cpu_count()) as pool:
-            objects = list(pool.map(compile_one, ext.sources))
-        self.compiler.link_shared_object(
-            objects, self.get_ext_fullpath(ext.name), extra_postargs=["-pthread"], target_lang="c++"
-        )
+        target = folder / Path(source).with_suffix(".o")
+        made_from = target.with_suffix(".sha256")
+        digest = digest_of_source(source)
+        if not (target.exists() and made_from.exists() and made_from.read_text() == digest):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            made_from.unlink(missing_ok=True)
+            self.compiler.compile(
+                [source],
+                output_dir=str(folder),
+                include_dirs=[pybind11.get_include()],
+                extra_postargs=flags_of_source(source),
+            )
+            made_from.write_text(digest)
+        return str(target)
 
     def build_cuda(self) -> None:
         """Compile the CUDA kernels to a fat binary, and the module that launches them."""

@@ -110,6 +110,7 @@ class Sky:
 class _Handler(BaseHTTPRequestHandler):
     sky: Sky
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # head and body of an answer are two packets: the second would wait for 40 ms
 
     def log_message(self, *arguments: object) -> None:
         pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import h5py
@@ -18,6 +19,14 @@ SUN = ["--teff", "5.77", "--feh", "0", "--logg", "4.44", "--ext", "0.1", "--plx"
 
 def catalog_arguments(spectra: Path, survey: SurveyFiles) -> list[str]:
     return ["catalog", str(spectra), "--source", str(survey.gaia_source), "--engine", ENGINE]
+
+
+def write_settings(folder: Path, **changes: object) -> Path:
+    """Settings of a survey run: of the files in ``sim``, with these changes."""
+    values = {"spectra": "sim/Xp*.csv.gz", "gaia_source": "sim/gaia_source.fits", "output": "shards", "engine": ENGINE}
+    path = folder / "survey.toml"
+    path.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in (values | changes).items()))
+    return path
 
 
 def read(path: Path) -> dict[str, np.ndarray]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import os
 import secrets
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,6 +49,21 @@ if "cpu" in ENGINES:  # once for every instruction set of this machine
     from xpkern.engine.cpu import CpuEngine, instruction_sets
 
     ENGINES = [name for name in ENGINES if name != "cpu"] + [f"cpu-{isa}" for isa in instruction_sets()]
+
+
+#: Files that take long for the number of tests in them.
+LONG_FILES = ("test_shards_slurm.py", "test_demo.py")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.option.loadscopereorder = False  # pytest-xdist: files are dealt out in the order below
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where several processes run the tests, what takes longest comes first: none is busy alone for long at the end."""
+    if hasattr(config, "workerinput"):
+        tests = Counter(item.path.name for item in items)
+        items.sort(key=lambda item: (item.path.name not in LONG_FILES, -tests[item.path.name]))
 
 
 def pytest_report_header() -> str:

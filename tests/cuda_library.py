@@ -6,6 +6,7 @@ Built once for each version of the text, below ``build/``. See ``tests/cuda_shim
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import hashlib
 import os
 import platform
@@ -45,18 +46,25 @@ def kernel_library(*, general: bool = False) -> ctypes.CDLL:
     digest = hashlib.sha256(repr((texts, flags)).encode()).hexdigest()[:16]
     folder = ROOT / "build" / "cuda_shim" / digest
     library = folder / "kernels.so"
-    if not library.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        names = "".join(f"XPKERN_NAME({name})\n" for name in kernel_names(general=general))
-        (folder / "kernel_names.inc").write_text(names)
-        unfinished = folder / f"kernels.{os.getpid()}.so"
-        includes = [f"-I{ROOT / 'csrc'}", f"-I{folder}"]
-        command = [os.environ.get("CXX", "g++"), *flags, *includes, "-shared", "-fPIC", str(SHIM / "library.cpp")]
-        subprocess.run([*command, "-o", str(unfinished)], check=True)
-        unfinished.replace(library)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # a minute's work: not by two processes at once
+        if not library.exists():
+            _build(library, flags, general)
     loaded = ctypes.CDLL(str(library))
     loaded.launch.argtypes = [ctypes.c_char_p, *[ctypes.c_int64] * 3, ctypes.POINTER(ctypes.c_void_p)]
     return loaded
+
+
+def _build(library: Path, flags: list[str], general: bool) -> None:
+    folder = library.parent
+    names = "".join(f"XPKERN_NAME({name})\n" for name in kernel_names(general=general))
+    (folder / "kernel_names.inc").write_text(names)
+    unfinished = folder / f"kernels.{os.getpid()}.so"
+    includes = [f"-I{ROOT / 'csrc'}", f"-I{folder}"]
+    command = [os.environ.get("CXX", "g++"), *flags, *includes, "-shared", "-fPIC", str(SHIM / "library.cpp")]
+    subprocess.run([*command, "-o", str(unfinished)], check=True)
+    unfinished.replace(library)
 
 
 def _fused() -> list[str]:

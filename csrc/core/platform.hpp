@@ -19,12 +19,17 @@
 
 // Lanes live in registers only where everything small is inlined; a whole evaluation is called, not copied. What goes
 // on between evaluations is called on a CPU and copied on a GPU, where the arrays of what calls it would be memory.
+// Tests, which are not optimised, call everything (XPKERN_CALLS): that is a fraction of the code to be compiled.
 #if defined(__CUDACC__)
 #define XPKERN_INLINE __host__ __device__ __forceinline__
 #define XPKERN_KERNEL __host__ __device__ __noinline__
 #define XPKERN_STEP XPKERN_INLINE
 #else
+#if defined(XPKERN_CALLS)
+#define XPKERN_INLINE inline
+#else
 #define XPKERN_INLINE inline __attribute__((always_inline))
+#endif
 #define XPKERN_KERNEL inline __attribute__((noinline))
 #define XPKERN_STEP XPKERN_KERNEL
 #endif
