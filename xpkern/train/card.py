@@ -14,12 +14,14 @@ from xpkern.model.type_prior import TypePrior
 from xpkern.train.apogee_library import (
     BLEND_LIMIT,
     EXT_ERROR,
+    EXT_OF_AK,
     MAGNITUDE_ERROR,
     N_OBSERVED,
     POLAR_EXT,
     POLAR_EXT_ERROR,
     POLAR_LATITUDE,
 )
+from xpkern.train.colour_offset import COLOUR_LATITUDE, LOGG_KNOTS, MAP_LATITUDE, TEFF_KNOTS, ColourOffset
 from xpkern.train.extinction_comparison import COMPARED, curve_shape, published_curves
 from xpkern.train.extinction_law import LAW, PIVOT, STANDARD_RV
 from xpkern.train.flux_scale import SCALE_SIGMA, THEORETICAL_ERROR
@@ -36,6 +38,9 @@ _TABLE_UNITS = np.array([1000.0, 1.0, 1.0])
 
 #: A pull beyond this [standard errors] is an outlier.
 _OUTLIER = 3.0
+
+#: Stars of either kind that a knot of the colours' offset must have to be shown.
+_LEAST_OF_KNOT = 3.0
 
 #: Draws that tell how much of the prior's mass is giants.
 _PRIOR_DRAWS = 1 << 16
@@ -61,7 +66,9 @@ class Report:
     kept : str
         Which of the run's models this is.
     ext_per_ak : float
-        By what factor APOGEE's A_K became ext.
+        By what factor APOGEE's A_K, what colours have too much taken from it, became ext.
+    colour_offset : ColourOffset
+        That.
     sun_absolute_g : float
         Of the model [mag].
     optical_over_theory : (n,) float64
@@ -82,6 +89,7 @@ class Report:
     validation: tuple[float, float]
     kept: str
     ext_per_ak: float
+    colour_offset: ColourOffset
     sun_absolute_g: float
     optical_over_theory: Float64
     giant_share: float
@@ -100,6 +108,8 @@ def write_card(report: Report, model: FluxModel, prior: TypePrior) -> str:
                 _data(report),
                 "## Training",
                 _training(report),
+                "## Extinctions of the labels",
+                _colour_offset(report.colour_offset),
                 "## Noise",
                 _noise(model),
                 "## Unit of extinction",
@@ -153,6 +163,12 @@ _LIMITS = """\
 - Untested on real stars: a scale calibrated by parallaxes, W1 and W2, stars fainter than G = 15."""
 
 
+_OPENED = """
+They were opened once for this model, for this table, when it was settled. It is the second model shipped whose card
+opened them: every choice of both was made by validation stars.
+"""
+
+
 def _data(report: Report) -> str:
     cuts = "\n".join(f"| {name} | {count:,} |" for name, count in report.cuts.items())
     parts = ", ".join(f"{count:,} {name}" for name, count in report.parts.items())
@@ -180,9 +196,9 @@ def _training(report: Report) -> str:
     return f"""\
 By the recipe `{recipe.name}` (xpkern/train/recipes): the loss is that of Eqs. 12-14 of Zhang, Green & Rix (2023)
 without their Jacobian terms, each star at its own optimum: its type within its label, its parallax free, its E within
-{EXT_ERROR} mag and a tenth of what APOGEE's A_K means by {LAW} (free where A_K is unknown), at galactic latitudes
-beyond {POLAR_LATITUDE:.0f}° within {POLAR_EXT_ERROR} mag of {POLAR_EXT}. Steps of Adam, in coordinates in which that
-loss curves alike.
+{EXT_ERROR} mag and a tenth of what APOGEE's A_K (below) means by {LAW} (free where A_K is unknown), at
+galactic latitudes beyond {POLAR_LATITUDE:.0f}° within {POLAR_EXT_ERROR} mag of {POLAR_EXT}.
+Steps of Adam, in coordinates in which that loss curves alike.
 The stars' noise is the sampled spectra's errors and Eq. 2 at first, and then the learned noise (below).
 Errors of the labels are APOGEE's, with
 {1000 * floors.teff:.0f} K, {floors.feh} and {floors.logg} dex added in quadrature. Self-cleaning left {report.clean:,}
@@ -201,6 +217,22 @@ Then, under the learned noise:
 | phase | |
 |---|---|
 {under_noise}"""
+
+
+def _colour_offset(offset: ColourOffset) -> str:
+    known = (offset.by_colour >= _LEAST_OF_KNOT) & (offset.by_map >= _LEAST_OF_KNOT)
+    shown = np.flatnonzero(known.any(axis=1))
+    cells = np.where(known, np.char.mod("%+.3f", offset.value / EXT_OF_AK), "")
+    rows = "\n".join(f"| {1000.0 * TEFF_KNOTS[row]:.0f} | {' | '.join(cells[row])} |" for row in shown)
+    return f"""\
+A_K is by the star's own H − [4.5] (RJCE) at galactic latitudes up to {COLOUR_LATITUDE:.0f}°, and by a map of the dust
+further away. RJCE takes one intrinsic colour for all stars. What A_K by it is too large by [mag] was found
+from training stars of either kind in a first short training (xpkern/train/colour_offset.py; maps from
+{MAP_LATITUDE:.0f}° on), and taken from it:
+
+| Teff [K] | {" | ".join(f"log g {logg:g}" for logg in LOGG_KNOTS)} |
+|---|{"---:|" * len(LOGG_KNOTS)}
+{rows}"""
 
 
 def _noise(model: FluxModel) -> str:
@@ -304,10 +336,10 @@ def _held_out(report: Report) -> str:
     confused = 100.0 * (np.abs(found.difference[:, 2]) > 1.0).mean()
     columns = [f"{label} bias | scatter | pull | outside" for label in ("Teff [K]", "[Fe/H]", "log g")]
     head = [f"| stars | n | {' | '.join(columns)} |", "|---|" + "---:|" * 13]
-    opened = " They were opened once, for this table." if report.part == "test" else ""
+    opened = _OPENED if report.part == "test" else ""
     return f"""\
 Fits of the {len(found.theta) + found.unfitted:,} {report.part} stars without a parallax ({found.unfitted} could not be
-fitted), with the learned noise, against APOGEE.{opened} Bias is the median of fit − APOGEE, scatter
+fitted), with the learned noise, against APOGEE. {opened}Bias is the median of fit − APOGEE, scatter
 half the range from its 16th to its 84th percentile, pull that of the difference over its error, the fit's and the
 label's in quadrature, outside the share [%] of pulls beyond ±{_OUTLIER:.0f}. Median χ² under the noise of
 Eq. 2 = {np.median(found.chi2):.0f} on {N_OBSERVED} samples; log g is off by more than 1 dex (a giant taken for a dwarf
