@@ -32,8 +32,8 @@ from xpkern.train.apogee_library import (
     read_library,
 )
 from xpkern.train.atmospheres import load_atmospheres, read_g_passband
-from xpkern.train.colour_offset import COLOUR_LATITUDE, MAP_LATITUDE
-from xpkern.train.default_model import train_on_library, with_even_ak
+from xpkern.train.default_model import train_on_library
+from xpkern.train.ext_zero_point import COLOUR_LATITUDE, MAP_LATITUDE
 from xpkern.train.extinction_comparison import curve_shape, published_curves
 from xpkern.train.held_out import GIANT_LOGG, Residuals, residuals, robust_scatter, subsets
 from xpkern.train.packages import APOGEE_LIBRARY, ATMOSPHERES, default_cache
@@ -88,8 +88,7 @@ def bench_real(n_stars: int, _rounds: int, engine_name: str) -> Result:
 
 def bench_curve(_n_stars: int, _rounds: int, engine_name: str) -> Result:
     """E(lambda - Ks) / E(552 nm - Ks) over seeds and starting laws, rms in mag; against published laws."""
-    atmospheres, recipe = load_atmospheres(default_cache()), load_recipe("apogee")
-    library, _ = with_even_ak(real_stars(), atmospheres, recipe, engine=engine_name, log=lambda text: None)
+    library, atmospheres, recipe = real_stars(), load_atmospheres(default_cache()), load_recipe("apogee")
     shapes = []
     for seed, law in _TRAININGS:
         tried = replace(recipe, split=replace(recipe.split, seed=seed), start=replace(recipe.start, ext_curve=law))

@@ -39,8 +39,8 @@ from xpkern.train import (
 )
 from xpkern.train.__main__ import main
 from xpkern.train.apogee_library import LIBRARY_WAVELENGTH, N_OBSERVED, Library, read_library
-from xpkern.train.colour_offset import ColourOffset
-from xpkern.train.default_model import UNDER_NOISE, train_on_library, with_even_ak
+from xpkern.train.default_model import UNDER_NOISE, train_on_library, without_zero_point
+from xpkern.train.ext_zero_point import ExtZeroPoint
 from xpkern.train.noise_tuning import TuningRecipe
 
 BOLTZMANN = 5.670374419e-8
@@ -375,10 +375,6 @@ def test_the_default_model_is_learned_without_the_test_stars(rng, tmp_path):
     assert np.abs(np.median((fitted - ext[observed])[training])) < 0.05
     np.testing.assert_allclose(model.ext_curve[:N_XP], extinction_law.optical_depth(WAVELENGTH)[:N_XP], rtol=0.1)
     no_test_stars = library.select(library.source_id % 5 != 0)
-    offset = with_even_ak(library, grid_of_black_bodies(), recipe, log=said.append)[1]
-    np.testing.assert_array_equal(
-        with_even_ak(no_test_stars, grid_of_black_bodies(), recipe, log=said.append)[1].value, offset.value
-    )
     again = train_on_library(no_test_stars, grid_of_black_bodies(), recipe, log=said.append)[1]
     assert again.model.digest == model.digest
 
@@ -405,6 +401,13 @@ def test_the_noise_is_learned_from_training_stars_and_trained_under(rng, tmp_pat
     assert not np.array_equal(correlation, np.eye(N_OBSERVED))
     assert np.isfinite(run.state.params).all()
     assert without_test_stars.model.digest == outcome.model.digest
+    moved, zero_point = without_zero_point(
+        outcome.model, outcome.prior, library.part((2, 3, 4)), Noise.eq2(), correlation, run.engine
+    )
+    assert np.isfinite(zero_point.of_model).all()
+    assert moved.noise is outcome.model.noise
+    of_layer = moved.weights[-1] - outcome.model.weights[-1]
+    assert np.linalg.matrix_rank(of_layer, 1e-6 * np.abs(of_layer).max()) <= 1
     np.testing.assert_array_equal(same, correlation)
 
 
@@ -425,8 +428,8 @@ def test_the_card_says_what_there_is_to_say(rng, tmp_path):
         validation=(70.0, 60.0),
         kept=outcome.kept,
         ext_per_ak=2.8,
-        colour_offset=ColourOffset(
-            np.full((8, 3), 0.1), 0.8, np.zeros((2, 8, 3)), np.full((8, 3), 9.0), 9.0 * np.eye(8, 3)
+        zero_point=ExtZeroPoint(
+            np.full((2, 8, 3), 0.05), np.full((8, 3), 0.1), 0.8, np.full((8, 3), 9.0), 9.0 * np.eye(8, 3)
         ),
         sun_absolute_g=4.7,
         optical_over_theory=np.ones(len(stars)),
@@ -439,7 +442,7 @@ def test_the_card_says_what_there_is_to_say(rng, tmp_path):
     assert "opened once" not in text
     assert "| all | 60 |" in text
     assert "| G < 12 |" not in text
-    assert "| 3300 | +0.035 |  |  |" in text
+    assert "| 3300 | +0.10 |  |  | +0.05 |  |  |" in text
     assert "| 3900 |" not in text
     assert max(map(len, text.splitlines())) < 400
 

@@ -14,14 +14,13 @@ from xpkern.model.type_prior import TypePrior
 from xpkern.train.apogee_library import (
     BLEND_LIMIT,
     EXT_ERROR,
-    EXT_OF_AK,
     MAGNITUDE_ERROR,
     N_OBSERVED,
     POLAR_EXT,
     POLAR_EXT_ERROR,
     POLAR_LATITUDE,
 )
-from xpkern.train.colour_offset import COLOUR_LATITUDE, LOGG_KNOTS, MAP_LATITUDE, TEFF_KNOTS, ColourOffset
+from xpkern.train.ext_zero_point import COLOUR_LATITUDE, LOGG_KNOTS, MAP_LATITUDE, MIDDLE_FEH, TEFF_KNOTS, ExtZeroPoint
 from xpkern.train.extinction_comparison import COMPARED, curve_shape, published_curves
 from xpkern.train.extinction_law import LAW, PIVOT, STANDARD_RV
 from xpkern.train.flux_scale import SCALE_SIGMA, THEORETICAL_ERROR
@@ -39,7 +38,7 @@ _TABLE_UNITS = np.array([1000.0, 1.0, 1.0])
 #: A pull beyond this [standard errors] is an outlier.
 _OUTLIER = 3.0
 
-#: Stars of either kind that a knot of the colours' offset must have to be shown.
+#: Stars of either kind that a knot of the zero point must have to be shown.
 _LEAST_OF_KNOT = 3.0
 
 #: Draws that tell how much of the prior's mass is giants.
@@ -66,9 +65,9 @@ class Report:
     kept : str
         Which of the run's models this is.
     ext_per_ak : float
-        By what factor APOGEE's A_K, what colours have too much taken from it, became ext.
-    colour_offset : ColourOffset
-        That.
+        By what factor APOGEE's A_K became ext.
+    zero_point : ExtZeroPoint
+        What was taken out of the model.
     sun_absolute_g : float
         Of the model [mag].
     optical_over_theory : (n,) float64
@@ -89,7 +88,7 @@ class Report:
     validation: tuple[float, float]
     kept: str
     ext_per_ak: float
-    colour_offset: ColourOffset
+    zero_point: ExtZeroPoint
     sun_absolute_g: float
     optical_over_theory: Float64
     giant_share: float
@@ -108,12 +107,12 @@ def write_card(report: Report, model: FluxModel, prior: TypePrior) -> str:
                 _data(report),
                 "## Training",
                 _training(report),
-                "## Extinctions of the labels",
-                _colour_offset(report.colour_offset),
                 "## Noise",
                 _noise(model),
                 "## Unit of extinction",
                 _extinction(report, model),
+                "## Zero point of extinction",
+                _zero_point(report.zero_point),
                 "## Absolute scale, W1 and W2: theory",
                 _scale(report),
                 "## Prior on stellar type",
@@ -219,22 +218,6 @@ Then, under the learned noise:
 {under_noise}"""
 
 
-def _colour_offset(offset: ColourOffset) -> str:
-    known = (offset.by_colour >= _LEAST_OF_KNOT) & (offset.by_map >= _LEAST_OF_KNOT)
-    shown = np.flatnonzero(known.any(axis=1))
-    cells = np.where(known, np.char.mod("%+.3f", offset.value / EXT_OF_AK), "")
-    rows = "\n".join(f"| {1000.0 * TEFF_KNOTS[row]:.0f} | {' | '.join(cells[row])} |" for row in shown)
-    return f"""\
-A_K is by the star's own H − [4.5] (RJCE) at galactic latitudes up to {COLOUR_LATITUDE:.0f}°, and by a map of the dust
-further away. RJCE takes one intrinsic colour for all stars. What A_K by it is too large by [mag] was found
-from training stars of either kind in a first short training (xpkern/train/colour_offset.py; maps from
-{MAP_LATITUDE:.0f}° on), and taken from it:
-
-| Teff [K] | {" | ".join(f"log g {logg:g}" for logg in LOGG_KNOTS)} |
-|---|{"---:|" * len(LOGG_KNOTS)}
-{rows}"""
-
-
 def _noise(model: FluxModel) -> str:
     error = model.noise.model_error
     if error is None:
@@ -290,6 +273,27 @@ cannot be told from distance without parallaxes, is the law's; R of W1 and W2, w
 
 | λ [nm] | learned | {" | ".join(laws)} |
 |---|---|{"---|" * len(laws)}
+{rows}"""
+
+
+def _zero_point(found: ExtZeroPoint) -> str:
+    known = (found.by_colour >= _LEAST_OF_KNOT) & (found.by_map >= _LEAST_OF_KNOT)
+    shown = np.flatnonzero(known.any(axis=1))
+    cells = [np.where(known, np.char.mod("%+.2f", value), "") for value in (found.of_colours, found.of_model[0])]
+    rows = "\n".join(
+        f"| {1000.0 * TEFF_KNOTS[row]:.0f} | {' | '.join(cells[0][row])} | {' | '.join(cells[1][row])} |"
+        for row in shown
+    )
+    heads = [f"{what}, log g {logg:g}" for what in ("colours", "model") for logg in LOGG_KNOTS]
+    return f"""\
+APOGEE's A_K is by the star's own H − [4.5] (RJCE) at galactic latitudes up to {COLOUR_LATITUDE:.0f}°, and by a map of the
+dust further away. RJCE takes one intrinsic colour for all stars; cool ones are redder. By the spectra of training
+stars of either kind (maps from {MAP_LATITUDE:.0f}° on), at their labelled types, E by colours is {found.unit_of_colours:.2f} times E
+and this much [mag] more; and the trained model, which came out between the two kinds, had E too large by what stands
+under "model", at [Fe/H] = {MIDDLE_FEH}. That was taken out of its last layer (xpkern/train/ext_zero_point.py):
+
+| Teff [K] | {" | ".join(heads)} |
+|---|{"---:|" * len(heads)}
 {rows}"""
 
 

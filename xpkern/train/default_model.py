@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xpkern.engine import Engine, get_engine
-from xpkern.engine.contract import Float32, Float64, StarData
+from xpkern.engine.contract import Float32, Float64
 from xpkern.engine.tables import learned_error
 from xpkern.fit.fit import default_terms
 from xpkern.grid import N_FLUX, N_XP, PARAMETERS, WAVELENGTH, XP_WAVELENGTH, in_scale_window
@@ -32,7 +32,7 @@ from xpkern.train.apogee_library import (
 )
 from xpkern.train.atmospheres import Atmospheres, load_atmospheres, read_g_passband
 from xpkern.train.card import Report, write_card
-from xpkern.train.colour_offset import ColourOffset, learn_colour_offset
+from xpkern.train.ext_zero_point import ExtZeroPoint, find_zero_point
 from xpkern.train.extinction_comparison import draw_comparison
 from xpkern.train.flux_scale import ln_flux_at_1kpc
 from xpkern.train.held_out import is_giant, labelled, observations, residuals
@@ -62,7 +62,7 @@ LEARNING = NoiseRecipe(groups=12, most_stars=300, iterations=8, learn_archive_fa
 #: How it is tuned by the labels, before and after the model has been trained under it.
 TUNING, LAST_TUNING = (
     TuningRecipe(rounds=2),
-    TuningRecipe(rounds=8, rate=0.015, prior_stars=30.0, correlation_stars=100.0),
+    TuningRecipe(rounds=6, rate=0.015, prior_stars=30.0, correlation_stars=100.0),
 )
 
 #: The training under it.
@@ -115,12 +115,15 @@ def make_default_model(
     g_passband = read_g_passband(sdist, LIBRARY_WAVELENGTH)
     library, g_zero_point, cuts = read_library(wheel, g_passband)
     atmospheres = load_atmospheres(cache)
-    library, offset = with_even_ak(library, atmospheres, recipe, log=log)
     run, outcome = train_on_library(library, atmospheres, recipe, log=log)
     run, outcome, correlation = train_under_learned_noise(run, outcome, library, log=log)
-    model = replace(outcome.model, provenance=_provenance(outcome.model), licence=LICENCE)
-
     judges, stars = library.part(PARTS[part]), library.part(TRAINING)
+    log("taking out the zero point of extinctions")
+    model, zero_point = without_zero_point(
+        outcome.model, outcome.prior, stars, training_noise(recipe), correlation, run.engine
+    )
+    model = replace(model, provenance=_provenance(model), licence=LICENCE)
+
     log(f"fitting {len(judges)} {part} stars")
     theory = ln_flux_at_1kpc(atmospheres, stars.theta)
     report = Report(
@@ -133,7 +136,7 @@ def make_default_model(
         validation=(outcome.validation_loss, outcome.validation_median),
         kept=outcome.kept,
         ext_per_ak=_ext_per_ak(run, library),
-        colour_offset=offset,
+        zero_point=zero_point,
         sun_absolute_g=_absolute_g(model, SUN, g_passband) + g_zero_point,
         optical_over_theory=_optical_over_theory(model, stars, theory),
         giant_share=float(is_giant(stars.theta).mean()),
@@ -146,24 +149,6 @@ def make_default_model(
     np.save(errors_path(output), correlation)
     draw_comparison(output.with_name(f"{output.stem}_extinction.png"), model.ext_curve)
     log(f"wrote {output}")
-
-
-def with_even_ak(
-    library: Library,
-    atmospheres: Atmospheres,
-    recipe: Recipe,
-    *,
-    engine: str | Engine = "auto",
-    log: Callable[[str], None],
-) -> tuple[Library, ColourOffset]:
-    """The library with A_K that is right for all types, by what a first short training makes of the training stars."""
-    name, phase = next(iter(recipe.phase.items()))
-    run, outcome = train_on_library(library, atmospheres, replace(recipe, phase={name: phase}), engine=engine, log=log)
-    stars = library.part(TRAINING)
-    contained = training_noise(recipe)
-    params = near_labels(outcome.model, outcome.prior, labelled(stars, contained), run.engine, threads=1)
-    offset = learn_colour_offset(stars, params[:, PARAMETERS.index("ext")])
-    return offset.taken_from(library), offset
 
 
 def train_on_library(
@@ -236,10 +221,8 @@ def train_under_learned_noise(
 
     log("learning the noise from residuals")
     stars = labelled(training, contained)
-    model = _without_zero_point(outcome.model, outcome.prior, training, stars, contained, run.engine)
-    run.state = replace(run.state, model=replace(run.state.model, weights=model.weights, biases=model.biases))
-    error = learn_model_error(model, outcome.prior, stars, contained, LEARNING, engine=run.engine, threads=1)
-    model, correlation = tuned(_with_error(model, error), np.eye(N_FLUX), TUNING)
+    error = learn_model_error(outcome.model, outcome.prior, stars, contained, LEARNING, engine=run.engine, threads=1)
+    model, correlation = tuned(_with_error(outcome.model, error), np.eye(N_FLUX), TUNING)
 
     log("training under that noise")
     observed = ~run.set.is_anchor
@@ -250,23 +233,41 @@ def train_under_learned_noise(
     frozen = run.engine.freeze_noise(model, model.noise, of_stars, contained, run.state.params, threads=1)
     run = train_on(run, np.where(np.isfinite(frozen.ln_det)[:, None], frozen.whitener, whitener), UNDER_NOISE)
     outcome = outcome_of(run, unit_of_law=True)
-    model = _with_error(outcome.model, learned_error(model.noise))
-    observed_stars = replace(stars, whitener=whiteners(training, correlation))
-    model = _without_zero_point(model, outcome.prior, training, observed_stars, contained, run.engine)
-    model, correlation = tuned(model, correlation, LAST_TUNING)
+    model, correlation = tuned(_with_error(outcome.model, learned_error(model.noise)), correlation, LAST_TUNING)
     return run, replace(outcome, model=model), correlation[:N_OBSERVED, :N_OBSERVED]
 
 
-def _without_zero_point(
-    model: FluxModel, prior: TypePrior, library: Library, stars: StarData, contained: Noise, engine: Engine
-) -> FluxModel:
-    """The model moved to where E, for the library's stars at their types, has the zero point of the labels."""
-    params = near_labels(model, prior, stars, engine, 1)
-    if model.noise.model_error is not None:
-        frozen = engine.freeze_noise(model, model.noise, stars, contained, params, threads=1)
-        params = near_labels(model, prior, replace(stars, whitener=frozen.whitener), engine, 1)
-    offset = learn_colour_offset(library, params[:, PARAMETERS.index("ext")])
-    return offset.taken_from_model(model, library.theta)
+def without_zero_point(
+    model: FluxModel, prior: TypePrior, stars: Library, contained: Noise, correlation: Float64, engine: Engine
+) -> tuple[FluxModel, ExtZeroPoint]:
+    """The model moved to where E has one zero point for all types.
+
+    Parameters
+    ----------
+    model : FluxModel
+        Its noise is a learned one.
+    prior : TypePrior
+    stars : Library
+        Those it has learned from.
+    contained : Noise
+        The noise of Eq. 2 that their whiteners are to contain.
+    correlation : (64, 64) float64
+        Of the library's errors.
+    engine : Engine
+
+    Returns
+    -------
+    FluxModel
+    ExtZeroPoint
+        What was taken out.
+    """
+    whitener = observations(stars, contained, correlation=correlation).star_data().whitener
+    known = replace(labelled(stars, contained), whitener=whitener)
+    params = near_labels(model, prior, known, engine, 1)
+    frozen = engine.freeze_noise(model, model.noise, known, contained, params, threads=1)
+    params = near_labels(model, prior, replace(known, whitener=frozen.whitener), engine, 1)
+    zero_point = find_zero_point(stars, params[:, PARAMETERS.index("ext")])
+    return zero_point.taken_from(model, stars.theta), zero_point
 
 
 def _with_error(model: FluxModel, error: ModelError) -> FluxModel:

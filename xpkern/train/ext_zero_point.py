@@ -1,4 +1,4 @@
-"""What APOGEE's targeting A_K is too large by where it was made from the star's own colour.
+"""The zero point of E, the same for all stellar types: APOGEE's A_K is not, and a model learned with it is not either.
 
 A_K is of two kinds (Zasowski et al. 2013). Near the Galactic plane it is a colour excess, 0.918 (H - [4.5] - 0.08)
 (RJCE; Majewski et al. 2011), with one intrinsic colour for all types, though cool stars, luminous giants above all, are
@@ -15,11 +15,13 @@ far the model has gone after which of the two. w and o are linear between knots 
 (and a w in the second equation is taken for w: both are small), and found by least squares, in which a label far off (a
 star behind which the map sees more dust, one with dust of its own) counts by its distance, not its square.
 
-w is what a spectrum can hardly tell of: to make a model bluer at some type and all E there larger changes next to no
-residual, and first-order steps never get anywhere in that direction. It is taken out at once: of the last layer's
-weights W, biases c and inputs h
+Right labels would not do: to make a model bluer at some type and all E there larger changes next to no residual, so
+that first-order steps never get anywhere in that direction from where the training has begun. w is taken out at once:
+of the last layer's weights W, biases c and inputs h
 
     h W + c  <-  h (W + v R) + c + u R,    h v + u = -w.
+
+No type that is fitted changes by it, unless E is at its edge, 0.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ TEFF_KNOTS = np.array([3.3, 3.5, 3.7, 3.9, 4.2, 4.6, 5.2, 6.5])
 LOGG_KNOTS = np.array([0.5, 2.5, 4.5])
 
 #: [Fe/H] about which w is linear in it.
-_MIDDLE_FEH = -0.5
+MIDDLE_FEH = -0.5
 
 #: Errors of E by a map and by colours [mag], to which such shares of E are added in quadrature.
 _MAP_ERROR, _COLOUR_ERROR, _MAP_SHARE, _COLOUR_SHARE = 0.03, 0.08, 0.15, 0.1
@@ -53,39 +55,30 @@ _OPINION = 0.1
 
 
 @dataclass(frozen=True)
-class ColourOffset:
-    """What E by colours is too large by, and what a model's zero point of E is.
+class ExtZeroPoint:
+    """What a model's zero point of E is, and what E by colours is too large by.
 
     Attributes
     ----------
-    value : (t, l) float64
-        o at :data:`TEFF_KNOTS` and :data:`LOGG_KNOTS` [mag].
-    unit : float
-        a.
     of_model : (2, t, l) float64
-        w at a middle [Fe/H] [mag], and its slope [mag/dex].
+        w at :data:`TEFF_KNOTS`, :data:`LOGG_KNOTS` and a middle [Fe/H] [mag], and its slope [mag/dex].
+    of_colours : (t, l) float64
+        o at these knots [mag].
+    unit_of_colours : float
+        a.
     by_colour, by_map : (t, l) float64
         How many stars of either kind tell of each knot.
     """
 
-    value: Float64
-    unit: float
     of_model: Float64
+    of_colours: Float64
+    unit_of_colours: float
     by_colour: Float64
     by_map: Float64
 
-    def at(self, theta: Float64) -> Float64:
-        """Offset (n,) [mag] at stellar types (n, 3); beyond the knots it is that of the nearest."""
-        return _hats(theta) @ self.value.ravel()
-
-    def taken_from(self, library: Library) -> Library:
-        """The library with A_K as a map would have it."""
-        of_map = (library.ak - self.at(library.theta) / EXT_OF_AK) / self.unit
-        return replace(library, ak=np.where(_is_by_colour(library), of_map, library.ak))
-
-    def taken_from_model(self, model: FluxModel, theta: Float64) -> FluxModel:
+    def taken_from(self, model: FluxModel, theta: Float64) -> FluxModel:
         """The model without its zero point of E, as well as its last layer can, over stellar types (n, 3)."""
-        hats, metal_rich = _hats(theta), theta[:, 1] - _MIDDLE_FEH
+        hats, metal_rich = _hats(theta), theta[:, 1] - MIDDLE_FEH
         zero_point = hats @ self.of_model[0].ravel() + metal_rich * (hats @ self.of_model[1].ravel())
         inputs = (theta - model.input_zp) / model.input_scale
         for weight, bias in zip(model.weights[:-1], model.biases[:-1], strict=True):
@@ -99,7 +92,7 @@ class ColourOffset:
         )
 
 
-def learn_colour_offset(library: Library, ext: Float64) -> ColourOffset:
+def find_zero_point(library: Library, ext: Float64) -> ExtZeroPoint:
     """Find it from stars of known types.
 
     Parameters
@@ -108,14 +101,14 @@ def learn_colour_offset(library: Library, ext: Float64) -> ColourOffset:
     ext : (n,) float64
         E that some model's fits to the spectra say at APOGEE's types, A_K unseen [mag].
     """
-    by_colour = _is_by_colour(library)
-    by_map = np.abs(galactic_latitude(library.source_id)) >= MAP_LATITUDE
+    latitude = np.abs(galactic_latitude(library.source_id))
+    by_colour, by_map = latitude < COLOUR_LATITUDE, latitude >= MAP_LATITUDE
     rows = np.flatnonzero((by_colour | by_map) & np.isfinite(library.ak) & np.isfinite(ext))
     by_colour, by_map, ext = by_colour[rows], by_map[rows], ext[rows]
     label = library.ak[rows] * EXT_OF_AK
     error = np.where(by_map, np.hypot(_MAP_ERROR, _MAP_SHARE * label), np.hypot(_COLOUR_ERROR, _COLOUR_SHARE * label))
     hats = _hats(library.theta[rows])
-    metal_rich = library.theta[rows, 1:2] - _MIDDLE_FEH
+    metal_rich = library.theta[rows, 1:2] - MIDDLE_FEH
     columns = np.hstack([-hats * by_colour[:, None], hats, hats * metal_rich, (ext * by_colour)[:, None]])
     knots = hats.shape[1]
     design = np.vstack([columns / error[:, None], np.eye(columns.shape[1]) / _OPINION])
@@ -125,17 +118,13 @@ def learn_colour_offset(library: Library, ext: Float64) -> ColourOffset:
             lambda x: design @ x - goal, np.zeros(columns.shape[1]), jac=lambda _: design, loss="soft_l1"
         )
     shape = (len(TEFF_KNOTS), len(LOGG_KNOTS))
-    return ColourOffset(
-        value=found.x[:knots].reshape(shape),
-        unit=1.0 - float(found.x[-1]),
+    return ExtZeroPoint(
         of_model=found.x[knots : 3 * knots].reshape(2, *shape),
+        of_colours=found.x[:knots].reshape(shape),
+        unit_of_colours=1.0 - float(found.x[-1]),
         by_colour=hats[by_colour].sum(axis=0).reshape(shape),
         by_map=hats[by_map].sum(axis=0).reshape(shape),
     )
-
-
-def _is_by_colour(library: Library) -> np.ndarray:
-    return np.abs(galactic_latitude(library.source_id)) < COLOUR_LATITUDE
 
 
 def _hats(theta: Float64) -> Float64:
