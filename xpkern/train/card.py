@@ -159,13 +159,15 @@ _LIMITS = """\
   archive's coefficients, which bring correlations of their own, was not tested against labels.
 - Stars hotter than it knows come out as the hottest that it knows, without extinction. That the first pass, with the
   noise of Eq. 2, wants to leave what is known marks them (status bit 8), and their χ² under that noise is poor.
+- Giants cooler than 3.9 kK are redder than the model atmospheres at APOGEE's Teff: with J, H, Ks alike, their flux at
+  592–782 nm is 0.75 of these at 3.8 kK and half at 3.5 kK. E of theirs then agrees with that of warmer giants beside
+  them on the sky. With the zero point before they were 1.0 and 0.85 of theory.
 - Untested on real stars: a scale calibrated by parallaxes, W1 and W2, stars fainter than G = 15."""
 
 
-_OPENED = """
-They were opened once for this model, for this table, when it was settled. It is the second model shipped whose card
-opened them: every choice of both was made by validation stars.
-"""
+_OPENED = """\
+ They were opened once for this model, for this table, when it was
+settled. It is the second model shipped whose card opened them: every choice of both was made by validation stars."""
 
 
 def _data(report: Report) -> str:
@@ -286,11 +288,12 @@ def _zero_point(found: ExtZeroPoint) -> str:
     )
     heads = [f"{what}, log g {logg:g}" for what in ("colours", "model") for logg in LOGG_KNOTS]
     return f"""\
-APOGEE's A_K is by the star's own H − [4.5] (RJCE) at galactic latitudes up to {COLOUR_LATITUDE:.0f}°, and by a map of the
-dust further away. RJCE takes one intrinsic colour for all stars; cool ones are redder. By the spectra of training
-stars of either kind (maps from {MAP_LATITUDE:.0f}° on), at their labelled types, E by colours is {found.unit_of_colours:.2f} times E
-and this much [mag] more; and the trained model, which came out between the two kinds, had E too large by what stands
-under "model", at [Fe/H] = {MIDDLE_FEH}. That was taken out of its last layer (xpkern/train/ext_zero_point.py):
+APOGEE's A_K is by the star's own H − [4.5] (RJCE) at galactic latitudes up to {COLOUR_LATITUDE:.0f}°, and by a map
+of the dust further away. RJCE takes one intrinsic colour for all stars; cool ones are redder. By the spectra of
+training stars of either kind (maps from {MAP_LATITUDE:.0f}° on), at their labelled types, E by colours is
+{found.unit_of_colours:.2f} times E and this much [mag] more; and the trained model, which came out between the two
+kinds, had E too large by what stands under "model", at [Fe/H] = {MIDDLE_FEH}. That was taken out of its last layer
+(xpkern/train/ext_zero_point.py):
 
 | Teff [K] | {" | ".join(heads)} |
 |---|{"---:|" * len(heads)}
@@ -343,8 +346,8 @@ def _held_out(report: Report) -> str:
     opened = _OPENED if report.part == "test" else ""
     return f"""\
 Fits of the {len(found.theta) + found.unfitted:,} {report.part} stars without a parallax ({found.unfitted} could not be
-fitted), with the learned noise, against APOGEE. {opened}Bias is the median of fit − APOGEE, scatter
-half the range from its 16th to its 84th percentile, pull that of the difference over its error, the fit's and the
+fitted), with the learned noise, against APOGEE.{opened}
+Bias is the median of fit − APOGEE, scatter half the range from its 16th to its 84th percentile, pull that of the difference over its error, the fit's and the
 label's in quadrature, outside the share [%] of pulls beyond ±{_OUTLIER:.0f}. Median χ² under the noise of
 Eq. 2 = {np.median(found.chi2):.0f} on {N_OBSERVED} samples; log g is off by more than 1 dex (a giant taken for a dwarf
 or the reverse) in {confused:.1f} %.

@@ -29,16 +29,20 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.optimize import least_squares
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from xpkern.engine.contract import Float64
 from xpkern.model.flux_model import FluxModel
-from xpkern.observe.source_position import galactic_latitude
+from xpkern.observe.source_position import galactic_latitude, position
 from xpkern.train.apogee_library import EXT_OF_AK, Library
 
 #: Galactic latitude [deg] up to which A_K is by colours, and from which on it is by a map; between, by either.
 COLOUR_LATITUDE, MAP_LATITUDE = 16.0, 24.0
+
+#: Right ascension, declination and radius [deg] of the Magellanic Clouds, whose own dust the map is without.
+_CLOUDS = ((80.9, -69.8, 10.0), (13.2, -72.8, 6.0))
 
 #: Knots of teff [kK] and of log g.
 TEFF_KNOTS = np.array([3.3, 3.5, 3.7, 3.9, 4.2, 4.6, 5.2, 6.5])
@@ -102,7 +106,8 @@ def find_zero_point(library: Library, ext: Float64) -> ExtZeroPoint:
         E that some model's fits to the spectra say at APOGEE's types, A_K unseen [mag].
     """
     latitude = np.abs(galactic_latitude(library.source_id))
-    by_colour, by_map = latitude < COLOUR_LATITUDE, latitude >= MAP_LATITUDE
+    by_colour = latitude < COLOUR_LATITUDE
+    by_map = (latitude >= MAP_LATITUDE) & ~_in_clouds(library.source_id)
     rows = np.flatnonzero((by_colour | by_map) & np.isfinite(library.ak) & np.isfinite(ext))
     by_colour, by_map, ext = by_colour[rows], by_map[rows], ext[rows]
     label = library.ak[rows] * EXT_OF_AK
@@ -113,9 +118,16 @@ def find_zero_point(library: Library, ext: Float64) -> ExtZeroPoint:
     knots = hats.shape[1]
     design = np.vstack([columns / error[:, None], np.eye(columns.shape[1]) / _OPINION])
     goal = np.append((ext - label) / error, np.zeros(columns.shape[1]))
+
+    def robust(square: Float64) -> Float64:
+        """2 (sqrt(1 + square) - 1) of stars, the square itself of the opinion; and two derivatives."""
+        of_star, loss = 1.0 + square[: len(rows)], np.stack([square, np.ones_like(square), np.zeros_like(square)])
+        loss[:, : len(rows)] = 2.0 * (np.sqrt(of_star) - 1.0), of_star**-0.5, -0.5 * of_star**-1.5
+        return loss
+
     with threadpool_limits(1):  # sums are then taken in one order
         found = least_squares(
-            lambda x: design @ x - goal, np.zeros(columns.shape[1]), jac=lambda _: design, loss="soft_l1"
+            lambda x: design @ x - goal, np.zeros(columns.shape[1]), jac=lambda _: design, loss=robust
         )
     shape = (len(TEFF_KNOTS), len(LOGG_KNOTS))
     return ExtZeroPoint(
@@ -125,6 +137,17 @@ def find_zero_point(library: Library, ext: Float64) -> ExtZeroPoint:
         by_colour=hats[by_colour].sum(axis=0).reshape(shape),
         by_map=hats[by_map].sum(axis=0).reshape(shape),
     )
+
+
+def _in_clouds(source_id: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which sources lie in front of, or in, one of the Magellanic Clouds."""
+    ra, dec = np.radians(position(source_id))
+    found = np.zeros(len(ra), bool)
+    for cloud in _CLOUDS:
+        cloud_ra, cloud_dec, radius = np.radians(cloud)
+        cosine = np.sin(dec) * np.sin(cloud_dec) + np.cos(dec) * np.cos(cloud_dec) * np.cos(ra - cloud_ra)
+        found |= cosine > np.cos(radius)
+    return found
 
 
 def _hats(theta: Float64) -> Float64:
