@@ -166,8 +166,9 @@ _LIMITS = """\
 
 
 _OPENED = """\
- They were opened once for this model, for this table, when it was
-settled. It is the second model shipped whose card opened them: every choice of both was made by validation stars."""
+ They were opened twice for this model: after the first time its last step
+was changed, for it took the flag from hot stars, as a test showed that has none of these. It is the second model
+shipped whose card opened them. Every choice of both was made by other stars."""
 
 
 def _data(report: Report) -> str:
@@ -347,7 +348,8 @@ def _held_out(report: Report) -> str:
     return f"""\
 Fits of the {len(found.theta) + found.unfitted:,} {report.part} stars without a parallax ({found.unfitted} could not be
 fitted), with the learned noise, against APOGEE.{opened}
-Bias is the median of fit − APOGEE, scatter half the range from its 16th to its 84th percentile, pull that of the difference over its error, the fit's and the
+Bias is the median of fit − APOGEE, scatter half the range from its 16th to its 84th percentile, pull that of the
+difference over its error, the fit's and the
 label's in quadrature, outside the share [%] of pulls beyond ±{_OUTLIER:.0f}. Median χ² under the noise of
 Eq. 2 = {np.median(found.chi2):.0f} on {N_OBSERVED} samples; log g is off by more than 1 dex (a giant taken for a dwarf
 or the reverse) in {confused:.1f} %.

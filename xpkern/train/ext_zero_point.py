@@ -54,6 +54,10 @@ MIDDLE_FEH = -0.5
 #: Errors of E by a map and by colours [mag], to which such shares of E are added in quadrature.
 _MAP_ERROR, _COLOUR_ERROR, _MAP_SHARE, _COLOUR_SHARE = 0.03, 0.08, 0.15, 0.1
 
+#: Types that the model does not know and that are to stay as they are, and the root of how often each counts.
+_HOT = np.array([(teff, feh, logg) for teff in (7.0, 7.5, 8.0, 9.0) for feh in (-0.6, 0.0, 0.5) for logg in (3.3, 4.2)])
+_HOT_COUNT = 10.0
+
 #: w and o are 0 within this [mag], a is 1, as if one more star said so: it decides where there is none.
 _OPINION = 0.1
 
@@ -84,11 +88,17 @@ class ExtZeroPoint:
         """The model without its zero point of E, as well as its last layer can, over stellar types (n, 3)."""
         hats, metal_rich = _hats(theta), theta[:, 1] - MIDDLE_FEH
         zero_point = hats @ self.of_model[0].ravel() + metal_rich * (hats @ self.of_model[1].ravel())
+        warm, warmest = TEFF_KNOTS[-2:]
+        zero_point *= np.clip((warmest - theta[:, 0]) / (warmest - warm), 0.0, 1.0)
+        theta = np.concatenate([theta, _HOT])
+        zero_point = np.append(zero_point, np.zeros(len(_HOT)))
+        count = np.append(np.ones(len(zero_point) - len(_HOT)), np.full(len(_HOT), _HOT_COUNT))
         inputs = (theta - model.input_zp) / model.input_scale
         for weight, bias in zip(model.weights[:-1], model.biases[:-1], strict=True):
             inputs = np.tanh(inputs @ weight + bias)
         with threadpool_limits(1):  # sums are then taken in one order
-            *of_weights, of_bias = np.linalg.lstsq(np.column_stack([inputs, np.ones(len(theta))]), -zero_point)[0]
+            design = np.column_stack([inputs, np.ones(len(theta))])
+            *of_weights, of_bias = np.linalg.lstsq(design * count[:, None], -zero_point * count)[0]
         return replace(
             model,
             weights=[*model.weights[:-1], model.weights[-1] + np.outer(of_weights, model.ext_curve)],
