@@ -15,7 +15,6 @@ import numpy as np
 import xpkern as xk
 from bench.result import Result
 from xpkern.engine.contract import Float64, LossTerms
-from xpkern.grid import BAND_WAVELENGTH, BANDS
 from xpkern.observe.gaia_source import SourceTable
 from xpkern.observe.observations import Observations
 from xpkern.observe.photometry import COLUMN_NAMES, infrared_flux
@@ -24,6 +23,7 @@ from xpkern.survey.planted import Planted
 from xpkern.survey.simulator import SurveySimulator
 from xpkern.survey.truth import AtmosphereTruth
 from xpkern.train.apogee_library import (
+    EXT_OF_AK,
     LIBRARY_WAVELENGTH,
     POLAR_LATITUDE,
     VALIDATION,
@@ -33,8 +33,8 @@ from xpkern.train.apogee_library import (
 )
 from xpkern.train.atmospheres import load_atmospheres, read_g_passband
 from xpkern.train.default_model import train_on_library
+from xpkern.train.ext_zero_point import COLOUR_LATITUDE, MAP_LATITUDE
 from xpkern.train.extinction_comparison import curve_shape, published_curves
-from xpkern.train.extinction_law import extinction
 from xpkern.train.held_out import GIANT_LOGG, Residuals, residuals, robust_scatter, subsets
 from xpkern.train.packages import APOGEE_LIBRARY, ATMOSPHERES, default_cache
 from xpkern.train.recipe_file import load_recipe
@@ -186,8 +186,15 @@ def _extinctions(found: Residuals, library: Library) -> dict[str, float]:
                 extra[f"E at |b| > 50 deg, {label} {low:g} to {high:g}: median"] = medians[-1]
         extra[f"E at |b| > 50 deg: range over {label}"] = max(medians) - min(medians) if medians else float("nan")
     rows = np.searchsorted(library.source_id, found.source_id)
-    by_ak = library.ak[rows] / extinction(BAND_WAVELENGTH[BANDS.index("Ks")])
+    by_ak = library.ak[rows] * EXT_OF_AK
     known = np.isfinite(by_ak)
+    latitude = np.abs(galactic_latitude(found.source_id))
+    for kind, of_kind in {"colours": latitude < COLOUR_LATITUDE, "maps": latitude >= MAP_LATITUDE}.items():
+        for low, high in pairwise(_EDGES["logg"]):
+            members = known & of_kind & (found.theta[:, 2] >= low) & (found.theta[:, 2] < high)
+            if members.sum() >= _LEAST_STARS:
+                name = f"E less that of A_K by {kind}, logg {low:g} to {high:g}: median"
+                extra[name] = float(np.median((found.ext - by_ak)[members]))
     patch = pixel_of(found.source_id, _PATCH_LEVEL)
     ours, theirs = [], []
     for one in np.unique(patch[known]):

@@ -54,6 +54,8 @@ def test_extinctions(stars):
     assert said["E at |b| > 50 deg, teff 4 to 4.5: median"] == pytest.approx(0.03)
     assert said["E at |b| > 50 deg: range over teff"] == pytest.approx(0.1)
     assert said["E at |b| > 50 deg: range over feh"] < 0.1
+    assert said["E less that of A_K by maps, logg 2.5 to 3.8: median"] > 0.02
+    assert 0.02 < said["E less that of A_K by colours, logg 2.5 to 3.8: median"] < 0.1
     polar = np.abs(galactic_latitude(found.source_id)) > 50.0
     without_offset = replace(found, ext=np.where(polar, 0.0, found.ext))
     said = _extinctions(without_offset, library)

@@ -31,7 +31,8 @@ from xpkern.train import (
     type_prior_fit,
 )
 from xpkern.train.apogee_library import LIBRARY_WAVELENGTH, N_OBSERVED, Library, read_library
-from xpkern.train.default_model import UNDER_NOISE, train_on_library
+from xpkern.train.default_model import UNDER_NOISE, train_on_library, without_zero_point
+from xpkern.train.ext_zero_point import ExtZeroPoint
 from xpkern.train.noise_tuning import TuningRecipe
 
 # ---- the library of stars --------------------------------------------------------------------------------------
@@ -240,6 +241,13 @@ def test_the_noise_is_learned_from_training_stars_and_trained_under(rng, tmp_pat
     assert not np.array_equal(correlation, np.eye(N_OBSERVED))
     assert np.isfinite(run.state.params).all()
     assert without_test_stars.model.digest == outcome.model.digest
+    moved, zero_point = without_zero_point(
+        outcome.model, outcome.prior, library.part((2, 3, 4)), Noise.eq2(), correlation, run.engine
+    )
+    assert np.isfinite(zero_point.of_model).all()
+    assert moved.noise is outcome.model.noise
+    of_layer = moved.weights[-1] - outcome.model.weights[-1]
+    assert np.linalg.matrix_rank(of_layer, 1e-6 * np.abs(of_layer).max()) <= 1
     np.testing.assert_array_equal(same, correlation)
 
 
@@ -260,6 +268,9 @@ def test_the_card_says_what_there_is_to_say(rng, tmp_path):
         validation=(70.0, 60.0),
         kept=outcome.kept,
         ext_per_ak=2.8,
+        zero_point=ExtZeroPoint(
+            np.full((2, 8, 3), 0.05), np.full((8, 3), 0.1), 0.8, np.full((8, 3), 9.0), 9.0 * np.eye(8, 3)
+        ),
         sun_absolute_g=4.7,
         optical_over_theory=np.ones(len(stars)),
         giant_share=0.5,
@@ -268,9 +279,11 @@ def test_the_card_says_what_there_is_to_say(rng, tmp_path):
     )
     text = card.write_card(report, outcome.model, outcome.prior)
     assert all(law in text for law in extinction_comparison.LAWS)
-    assert "opened once" not in text
+    assert "opened twice" not in text
     assert "| all | 60 |" in text
     assert "| G < 12 |" not in text
+    assert "| 3300 | +0.10 |  |  | +0.05 |  |  |" in text
+    assert "| 3900 |" not in text
     assert max(map(len, text.splitlines())) < 400
 
 

@@ -43,6 +43,9 @@ BLEND_LIMIT = 0.05
 #: Ks-band extinction APOGEE targeted the star with [mag]; outside of this it was not measured, or went wrong.
 AK_RANGE = (-0.05, 1.5)
 
+#: E [mag] of an A_K of 1 mag by the standard law.
+EXT_OF_AK = 1.0 / float(extinction(_KS))
+
 #: Error of the extinction E that A_K means [mag]: it was made for choosing targets.
 EXT_ERROR = 0.08
 
@@ -89,7 +92,7 @@ class Library:
         types; elsewhere what A_K means by the standard law.
         """
         polar = np.abs(galactic_latitude(self.source_id)) > POLAR_LATITUDE
-        mean = np.where(polar, POLAR_EXT, self.ak / extinction(_KS))
+        mean = np.where(polar, POLAR_EXT, self.ak * EXT_OF_AK)
         return mean, np.where(polar, POLAR_EXT_ERROR, np.where(np.isfinite(mean), EXT_ERROR, np.nan))
 
     def select(self, rows: NDArray) -> Library:

@@ -13,11 +13,12 @@ from xpkern.engine import Engine, get_engine
 from xpkern.engine.contract import Float32, Float64
 from xpkern.engine.tables import learned_error
 from xpkern.fit.fit import default_terms
-from xpkern.grid import N_FLUX, N_XP, WAVELENGTH, XP_WAVELENGTH, in_scale_window
+from xpkern.grid import N_FLUX, N_XP, PARAMETERS, WAVELENGTH, XP_WAVELENGTH, in_scale_window
 from xpkern.model.flux_model import FluxModel
 from xpkern.model.model_error import ModelError
 from xpkern.model.model_file import save_model
 from xpkern.model.noise import Noise
+from xpkern.model.type_prior import TypePrior
 from xpkern.observe.gaia_source import SourceTable
 from xpkern.train.apogee_library import (
     LIBRARY_WAVELENGTH,
@@ -31,11 +32,12 @@ from xpkern.train.apogee_library import (
 )
 from xpkern.train.atmospheres import Atmospheres, load_atmospheres, read_g_passband
 from xpkern.train.card import Report, write_card
+from xpkern.train.ext_zero_point import ExtZeroPoint, find_zero_point
 from xpkern.train.extinction_comparison import draw_comparison
 from xpkern.train.flux_scale import ln_flux_at_1kpc
 from xpkern.train.held_out import is_giant, labelled, observations, residuals
 from xpkern.train.labels import TYPE_LABELS, read_labels
-from xpkern.train.noise_fit import NoiseRecipe, learn_model_error
+from xpkern.train.noise_fit import NoiseRecipe, learn_model_error, near_labels
 from xpkern.train.noise_tuning import TuningRecipe, UnknownCorrelation, tune_model_error
 from xpkern.train.outcome import Outcome, outcome_of
 from xpkern.train.packages import APOGEE_LIBRARY, ATMOSPHERES
@@ -115,9 +117,13 @@ def make_default_model(
     atmospheres = load_atmospheres(cache)
     run, outcome = train_on_library(library, atmospheres, recipe, log=log)
     run, outcome, correlation = train_under_learned_noise(run, outcome, library, log=log)
-    model = replace(outcome.model, provenance=_provenance(outcome.model), licence=LICENCE)
-
     judges, stars = library.part(PARTS[part]), library.part(TRAINING)
+    log("taking out the zero point of extinctions")
+    model, zero_point = without_zero_point(
+        outcome.model, outcome.prior, stars, training_noise(recipe), correlation, run.engine
+    )
+    model = replace(model, provenance=_provenance(model), licence=LICENCE)
+
     log(f"fitting {len(judges)} {part} stars")
     theory = ln_flux_at_1kpc(atmospheres, stars.theta)
     report = Report(
@@ -130,6 +136,7 @@ def make_default_model(
         validation=(outcome.validation_loss, outcome.validation_median),
         kept=outcome.kept,
         ext_per_ak=_ext_per_ak(run, library),
+        zero_point=zero_point,
         sun_absolute_g=_absolute_g(model, SUN, g_passband) + g_zero_point,
         optical_over_theory=_optical_over_theory(model, stars, theory),
         giant_share=float(is_giant(stars.theta).mean()),
@@ -228,6 +235,39 @@ def train_under_learned_noise(
     outcome = outcome_of(run, unit_of_law=True)
     model, correlation = tuned(_with_error(outcome.model, learned_error(model.noise)), correlation, LAST_TUNING)
     return run, replace(outcome, model=model), correlation[:N_OBSERVED, :N_OBSERVED]
+
+
+def without_zero_point(
+    model: FluxModel, prior: TypePrior, stars: Library, contained: Noise, correlation: Float64, engine: Engine
+) -> tuple[FluxModel, ExtZeroPoint]:
+    """The model moved to where E has one zero point for all types.
+
+    Parameters
+    ----------
+    model : FluxModel
+        Its noise is a learned one.
+    prior : TypePrior
+    stars : Library
+        Those it has learned from.
+    contained : Noise
+        The noise of Eq. 2 that their whiteners are to contain.
+    correlation : (64, 64) float64
+        Of the library's errors.
+    engine : Engine
+
+    Returns
+    -------
+    FluxModel
+    ExtZeroPoint
+        What was taken out.
+    """
+    whitener = observations(stars, contained, correlation=correlation).star_data().whitener
+    known = replace(labelled(stars, contained), whitener=whitener)
+    params = near_labels(model, prior, known, engine, 1)
+    frozen = engine.freeze_noise(model, model.noise, known, contained, params, threads=1)
+    params = near_labels(model, prior, replace(known, whitener=frozen.whitener), engine, 1)
+    zero_point = find_zero_point(stars, params[:, PARAMETERS.index("ext")])
+    return zero_point.taken_from(model, stars.theta), zero_point
 
 
 def _with_error(model: FluxModel, error: ModelError) -> FluxModel:

@@ -169,7 +169,7 @@ def residuals_at_labels(
     inputs = model.n_inputs
     if not np.isfinite(stars.sigma[:, :inputs]).all():
         raise InputError("a star lacks a label of its type", field="sigma")
-    params = _near_labels(model, prior, stars, engine, threads)
+    params = near_labels(model, prior, stars, engine, threads)
     at = flux_and_jacobian(model, params)
     present = present_samples(stars.whitener)
     # d ln plx = d plx / plx at the parallax that was found
@@ -190,7 +190,7 @@ def residuals_at_labels(
     )
 
 
-def _near_labels(
+def near_labels(
     model: FluxModel, prior: TypePrior, stars: StarData, engine: str | Engine, threads: int | None
 ) -> Float64:
     """Parameters (n, k) that suit a star's spectrum and its labels best, next to the labels."""
