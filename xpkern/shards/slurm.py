@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
 from pathlib import Path
 
@@ -30,8 +31,8 @@ _SCRIPT = """\
 # On GPUs: #SBATCH --gpus-per-task=1, --cpus-per-task=4, and engine = "cuda" in the settings.
 #
 # Each task of the array finds out its part of the files by itself. Before the time is up Slurm sends SIGUSR1: xpkern
-# stops with the exit code {resume}, and the task goes back into the queue, to go on where it was. One that is cancelled
-# does not.
+# stops with the exit code {resume} (or dies of the signal, if it has not yet begun), and the task goes back into the
+# queue, to go on where it was. One that is cancelled does not.
 
 trap 'warned=yes; kill -TERM "$child"' USR1
 {command} &
@@ -41,7 +42,7 @@ code=$?
 if [ -n "$warned" ]; then
     wait "$child" # the first waiting ended with the signal
     code=$?
-    if [ "$code" -eq {resume} ]; then
+    if [ "$code" -eq {resume} ] || [ "$code" -eq {died} ]; then
         scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}"
     fi
 fi
@@ -73,6 +74,7 @@ def write_batch_script(script: Path, settings: RunSettings, tasks: int) -> None:
         warning=_WARNING,
         log=str(log).replace("%", "%%"),
         resume=os.EX_TEMPFAIL,
+        died=128 + signal.SIGTERM,
         command=shlex.join(command),
     )
     if script.is_file() and script.read_text(encoding="utf-8", errors="replace") != text:
