@@ -135,7 +135,8 @@ and in J, H, Ks, W1, W2; 3-32-32-32-66 units, tanh. It was learned from real sta
 `xpkern train`, and is there to be replaced by one learned from more stars with parallaxes.
 
 It is made by one command, `python -m xpkern.train default -o default.h5`, from two packages on PyPI. The seed is fixed
-and the arithmetic single-threaded: the same machine writes the same bytes."""
+and the arithmetic single-threaded: the same version writes the same bytes on the same machine. Where the last bit of
+a sum is another one, it ends in another model, as good as that of another seed."""
 
 _ACKNOWLEDGEMENTS = """\
 This work has made use of data from the European Space Agency (ESA) mission Gaia (https://www.cosmos.esa.int/gaia),
