@@ -106,7 +106,7 @@ def test_groups(rng, small):
         np.concatenate([cool.covariance, hot.covariance]),
         1.0,
     )
-    stars = labelled_stars(rng, model, prior, truth, 2500)
+    stars = labelled_stars(rng, model, prior, truth, 5000)
     recipe = replace(RECIPE, groups=3, scale=(0.3, 9.0, 9.0), learn_archive_factor=False)
     found = learn_model_error(model, prior, stars, None, recipe)
     assert (np.diff(found.centre[:, 0]) > 0).all()
