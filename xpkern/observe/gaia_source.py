@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from xpkern.engine.contract import Float64
 from xpkern.errors import InputError
+from xpkern.observe.text import GZIP_MAGIC, column_names
 from xpkern.units import factor_to
 
 if TYPE_CHECKING:
@@ -57,13 +58,8 @@ NULL_WORDS = ["", "null", "NULL", "nan", "NaN"]
 #: and ends otherwise is csv, with an ECSV header or without.
 _OF_ASTROPY, _ENDINGS_OF_ASTROPY = (b"SIMPLE  =", b"<"), (".fits", ".fits.gz", ".vot", ".xml")
 
-#: What may stand between two fields of csv; the first of them that the header line holds does.
-_SEPARATORS = (",", "\t", " ")
-
 #: What an archive answers in place of a table.
 _ERROR_OF_ARCHIVE = re.compile(rb"""<INFO\b[^>]*["']QUERY_STATUS["'][^>]*["']ERROR["'][^>]*>([^<]*)""")
-
-_GZIP_MAGIC = b"\x1f\x8b"
 
 
 class SourceTable:
@@ -307,7 +303,7 @@ def _read_columns(path: Path, wanted: Collection[str]) -> dict[str, NDArray]:
 def _decompressed(path: Path) -> Any:
     """A file to read bytes from, decompressed if it begins as gzip does."""
     with open(path, "rb") as stream:
-        is_gzip = stream.read(2) == _GZIP_MAGIC
+        is_gzip = stream.read(2) == GZIP_MAGIC
     return gzip.open(path) if is_gzip else open(path, "rb")
 
 
@@ -417,8 +413,7 @@ def _csv_header(path: Path) -> tuple[int, list[str], str, bool]:
             for number, data in enumerate(stream):
                 line = data.decode("utf-8-sig", errors="replace")
                 if not line.startswith("#"):
-                    delimiter = next((each for each in _SEPARATORS if each in line), ",")
-                    names = [name.strip().strip('"') for name in line.split(delimiter)]
+                    names, delimiter = column_names(line)
                     return number, names, delimiter, isinstance(stream, gzip.GzipFile)
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error

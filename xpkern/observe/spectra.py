@@ -14,7 +14,8 @@ from xpkern.errors import InputError
 from xpkern.observe import spectra_csv
 from xpkern.observe.calibration import Calibration
 from xpkern.observe.spectra_columns import ColumnTable, read_columns
-from xpkern.observe.spectra_csv import GZIP_MAGIC, decompressed, lines_with, read_text
+from xpkern.observe.spectra_csv import decompressed, lines_with, read_text
+from xpkern.observe.text import GZIP_MAGIC
 from xpkern.observe.xp_block import BLOCK_ROWS, XpBlock
 
 #: Files that are not read as a stream of text are decompressed in memory, up to this size.

@@ -16,6 +16,7 @@ from isal import igzip_lib
 from xpkern.errors import InputError
 from xpkern.observe import _csv
 from xpkern.observe.calibration import Calibration
+from xpkern.observe.text import GZIP_MAGIC, column_names
 from xpkern.observe.xp_block import SpectrumTable, XpBlock, first_rows, missing_columns, other_calibration
 
 #: Bytes read at a time, and bytes of text made of them at a time. One piece of gzip becomes some 80 kB of text, which
@@ -25,11 +26,6 @@ PIECE, TEXT_PIECE = 1 << 15, 120_000
 
 #: No line of a csv file is that long; a file that holds one is something else.
 LONGEST_LINE = 1 << 22
-
-GZIP_MAGIC = b"\x1f\x8b"
-
-#: What may stand between two fields; the first of them that the header line holds does.
-_SEPARATORS = (",", "\t", " ")
 
 
 def read_text(
@@ -183,8 +179,8 @@ class _Text:
         while (line := self.read_line()) is not None:
             line = line.removeprefix("\ufeff")
             if line.strip() and not line.startswith("#"):
-                separator = next((each for each in _SEPARATORS if each in line), ",")
-                return [name.strip().strip('"').lower() for name in line.split(separator)], separator
+                names, separator = column_names(line)
+                return [name.lower() for name in names], separator
         raise InputError("the file holds no header line", file=self._file)
 
 

@@ -22,12 +22,13 @@ from xpkern.observe.columns import Column, column_of_items, reason_of
 from xpkern.observe.gaia_source import NULL_WORDS
 from xpkern.observe.spectra import reader_of, unpacked
 from xpkern.observe.spectra_columns import IDENTIFIERS, Chunk, ColumnTable
-from xpkern.observe.spectra_csv import GZIP_MAGIC, PIECE, decompressed
+from xpkern.observe.spectra_csv import PIECE, decompressed
 from xpkern.observe.spectra_fits import FitsTable
 from xpkern.observe.spectra_hdf5 import Hdf5Table
 from xpkern.observe.spectra_votable import VOTable
+from xpkern.observe.text import GZIP_MAGIC, column_names
 
-#: What may stand between two fields of text; the first of them that the header line holds does.
+#: What may stand between two fields of text.
 _SEPARATORS = (",", "|", "\t", ";", " ")
 
 #: Bytes of text that are parsed at a time; unless an ECSV header tells them, the types of the columns are those of the
@@ -112,9 +113,7 @@ class CsvTable:
     def __init__(self, file: str) -> None:
         self._name = file
         self._comments, line = _header_lines(file)
-        separator = next((each for each in _SEPARATORS if each in line), ",")
-        self._names = [name.strip().strip('"') for name in line.split(separator)]
-        self._separator = separator
+        self._names, self._separator = column_names(line, _SEPARATORS)
         self.widths: dict[str, int | None] = dict.fromkeys(name.lower() for name in self._names if name)
         for name, (_, size) in self._arrays.items():
             self.widths[name] = size
