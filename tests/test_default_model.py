@@ -32,7 +32,7 @@ def test_default_model_says_what_it_is(default):
     card = default_model_path().with_name("default_card.md").read_text(encoding="utf-8")
     assert model.card == card
     assert "test stars" in card
-    assert "opened twice" in card
+    assert "opened before" in card
     assert model.scale_sigma > 0
     assert model.theoretical.tolist() == [False] * 64 + [True] * 2
     assert model.noise.independent[64:].min() > model.noise.independent[61:64].max()

@@ -279,7 +279,7 @@ def test_the_card_says_what_there_is_to_say(rng, tmp_path):
     )
     text = card.write_card(report, outcome.model, outcome.prior)
     assert all(law in text for law in extinction_comparison.LAWS)
-    assert "opened twice" not in text
+    assert "opened before" not in text
     assert "| all | 60 |" in text
     assert "| G < 12 |" not in text
     assert "| 3300 | +0.10 |  |  | +0.05 |  |  |" in text

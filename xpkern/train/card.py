@@ -167,9 +167,9 @@ _LIMITS = """\
 
 
 _OPENED = """\
- They were opened twice for this model: after the first time its last step
-was changed, for it took the flag from hot stars, as a test showed that has none of these. It is the second model
-shipped whose card opened them. Every choice of both was made by other stars."""
+ They have been opened before: for the card of the model
+shipped earlier, and for cards of this one, whose last step was changed after the first, for it took the flag from hot
+stars, as a test showed that has none of these. Every choice was made by other stars."""
 
 
 def _data(report: Report) -> str:
