@@ -62,7 +62,7 @@ TABLES = {
 #: Files that are no table of spectra: name, content, message.
 FILES = {
     "empty": ("Xp.csv.gz", b"", "the file is empty"),
-    "empty gzip": ("Xp.csv.gz", gzip.compress(b""), "no header line"),
+    "empty gzip": ("Xp.csv.gz", gzip.compress(b"", mtime=0), "no header line"),
     "web page": ("Xp.vot", b"<!DOCTYPE html><html>Log in</html>", "is a web page, not a VOTable"),
     "error document": ("Xp.vot", ERROR_DOCUMENT, "holds an error in place of a table: Job not found"),
     "pickle": ("Xp.pkl", pickle.dumps({"source_id": [1]}, protocol=5), "is a pickle, which is never loaded"),
@@ -114,10 +114,10 @@ def test_a_file_that_is_none(bulk_files, tmp_path, capsys, case):
         ),
         ("t.csv", b"source_id,parallax\n1.5,2\n", "cannot be read as csv"),
         ("t.csv", b"parallax,parallax_error\n2,3\n", "field source_id: the table has no column source_id"),
-        ("t.csv.gz", gzip.compress(b"source_id,parallax\n1,2\n" * 99)[:-9], "cannot be read"),
+        ("t.csv.gz", gzip.compress(b"source_id,parallax\n1,2\n" * 99, mtime=0)[:-9], "cannot be read"),
         ("t.csv", b"<html>Log in</html>", "is a web page, not a table"),
         ("t.vot", ERROR_DOCUMENT, "holds an error in place of a table: Job not found"),
-        ("t.vot.gz", gzip.compress(ERROR_DOCUMENT), "holds an error in place of a table: Job not found"),
+        ("t.vot.gz", gzip.compress(ERROR_DOCUMENT, mtime=0), "holds an error in place of a table: Job not found"),
         ("t.vot", b"<VOTABLE><RESOURCE/></VOTABLE>", "cannot be read as a table"),
         ("t.parquet", b"PAR1 and so on", "cannot be read as Parquet"),
     ],
