@@ -23,6 +23,7 @@ import xpkern as xk
 from xpkern.cli import main
 from xpkern.cli.run import PARTIAL, RESUME
 from xpkern.errors import InputError
+from xpkern.observe.read import table_of
 from xpkern.shards import Ledger, State, load_settings, run_survey
 from xpkern.shards.settings import shard_name
 from xpkern.shards.work import Unit, claimed
@@ -91,6 +92,27 @@ class TestRun:
         assert Ledger.of(settings).count() == {State.DONE: 1, State.LEFT: 2}
         run_survey(settings, part=1, parts=2, processes=2)
         assert shards_of(survey.parent) == undisturbed
+
+    def test_a_table_of_all_is_read_once_and_again_when_it_has_changed(self, survey, undisturbed, monkeypatch):
+        read_of = []
+
+        def counted(path, kind):
+            read_of.append((path.name, kind))
+            return table_of(path, kind)
+
+        monkeypatch.setattr("xpkern.shards.work.table_of", counted)
+        settings = load_settings(survey)
+        run_survey(settings)
+        assert read_of == [("gaia_source.fits", "gaia_source")]
+        assert shards_of(survey.parent) == undisturbed
+        file = survey.parent / "sim" / "gaia_source.fits"
+        table = Table.read(file)
+        table["parallax"] += 1.0
+        table.write(file, overwrite=True)
+        run_survey(settings, again=(State.CHANGED,))
+        assert len(read_of) == 2
+        changed = shards_of(survey.parent)
+        assert all(changed[name] != data for name, data in undisturbed.items() if name.endswith(".h5"))
 
     def test_good_files_are_done_and_bad_ones_are_named(self, survey, capsys):
         good, cut, empty = sorted((survey.parent / "sim").glob("Xp*.csv.gz"))

@@ -190,12 +190,13 @@ def make_catalog(
         If the GPU is lost; stars are kept in the same way.
     """
     from xpkern.observe.calibration import Calibration
+    from xpkern.observe.gaia_source import SourceTable
     from xpkern.observe.read import XpReader
     from xpkern.observe.spectra import one_by_one
 
     files = [Path(paths)] if isinstance(paths, (str, os.PathLike)) else [Path(path) for path in paths]
     check_files(files)
-    tables = [table for table in (gaia_source, *one_by_one(photometry)) if isinstance(table, (str, os.PathLike))]
+    tables = SourceTable.files_of((gaia_source, *one_by_one(photometry)))
     checked_output(output, [*files, *tables], overwrite=overwrite, kinds=CATALOG_KINDS)
     columns_of(layout)
     if model is None or prior is None:

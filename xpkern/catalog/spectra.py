@@ -159,12 +159,13 @@ def write_spectra(
         As :func:`xpkern.make_catalog`.
     """
     from xpkern.observe.calibration import Calibration
+    from xpkern.observe.gaia_source import SourceTable
     from xpkern.observe.read import XpReader
     from xpkern.observe.spectra import one_by_one
 
     files = [Path(paths)] if isinstance(paths, (str, os.PathLike)) else [Path(path) for path in paths]
     check_files(files)
-    tables = [table for table in (gaia_source, *one_by_one(photometry)) if isinstance(table, (str, os.PathLike))]
+    tables = SourceTable.files_of((gaia_source, *one_by_one(photometry)))
     checked_output(output, [*files, *tables], overwrite=overwrite, kinds=SPECTRA_KINDS)
     noise = (load_model()[0] if model is None else model).noise
     noise = noise if sigma is None else replace(noise, sigma=sigma)

@@ -6,7 +6,7 @@ import gzip
 import os
 import re
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +71,8 @@ class SourceTable:
         Columns by lower-case name, ``source_id`` (integers) among them.
     name : str
         Of the file or the table, for messages.
+    file : path-like, optional
+        From which it was read.
 
     Raises
     ------
@@ -78,8 +80,9 @@ class SourceTable:
         If there is no ``source_id``, it is not made of integers, one occurs twice, or columns differ in length.
     """
 
-    def __init__(self, columns: Mapping[str, NDArray], name: str) -> None:
+    def __init__(self, columns: Mapping[str, NDArray], name: str, file: Path | None = None) -> None:
         self.name = name
+        self.file = file
         self._columns = dict(columns)
         for column, values in columns.items():
             if values.ndim == 2 and values.shape[1] == 2:  # unWISE's own files have W1 and W2 in one column
@@ -128,8 +131,14 @@ class SourceTable:
             return table
         if isinstance(table, (str, os.PathLike)):
             path = Path(table)
-            return cls(_read_columns(path, wanted), str(path))
+            return cls(_read_columns(path, wanted), str(path), path)
         return cls({key: as_array(column) for key, column in columns_of_table(table, name).items()}, name)
+
+    @staticmethod
+    def files_of(tables: Iterable[Any]) -> list[Path]:
+        """Files among these tables, and files that any of them was read from."""
+        files = [table.file if isinstance(table, SourceTable) else table for table in tables]
+        return [Path(file) for file in files if isinstance(file, (str, os.PathLike))]
 
     def __len__(self) -> int:
         return len(self._sorted_id)

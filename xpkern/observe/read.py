@@ -132,6 +132,30 @@ def iter_xp(
     return in_order(blocks, reader.observe, threads=2, ahead=prefetch)
 
 
+#: Columns that are read of a table, by what it is of.
+WANTED = {
+    "gaia_source": tuple(dict.fromkeys((*GAIA_COLUMNS, *ZERO_POINT_INPUTS, *COLUMN_NAMES))),
+    "photometry": COLUMN_NAMES,
+}
+
+
+def table_of(table: Any, kind: str) -> SourceTable:
+    """Return a table with what a fit needs of it.
+
+    Parameters
+    ----------
+    table : path or table
+        As :meth:`xpkern.observe.gaia_source.SourceTable.of` takes it.
+    kind : {"gaia_source", "photometry"}
+
+    Raises
+    ------
+    InputError
+        If it cannot be read.
+    """
+    return SourceTable.of(table, kind, WANTED[kind])
+
+
 class XpReader:
     """Files and tables that have been found good, and what makes stars of their rows.
 
@@ -173,11 +197,10 @@ class XpReader:
                 field="wavelength",
             )
         self.noise = load_model()[0].noise if noise is None else noise
-        wanted = dict.fromkeys((*GAIA_COLUMNS, *ZERO_POINT_INPUTS, *COLUMN_NAMES))
-        self.sources = None if gaia_source is None else SourceTable.of(gaia_source, "gaia_source", wanted)
+        self.sources = None if gaia_source is None else table_of(gaia_source, "gaia_source")
         if self.sources is not None:
             self.sources.require(("parallax", "parallax_error"))
-        tables = [SourceTable.of(table, "photometry", COLUMN_NAMES) for table in one_by_one(photometry)]
+        tables = [table_of(table, "photometry") for table in one_by_one(photometry)]
         self.infrared = Infrared([*tables, *([] if self.sources is None else [self.sources])], self.photometry_cuts)
         self.engine = get_engine(engine)
         absent = [name for name in ZERO_POINT_INPUTS if self.sources is None or name not in self.sources]

@@ -22,7 +22,9 @@ from xpkern.catalog.pending import PendingFile
 from xpkern.errors import InputError
 from xpkern.model import FluxModel, TypePrior, load_model
 from xpkern.observe.calibration import Calibration
+from xpkern.observe.gaia_source import SourceTable
 from xpkern.observe.photometry import PhotometryCuts
+from xpkern.observe.read import table_of
 from xpkern.shards.settings import RunSettings, shard_name
 from xpkern.version import __version__
 
@@ -149,7 +151,8 @@ def make_shard(unit: Unit, settings_digest: str, on_progress: Callable[[int], ob
         As :func:`xpkern.make_catalog`. The stars before a break are kept as it says.
     """
     settings = unit.settings
-    made_of, tables = unit.made_of(settings_digest), unit.tables()
+    made_of = unit.made_of(settings_digest)
+    tables = {name: [_table_of(path, name, _state_of(path)) for path in paths] for name, paths in unit.tables().items()}
     unit.done.unlink(missing_ok=True)  # what it speaks of is about to be replaced
     model, prior = _model_of(settings.model_file, settings_digest)
     summary = make_catalog(
@@ -218,6 +221,22 @@ def _model_of(file: Path | None, settings_digest: str) -> tuple[FluxModel, TypeP
     """The model of many units, loaded once: what is prepared of it for the fit is then kept, too."""
     model, prior = load_model(file)
     return model, prior
+
+
+#: Tables that a process keeps at most: one of gaia_source, a few of photometry.
+_KEPT_TABLES = 4
+
+
+@lru_cache(maxsize=_KEPT_TABLES)
+def _table_of(path: Path, name: str, state: tuple[int, ...]) -> SourceTable:
+    """A table that serves many units, read once."""
+    return table_of(path, name)
+
+
+def _state_of(path: Path) -> tuple[int, ...]:
+    """What changes of a file when its content does."""
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 @contextlib.contextmanager
