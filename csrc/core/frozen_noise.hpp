@@ -4,8 +4,9 @@
 //     C_gaia = G G^T - diag((independent f_obs)^2) - sum_q (common_q f_obs) (common_q f_obs)^T
 //     C = G' G'^T
 //
-// f and Theta are those of given parameters, G is the stored factor. For m = 66 samples and 8 groups a star costs 51 k
-// multiply-adds for G G^T, 18 k for S, 10 k for the rest of C and 51 k for its factor.
+// f and Theta are those of given parameters, G is the stored factor. For m = 66 samples, 5 of which are bands with
+// nothing left of their diagonal in G, and 8 groups with a share a star costs 40 k multiply-adds for G G^T, 18 k for S,
+// 10 k for the rest of C and 51 k for its factor.
 //
 // A missing sample is in C a row and column of the identity, in the result zeros.
 #pragma once
@@ -80,18 +81,35 @@ XPKERN_INLINE void square_rows(Lane* triangle, int i) {
     for (; j > 0; j -= COLUMNS) square_block<ROWS, COLUMNS, false>(triangle, i, j - COLUMNS);
 }
 
-// G G^T in place of G (a packed triangle with its diagonal as it is, no reciprocals).
+// How many rows there are before those at the end that have nothing left of their diagonal in any star of the lane.
+template <class Lane>
+XPKERN_INLINE int linked_rows(const Lane* triangle, int m) {
+    for (; m > 0; --m) {
+        const Lane* row = triangle + row_start(m - 1);
+        Mask<Lane> linked = !(lane<Lane>(0) == lane<Lane>(0));
+        for (int j = 0; j < m - 1; ++j) linked = linked | !(row[j] == lane<Lane>(0));
+        if (any(linked)) break;
+    }
+    return m;
+}
+
+// G G^T in place of G (a packed triangle with its diagonal as it is, no reciprocals). Bands have a row to themselves.
 template <class Lane>
 XPKERN_KERNEL void square_of_factor(Lane* triangle, int m) {
     constexpr int ROWS = 4;
-    int i = m;
+    int i = linked_rows(triangle, m);
+    for (int alone = i; alone < m; ++alone) {
+        Lane& diagonal = triangle[row_start(alone) + alone];
+        diagonal = diagonal * diagonal;
+    }
     for (; i >= ROWS; i -= ROWS) square_rows<ROWS>(triangle, i - ROWS);
     for (; i > 0; --i) square_rows<1>(triangle, i - 1);
 }
 
-// share_g(Theta) of each group, and which groups any star of the lane has a share of: returns how many.
+// share_g(Theta) of the groups that any star of the lane has a share of, and their S_g: returns how many these are.
 template <class Lane>
-XPKERN_INLINE int blend_groups(const NoiseView& noise, int inputs, const Lane* theta, Lane* share, int* group) {
+XPKERN_INLINE int blend_groups(const NoiseView& noise, int m, int inputs, const Lane* theta, Lane* share,
+                               const double** covariance) {
     const Lane zero = lane<Lane>(0);
     Lane least = zero;
     for (int g = 0; g < noise.n_groups; ++g) {
@@ -105,54 +123,82 @@ XPKERN_INLINE int blend_groups(const NoiseView& noise, int inputs, const Lane* t
         least = g == 0 ? distance : min(least, distance);
     }
     Lane total = zero;
-    for (int g = 0; g < noise.n_groups; ++g) {
-        const Lane weight = exp((least - share[g]) * lane<Lane>(0.5));
-        share[g] = select(weight < lane<Lane>(LEAST_WEIGHT), zero, weight);
-        total += share[g];
-    }
-    const Lane reciprocal = lane<Lane>(1) / total;
     int found = 0;
     for (int g = 0; g < noise.n_groups; ++g) {
-        share[g] *= reciprocal;
-        if (any(!(share[g] == zero))) group[found++] = g;  // the others add exactly nothing
+        Lane weight = exp((least - share[g]) * lane<Lane>(0.5));
+        weight = select(weight < lane<Lane>(LEAST_WEIGHT), zero, weight);
+        total += weight;
+        if (!any(!(weight == zero))) continue;  // it would add exactly nothing
+        share[found] = weight;
+        covariance[found++] = noise.covariance + g * row_start(m);
     }
+    const Lane reciprocal = lane<Lane>(1) / total;
+    for (int g = 0; g < found; ++g) share[g] *= reciprocal;
     return found;
 }
 
-// C in place of G G^T, rows and columns of missing samples those of the identity. group: those that S is blended from.
-// predicted: (m,) f.
+// Elements j ... j + COLUMNS of a row of C in place of those of G G^T, the row's first one being element `first`.
+//
+// own: common errors of the row's sample. mine: f of that sample. predicted: (m,) f.
+template <int COLUMNS, class Lane>
+XPKERN_INLINE void model_error_block(const NoiseView& noise, const double* const* covariance, int groups, int first,
+                                     const Lane (&own)[COMMON_ERRORS], const Lane& mine, const Lane* predicted, int j,
+                                     Lane* row, const FreezeSpace<Lane>& space) {
+    Lane error[COLUMNS];
+    XPKERN_UNROLL
+    for (int c = 0; c < COLUMNS; ++c) error[c] = lane<Lane>(0);
+    for (int g = 0; g < groups; ++g) {
+        const Lane share = space.share[g];
+        const double* element = covariance[g] + first + j;
+        XPKERN_UNROLL
+        for (int c = 0; c < COLUMNS; ++c) error[c] = fma(share, lane<Lane>(element[c]), error[c]);
+    }
+    const Lane factor = lane<Lane>(noise.factor);
+    XPKERN_UNROLL
+    for (int c = 0; c < COLUMNS; ++c) {
+        const Lane* common = space.common + (j + c) * COMMON_ERRORS;
+        Lane archive = row[j + c];
+        XPKERN_UNROLL
+        for (int q = 0; q < COMMON_ERRORS; ++q) archive = fma(-own[q], common[q], archive);
+        row[j + c] = fma(mine * predicted[j + c], error[c], archive * factor);
+    }
+}
+
+// C in place of G G^T. covariance: of each of the groups that S is blended from. predicted: (m,) f.
 template <class Lane>
-XPKERN_INLINE void add_model_error(const NoiseView& noise, int m, const int* group, int groups, const Lane* predicted,
-                                   Lane* triangle, const FreezeSpace<Lane>& space) {
-    const Lane factor = lane<Lane>(noise.factor), zero = lane<Lane>(0);
+XPKERN_INLINE void add_model_error(const NoiseView& noise, int m, const double* const* covariance, int groups,
+                                   const Lane* predicted, Lane* triangle, const FreezeSpace<Lane>& space) {
+    constexpr int COLUMNS = 4;  // sums over groups that do not wait for each other
     for (int i = 0; i < m; ++i) {
         for (int q = 0; q < COMMON_ERRORS; ++q)
             space.common[i * COMMON_ERRORS + q] = space.observed[i] * lane<Lane>(noise.common[q * m + i]);
     }
-    Lane least = space.present[0];
-    for (int i = 1; i < m; ++i) least = min(least, space.present[i]);
-    const bool complete = !any(!(least > zero));
-    const double* covariance = noise.covariance;
     for (int i = 0; i < m; ++i) {
-        Lane* row = triangle + row_start(i);
-        const Lane* own = space.common + i * COMMON_ERRORS;
+        const int first = row_start(i);
+        Lane* row = triangle + first;
+        Lane own[COMMON_ERRORS];
+        XPKERN_UNROLL
+        for (int q = 0; q < COMMON_ERRORS; ++q) own[q] = space.common[i * COMMON_ERRORS + q];
         const Lane alone = space.observed[i] * lane<Lane>(noise.independent[i]);
         row[i] = fma(-alone, alone, row[i]);
-        for (int j = 0; j <= i; ++j) {
-            Lane error = lane<Lane>(0);
-            for (int g = 0; g < groups; ++g)
-                error = fma(space.share[group[g]], lane<Lane>(covariance[group[g]]), error);
-            covariance += noise.n_groups;
-            Lane archive = row[j];
-            XPKERN_UNROLL
-            for (int q = 0; q < COMMON_ERRORS; ++q)
-                archive = fma(-own[q], space.common[j * COMMON_ERRORS + q], archive);
-            row[j] = fma(predicted[i] * predicted[j], error, archive * factor);
-        }
-        if (complete) continue;
-        const Mask<Lane> here = space.present[i] > zero;
-        for (int j = 0; j < i; ++j) row[j] = select(here & (space.present[j] > zero), row[j], zero);
-        row[i] = select(here, row[i], lane<Lane>(1));
+        int j = 0;
+        for (; j + COLUMNS <= i + 1; j += COLUMNS)
+            model_error_block<COLUMNS>(noise, covariance, groups, first, own, predicted[i], predicted, j, row, space);
+        for (; j <= i; ++j)
+            model_error_block<1>(noise, covariance, groups, first, own, predicted[i], predicted, j, row, space);
+    }
+}
+
+// Row and column i of C: those of the identity, where a star does not have that sample.
+template <class Lane>
+XPKERN_INLINE void isolate_sample(Lane* triangle, int m, int i, const Mask<Lane>& here) {
+    const Lane zero = lane<Lane>(0);
+    Lane* row = triangle + row_start(i);
+    for (int j = 0; j < i; ++j) row[j] = select(here, row[j], zero);
+    row[i] = select(here, row[i], lane<Lane>(1));
+    for (int below = i + 1; below < m; ++below) {
+        Lane& element = triangle[row_start(below) + i];
+        element = select(here, element, zero);
     }
 }
 
@@ -173,23 +219,26 @@ XPKERN_KERNEL Lane freeze_noise(const NoiseView& noise, int m, int inputs, const
         diagonal = select(here, one / diagonal, zero);
     }
     square_of_factor(triangle, m);
-    int group[MAX_GROUPS];
-    const int groups = blend_groups(noise, inputs, theta, space.share, group);
-    add_model_error(noise, m, group, groups, predicted, triangle, space);
+    const double* covariance[MAX_GROUPS];
+    const int groups = blend_groups(noise, m, inputs, theta, space.share, covariance);
+    add_model_error(noise, m, covariance, groups, predicted, triangle, space);
+    for (int i = 0; i < m; ++i) {
+        const Mask<Lane> here = space.present[i] > zero;
+        if (any(!here)) isolate_sample(triangle, m, i, here);
+    }
     cholesky(triangle, 0, m, 0);
     // of a missing sample the reciprocal is 1 and its logarithm 0
     Lane ln_det = zero;
     Mask<Lane> usable = most > zero;
     for (int i = 0; i < m; ++i) {
-        const Lane reciprocal = triangle[row_start(i) + i];
+        Lane& reciprocal = triangle[row_start(i) + i];
         usable = usable & (reciprocal > zero) & (reciprocal < lane<Lane>(LARGEST_RECIPROCAL));
         ln_det = fma(log(reciprocal), lane<Lane>(-2), ln_det);
+        reciprocal = select(space.present[i] > zero, reciprocal, zero);
     }
-    for (int i = 0; i < m; ++i) {
-        Lane* row = triangle + row_start(i);
-        const Mask<Lane> here = usable & (space.present[i] > zero);
-        for (int j = 0; j <= i; ++j) row[j] = select(here, row[j], zero);
-    }
+    if (any(!usable))
+        for (int element = 0; element < row_start(m); ++element)
+            triangle[element] = select(usable, triangle[element], zero);
     return select(usable, ln_det, lane<Lane>(not_a_number()));
 }
 

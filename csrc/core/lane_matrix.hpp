@@ -268,17 +268,49 @@ XPKERN_INLINE void cholesky_block(Lane* triangle, int first, int i, int j) {
     }
 }
 
+// The block of a Cholesky factor on its diagonal at columns j ... j + COLUMNS, reciprocals on the diagonal itself. All
+// of its sums run together: one alone would wait for each of its multiply-adds.
+template <int COLUMNS, class Lane>
+XPKERN_INLINE void cholesky_corner(Lane* triangle, int first, int j) {
+    Lane sum[COLUMNS][COLUMNS];
+    Lane* row[COLUMNS];
+    XPKERN_UNROLL
+    for (int r = 0; r < COLUMNS; ++r) {
+        row[r] = triangle + row_start(j + r);
+        XPKERN_UNROLL
+        for (int c = 0; c <= r; ++c) sum[r][c] = row[r][j + c];
+    }
+    for (int k = first; k < j; ++k) {
+        XPKERN_UNROLL
+        for (int r = 0; r < COLUMNS; ++r) {
+            const Lane factor = -row[r][k];
+            XPKERN_UNROLL
+            for (int c = 0; c <= r; ++c) sum[r][c] = fma(factor, row[c][k], sum[r][c]);
+        }
+    }
+    XPKERN_UNROLL
+    for (int c = 0; c < COLUMNS; ++c) {
+        XPKERN_UNROLL
+        for (int k = 0; k < c; ++k) {
+            XPKERN_UNROLL
+            for (int r = c; r < COLUMNS; ++r) sum[r][c] = fma(-sum[r][k], sum[c][k], sum[r][c]);
+        }
+        const Lane reciprocal = lane<Lane>(1) / sqrt(sum[c][c]);
+        row[c][j + c] = reciprocal;
+        XPKERN_UNROLL
+        for (int r = c + 1; r < COLUMNS; ++r) {
+            sum[r][c] = sum[r][c] * reciprocal;
+            row[r][j + c] = sum[r][c];
+        }
+    }
+}
+
 template <int COLUMNS, class Lane>
 XPKERN_INLINE void cholesky_columns(Lane* triangle, int first, int begin, int end, int j) {
     int i = begin;
     if (j >= begin) {
-        for (i = j; i < j + COLUMNS; ++i) {
-            Lane* row = triangle + row_start(i);
-            for (int k = j; k < i; ++k) cholesky_block<1, 1>(triangle, first, i, k);
-            Lane square = row[i];
-            for (int k = first; k < i; ++k) square = fma(-row[k], row[k], square);
-            row[i] = lane<Lane>(1) / sqrt(square);
-        }
+        cholesky_corner<COLUMNS>(triangle, first, j);
+        i = j + COLUMNS;
     }
     for (; i + 4 <= end; i += 4) cholesky_block<4, COLUMNS>(triangle, first, i, j);
     for (; i < end; ++i) cholesky_block<1, COLUMNS>(triangle, first, i, j);

@@ -123,7 +123,7 @@ struct NoiseView {
     int n_groups;
     const double* centre;         // (g, inputs)
     const double* inverse_scale;  // (inputs,)
-    const double* covariance;     // (p, g) lower triangles by rows
+    const double* covariance;     // (g, p) lower triangles by rows
     double factor;
     const double* independent;  // (m,)
     const double* common;       // (COMMON_ERRORS, m)

@@ -198,11 +198,22 @@ void test_factor(int end, int link, int n, Random& random) {
     }
 }
 
-// G G^T in place of G, with every remainder of its blocks of rows and columns.
+// G G^T in place of G, with every remainder of its blocks of rows and columns. alone: rows at the end that have nothing
+// left of their diagonal; the one before them has, in the last star of the lane only.
 template <class Lane>
-void test_square(int n, Random& random) {
+void test_square(int n, int alone, Random& random) {
     Lanes<Lane> triangle(row_start(n)), before(row_start(n));
     triangle.randomise(row_start(n), random);
+    for (int i = 0; i < n; ++i) {
+        for (int j = 0; j < i; ++j) {
+            double values[Lanes<Lane>::width];
+            for (int star = 0; star < Lanes<Lane>::width; ++star) {
+                const bool zero = i >= n - alone || (i == n - alone - 1 && star + 1 < Lanes<Lane>::width);
+                values[star] = alone > 0 && zero ? 0 : triangle.at(row_start(i) + j, star);
+            }
+            triangle.get()[row_start(i) + j] = kernel::load<Lane>(values);
+        }
+    }
     for (int k = 0; k < row_start(n); ++k) before.get()[k] = triangle.get()[k];
     kernel::square_of_factor(triangle.get(), n);
     for (int star = 0; star < Lanes<Lane>::width; ++star) {
@@ -360,7 +371,8 @@ void test_lane() {
     for (const int link : {0, 5, 8, 9}) test_factor<Lane>(9, link, 22, random);
     test_factor<Lane>(1, 0, 2, random);
     test_factor<Lane>(6, 6, 6, random);
-    for (const int n : {1, 2, 3, 4, 5, 6, 7, 8, 11, 18}) test_square<Lane>(n, random);
+    for (const int n : {1, 2, 3, 4, 5, 6, 7, 8, 11, 18})
+        for (const int alone : {0, 1, n / 2, n}) test_square<Lane>(n, alone, random);
     test_transpose<Lane>(random);
 }
 
