@@ -18,6 +18,7 @@ from mock_stars import (
 from xpkern.engine.contract import Box, FitOptions, LossTerms, StarData
 from xpkern.engine.packed import present_samples
 from xpkern.engine.reference import ReferenceEngine
+from xpkern.engine.reference_fit import SMALLEST_EXT
 from xpkern.fit.fit import default_box
 from xpkern.fit.start import start_grid
 from xpkern.model import load_model
@@ -170,6 +171,20 @@ def test_box(engine, rng, mock):
     close = np.abs(found.loss - expected.loss) <= 0.01 + loss_tolerance(expected.loss)
     # from a start pushed onto the edge, two paths may end in different optima now and then
     assert close[both].mean() > 0.7
+
+
+def test_the_edge_without_dust_is_few_steps_away(engine, rng, mock):
+    model, prior, truth = mock
+    truth[:, 3] = 0.01
+    stars = random_stars(rng, model, truth)
+    stars.mean[:, 3], stars.sigma[:, 3] = -1.0, 0.01  # whoever says so, it asks for less than no dust
+    start = truth.copy()
+    start[:, 3] = 0.5
+    found = fit(engine, model, prior, stars, start, terms=LossTerms(True, False, False))
+    assert ((found.status & Status.NOT_CONVERGED) == 0).all()
+    assert ((found.status & Status.ON_BOX_EDGE) != 0).all()
+    np.testing.assert_allclose(found.params[:, 3], SMALLEST_EXT, rtol=1e-6)
+    assert np.median(found.iterations) < np.log2(0.5 / SMALLEST_EXT)  # as many as it takes by halves
 
 
 def test_giving_up_is_said(engine, rng, mock):

@@ -75,13 +75,16 @@ XPKERN_INLINE void hold_at_edges(int k, const LossState<Real, Wide>& state, cons
     }
 }
 
-// From u a step down: inside the box, never more than halving E, never moving ln plx by more than 2.
+// From u a step down: inside the box, never moving ln plx by more than 2, and never more than halving E where the loss
+// has -2 ln E, which no parabola foresees. Where it has not, the edge at E = 0 is one step away for a star without
+// dust.
 template <class Real, class Wide>
-XPKERN_INLINE void bounded_step(int k, const Wide* u, const Real* step, const BoxView<Wide>& box, Wide* to) {
+XPKERN_INLINE void bounded_step(int k, const LossView& terms, const Wide* u, const Real* step, const BoxView<Wide>& box,
+                                Wide* to) {
     const int ext = k - 2, plx = k - 1;
     for (int p = 0; p < k; ++p) {
         Wide at = u[p] - convert<Wide>(step[p]);
-        if (p == ext) at = max(at, u[p] * lane<Wide>(0.5));
+        if (p == ext && terms.jacobian_ext) at = max(at, u[p] * lane<Wide>(0.5));
         if (p == plx) at = clamp(at, u[p] - lane<Wide>(2), u[p] + lane<Wide>(2));
         to[p] = clamp(at, box.lower[p], box.upper[p]);
     }
@@ -106,8 +109,8 @@ XPKERN_STEP void make_definite(int k, Mask<Real> done, const Real* definite, Rea
 // What follows from an evaluation: which stars have converged, and for those that go on where to step and the drop that
 // is predicted. Returns whether more than leave_at go on.
 template <bool EXACT, class Real, class Wide>
-XPKERN_INLINE bool propose_step(int k, const BoxView<Wide>& box, const StopRule& rule, int leave_at,
-                                Progress<Real, Wide>& progress, Wide* to, Real& predicted) {
+XPKERN_INLINE bool propose_step(int k, const LossView& terms, const BoxView<Wide>& box, const StopRule& rule,
+                                int leave_at, Progress<Real, Wide>& progress, Wide* to, Real& predicted) {
     LossState<Real, Wide>& state = progress.state;
     Real gradient[MAX_PARAMETERS], definite[MAX_TRIANGLE], hessian[MAX_TRIANGLE];
     for (int p = 0; p < k; ++p) gradient[p] = state.gradient[p];
@@ -128,7 +131,7 @@ XPKERN_INLINE bool propose_step(int k, const BoxView<Wide>& box, const StopRule&
     const Mask<Real> converged = definite_hessian & (decrement <= limit) & (decrement >= lane<Real>(0));
     progress.converged = (converged & progress.active) | (progress.converged & !progress.active);
     if (rule.step_on) {
-        bounded_step(k, state.u, newton, box, to);
+        bounded_step(k, terms, state.u, newton, box, to);
         const Mask<Wide> moved = convert_mask<Wide>(progress.active & converged);
         for (int p = 0; p < k; ++p) state.u[p] = select(moved, to[p], state.u[p]);
     }
@@ -137,7 +140,7 @@ XPKERN_INLINE bool propose_step(int k, const BoxView<Wide>& box, const StopRule&
 
     if (EXACT && any(progress.active & !definite_hessian)) make_definite(k, definite_hessian, definite, hessian);
     solve_damped(k, hessian, definite, progress.damping, gradient, step);
-    bounded_step(k, state.u, step, box, to);
+    bounded_step(k, terms, state.u, step, box, to);
     predicted = lane<Real>(0);
     for (int p = 0; p < k; ++p) {
         const Real moved = convert<Real>(to[p] - state.u[p]);
@@ -167,7 +170,7 @@ XPKERN_STEP void optimise(const ModelView& model, const Shape& shape, const Prio
     for (;;) {
         if (begins) {
             for (int p = 0; p < k; ++p) trial.u[p] = state.u[p];
-        } else if (!propose_step<EXACT>(k, box, rule, leave_at, progress, trial.u, predicted)) {
+        } else if (!propose_step<EXACT>(k, terms, box, rule, leave_at, progress, trial.u, predicted)) {
             return;
         }
         evaluate_loss<EXACT>(model, shape, prior, terms, star, space, trial);

@@ -71,7 +71,8 @@ def minimise(
             break
         damped = matrix[active] + damping[active, None, None] * _diagonal_part(matrix[active])
         proposed = y[active] - _solve(damped, gradient[active])
-        proposed[:, -2] = np.maximum(proposed[:, -2], 0.5 * y[active, -2])
+        if terms.jacobian_ext:
+            proposed[:, -2] = np.maximum(proposed[:, -2], 0.5 * y[active, -2])
         proposed = np.clip(proposed, lower, upper)
         trial = star_loss(model, prior, stars[active], _to_linear(proposed), terms)
         iterations[active] += 1
