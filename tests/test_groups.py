@@ -15,7 +15,7 @@ def test_rows_come_out_as_they_went_in(rng, count):
     side_by_side = WhitenerGroups.of(rows)
     assert (len(side_by_side), side_by_side.shape, side_by_side.nbytes) == (count, rows.shape, rows.nbytes)
     assert side_by_side.groups.shape == (whole_groups(count) // 16, 153, 16)
-    assert side_by_side.groups.ctypes.data % 64 == 0
+    assert count == 0 or side_by_side.groups.ctypes.data % 64 == 0
     some = [slice(None), slice(3, 40, 2), rng.random(count) < 0.5, rng.permutation(count), rng.permutation(count)[:9]]
     for stars in some:
         np.testing.assert_array_equal(side_by_side[stars], rows[stars])

@@ -51,7 +51,6 @@ template <class Lane>
 struct ChunkSpace {
     Scalar<Lane>* value[MAX_LAYERS];  // inputs of a layer, (stars, whole_lanes(n_in))
     Lane* adjoint[MAX_LAYERS];        // of its outputs before the tanh, (lanes, n_out)
-    Lane* bias_sum[MAX_LAYERS];       // (n_out,)
     Lane* curve_sum;                  // (m,)
 
     template <class Shape>
@@ -60,15 +59,12 @@ struct ChunkSpace {
         for (int l = 0; l < shape.layers(); ++l) {
             value[l] = arena.take<Scalar<Lane>>(CHUNK_PLACES * whole_lanes<Lane>(shape.width(l)));
             adjoint[l] = arena.take<Lane>(lanes * shape.width(l + 1));
-            bias_sum[l] = arena.take<Lane>(shape.width(l + 1));
         }
         curve_sum = arena.take<Lane>(shape.samples());
     }
 
     template <class Shape>
     XPKERN_INLINE void clear(const Shape& shape) const {
-        for (int l = 0; l < shape.layers(); ++l)
-            for (int j = 0; j < shape.width(l + 1); ++j) bias_sum[l][j] = lane<Lane>(0);
         for (int i = 0; i < shape.samples(); ++i) curve_sum[i] = lane<Lane>(0);
     }
 };
@@ -100,7 +96,6 @@ XPKERN_KERNEL Lane add_lane(const ModelView& model, const Shape& shape, const La
     for (int i = 0; i < m; ++i) {
         const Lane b = select(counted, space.back[i], lane<Lane>(0));
         above[i] = b;
-        chunk.bias_sum[last][i] += b;
         chunk.curve_sum[i] = fma(b, u[inputs], chunk.curve_sum[i]);
     }
     for (int l = last; l >= 1; --l) {
@@ -109,9 +104,7 @@ XPKERN_KERNEL Lane add_lane(const ModelView& model, const Shape& shape, const La
         reverse_multiply<Lane>(network.weights[l], n_in, shape.width(l + 1), above, adjoint, meanwhile);
         for (int j = 0; j < n_in; ++j) {
             const Lane h = space.tape.hidden[l - 1][j];
-            const Lane abar = adjoint[j] * fma(-h, h, lane<Lane>(1));
-            adjoint[j] = abar;
-            chunk.bias_sum[l - 1][j] += abar;
+            adjoint[j] *= fma(-h, h, lane<Lane>(1));
         }
         above = adjoint;
     }
@@ -203,7 +196,11 @@ XPKERN_KERNEL void finish_chunk(const ModelView& model, const Shape& shape, int 
         const int n_out = shape.width(l + 1);
         outer_product(chunk.value[l], whole_lanes<Lane>(shape.width(l)), chunk.adjoint[l], n_out, lanes,
                       gradient + layout.weights[l], meanwhile);
-        for (int j = 0; j < n_out; ++j) gradient[layout.biases[l] + j] = sum_of(chunk.bias_sum[l][j]);
+        for (int j = 0; j < n_out; ++j) {
+            Lane over_lanes = lane<Lane>(0);
+            for (int number = 0; number < lanes; ++number) over_lanes += chunk.adjoint[l][number * n_out + j];
+            gradient[layout.biases[l] + j] = sum_of(over_lanes);
+        }
     }
     for (int i = 0; i < shape.samples(); ++i) gradient[layout.curve + i] = sum_of(chunk.curve_sum[i]);
 }

@@ -6,8 +6,8 @@
 XPKERN_NAMESPACE_BEGIN
 
 // Cache lines of a lane's whiteners, a few at every call: as many at once would fill the queue of loads and hold up
-// everything behind them. Half of them will do: the processor itself asks for what follows in order, and where a batch
-// is in the cache each one that is asked for costs.
+// everything behind them. Half of a group will do: the processor itself asks for what follows in order, and where a
+// batch is in the cache each line that is asked for costs.
 class LaneFetcher {
   public:
     static constexpr int width = LaneTraits<TrainingLane>::width;
@@ -27,7 +27,8 @@ class LaneFetcher {
             __builtin_prefetch(params + row * k, 0, 3);
             for (int i = 0; i < m; i += LINE / 4) __builtin_prefetch(stars.arrays.flux + row * m + i, 0, 2);
         }
-        step_ = (width * bytes / 2 / calls + LINE) / LINE * LINE;
+        const int64_t wanted = stars.side_by_side ? width * bytes / 2 : width * bytes;
+        step_ = (wanted / calls + LINE) / LINE * LINE;
     }
 
     XPKERN_KERNEL void operator()() const {
