@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from xpkern.engine.groups import STARS_OF_GROUP, WhitenerGroups, empty_rows, in_random_groups, whole_groups
-from xpkern.train.training_set import bring_into_order
+from xpkern.train.whitener_store import bring_into_order
 
 
 @pytest.mark.parametrize("count", [0, 1, 15, 16, 17, 130])

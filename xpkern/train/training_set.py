@@ -26,14 +26,8 @@ from numpy.typing import NDArray
 
 from xpkern.catalog.pending import PendingFile
 from xpkern.engine.contract import Float32, Float64
-from xpkern.engine.groups import (
-    STARS_OF_GROUP,
-    GroupedStars,
-    WhitenerGroups,
-    empty_rows,
-    whole_groups,
-)
-from xpkern.engine.packed import packed_size, present_samples
+from xpkern.engine.groups import GroupedStars, WhitenerGroups
+from xpkern.engine.packed import present_samples
 from xpkern.errors import InputError
 from xpkern.grid import N_FLUX, N_PARAMETERS, PARAMETERS
 from xpkern.observe.gaia_source import SourceTable, share_of
@@ -45,9 +39,9 @@ from xpkern.train.cuts import CUT_COLUMNS, CutCount, Sieve
 from xpkern.train.labels import SURVEY, TYPE_LABELS, Labels
 from xpkern.train.recipe import Recipe, label_error_floors
 from xpkern.train.start import start_params
+from xpkern.train.whitener_store import WHITENER_BYTES, WhitenerStore, map_whiteners
 
-#: Bytes of a star: in the file of whiteners, and in memory besides (fluxes, constraints, parameters, their copies).
-WHITENER_BYTES = 4 * packed_size(N_FLUX)
+#: Bytes of a star in memory besides its whitener: fluxes, constraints, parameters, their copies.
 OTHER_BYTES = 4 * N_FLUX + 8 * 6 * N_PARAMETERS + 64
 
 #: Memory [bytes] that is needed besides the stars: the program, blocks of spectra, the prior's fit.
@@ -254,57 +248,6 @@ def _gigabytes(size: float) -> str:
     return f"{size / 1e9:.3g} GB"
 
 
-class _Store:
-    """Rows of whiteners that grow by blocks, in a mapped file or in memory, and become groups in the end."""
-
-    def __init__(self, n_rows: int, path: Path | None) -> None:
-        self.path, self.filled = path, 0
-        if path is None or n_rows == 0:
-            self.rows = empty_rows(n_rows, packed_size(N_FLUX))
-        if path is not None:
-            with open(path, "wb") as file:
-                # asked for now: a full disk is an error here, and not the end of the process in the middle of a write
-                os.posix_fallocate(file.fileno(), 0, max(whole_groups(n_rows) * WHITENER_BYTES, 1))
-            if n_rows:
-                shape = (whole_groups(n_rows), packed_size(N_FLUX))
-                self.rows = np.asarray(np.memmap(path, np.float32, "r+", shape=shape))
-
-    def append(self, rows: Float32) -> None:
-        self.rows[self.filled : self.filled + len(rows)] = rows
-        self.filled += len(rows)
-
-    def finish(self, order: NDArray[np.intp]) -> WhitenerGroups:
-        """The filled rows in another order, side by side; a file is cut to their size."""
-        bring_into_order(self.rows[: self.filled], order)
-        size = whole_groups(self.filled)
-        whiteners = WhitenerGroups.of_memory(self.rows[:size], self.filled)
-        if self.path is None:
-            return whiteners
-        with open(self.path, "r+b") as file:
-            file.truncate(size * WHITENER_BYTES)
-            os.fsync(file.fileno())
-        return map_whiteners(self.path, self.filled)
-
-
-def bring_into_order(rows: NDArray, order: NDArray[np.intp]) -> None:
-    """Row i becomes what row ``order[i]`` was: in place, with room for one row besides."""
-    comes_from = order.tolist()
-    for first in range(len(comes_from)):
-        held, place = None, first
-        while comes_from[place] != place:
-            held = rows[first].copy() if held is None else held
-            source, comes_from[place] = comes_from[place], place
-            rows[place] = held if source == first else rows[source]
-            place = source
-
-
-def map_whiteners(path: Path, n_stars: int) -> WhitenerGroups:
-    """A finished file of whiteners, read only."""
-    shape = (whole_groups(n_stars) // STARS_OF_GROUP, packed_size(N_FLUX), STARS_OF_GROUP)
-    groups = np.memmap(path, np.float32, "r", shape=shape) if n_stars else np.empty(shape, np.float32)
-    return WhitenerGroups(np.asarray(groups), n_stars)
-
-
 def gather(
     chosen: Candidates,
     blocks: Iterable[Observations],
@@ -334,7 +277,7 @@ def gather(
     InputError
         If no spectrum is that of a candidate, none of them is usable, or the recipe's reference survey has none.
     """
-    store = _Store(len(chosen) + recipe.anchors.stars, whitener_file)
+    store = WhitenerStore(len(chosen) + recipe.anchors.stars, whitener_file)
     seen = np.zeros(len(chosen), bool)
     found, unusable, twice = 0, 0, 0
     positions: list[NDArray[np.intp]] = []
