@@ -14,12 +14,13 @@ from bench.result import Result
 from bench.stars import model_and_prior, observations, survey
 from xpkern.engine import Engine
 from xpkern.engine.contract import Descent, LossTerms, StarData
+from xpkern.engine.groups import GroupedStars, in_random_groups
 from xpkern.engine.training import EpochResult, Steps
 from xpkern.fit.fit import default_box
 from xpkern.model.flux_model import FluxModel
 
-#: Stars of a batch, as the paper has it, and how often the one that stays in the cache is repeated.
-BATCH, REPEATS = 512, 32
+#: Stars of a batch, as the paper has it.
+BATCH = 512
 
 #: Stars that are simulated; more are copies of them in memory of their own.
 SIMULATED = 4096
@@ -41,7 +42,7 @@ ALL, HIGH_QUALITY, CLEANED, EPOCHS, LAST_STEPS = 2_066_000, 1_861_666, 1_556_666
 
 
 class Trainer:
-    """Epochs over the same stars, in the same batches of random order, by one engine.
+    """Epochs over the same stars, in the same batches of random groups, by one engine.
 
     Parameters
     ----------
@@ -56,11 +57,12 @@ class Trainer:
         self.source = np.arange(n_stars) % simulated
         stars, truth = observations(simulated).star_data(), survey(simulated).truth
         self.params = truth[self.source]
-        self.stars = StarData(
+        rows = StarData(
             stars.flux[self.source], stars.whitener[self.source], self.params, np.full(self.params.shape, 0.1)
         )
+        self.stars = GroupedStars.of(rows)
         size = min(BATCH, n_stars)
-        order = np.random.default_rng(1).permutation(n_stars)[: n_stars // size * size]
+        order = in_random_groups(np.arange(n_stars), np.random.default_rng(1))[: n_stars // size * size]
         self.batches = np.ascontiguousarray(order.reshape(-1, size))
         self.terms, self.box = LossTerms(prior=False), default_box(self.prior)
 
@@ -120,7 +122,7 @@ def bench_train(n_stars: int, rounds: int, engine_name: str) -> Result:
     """Training steps of the model and its stars, against JAX, with the shares of the peak and of the memory's rate."""
     trainer = Trainer(xk.get_engine(engine_name), n_stars)
     size = trainer.batches.shape[1]
-    one = np.ascontiguousarray(np.broadcast_to(trainer.batches[0], (REPEATS, size)))
+    one = np.ascontiguousarray(np.broadcast_to(trainer.batches[0], trainer.batches.shape))
     kinds: dict[str, dict[str, Any]] = {
         "one batch again and again, model": MODEL | {"batches": one},
         "epoch, model": MODEL,
@@ -137,7 +139,7 @@ def bench_train(n_stars: int, rounds: int, engine_name: str) -> Result:
     counts, read = multiply_adds_of_steps(trainer.model), bytes_of_star(trainer.model)
     seconds = {}
     for name, contestant in ours.items():
-        peak, bandwidth = fma_peak(trainer.engine.instruction_set), read_bandwidth(trainer.stars.whitener)
+        peak, bandwidth = fma_peak(trainer.engine.instruction_set), read_bandwidth(trainer.stars.whitener.groups)
         seconds[name] = 1 / measure_once(contestant, 3)
         what = kinds[name]
         count = sum(counts[side] for side in counts if what[f"{side}_rate"] is not None)

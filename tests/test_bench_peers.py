@@ -105,7 +105,7 @@ def test_jax_training_takes_our_steps():
     jax_train = pytest.importorskip("bench.peers.jax_train", reason="JAX is not installed", exc_type=ImportError)
     trainer = Trainer(xk.get_engine("reference"), FEW)
     trainer.params = trainer.params * [1.01, 1, 1, 1.1, 1.02]
-    model, stars, batches = trainer.model, trainer.stars, trainer.batches.reshape(3, -1)
+    model, stars, batches = trainer.model, trainer.stars[:], trainer.batches.reshape(3, -1)
     dense = dense_whiteners(Fitter(trainer.engine, FEW).obs)
     laid_out = jax_train.Batches.of(stars.flux, dense, stars.mean, stars.sigma, trainer.params, batches, trainer.source)
     peer = jax_train.JaxTraining(model, trainer.terms)

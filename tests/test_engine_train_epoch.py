@@ -11,6 +11,7 @@ from mock_stars import assert_same, random_model, random_params, random_prior, r
 
 import xpkern as xk
 from xpkern.engine.contract import Box, LossTerms
+from xpkern.engine.groups import GroupedStars, in_random_groups
 from xpkern.engine.reference import ReferenceEngine
 from xpkern.engine.training import ModelArrays, ModelMoments, Steps
 from xpkern.errors import TrainingDiverged
@@ -237,6 +238,41 @@ def test_any_size_of_batch_and_any_threads(engine, rng, size):
         assert_same(engine.name, flat(again.model), flat(found.model))
         assert_same(engine.name, again.model_loss, found.model_loss)
         assert_same(engine.name, again.star_loss, found.star_loss)
+
+
+@pytest.mark.parametrize("size", [1, 17, 48, 118])
+@pytest.mark.parametrize("drawn", [in_random_groups, lambda rows, rng: rng.permutation(rows)], ids=["groups", "any"])
+def test_whiteners_side_by_side(engine, rng, drawn, size):
+    """Whole groups, groups that lack stars, a last one that is not full; stars that are left out count for nothing."""
+    mock = Mock(rng, 150)
+    taken = rng.permutation(np.r_[0:32, 32:150:2, 33:87:2])[:118]  # some groups whole, others by half
+    left_out = np.setdiff1d(np.arange(150), taken)
+    params = mock.params.copy()
+    params[left_out] = np.nan
+    mock.stars.whitener[left_out] = np.inf
+    grouped = GroupedStars.of(mock.stars)
+    batches = np.stack([drawn(np.sort(taken), rng)[:size] for _ in range(3)])
+    steps = {
+        "model_steps": Steps("sgd", [1e-7] * 3, 0.5),
+        "star_steps": Steps("sgd", [1e-6] * 3, clip=1e3),
+        "params": params,
+    }
+    found = train(engine, mock, batches, **steps, stars=grouped)
+    expected = train(REFERENCE, mock, batches, **steps)
+    change = flat(expected.model) - flat(mock.model)
+    assert relative(flat(found.model) - flat(mock.model), change) < 1e-4
+    moved_by = np.abs(in_x(expected.params[taken]) - in_x(params[taken]))
+    assert np.abs(in_x(found.params[taken]) - in_x(expected.params[taken])).max() < 1e-4 * moved_by.max()
+    assert np.isnan(found.params[left_out]).all()
+    np.testing.assert_allclose(found.model_loss, expected.model_loss, rtol=1e-5)
+    np.testing.assert_allclose(found.star_loss, expected.star_loss, rtol=1e-4, atol=1e-2)
+    again = train(engine, mock, batches, **steps, stars=grouped, threads=2)
+    assert_same(engine.name, again.params, found.params)
+    assert_same(engine.name, flat(again.model), flat(found.model))
+    params[batches[1, 0], 4] = 1e200
+    with pytest.raises(TrainingDiverged) as caught:
+        train(engine, mock, batches[1:2], model_steps=Steps("sgd", [1e-7]), params=params, stars=grouped)
+    np.testing.assert_array_equal(caught.value.rows, batches[1, :1])
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -154,6 +155,12 @@ def test_work_of_other_data_is_refused(files, finished, tmp_path):
     table.write(tmp_path / "other.fits")
     with pytest.raises(InputError, match="other labels, tables or spectra"):
         train(tmp_path / "other.fits", spectra, tmp_path / "model.h5", recipe=bad, **options)
+    identity = tmp_path / "model.work" / "identity.json"
+    facts = json.loads(identity.read_text())
+    del facts["whiteners"]  # as before they lay side by side
+    identity.write_text(json.dumps(facts))
+    with pytest.raises(InputError, match="work of another version of xpkern"):
+        train(labels, spectra, tmp_path / "model.h5", recipe=bad, **options)
 
 
 @pytest.mark.parametrize(

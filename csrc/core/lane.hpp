@@ -81,6 +81,12 @@ struct Several {
     static XPKERN_INLINE Group repeat(const Lane& a) { return a; }
 };
 
+// A lane that fills one register.
+template <class Lane>
+struct OneRegister {
+    using Type = Lane;
+};
+
 template <class Lane>
 using Scalar = typename LaneTraits<Lane>::Scalar;
 template <class Lane>

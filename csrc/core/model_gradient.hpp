@@ -18,12 +18,13 @@
 
 XPKERN_NAMESPACE_BEGIN
 
-// Stars of a chunk. Fixed, as sums over chunks must not depend on the number of threads.
-constexpr int CHUNK_STARS = 64;
+// Places for stars in a chunk. Fixed, as sums over chunks must not depend on the number of threads.
+constexpr int CHUNK_PLACES = 64;
 
+// Floats that fill whole registers.
 template <class Lane>
 XPKERN_INLINE int whole_lanes(int count) {
-    constexpr int width = LaneTraits<Lane>::width;
+    constexpr int width = LaneTraits<Lane>::width / LaneTraits<Lane>::registers;
     return (count + width - 1) / width * width;
 }
 
@@ -50,30 +51,26 @@ template <class Lane>
 struct ChunkSpace {
     Scalar<Lane>* value[MAX_LAYERS];  // inputs of a layer, (stars, whole_lanes(n_in))
     Lane* adjoint[MAX_LAYERS];        // of its outputs before the tanh, (lanes, n_out)
-    Lane* bias_sum[MAX_LAYERS];       // (n_out,)
     Lane* curve_sum;                  // (m,)
 
     template <class Shape>
     XPKERN_INLINE ChunkSpace(const Shape& shape, Arena& arena) {
-        constexpr int width = LaneTraits<Lane>::width, lanes = CHUNK_STARS / width;
+        constexpr int width = LaneTraits<Lane>::width, lanes = CHUNK_PLACES / width;
         for (int l = 0; l < shape.layers(); ++l) {
-            value[l] = arena.take<Scalar<Lane>>(CHUNK_STARS * whole_lanes<Lane>(shape.width(l)));
+            value[l] = arena.take<Scalar<Lane>>(CHUNK_PLACES * whole_lanes<Lane>(shape.width(l)));
             adjoint[l] = arena.take<Lane>(lanes * shape.width(l + 1));
-            bias_sum[l] = arena.take<Lane>(shape.width(l + 1));
         }
         curve_sum = arena.take<Lane>(shape.samples());
     }
 
     template <class Shape>
     XPKERN_INLINE void clear(const Shape& shape) const {
-        for (int l = 0; l < shape.layers(); ++l)
-            for (int j = 0; j < shape.width(l + 1); ++j) bias_sum[l][j] = lane<Lane>(0);
         for (int i = 0; i < shape.samples(); ++i) curve_sum[i] = lane<Lane>(0);
     }
 };
 
 // A lane's stars, the number_in_chunk-th of the chunk: chi^2 of each, and everything that the products are made of.
-// counted: which of them are stars, not copies that fill the lane up.
+// counted: which of them are stars of the batch; parameters of the others must be as good.
 template <class Lane, class Shape, class Meanwhile = Nothing>
 XPKERN_KERNEL Lane add_lane(const ModelView& model, const Shape& shape, const Lane* flux, const Lane* factor,
                             const Lane* u, const Mask<Lane>& counted, int number_in_chunk,
@@ -94,53 +91,49 @@ XPKERN_KERNEL Lane add_lane(const ModelView& model, const Shape& shape, const La
     for (int l = 1; l <= last; ++l)
         Transposition<Lane>::to_rows(space.tape.hidden[l - 1], shape.width(l), whole_lanes<Lane>(shape.width(l)),
                                      rows_of(l));
-    meanwhile();
 
     Lane* above = chunk.adjoint[last] + number_in_chunk * m;
     for (int i = 0; i < m; ++i) {
         const Lane b = select(counted, space.back[i], lane<Lane>(0));
         above[i] = b;
-        chunk.bias_sum[last][i] += b;
         chunk.curve_sum[i] = fma(b, u[inputs], chunk.curve_sum[i]);
     }
     for (int l = last; l >= 1; --l) {
         const int n_in = shape.width(l);
         Lane* adjoint = chunk.adjoint[l - 1] + number_in_chunk * n_in;
-        reverse_multiply<Lane>(network.weights[l], n_in, shape.width(l + 1), above, adjoint);
+        reverse_multiply<Lane>(network.weights[l], n_in, shape.width(l + 1), above, adjoint, meanwhile);
         for (int j = 0; j < n_in; ++j) {
             const Lane h = space.tape.hidden[l - 1][j];
-            const Lane abar = adjoint[j] * fma(-h, h, lane<Lane>(1));
-            adjoint[j] = abar;
-            chunk.bias_sum[l - 1][j] += abar;
+            adjoint[j] *= fma(-h, h, lane<Lane>(1));
         }
         above = adjoint;
-        meanwhile();
     }
     return chi2;
 }
 
-// product[c][i] = sum over stars of adjoint[c] value[i] for COLUMNS neighbours c and VECTORS lanes of inputs i.
+// product[c][i] = sum over stars of adjoint[c] value[i] for COLUMNS neighbours c and VECTORS registers of inputs i.
 // value: (stars, stride), adjoint: (lanes, n_out), product: (n_out, stride), each from the first of its columns on.
 template <int VECTORS, int COLUMNS, class Lane>
 XPKERN_INLINE void outer_block(const Scalar<Lane>* value, int stride, const Lane* adjoint, int n_out, int lanes,
                                Scalar<Lane>* product) {
-    constexpr int width = LaneTraits<Lane>::width;
-    Lane sum[COLUMNS][VECTORS];
+    using Inputs = typename OneRegister<Lane>::Type;
+    constexpr int width = LaneTraits<Lane>::width, side = LaneTraits<Inputs>::width;
+    Inputs sum[COLUMNS][VECTORS];
     XPKERN_UNROLL
     for (int c = 0; c < COLUMNS; ++c) {
         XPKERN_UNROLL
-        for (int v = 0; v < VECTORS; ++v) sum[c][v] = lane<Lane>(0);
+        for (int v = 0; v < VECTORS; ++v) sum[c][v] = lane<Inputs>(0);
     }
     for (int number = 0; number < lanes; ++number) {
         const Scalar<Lane>* of_star = reinterpret_cast<const Scalar<Lane>*>(adjoint + number * n_out);
         XPKERN_UNROLL
         for (int star = 0; star < width; ++star) {
-            Lane factor[COLUMNS];
+            Inputs factor[COLUMNS];
             XPKERN_UNROLL
-            for (int c = 0; c < COLUMNS; ++c) factor[c] = held(Lane(of_star[c * width + star]));
+            for (int c = 0; c < COLUMNS; ++c) factor[c] = held(Inputs(of_star[c * width + star]));
             XPKERN_UNROLL
             for (int v = 0; v < VECTORS; ++v) {
-                const Lane x = held(load<Lane>(value + v * width));
+                const Inputs x = held(load<Inputs>(value + v * side));
                 XPKERN_UNROLL
                 for (int c = 0; c < COLUMNS; ++c) sum[c][v] = fma(factor[c], x, sum[c][v]);
             }
@@ -150,30 +143,35 @@ XPKERN_INLINE void outer_block(const Scalar<Lane>* value, int stride, const Lane
     XPKERN_UNROLL
     for (int c = 0; c < COLUMNS; ++c) {
         XPKERN_UNROLL
-        for (int v = 0; v < VECTORS; ++v) store(product + c * stride + v * width, sum[c][v]);
+        for (int v = 0; v < VECTORS; ++v) store(product + c * stride + v * side, sum[c][v]);
     }
 }
 
-// Columns from c on in blocks of COLUMNS, what is left in smaller ones.
-template <int VECTORS, int COLUMNS, class Lane>
+// All columns in blocks of COLUMNS, and what is left as one more.
+template <int VECTORS, int COLUMNS, class Lane, class Meanwhile>
 XPKERN_INLINE void outer_columns(const Scalar<Lane>* value, int stride, const Lane* adjoint, int n_out, int lanes,
-                                 int c, Scalar<Lane>* product) {
-    for (; c + COLUMNS <= n_out; c += COLUMNS)
+                                 Scalar<Lane>* product, const Meanwhile& meanwhile) {
+    int c = 0;
+    for (; c + COLUMNS <= n_out; c += COLUMNS) {
         outer_block<VECTORS, COLUMNS>(value, stride, adjoint + c, n_out, lanes, product + c * stride);
-    if constexpr (COLUMNS > 1) outer_columns<VECTORS, COLUMNS / 2>(value, stride, adjoint, n_out, lanes, c, product);
+        meanwhile();
+    }
+    if (c == n_out) return;
+    with_known<COLUMNS>(n_out - c, [&](auto left) {
+        outer_block<VECTORS, decltype(left)::value>(value, stride, adjoint + c, n_out, lanes, product + c * stride);
+    });
 }
 
 // A layer's products. value: (stars, stride), adjoint: (lanes, n_out), product: (n_out, stride).
-template <class Lane>
+template <class Lane, class Meanwhile>
 XPKERN_INLINE void outer_product(const Scalar<Lane>* value, int stride, const Lane* adjoint, int n_out, int lanes,
-                                 Scalar<Lane>* product) {
-    constexpr int width = LaneTraits<Lane>::width, MOST = 4;
-    for (int first = 0; first < stride; first += MOST * width) {
-        const int left = (stride - first) / width;
+                                 Scalar<Lane>* product, const Meanwhile& meanwhile) {
+    constexpr int side = LaneTraits<Lane>::width / LaneTraits<Lane>::registers, MOST = 4;
+    for (int first = 0; first < stride; first += MOST * side) {
+        const int left = (stride - first) / side;
         with_known<MOST>(left < MOST ? left : MOST, [&](auto vectors) {
-            constexpr int VECTORS = decltype(vectors)::value;
-            constexpr int COLUMNS = ACCUMULATORS / (VECTORS * LaneTraits<Lane>::registers);
-            outer_columns<VECTORS, COLUMNS>(value + first, stride, adjoint, n_out, lanes, 0, product + first);
+            constexpr int VECTORS = decltype(vectors)::value, COLUMNS = ACCUMULATORS / VECTORS;
+            outer_columns<VECTORS, COLUMNS>(value + first, stride, adjoint, n_out, lanes, product + first, meanwhile);
         });
     }
 }
@@ -185,16 +183,24 @@ XPKERN_KERNEL void finish_chunk(const ModelView& model, const Shape& shape, int 
     constexpr int width = LaneTraits<Lane>::width;
     const GradientLayout<Lane> layout(model);
     const auto sum_of = [](const Lane& over_stars) {
-        Scalar<Lane> sum = 0;
-        for (int star = 0; star < width; ++star) sum += get(over_stars, star);
-        return sum;
+        Scalar<Lane> sum[width];
+        store(sum, over_stars);
+        XPKERN_UNROLL
+        for (int half = width / 2; half > 0; half /= 2) {
+            XPKERN_UNROLL
+            for (int star = 0; star < half; ++star) sum[star] += sum[star + half];
+        }
+        return sum[0];
     };
     for (int l = 0; l < shape.layers(); ++l) {
         const int n_out = shape.width(l + 1);
         outer_product(chunk.value[l], whole_lanes<Lane>(shape.width(l)), chunk.adjoint[l], n_out, lanes,
-                      gradient + layout.weights[l]);
-        for (int j = 0; j < n_out; ++j) gradient[layout.biases[l] + j] = sum_of(chunk.bias_sum[l][j]);
-        meanwhile();
+                      gradient + layout.weights[l], meanwhile);
+        for (int j = 0; j < n_out; ++j) {
+            Lane over_lanes = lane<Lane>(0);
+            for (int number = 0; number < lanes; ++number) over_lanes += chunk.adjoint[l][number * n_out + j];
+            gradient[layout.biases[l] + j] = sum_of(over_lanes);
+        }
     }
     for (int i = 0; i < shape.samples(); ++i) gradient[layout.curve + i] = sum_of(chunk.curve_sum[i]);
 }

@@ -51,9 +51,13 @@ XPKERN_INLINE double weight_penalty(const ModelView& model, const double* parame
 // total += the sums of some chunks, (n_chunks, GradientLayout::size), in their order. total: (GradientLayout::size,).
 template <class Lane>
 XPKERN_KERNEL void add_chunks(const ModelView& model, const Scalar<Lane>* chunks, int64_t n_chunks, double* total) {
+    constexpr int64_t AT_ONCE = 1024;  // of the total, which stay in the nearest cache
     const int64_t size = GradientLayout<Lane>(model).size;
-    for (int64_t chunk = 0; chunk < n_chunks; ++chunk)
-        for (int64_t i = 0; i < size; ++i) total[i] += double(chunks[chunk * size + i]);
+    for (int64_t first = 0; first < size; first += AT_ONCE) {
+        const int64_t last = first + AT_ONCE < size ? first + AT_ONCE : size;
+        for (int64_t chunk = 0; chunk < n_chunks; ++chunk)
+            for (int64_t i = first; i < last; ++i) total[i] += double(chunks[chunk * size + i]);
+    }
 }
 
 // Slopes of the mean of chi^2 over n_stars plus the penalty, from sums over these stars.
@@ -145,10 +149,14 @@ XPKERN_INLINE bool step_model(const ModelView& model, const ModelStepView& how, 
             moved[i] = move.by<false>(gradient[i], remembered.first[i], remembered.second[i]);
     }
     bool usable = true;
-    for (int64_t i = 0; i < layout.size; ++i) {
-        moved[i] = moved_parameter(parameters[i], moved[i], i >= layout.curve);
-        usable = usable & is_usable(moved[i], i >= layout.curve);
-    }
+    const auto take = [&](int64_t first, int64_t last, auto is_curve) {
+        for (int64_t i = first; i < last; ++i) {
+            moved[i] = moved_parameter(parameters[i], moved[i], decltype(is_curve)::value);
+            usable = usable & is_usable(moved[i], decltype(is_curve)::value);
+        }
+    };
+    take(0, layout.curve, Known<0>());
+    take(layout.curve, layout.size, Known<1>());
     return usable;
 }
 

@@ -64,6 +64,18 @@ XPKERN_INLINE constexpr int power_of_two_within(int room) {
     return power;
 }
 
+// Outputs of a layer, or inputs on the way back, that are found together, and how many such blocks a layer has.
+template <class Lane>
+XPKERN_INLINE constexpr int layer_block(int streams = 1) {
+    return power_of_two_within(ACCUMULATORS / (streams * LaneTraits<Lane>::registers));
+}
+template <class Lane>
+XPKERN_INLINE constexpr int blocks_of_layer(int width) {
+    int blocks = width / layer_block<Lane>();
+    for (int left = width % layer_block<Lane>(); left > 0; left &= left - 1) ++blocks;
+    return blocks;
+}
+
 // out[j][s] = bias[j] + sum_i w[i][j] in[i][s] for BLOCK outputs from j on and STREAMS right-hand sides of the `stride`
 // that lie side by side. w: (n_in, n_out), bias: (n_out,) or null, in: (n_in, stride), out: (n_out, stride).
 template <int STREAMS, int BLOCK, class Lane>
@@ -94,18 +106,20 @@ XPKERN_INLINE void multiply_block(const Scalar<Lane>* w, const Scalar<Lane>* bia
 }
 
 // Outputs from j on in blocks of BLOCK, what is left in smaller ones.
-template <int STREAMS, int BLOCK, class Lane>
+template <int STREAMS, int BLOCK, class Lane, class Meanwhile>
 XPKERN_INLINE void multiply_blocks(const Scalar<Lane>* w, const Scalar<Lane>* bias, int n_in, int n_out, int j,
-                                   int stride, const Lane* in, Lane* out) {
-    for (; j + BLOCK <= n_out; j += BLOCK) multiply_block<STREAMS, BLOCK>(w, bias, n_in, n_out, j, stride, in, out);
-    if constexpr (BLOCK > 1) multiply_blocks<STREAMS, BLOCK / 2>(w, bias, n_in, n_out, j, stride, in, out);
+                                   int stride, const Lane* in, Lane* out, const Meanwhile& meanwhile) {
+    for (; j + BLOCK <= n_out; j += BLOCK) {
+        multiply_block<STREAMS, BLOCK>(w, bias, n_in, n_out, j, stride, in, out);
+        meanwhile();
+    }
+    if constexpr (BLOCK > 1) multiply_blocks<STREAMS, BLOCK / 2>(w, bias, n_in, n_out, j, stride, in, out, meanwhile);
 }
 
-template <int STREAMS, class Lane>
+template <int STREAMS, class Lane, class Meanwhile = Nothing>
 XPKERN_INLINE void multiply_streams(const Scalar<Lane>* w, const Scalar<Lane>* bias, int n_in, int n_out, int stride,
-                                    const Lane* in, Lane* out) {
-    constexpr int BLOCK = power_of_two_within(ACCUMULATORS / (STREAMS * LaneTraits<Lane>::registers));
-    multiply_blocks<STREAMS, BLOCK>(w, bias, n_in, n_out, 0, stride, in, out);
+                                    const Lane* in, Lane* out, const Meanwhile& meanwhile = {}) {
+    multiply_blocks<STREAMS, layer_block<Lane>(STREAMS)>(w, bias, n_in, n_out, 0, stride, in, out, meanwhile);
 }
 
 // Any number of right-hand sides, in: (n_in, streams), taken four at a time.
@@ -134,16 +148,20 @@ XPKERN_INLINE void reverse_block(const Scalar<Lane>* w, int n_out, int i, const 
     for (int b = 0; b < BLOCK; ++b) out[i + b] = sum[b];
 }
 
-template <int BLOCK, class Lane>
-XPKERN_INLINE void reverse_blocks(const Scalar<Lane>* w, int n_in, int n_out, int i, const Lane* in, Lane* out) {
-    for (; i + BLOCK <= n_in; i += BLOCK) reverse_block<BLOCK>(w, n_out, i, in, out);
-    if constexpr (BLOCK > 1) reverse_blocks<BLOCK / 2>(w, n_in, n_out, i, in, out);
+template <int BLOCK, class Lane, class Meanwhile>
+XPKERN_INLINE void reverse_blocks(const Scalar<Lane>* w, int n_in, int n_out, int i, const Lane* in, Lane* out,
+                                  const Meanwhile& meanwhile) {
+    for (; i + BLOCK <= n_in; i += BLOCK) {
+        reverse_block<BLOCK>(w, n_out, i, in, out);
+        meanwhile();
+    }
+    if constexpr (BLOCK > 1) reverse_blocks<BLOCK / 2>(w, n_in, n_out, i, in, out, meanwhile);
 }
 
-template <class Lane>
-XPKERN_INLINE void reverse_multiply(const Scalar<Lane>* w, int n_in, int n_out, const Lane* in, Lane* out) {
-    constexpr int BLOCK = power_of_two_within(ACCUMULATORS / LaneTraits<Lane>::registers);
-    reverse_blocks<BLOCK>(w, n_in, n_out, 0, in, out);
+template <class Lane, class Meanwhile = Nothing>
+XPKERN_INLINE void reverse_multiply(const Scalar<Lane>* w, int n_in, int n_out, const Lane* in, Lane* out,
+                                    const Meanwhile& meanwhile = {}) {
+    reverse_blocks<layer_block<Lane>()>(w, n_in, n_out, 0, in, out, meanwhile);
 }
 
 // What a forward sweep leaves behind. Wide carries the value, Real (the same or narrower) the derivatives.
@@ -176,8 +194,7 @@ XPKERN_INLINE void network_forward(const ModelView& model, const Shape& shape, c
         Wide* out = l == last ? tape.output : tape.value[(l + 1) % 2];
         Real* slopes = l == last ? tape.output_tangent : tape.pre_tangent[l];
 
-        multiply<Wide>(wide.weights[l], wide.biases[l], n_in, n_out, 1, in, out);
-        meanwhile();
+        multiply_streams<1>(wide.weights[l], wide.biases[l], n_in, n_out, 1, in, out, meanwhile);
         if (TANGENTS && l == 0) {  // the tangents of the inputs are unit vectors
             for (int j = 0; j < n_out; ++j)
                 for (int t = 0; t < inputs; ++t)

@@ -27,14 +27,20 @@ XPKERN_INLINE void whiten_rows(const Lane* factor, int i, int stride, Lane* colu
         if constexpr (WIDE) wide_minus[r] = -wide[i + r];
     }
     for (int j = 0; j < i; ++j) {
-        Lane g[ROWS];
-        XPKERN_UNROLL
-        for (int r = 0; r < ROWS; ++r) g[r] = held(row[r][j]);
-        XPKERN_UNROLL
-        for (int c = 0; c < COLUMNS; ++c) {
-            const Lane y = held(column[j * stride + c]);
+        if constexpr (COLUMNS == 1) {  // each element is needed once: none is held in a register
+            const Lane y = held(column[j * stride]);
             XPKERN_UNROLL
-            for (int r = 0; r < ROWS; ++r) minus[r][c] = fma(g[r], y, minus[r][c]);
+            for (int r = 0; r < ROWS; ++r) minus[r][0] = fma(row[r][j], y, minus[r][0]);
+        } else {
+            Lane g[ROWS];
+            XPKERN_UNROLL
+            for (int r = 0; r < ROWS; ++r) g[r] = held(row[r][j]);
+            XPKERN_UNROLL
+            for (int c = 0; c < COLUMNS; ++c) {
+                const Lane y = held(column[j * stride + c]);
+                XPKERN_UNROLL
+                for (int r = 0; r < ROWS; ++r) minus[r][c] = fma(g[r], y, minus[r][c]);
+            }
         }
         if constexpr (WIDE) {
             const Wide y = held(wide[j]);
@@ -62,13 +68,17 @@ XPKERN_INLINE void whiten_rows(const Lane* factor, int i, int stride, Lane* colu
     }
 }
 
+// Rows of a factor that go through a product together, of so many accumulators each.
+XPKERN_INLINE constexpr int rows_of_block(int registers) {
+    const int wanted = ACCUMULATORS / registers;
+    return wanted < 1 ? 1 : (wanted > 8 ? 8 : wanted);
+}
+
 // Rows that do not fill a block come first, where they are short.
 template <int COLUMNS, int WIDE, class Lane, class Wide, class Meanwhile = Nothing>
 XPKERN_INLINE void whiten_columns(const Lane* factor, int m, int stride, Lane* column, Wide* wide,
                                   const Meanwhile& meanwhile = {}) {
-    constexpr int registers = COLUMNS * LaneTraits<Lane>::registers + WIDE * LaneTraits<Wide>::registers;
-    constexpr int wanted = ACCUMULATORS / registers;
-    constexpr int ROWS = wanted < 1 ? 1 : (wanted > 8 ? 8 : wanted);
+    constexpr int ROWS = rows_of_block(COLUMNS * LaneTraits<Lane>::registers + WIDE * LaneTraits<Wide>::registers);
     int i = 0;
     for (; i < m % ROWS; ++i) whiten_rows<1, COLUMNS, WIDE>(factor, i, stride, column, wide);
     for (; i < m; i += ROWS) {
@@ -85,6 +95,12 @@ XPKERN_INLINE void whiten(const Lane* factor, int m, int columns, int stride, La
     for (; c + 6 <= columns; c += 6) whiten_columns<6, 0>(factor, m, stride, column + c, none);
     for (; c + 3 <= columns; c += 3) whiten_columns<3, 0>(factor, m, stride, column + c, none);
     for (; c < columns; ++c) whiten_columns<1, 0>(factor, m, stride, column + c, none);
+}
+
+// How often a right-hand side's way there and back calls meanwhile().
+template <class Lane>
+XPKERN_INLINE constexpr int calls_of_whitening(int m) {
+    return 2 * (m / rows_of_block(LaneTraits<Lane>::registers));
 }
 
 // A single right-hand side, (m,).
@@ -136,7 +152,7 @@ XPKERN_INLINE void unwhiten_rows(const Lane* factor, int i, Lane* y) {
 // w = G^-T y = C^-1 b, in place of y: (m,).
 template <class Lane, class Meanwhile = Nothing>
 XPKERN_INLINE void unwhiten(const Lane* factor, int m, Lane* y, const Meanwhile& meanwhile = {}) {
-    constexpr int ROWS = 8;
+    constexpr int ROWS = rows_of_block(LaneTraits<Lane>::registers);
     int i = m;
     for (; i >= ROWS; i -= ROWS) {
         unwhiten_rows<ROWS>(factor, i - ROWS, y);

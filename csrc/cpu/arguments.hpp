@@ -9,12 +9,22 @@
 
 namespace xpkern {
 
-// Stars of a chunk, and those that are likely to be needed next.
-struct ChunkRows {
-    const int64_t* rows;
+// Floats of the widest register: so many stars' whiteners a training set may keep side by side.
+constexpr int STARS_SIDE_BY_SIDE = 16;
+
+// Stars to train on. Their whiteners stand in rows, or side by side, (groups, p, STARS_SIDE_BY_SIDE).
+struct TrainingStars {
+    StarArrays arrays;
+    bool side_by_side;
+};
+
+constexpr int64_t NOBODY = -1;  // at a place that no star takes
+
+// Rows of the stars at a chunk's places, whole lanes of them, and at those that come next: null where there are none.
+struct ChunkPlaces {
+    const int64_t* places;
     int count;
     const int64_t* next;
-    int next_count;
 };
 
 // A model in training: all its parameters (core/model_step.hpp says in which order), and what its optimiser remembers.
@@ -53,10 +63,10 @@ struct Kernels {
                      char* scratch);
     // Training: sums of a chunk's stars and their total, (chunk_gradient_size,); the gradient of all the model's
     // parameters for a mean over stars; the penalty on weights; a step, and whether it leads to a finite model.
-    int chunk_stars;
+    int chunk_places;
     int64_t (*training_scratch_bytes)(const ModelView&);
     int64_t (*chunk_gradient_size)(const ModelView&);
-    void (*add_chunk_gradient)(const ModelView&, const StarArrays&, const double* params, const ChunkRows&,
+    void (*add_chunk_gradient)(const ModelView&, const TrainingStars&, const double* params, const ChunkPlaces&,
                                float* gradient, double* chi2, char* scratch);
     void (*total_of_chunks)(const ModelView&, const float* chunks, int64_t n_chunks, double* total);
     void (*gradient_of_total)(const ModelView&, const double* parameters, const double* total, int64_t n_stars,
@@ -65,8 +75,9 @@ struct Kernels {
     bool (*move_model)(const ModelView&, const ModelStepView&, double rate, int64_t count, const double* gradient,
                        const TrainingState& from, const TrainingState& to);
     // A step of each star of a chunk: params and loss, of all stars, change at their rows.
-    void (*step_stars)(const ModelView&, const LossView&, const StarArrays&, const double* lower, const double* upper,
-                       double rate, double clip, const ChunkRows&, double* params, double* loss, char* scratch);
+    void (*step_stars)(const ModelView&, const LossView&, const TrainingStars&, const double* lower,
+                       const double* upper, double rate, double clip, const ChunkPlaces&, double* params, double* loss,
+                       char* scratch);
     // Runs that many fused multiply-adds of float32 on data in registers: the machine's limit, for the benchmarks.
     float (*multiply_add)(int64_t count);
 };

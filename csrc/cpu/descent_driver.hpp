@@ -63,7 +63,7 @@ inline void descend_stars(const FitView& fit, const DescentView& how, const Star
         for (int64_t first = begin; first < end; first += Members<FloatLane>::width) {
             const Members<FloatLane> members(first, end);
             space.gathered.fill(members, stars, shape.samples(), k);
-            load_params(members, fit.start_params, k, x);
+            load_params(members.row, fit.start_params, k, x);
             box.enter(k, x);
             descend(fit.model, shape, fit.prior, fit.terms, space.gathered.view(), box.lower, box.upper, how,
                     space.workspace, x);

@@ -40,7 +40,7 @@ const Kernels& kernels() {
         freeze_stars,
         confidence_scratch_bytes,
         classify_stars,
-        CHUNK_STARS,
+        CHUNK_PLACES,
         training_scratch_bytes,
         chunk_gradient_size,
         add_chunk_gradient,

@@ -34,7 +34,7 @@ inline void freeze_stars(const ModelView& model, const NoiseView& noise, const f
     for (int64_t first = begin; first < end; first += Members<DoubleLane>::width) {
         const Members<DoubleLane> members(first, end);
         DoubleLane u[MAX_PARAMETERS];
-        load_params(members, params, k, u);
+        load_params(members.row, params, k, u);
         predict_values(model, shape, u, memory.workspace);
         load_rows(flux, members.row, m, space.observed);
         load_rows<Next::following>(whitener, members.row, row_start(m), memory.triangle);

@@ -27,13 +27,40 @@ constexpr int REGISTER_BYTES = 16;
 constexpr int FLOAT_WIDTH = REGISTER_BYTES / 4;
 constexpr int DOUBLE_WIDTH = REGISTER_BYTES / 8;
 
+// Registers side by side. GCC 12 copies an array of two by halves of a register, for which the next load of a whole one
+// has to wait: BY_ONE copies them one by one. Fits, whose doubles are pairs of registers, are slower for that.
+template <class Element, int COUNT, bool BY_ONE>
+struct RegistersOf {
+    typedef Element Register __attribute__((vector_size(REGISTER_BYTES)));
+    typedef Register Type[COUNT];
+};
+template <class Element, int COUNT>
+struct RegistersOf<Element, COUNT, true> {
+    typedef Element Register __attribute__((vector_size(REGISTER_BYTES)));
+    struct Type {
+        Register at[COUNT];
+        Type() = default;
+        XPKERN_INLINE Type(const Type& b) { *this = b; }
+        XPKERN_INLINE Type& operator=(const Type& b) {
+            XPKERN_UNROLL
+            for (int k = 0; k < COUNT; ++k) at[k] = b.at[k];
+            return *this;
+        }
+        XPKERN_INLINE Register& operator[](int k) { return at[k]; }
+        XPKERN_INLINE const Register& operator[](int k) const { return at[k]; }
+    };
+};
+constexpr bool is_pair_of_floats(int bytes, int registers) {
+    return bytes == 4 && registers == 2;
+}
+
 template <class Element, int N>
 struct Pack {
     static constexpr int per_register = REGISTER_BYTES / static_cast<int>(sizeof(Element));
     static constexpr int registers = N / per_register;
     static_assert(registers * per_register == N, "a pack fills whole registers");
     typedef Element Register __attribute__((vector_size(REGISTER_BYTES)));
-    Register v[registers];
+    typename RegistersOf<Element, registers, is_pair_of_floats(sizeof(Element), registers)>::Type v;
 
     Pack() = default;
     explicit XPKERN_INLINE Pack(Element all) {
@@ -110,6 +137,11 @@ struct Together<Pack<Element, N>> {
     static constexpr int registers = ACCUMULATORS >= 16 ? 4 : 1;  // with sixteen of them constants would be spilled
     static constexpr int size = Pack<Element, N>::registers < registers ? registers / Pack<Element, N>::registers : 1;
     using Group = Pack<Element, size * N>;
+};
+
+template <class Element, int N>
+struct OneRegister<Pack<Element, N>> {
+    using Type = Pack<Element, Pack<Element, N>::per_register>;
 };
 
 template <class Element, int N, int COUNT>

@@ -1,72 +1,55 @@
-// Asks for the memory of the stars that come next while those at hand are gathered and computed.
+// Asks for the memory of the stars that come next while those at hand are computed.
 #pragma once
 
 #include "star_lanes.hpp"
 
 XPKERN_NAMESPACE_BEGIN
 
-// Cache lines of some stars' whiteners, a few at every call: as many at once would fill the queue of loads and hold up
-// everything behind them, and asked for while nothing waits for memory they cost nothing.
-template <class Lane>
-class RowFetcher {
+// Cache lines of a lane's whiteners, a few at every call: as many at once would fill the queue of loads and hold up
+// everything behind them. Half of a group will do: the processor itself asks for what follows in order, and where a
+// batch is in the cache each line that is asked for costs.
+class LaneFetcher {
   public:
-    static constexpr int width = LaneTraits<Lane>::width;
+    static constexpr int width = LaneTraits<TrainingLane>::width;
 
-    // The stars at the first `count` of rows. calls: how often it will be called.
-    RowFetcher(const StarArrays& stars, const double* params, int m, int k, const int64_t* rows, int count, int calls)
-        : whitener_(stars.whitener), size_(row_start(m)), count_(count < width ? count : width) {
-        for (int star = 0; star < count_; ++star) {
-            const int64_t row = rows[star];
-            next_[star] = reinterpret_cast<const char*>(stars.whitener + row * size_);
+    // places: of the lane, or null. calls: how often it will be called.
+    LaneFetcher(const TrainingStars& stars, const double* params, int m, int k, const int64_t* places, int calls) {
+        const int64_t bytes = row_start(m) * int64_t(sizeof(float));
+        for (int s = 0; places && s < width; ++s) {
+            const int64_t row = places[s];
+            if (row == NOBODY) continue;
+            // A group takes up the memory of its stars' rows: each star asks for the bytes of one row of it.
+            const char* begin = reinterpret_cast<const char*>(stars.arrays.whitener) + row * bytes;
+            if (count_ > 0 && begin == end_[count_ - 1])
+                end_[count_ - 1] += bytes;
+            else
+                next_[count_] = begin, end_[count_++] = begin + bytes;
             __builtin_prefetch(params + row * k, 0, 3);
-            for (int i = 0; i < m; i += LINE / 4) __builtin_prefetch(stars.flux + row * m + i, 0, 2);
+            for (int i = 0; i < m; i += LINE / 4) __builtin_prefetch(stars.arrays.flux + row * m + i, 0, 2);
         }
-        left_ = (size_ * 4 + LINE - 1) / LINE + 1;
-        const int in_gather = left_ / 4;  // which takes a fourth of the time
-        squares_a_line_ = in_gather > 0 ? size_ / width / in_gather + 1 : 1;
-        lines_ = (left_ - in_gather + calls - 1) / calls;
+        const int64_t wanted = stars.side_by_side ? width * bytes / 2 : width * bytes;
+        step_ = (wanted / calls + LINE) / LINE * LINE;
     }
 
-    void operator()() const { fetch(lines_); }
-
-    // Whiteners of the stars at hand, (m (m + 1) / 2,).
-    void gather(const Members<Lane>& members, Lane* factor) const {
-        if constexpr (width == 1) {
-            load_rows(whitener_, members.row, size_, factor);
-        } else {
-            const float* from[width];
-            for (int star = 0; star < width; ++star) from[star] = whitener_ + members.row[star] * size_;
-            int at = 0;
-            for (int number = 0; at + width <= size_; at += width, ++number) {
-                if (number % squares_a_line_ == 0) fetch(1);
-                const float* here[width];
-                for (int star = 0; star < width; ++star) here[star] = from[star] + at;
-                Square<float, width> square;
-                square.load_transposed(here);
-                XPKERN_UNROLL
-                for (int i = 0; i < width; ++i) factor[at + i].v[0] = square.row[i];
-            }
-            for (; at < size_; ++at) factor[at] = lane_of<Lane>([&](int star) { return from[star][at]; });
+    XPKERN_KERNEL void operator()() const {
+        for (int64_t left = step_; left > 0 && begun_ < count_;) {
+            const char* const stop = end_[begun_] - next_[begun_] < left ? end_[begun_] : next_[begun_] + left;
+            left -= stop - next_[begun_];
+            const char* at = next_[begun_];
+            for (; at < stop; at += LINE) __builtin_prefetch(at, 0, 2);
+            next_[begun_] = at;
+            begun_ += at >= end_[begun_];
         }
     }
 
   private:
     static constexpr int LINE = 64;
 
-    void fetch(int wanted) const {
-        const int lines = wanted < left_ ? wanted : left_;
-        left_ -= lines;
-        for (int star = 0; star < count_; ++star) {
-            for (int line = 0; line < lines; ++line) __builtin_prefetch(next_[star] + line * LINE, 0, 2);
-            next_[star] += lines * LINE;
-        }
-    }
-
-    const float* whitener_;
-    const int size_, count_;
-    mutable const char* next_[width];
-    mutable int left_;
-    int lines_, squares_a_line_;
+    mutable const char* next_[width];  // of neighbouring stars as one
+    const char* end_[width];
+    int count_ = 0;
+    mutable int begun_ = 0;
+    int64_t step_;
 };
 
 XPKERN_NAMESPACE_END

@@ -40,7 +40,7 @@ inline void evaluate_stars(const FitView& fit, const StarArrays& stars, const Ev
             const Members<FloatLane> members(first, end);
             gathered.fill(members, stars, m, k);
             LossState<FloatLane, WideLane> state;
-            load_params(members, fit.start_params, k, state.u);
+            load_params(members.row, fit.start_params, k, state.u);
             evaluate_loss<true>(fit.model, shape, fit.prior, fit.terms, gathered.view(), space, state);
             Report<WideLane> report;
             report_evaluation(state, k, gathered.weight, report);
@@ -59,7 +59,7 @@ inline void predict_stars(const ModelView& model, const double* params, double* 
     for (int64_t first = begin; first < end; first += Members<DoubleLane>::width) {
         const Members<DoubleLane> members(first, end);
         DoubleLane u[MAX_PARAMETERS];
-        load_params(members, params, k, u);
+        load_params(members.row, params, k, u);
         predict_values(model, shape, u, space);
         for (int s = 0; s < members.count; ++s)
             for (int i = 0; i < m; ++i) flux[members.row[s] * m + i] = get(space.flux[i], s);

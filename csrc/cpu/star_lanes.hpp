@@ -12,10 +12,16 @@ XPKERN_NAMESPACE_BEGIN
 using FloatLane = float;
 using WideLane = double;
 using DoubleLane = double;
+using TrainingLane = float;
+using WideTrainingLane = double;
 #else
 using FloatLane = Pack<float, FLOAT_WIDTH>;
 using WideLane = Pack<double, FLOAT_WIDTH>;
 using DoubleLane = Pack<double, DOUBLE_WIDTH>;
+// In training a star takes one column through the network. One register of stars leaves too few multiply-adds between
+// loads of weights where registers are few.
+using TrainingLane = Pack<float, STARS_SIDE_BY_SIDE>;
+using WideTrainingLane = Pack<double, STARS_SIDE_BY_SIDE>;
 #endif
 
 // Rows of the block that a lane holds; the last is repeated where there are fewer than the lane is wide.
@@ -28,12 +34,19 @@ struct Members {
         count = static_cast<int>(end - begin < width ? end - begin : width);
         for (int s = 0; s < width; ++s) row[s] = begin + (s < count ? s : count - 1);
     }
-    // The first of `left` rows of a list.
-    Members(const int64_t* list, int left) {
-        count = left < width ? left : width;
-        for (int s = 0; s < width; ++s) row[s] = list[s < count ? s : count - 1];
-    }
 };
+
+// mean, weight: (k,)
+template <class Wide>
+inline void load_constraints(const int64_t* row, const StarArrays& stars, int k, Wide* mean, Wide* weight) {
+    for (int p = 0; p < k; ++p) {
+        mean[p] = lane_of<Wide>([&](int s) { return stars.mean[row[s] * k + p]; });
+        weight[p] = lane_of<Wide>([&](int s) {
+            const double sigma = stars.sigma[row[s] * k + p];
+            return 1.0 / (sigma * sigma);
+        });
+    }
+}
 
 // One lane's stars in memory of their own.
 template <class Real, class Wide>
@@ -51,24 +64,15 @@ struct GatheredStars {
     void fill(const Members<Real>& members, const StarArrays& stars, int m, int k) const {
         load_rows(stars.flux, members.row, m, flux);
         load_rows<NEXT>(stars.whitener, members.row, row_start(m), factor);
-        fill_constraints(members, stars, k);
-    }
-    void fill_constraints(const Members<Real>& members, const StarArrays& stars, int k) const {
-        for (int p = 0; p < k; ++p) {
-            mean[p] = lane_of<Wide>([&](int s) { return stars.mean[members.row[s] * k + p]; });
-            weight[p] = lane_of<Wide>([&](int s) {
-                const double sigma = stars.sigma[members.row[s] * k + p];
-                return 1.0 / (sigma * sigma);
-            });
-        }
+        load_constraints(members.row, stars, k, mean, weight);
     }
     StarView<Real, Wide> view() const { return {flux, factor, mean, weight}; }
 };
 
 // Linear parameters (n, k) of a lane's stars, as u.
-template <class Narrow, class Lane>
-inline void load_params(const Members<Narrow>& members, const double* params, int k, Lane* u) {
-    for (int p = 0; p < k; ++p) u[p] = lane_of<Lane>([&](int s) { return params[members.row[s] * k + p]; });
+template <class Lane>
+inline void load_params(const int64_t* row, const double* params, int k, Lane* u) {
+    for (int p = 0; p < k; ++p) u[p] = lane_of<Lane>([&](int s) { return params[row[s] * k + p]; });
     u[k - 1] = log(u[k - 1]);
 }
 

@@ -8,15 +8,71 @@
 
 XPKERN_NAMESPACE_BEGIN
 
+// The stars at the places of a lane.
+struct Seats {
+    static constexpr int width = LaneTraits<TrainingLane>::width;
+    int64_t row[width];  // where nobody is, that of a star which is there
+    bool taken[width];
+    int count = 0;
+
+    explicit Seats(const int64_t* places) {
+        int64_t some = NOBODY;
+        for (int s = 0; s < width; ++s) {
+            taken[s] = places[s] != NOBODY;
+            some = taken[s] ? places[s] : some;
+            count += taken[s];
+        }
+        for (int s = 0; s < width; ++s) row[s] = taken[s] ? places[s] : some;
+    }
+
+    // Row at the first place of the group whose places these are; NOBODY where they are no group's.
+    int64_t first_of_group() const {
+        const int64_t first = row[0] / STARS_SIDE_BY_SIDE * STARS_SIDE_BY_SIDE;
+        bool same = width == STARS_SIDE_BY_SIDE;
+        for (int s = 0; s < width; ++s) same = same && (!taken[s] || row[s] == first + s);
+        return same ? first : NOBODY;
+    }
+};
+
+// Memory of a thread, and what a lane's stars are gathered into.
 template <class Shape>
 struct TrainingSpace {
-    GatheredStars<FloatLane, FloatLane> gathered;
-    Workspace<FloatLane, FloatLane> workspace;
-    ChunkSpace<FloatLane> chunk;
+    TrainingLane *flux, *factor, *mean, *weight;
+    Workspace<TrainingLane, TrainingLane> workspace;
+    ChunkSpace<TrainingLane> chunk;
     TrainingSpace(const Shape& shape, Arena& arena)
-        : gathered(shape.samples(), shape.parameters(), arena),
-          workspace(carve_workspace<FloatLane, FloatLane>(shape, PriorView{}, arena)),
+        : flux(arena.take<TrainingLane>(shape.samples())),
+          factor(arena.take<TrainingLane>(row_start(shape.samples()))),
+          mean(arena.take<TrainingLane>(shape.parameters())),
+          weight(arena.take<TrainingLane>(shape.parameters())),
+          workspace(carve_workspace<TrainingLane, TrainingLane>(shape, PriorView{}, arena)),
           chunk(shape, arena) {}
+
+    // Whiteners of a lane's stars: where they stand, if that is a lane, else gathered.
+    const TrainingLane* factor_of(const Seats& seats, const TrainingStars& stars, int m) const {
+        const float* whitener = stars.arrays.whitener;
+        const int64_t size = row_start(m);
+        if (!stars.side_by_side) {
+            load_rows(whitener, seats.row, static_cast<int>(size), factor);
+            return factor;
+        }
+        if (const int64_t first = seats.first_of_group(); first != NOBODY) {
+            const float* group = whitener + first * size;
+            if (reinterpret_cast<uintptr_t>(group) % alignof(TrainingLane) == 0)
+                return reinterpret_cast<const TrainingLane*>(group);
+        }
+        const float* from[Seats::width];
+        for (int s = 0; s < Seats::width; ++s) {
+            const int64_t place = seats.row[s] % STARS_SIDE_BY_SIDE;
+            from[s] = whitener + (seats.row[s] - place) * size + place;
+        }
+        for (int64_t k = 0; k < size; ++k)
+            factor[k] = lane_of<TrainingLane>([&](int s) { return from[s][k * STARS_SIDE_BY_SIDE]; });
+        return factor;
+    }
+    StarView<TrainingLane, TrainingLane> view(const TrainingLane* whiteners) const {
+        return {flux, whiteners, mean, weight};
+    }
 };
 
 inline int64_t training_scratch_bytes(const ModelView& model) {
@@ -26,58 +82,85 @@ inline int64_t training_scratch_bytes(const ModelView& model) {
 }
 
 inline int64_t chunk_gradient_size(const ModelView& model) {
-    return GradientLayout<FloatLane>(model).size;
+    return GradientLayout<TrainingLane>(model).size;
 }
 
-// Calls work(members, number, meanwhile) for the lanes of a chunk; meanwhile, to be called `calls` times, fetches the
-// stars of the next lane.
-template <class Work>
-inline void over_lanes(const ChunkRows& chunk, const StarArrays& stars, const double* params, int m, int k, int calls,
-                       const Work& work) {
-    constexpr int width = LaneTraits<FloatLane>::width;
-    for (int first = 0; first < chunk.count; first += width) {
-        const int next = first + width;
-        const bool here = next < chunk.count;
-        const RowFetcher<FloatLane> meanwhile(stars, params, m, k, here ? chunk.rows + next : chunk.next,
-                                              here ? chunk.count - next : chunk.next_count, calls);
-        work(Members<FloatLane>(chunk.rows + first, chunk.count - first), first / width, meanwhile);
+// How often the kernels call meanwhile(), about: for chi^2 and the adjoint of the flux, on the way back through the
+// hidden layers, and for the products of a chunk.
+template <class Shape>
+inline int calls_of_flux(const Shape& shape) {
+    int calls = calls_of_whitening<TrainingLane>(shape.samples());
+    for (int l = 1; l <= shape.layers(); ++l) calls += blocks_of_layer<TrainingLane>(shape.width(l));
+    return calls;
+}
+template <class Shape>
+inline int calls_of_adjoints(const Shape& shape) {
+    int calls = 0;
+    for (int l = 1; l < shape.layers(); ++l) calls += blocks_of_layer<TrainingLane>(shape.width(l));
+    return calls;
+}
+template <class Shape>
+inline int calls_of_products(const Shape& shape) {
+    constexpr int side = LaneTraits<TrainingLane>::width / LaneTraits<TrainingLane>::registers;
+    int registers = 0;
+    for (int l = 0; l < shape.layers(); ++l)
+        registers += shape.width(l + 1) * (whole_lanes<TrainingLane>(shape.width(l)) / side);
+    return registers / ACCUMULATORS;
+}
+
+// Calls work(seats, place, meanwhile) for the lanes of a chunk that have stars, from that place of it on, and at last
+// finish(lanes, meanwhile); meanwhile, to be called `calls` times in the former and `last_calls` times in the latter,
+// fetches the stars of the next lane.
+template <class Work, class Finish>
+inline void over_lanes(const ChunkPlaces& chunk, const TrainingStars& stars, const double* params, int m, int k,
+                       int calls, int last_calls, const Work& work, const Finish& finish) {
+    int lanes = 0;
+    for (int place = 0; place < chunk.count; place += Seats::width) {
+        const bool last = place + Seats::width >= chunk.count;
+        const LaneFetcher meanwhile(stars, params, m, k, last ? chunk.next : chunk.places + place + Seats::width,
+                                    last ? calls + last_calls : calls);
+        const Seats seats(chunk.places + place);
+        if (seats.count > 0) work(seats, place, lanes++, meanwhile);
+        if (last) finish(lanes, meanwhile);
     }
 }
 
-// Sums of the chunk's stars, (chunk_gradient_size,), and the chi^2 of each of them, (chunk.count,).
-inline void add_chunk_gradient(const ModelView& model, const StarArrays& stars, const double* params,
-                               const ChunkRows& chunk, float* gradient, double* chi2, char* scratch) {
+// Sums of the chunk's stars, (chunk_gradient_size,), and the chi^2 at each of its places, (chunk.count,).
+inline void add_chunk_gradient(const ModelView& model, const TrainingStars& stars, const double* params,
+                               const ChunkPlaces& chunk, float* gradient, double* chi2, char* scratch) {
     with_shape(model, [&](const auto& shape) {
-        constexpr int width = LaneTraits<FloatLane>::width;
         const int k = shape.parameters(), m = shape.samples();
         Arena arena{scratch, 0};
         const TrainingSpace space(shape, arena);
         space.chunk.clear(shape);
-        const int calls = m / 8 + m / 8 + 2 * shape.layers();
-        over_lanes(chunk, stars, params, m, k, calls, [&](const auto& members, int number, const auto& meanwhile) {
-            load_rows(stars.flux, members.row, m, space.gathered.flux);
-            meanwhile.gather(members, space.gathered.factor);
-            WideLane wide[MAX_PARAMETERS];
-            load_params(members, params, k, wide);
-            FloatLane u[MAX_PARAMETERS];
-            for (int p = 0; p < k; ++p) u[p] = convert<FloatLane>(wide[p]);
-            const auto counted = lane_of<FloatLane>([&](int s) { return s < members.count ? 1 : 0; });
-            const FloatLane of_star =
-                add_lane(model, shape, space.gathered.flux, space.gathered.factor, u, counted > lane<FloatLane>(0),
+        for (int place = 0; place < chunk.count; ++place) chi2[place] = 0;
+        const auto add = [&](const Seats& seats, int place, int number, const auto& meanwhile) {
+            load_rows(stars.arrays.flux, seats.row, m, space.flux);
+            WideTrainingLane wide[MAX_PARAMETERS];
+            load_params(seats.row, params, k, wide);
+            TrainingLane u[MAX_PARAMETERS];
+            for (int p = 0; p < k; ++p) u[p] = convert<TrainingLane>(wide[p]);
+            const auto counted = lane_of<TrainingLane>([&](int s) { return seats.taken[s] ? 1 : 0; });
+            const TrainingLane of_star =
+                add_lane(model, shape, space.flux, space.factor_of(seats, stars, m), u, counted > lane<TrainingLane>(0),
                          number, space.workspace, space.chunk, meanwhile);
-            for (int s = 0; s < members.count; ++s) chi2[number * width + s] = get(of_star, s);
-        });
-        finish_chunk(model, shape, (chunk.count + width - 1) / width, space.chunk, gradient);
+            for (int s = 0; s < Seats::width; ++s)
+                if (seats.taken[s]) chi2[place + s] = get(of_star, s);
+        };
+        over_lanes(chunk, stars, params, m, k, calls_of_flux(shape) + calls_of_adjoints(shape),
+                   calls_of_products(shape), add, [&](int lanes, const auto& meanwhile) {
+                       finish_chunk(model, shape, lanes, space.chunk, gradient, meanwhile);
+                   });
     });
 }
 
 inline void total_of_chunks(const ModelView& model, const float* chunks, int64_t n_chunks, double* total) {
-    add_chunks<FloatLane>(model, chunks, n_chunks, total);
+    add_chunks<TrainingLane>(model, chunks, n_chunks, total);
 }
 
 inline void gradient_of_total(const ModelView& model, const double* parameters, const double* total, int64_t n_stars,
                               double* gradient) {
-    gradient_of_mean<FloatLane>(model, parameters, total, n_stars, gradient);
+    gradient_of_mean<TrainingLane>(model, parameters, total, n_stars, gradient);
 }
 
 inline double penalty_of_weights(const ModelView& model, const double* parameters) {
@@ -91,33 +174,33 @@ inline bool move_model(const ModelView& model, const ModelStepView& how, double 
 }
 
 // One step of each of the chunk's stars: params and loss, of all stars, change at their rows.
-inline void step_stars(const ModelView& model, const LossView& terms, const StarArrays& stars, const double* lower,
-                       const double* upper, double rate, double clip, const ChunkRows& chunk, double* params,
+inline void step_stars(const ModelView& model, const LossView& terms, const TrainingStars& stars, const double* lower,
+                       const double* upper, double rate, double clip, const ChunkPlaces& chunk, double* params,
                        double* loss, char* scratch) {
     with_shape(model, [&](const auto& shape) {
         const int k = shape.parameters(), ext = k - 2, m = shape.samples();
         Arena arena{scratch, 0};
         const TrainingSpace space(shape, arena);
-        WideLane low[MAX_PARAMETERS], high[MAX_PARAMETERS];
+        WideTrainingLane low[MAX_PARAMETERS], high[MAX_PARAMETERS];
         for (int p = 0; p < k; ++p) {
-            low[p] = lane<WideLane>(p == ext ? max(lower[p], SMALLEST_EXT) : lower[p]);
-            high[p] = lane<WideLane>(upper[p]);
+            low[p] = lane<WideTrainingLane>(p == ext ? max(lower[p], SMALLEST_EXT) : lower[p]);
+            high[p] = lane<WideTrainingLane>(upper[p]);
         }
-        const int calls = m / 8 + m / 8 + shape.layers();
-        over_lanes(chunk, stars, params, m, k, calls, [&](const auto& members, int, const auto& meanwhile) {
-            load_rows(stars.flux, members.row, m, space.gathered.flux);
-            meanwhile.gather(members, space.gathered.factor);
-            space.gathered.fill_constraints(members, stars, k);
-            WideLane moved[MAX_PARAMETERS];
+        const auto step = [&](const Seats& seats, int, int, const auto& meanwhile) {
+            load_rows(stars.arrays.flux, seats.row, m, space.flux);
+            load_constraints(seats.row, stars.arrays, k, space.mean, space.weight);
+            WideTrainingLane moved[MAX_PARAMETERS];
             for (int p = 0; p < k; ++p)
-                moved[p] = lane_of<WideLane>([&](int s) { return params[members.row[s] * k + p]; });
-            const WideLane before = star_step(model, shape, terms, space.gathered.view(), low, high, rate, clip,
-                                              space.workspace, moved, meanwhile);
-            for (int s = 0; s < members.count; ++s) {
-                loss[members.row[s]] = get(before, s);
-                for (int p = 0; p < k; ++p) params[members.row[s] * k + p] = get(moved[p], s);
+                moved[p] = lane_of<WideTrainingLane>([&](int s) { return params[seats.row[s] * k + p]; });
+            const WideTrainingLane before = star_step(model, shape, terms, space.view(space.factor_of(seats, stars, m)),
+                                                      low, high, rate, clip, space.workspace, moved, meanwhile);
+            for (int s = 0; s < Seats::width; ++s) {
+                if (!seats.taken[s]) continue;
+                loss[seats.row[s]] = get(before, s);
+                for (int p = 0; p < k; ++p) params[seats.row[s] * k + p] = get(moved[p], s);
             }
-        });
+        };
+        over_lanes(chunk, stars, params, m, k, calls_of_flux(shape), 0, step, [](int, const auto&) {});
     });
 }
 

@@ -22,12 +22,72 @@ Array<double> copy_of(const std::vector<double>& values) {
     return Array<double>(static_cast<py::ssize_t>(values.size()), values.data());
 }
 
+// Stars whose whiteners stand in rows, (n, p), or side by side, (groups, p, STARS_SIDE_BY_SIDE).
+TrainingStars training_stars(const Array<float>& flux, const Array<float>& whitener, const Array<double>& mean,
+                             const Array<double>& sigma, const Model& model) {
+    const int m = model.samples(), k = model.parameters();
+    if (whitener.ndim() != 3) return {star_arrays(flux, whitener, mean, sigma, m, k), false};
+    const auto n = flux.shape(0);
+    require_shape(flux, "flux", {n, m});
+    require_shape(whitener, "whitener",
+                  {(n + STARS_SIDE_BY_SIDE - 1) / STARS_SIDE_BY_SIDE, packed_length(m), STARS_SIDE_BY_SIDE});
+    require_shape(mean, "mean", {n, k});
+    require_shape(sigma, "sigma", {n, k});
+    return {{flux.data(), whitener.data(), mean.data(), sigma.data()}, true};
+}
+
+// Elements of which all stars of a group are copied before the next: they stay in the nearest cache.
+constexpr py::ssize_t COPIED_TOGETHER = 64;
+
+// Rows (stars, p) of some stars whose whiteners stand side by side.
+Array<float> rows_of_groups(const Array<float>& groups, const Array<int64_t>& stars) {
+    const auto p = groups.shape(1), n = stars.shape(0);
+    require_shape(groups, "groups", {groups.shape(0), p, STARS_SIDE_BY_SIDE});
+    const int64_t* star = stars.data();
+    for (py::ssize_t i = 0; i < n; ++i)
+        if (star[i] < 0 || star[i] >= groups.shape(0) * STARS_SIDE_BY_SIDE) throw std::out_of_range("no such star");
+    Array<float> rows = make_array<float>({n, p});
+    const float* from = groups.data();
+    float* to = rows.mutable_data();
+    const py::gil_scoped_release release;
+    for (py::ssize_t begin = 0, end = 0; begin < n; begin = end) {
+        const int64_t group = star[begin] / STARS_SIDE_BY_SIDE;
+        while (end < n && star[end] / STARS_SIDE_BY_SIDE == group) ++end;
+        for (py::ssize_t first = 0; first < p; first += COPIED_TOGETHER) {
+            const auto last = std::min(first + COPIED_TOGETHER, p);
+            for (py::ssize_t i = begin; i < end; ++i) {
+                const float* element = from + group * p * STARS_SIDE_BY_SIDE + star[i] % STARS_SIDE_BY_SIDE;
+                for (py::ssize_t k = first; k < last; ++k) to[i * p + k] = element[k * STARS_SIDE_BY_SIDE];
+            }
+        }
+    }
+    return rows;
+}
+
+// Rows of whole groups, (STARS_SIDE_BY_SIDE groups, p), to these groups side by side in the same memory.
+void group_rows(Array<float> rows) {
+    const auto p = rows.shape(1), n_groups = rows.shape(0) / STARS_SIDE_BY_SIDE;
+    require_shape(rows, "rows", {n_groups * STARS_SIDE_BY_SIDE, p});
+    float* group = rows.mutable_data();
+    std::vector<float> copy(static_cast<size_t>(STARS_SIDE_BY_SIDE * p));
+    const py::gil_scoped_release release;
+    for (py::ssize_t number = 0; number < n_groups; ++number, group += copy.size()) {
+        std::copy_n(group, copy.size(), copy.begin());
+        for (py::ssize_t first = 0; first < p; first += COPIED_TOGETHER) {
+            const auto last = std::min(first + COPIED_TOGETHER, p);
+            for (int star = 0; star < STARS_SIDE_BY_SIDE; ++star)
+                for (py::ssize_t k = first; k < last; ++k)
+                    group[k * STARS_SIDE_BY_SIDE + star] = copy[static_cast<size_t>(star * p + k)];
+        }
+    }
+}
+
 // Eq. 12 averaged over the stars, and its gradient in all parameters: (p,) in the order of ModelArrays.flatten().
 py::tuple train_step(const std::string& isa, const Model& model, const Array<float>& flux, const Array<float>& whitener,
                      const Array<double>& mean, const Array<double>& sigma, const Array<double>& params, int threads) {
     const Kernels& kernels = kernels_named(isa);
     const auto n = flux.shape(0);
-    const StarArrays stars = star_arrays(flux, whitener, mean, sigma, model.samples(), model.parameters());
+    const TrainingStars stars{star_arrays(flux, whitener, mean, sigma, model.samples(), model.parameters()), false};
     require_shape(params, "params", {n, model.parameters()});
     std::vector<int64_t> all(static_cast<size_t>(n));
     std::iota(all.begin(), all.end(), 0);
@@ -68,7 +128,7 @@ py::dict train_epoch(const std::string& isa, const Model& model, const Array<flo
     const Kernels& kernels = kernels_named(isa);
     const auto n = flux.shape(0);
     const int k = model.parameters();
-    const StarArrays stars = star_arrays(flux, whitener, mean, sigma, model.samples(), k);
+    const TrainingStars stars = training_stars(flux, whitener, mean, sigma, model);
     require_shape(start, "params", {n, k});
     require_shape(lower, "lower", {k});
     require_shape(upper, "upper", {k});
@@ -114,6 +174,8 @@ py::dict train_epoch(const std::string& isa, const Model& model, const Array<flo
 }  // namespace
 
 void bind_training(py::module_& module) {
+    module.def("rows_of_groups", &rows_of_groups, py::arg("groups").noconvert(), py::arg("stars").noconvert());
+    module.def("group_rows", &group_rows, py::arg("rows").noconvert());
     module.def("train_step", &train_step, py::arg("isa"), py::arg("model"), py::arg("flux").noconvert(),
                py::arg("whitener").noconvert(), py::arg("mean").noconvert(), py::arg("sigma").noconvert(),
                py::arg("params").noconvert(), py::arg("threads"));

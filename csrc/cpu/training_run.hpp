@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "arguments.hpp"
+#include "places.hpp"
 #include "scratch.hpp"
 #include "team.hpp"
 #include "thread_pool.hpp"
@@ -39,24 +40,24 @@ class TrainingRun {
 
     // of: where the model stands; its numbers are copied. batches: (steps, size) rows. params, (n, k), are changed by
     // the stars' steps, and star_loss, (n,), is set then.
-    TrainingRun(const Kernels& with, const ModelView& of, const StarArrays& data, double* star_params,
-                double* loss_of_stars, const int64_t* rows, int64_t steps, int64_t size, int n_threads)
+    TrainingRun(const Kernels& with, const ModelView& of, const TrainingStars& data, double* star_params,
+                double* loss_of_stars, const int64_t* batches, int64_t steps, int64_t size, int n_threads)
         : kernels_(with),
           model_(of),
           stars_(data),
           params_(star_params),
           star_loss_(loss_of_stars),
-          batches_(rows),
+          places_(batches, steps, size, data.side_by_side),
           n_steps_(steps),
           size_(size),
-          n_chunks_((size + with.chunk_stars - 1) / with.chunk_stars),
+          n_chunks_((places_.of_batch() + with.chunk_places - 1) / with.chunk_places),
           groups_((n_chunks_ + GROUP - 1) / GROUP),
           chunk_size_(with.chunk_gradient_size(of)),
           threads_(static_cast<int>(n_chunks_ < n_threads ? (n_chunks_ < 1 ? 1 : n_chunks_)
                                                           : (n_threads < 1 ? 1 : n_threads))),
           chunk_sums_(static_cast<size_t>((n_chunks_ < GROUP ? n_chunks_ : GROUP) * chunk_size_)),
           total_(static_cast<size_t>(chunk_size_)),
-          chi2_(static_cast<size_t>(size)) {
+          chi2_(static_cast<size_t>(places_.of_batch())) {
         for (int l = 0; l < of.n_layers; ++l) {
             append(of.in_double.weights[l], int64_t(of.width[l]) * of.width[l + 1]);
             append(of.in_double.biases[l], of.width[l + 1]);
@@ -102,8 +103,8 @@ class TrainingRun {
     // Rows of the batch at hand whose chi^2 is not finite.
     std::vector<int64_t> rows_not_finite() const {
         std::vector<int64_t> rows;
-        for (int64_t i = 0; i < size_; ++i)
-            if (!std::isfinite(chi2_[i])) rows.push_back(batches_[reached_ * size_ + i]);
+        for (int64_t i = 0; i < places_.of_batch(); ++i)
+            if (!std::isfinite(chi2_[i])) rows.push_back(places_.batch(reached_)[i]);
         return rows;
     }
 
@@ -119,24 +120,25 @@ class TrainingRun {
         return left < GROUP ? left : GROUP;
     }
 
-    // Rows of a chunk of a phase; none where there is no such thing.
-    std::pair<const int64_t*, int> rows_of(int64_t phase, int64_t chunk) const {
+    // Places of a chunk of a phase; none where there is no such thing.
+    std::pair<const int64_t*, int> places_of(int64_t phase, int64_t chunk) const {
         const int64_t step = phase / phases_of_batch();
         if (step >= n_steps_ || chunk >= chunks_in(phase)) return {nullptr, 0};
-        const int64_t first = (phase % groups_ * GROUP + chunk) * kernels_.chunk_stars, left = size_ - first;
-        return {batches_ + step * size_ + first,
-                static_cast<int>(left < kernels_.chunk_stars ? left : kernels_.chunk_stars)};
+        const int64_t first = (phase % groups_ * GROUP + chunk) * kernels_.chunk_places;
+        const int64_t left = places_.of_batch() - first;
+        return {places_.batch(step) + first,
+                static_cast<int>(left < kernels_.chunk_places ? left : kernels_.chunk_places)};
     }
 
     void do_chunk(int64_t phase, int64_t chunk, int worker) {
         const int64_t here = chunks_in(phase), ahead = chunk + threads_;
-        const auto [rows, count] = rows_of(phase, chunk);
-        const auto [next, next_count] = ahead < here ? rows_of(phase, ahead) : rows_of(phase + 1, ahead - here);
-        const ChunkRows of_chunk{rows, count, next, next_count};
+        const auto [places, count] = places_of(phase, chunk);
+        const auto next = ahead < here ? places_of(phase, ahead) : places_of(phase + 1, ahead - here);
+        const ChunkPlaces of_chunk{places, count, next.first};
         char* scratch = scratch_[static_cast<size_t>(worker)].data();
         const int64_t step = phase / phases_of_batch(), part = phase % phases_of_batch();
         if (part < phases_of_model()) {
-            double* chi2 = chi2_.data() + (part * GROUP + chunk) * kernels_.chunk_stars;
+            double* chi2 = chi2_.data() + (part * GROUP + chunk) * kernels_.chunk_places;
             kernels_.add_chunk_gradient(model_, stars_, params_, of_chunk, chunk_sums_.data() + chunk * chunk_size_,
                                         chi2, scratch);
         } else {
@@ -211,9 +213,9 @@ class TrainingRun {
 
     const Kernels& kernels_;
     ModelView model_;
-    const StarArrays stars_;
+    const TrainingStars stars_;
     double *const params_, *const star_loss_;
-    const int64_t* const batches_;
+    const Places places_;
     const int64_t n_steps_, size_, n_chunks_, groups_, chunk_size_;
     const int threads_;
     ModelSteps model_steps_{};

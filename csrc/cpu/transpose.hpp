@@ -170,22 +170,31 @@ XPKERN_INLINE void for_each_column(const Element* rows, const int64_t* row, int 
 // lanes[k] = (rows[row[0]][k], rows[row[1]][k], ...) for k < count. rows: (n, count).
 template <Next NEXT = Next::any, class Element, class Lane>
 inline void load_rows(const Element* rows, const int64_t* row, int count, Lane* lanes) {
-    for_each_column<Lane, NEXT>(rows, row, count, [&](int k, const Lane& values) { lanes[k] = values; });
+    if constexpr (LaneTraits<Lane>::registers > 1) {
+        using Part = Pack<Scalar<Lane>, Lane::per_register>;
+        for (int r = 0; r < Lane::registers; ++r)
+            for_each_column<Part, NEXT>(rows, row + r * Lane::per_register, count,
+                                        [&](int k, const Part& values) { lanes[k].v[r] = values.v[0]; });
+    } else {
+        for_each_column<Lane, NEXT>(rows, row, count, [&](int k, const Lane& values) { lanes[k] = values; });
+    }
 }
 
 template <class Element, int N>
 struct Transposition<Pack<Element, N>> {
     static XPKERN_INLINE void to_rows(const Pack<Element, N>* lanes, int count, int stride, Element* rows) {
-        static_assert(Pack<Element, N>::registers == 1, "a lane is one register here");
-        for (int k = 0; k < count; k += N) {
-            Square<Element, N> square;
-            XPKERN_UNROLL
-            for (int i = 0; i < N; ++i)
-                square.row[i] = k + i < count ? lanes[k + i].v[0] : typename Square<Element, N>::Vector{};
-            square.transpose();
-            XPKERN_UNROLL
-            for (int star = 0; star < N; ++star)
-                __builtin_memcpy(rows + star * stride + k, &square.row[star], sizeof(square.row[star]));
+        constexpr int SIDE = Pack<Element, N>::per_register;
+        for (int r = 0; r < Pack<Element, N>::registers; ++r, rows += SIDE * stride) {
+            for (int k = 0; k < stride; k += SIDE) {
+                Square<Element, SIDE> square;
+                XPKERN_UNROLL
+                for (int i = 0; i < SIDE; ++i)
+                    square.row[i] = k + i < count ? lanes[k + i].v[r] : typename Square<Element, SIDE>::Vector{};
+                square.transpose();
+                XPKERN_UNROLL
+                for (int star = 0; star < SIDE; ++star)
+                    __builtin_memcpy(rows + star * stride + k, &square.row[star], sizeof(square.row[star]));
+            }
         }
     }
 };

@@ -3,6 +3,7 @@
 #include <thread>
 #include <vector>
 
+#include "cpu/places.hpp"
 #include "cpu/team.hpp"
 #include "cpu/training_driver.hpp"
 #include "toy.hpp"
@@ -41,7 +42,23 @@ double plain_model_loss(const ToyModel& model, const ToyStars& stars, const std:
     return chi2 / static_cast<double>(rows.size()) + squares / count;
 }
 
-void test_gradient(const std::vector<int>& width, int count) {
+// Whiteners as a training set keeps them side by side, and how many bytes before a cache line they begin.
+struct SideBySide {
+    Buffer memory;
+    float* at;
+    SideBySide(const ToyStars& stars, int early)
+        : memory(early + (stars.count + 15) / 16 * 16 * int64_t(sizeof(float)) * size_of(stars)),
+          at(reinterpret_cast<float*>(memory.data() + early)) {
+        for (int star = 0; star < stars.count; ++star)
+            for (int k = 0; k < size_of(stars); ++k)
+                at[(star / 16 * size_of(stars) + k) * 16 + star % 16] = stars.row(star)[k];
+    }
+    static int size_of(const ToyStars& stars) { return stars.samples * (stars.samples + 1) / 2; }
+};
+
+enum class Order { any, groups };
+
+void test_gradient(const std::vector<int>& width, int count, Order order = Order::any) {
     Random random(11 + count);
     ToyModel model(width, random);
     const int n = 70, k = model.parameters();
@@ -58,24 +75,51 @@ void test_gradient(const std::vector<int>& width, int count) {
         params.insert(params.end(), of_star.begin(), of_star.end());
     }
     std::vector<int64_t> rows(n);
-    for (int i = 0; i < n; ++i) rows[i] = (i * 37 + 5) % n;
+    for (int i = 0; i < n; ++i) rows[i] = order == Order::any ? (i * 37 + 5) % n : (i * 5 / 4 + 16) % n;
     rows.resize(count);
 
-    const xpkern::StarArrays arrays{stars.flux.data(), stars.whitener.data(), stars.mean.data(), stars.sigma.data()};
     Buffer scratch(kernel::training_scratch_bytes(model.view));
     const int64_t size = kernel::chunk_gradient_size(model.view);
     std::vector<float> sums(size);
-    std::vector<double> chi2(count), total(size, 0.0), parameters = parameters_of(model), gradient(parameters.size());
-    kernel::add_chunk_gradient(model.view, arrays, params.data(), {rows.data(), count, rows.data(), count}, sums.data(),
-                               chi2.data(), scratch.data());
-    kernel::total_of_chunks(model.view, sums.data(), 1, total.data());
-    kernel::gradient_of_total(model.view, parameters.data(), total.data(), count, gradient.data());
-
-    double loss = kernel::penalty_of_weights(model.view, parameters.data());
-    for (int i = 0; i < count; ++i) {
-        const double expected = stars.chi2(static_cast<int>(rows[i]), model.flux(u[rows[i]]));
-        CHECK_CLOSE(chi2[i], expected, 1e-4 * expected + 1e-3);
-        loss += chi2[i] / count;
+    const SideBySide aligned(stars, 0), shifted(stars, 4);
+    const std::pair<const float*, bool> stores[] = {
+        {stars.whitener.data(), false}, {aligned.at, true}, {shifted.at, true}};
+    std::vector<double> parameters = parameters_of(model), gradient(parameters.size()), in_rows;
+    double loss = 0;
+    for (const auto& [whitener, side_by_side] : stores) {
+        const xpkern::Places places(rows.data(), 1, count, side_by_side);
+        const xpkern::TrainingStars arrays{{stars.flux.data(), whitener, stars.mean.data(), stars.sigma.data()},
+                                           side_by_side};
+        std::vector<double> chi2(kernel::CHUNK_PLACES), total(size, 0.0);
+        loss = kernel::penalty_of_weights(model.view, parameters.data());
+        int found = 0;
+        for (int first = 0; first < places.of_batch(); first += kernel::CHUNK_PLACES) {
+            const int64_t* at = places.batch(0) + first;
+            const int left = std::min<int>(kernel::CHUNK_PLACES, static_cast<int>(places.of_batch()) - first);
+            const bool last = first + left == places.of_batch();
+            kernel::add_chunk_gradient(model.view, arrays, params.data(), {at, left, last ? nullptr : at + left},
+                                       sums.data(), chi2.data(), scratch.data());
+            kernel::total_of_chunks(model.view, sums.data(), 1, total.data());
+            for (int place = 0; place < left; ++place) {
+                if (at[place] == xpkern::NOBODY) {
+                    CHECK(chi2[place] == 0);
+                    continue;
+                }
+                CHECK(at[place] == rows[found++]);
+                const double expected = stars.chi2(static_cast<int>(at[place]), model.flux(u[at[place]]));
+                CHECK_CLOSE(chi2[place], expected, 1e-4 * expected + 1e-3);
+                loss += chi2[place] / count;
+            }
+        }
+        CHECK(found == count);
+        kernel::gradient_of_total(model.view, parameters.data(), total.data(), count, gradient.data());
+        if (in_rows.empty()) in_rows = gradient;
+        double size_of_gradient = 0, difference = 0;
+        for (size_t i = 0; i < gradient.size(); ++i) {
+            size_of_gradient += in_rows[i] * in_rows[i];
+            difference += (gradient[i] - in_rows[i]) * (gradient[i] - in_rows[i]);
+        }
+        CHECK(difference <= 1e-10 * size_of_gradient);  // sums in another order
     }
     CHECK_CLOSE(loss, plain_model_loss(model, stars, rows, u), 1e-4 * loss);
     double norm = 0;
@@ -92,6 +136,29 @@ void test_gradient(const std::vector<int>& width, int count) {
         parameter_of(model, index) = before;
         const double slope = (above - below) / (2 * step) * (index < curve ? 1 : before);
         CHECK_CLOSE(gradient[index], slope, 1e-4 * norm);
+    }
+}
+
+// Each star of each batch once, in order; in its own place of a group where that takes few lanes.
+void test_places() {
+    std::vector<int64_t> batches;
+    for (int i = 0; i < 40; ++i) batches.push_back(48 + i);                    // two groups and a half
+    for (int i = 0; i < 40; ++i) batches.push_back(i * 77 % 160);              // none together
+    for (int i = 0; i < 40; ++i) batches.push_back(i < 20 ? 3 * i : 100 + i);  // every third, then all
+    const xpkern::Places dense(batches.data(), 3, 40, false), groups(batches.data(), 3, 40, true);
+    CHECK(dense.of_batch() == 48);
+    CHECK(groups.of_batch() == 96);
+    for (const auto* places : {&dense, &groups}) {
+        for (int step = 0; step < 3; ++step) {
+            int found = 0;
+            for (int place = 0; place < places->of_batch(); ++place) {
+                const int64_t row = places->batch(step)[place];
+                if (row == xpkern::NOBODY) continue;
+                CHECK(row == batches[step * 40 + found++]);
+                if (places == &groups && step != 1) CHECK(row % 16 == place % 16);
+            }
+            CHECK(found == 40);
+        }
     }
 }
 
@@ -156,7 +223,10 @@ int main() {
         test_gradient({2, 5, 4, 7}, count);
         test_gradient({4, 33, 11}, count);
     }
+    for (const int count : {1, 16, 17, 52}) test_gradient({2, 5, 4, 7}, count, Order::groups);
     test_gradient({3, 32, 32, 32, 66}, 17);
+    test_gradient({3, 32, 32, 32, 66}, 40, Order::groups);
+    test_places();
     test_gradient({6, 13}, 64);
     test_model_step();
     for (const int threads : {1, 2, 4}) test_team(threads);

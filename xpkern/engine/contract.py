@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from xpkern.errors import InputError
 
 if TYPE_CHECKING:
+    from xpkern.engine.groups import GroupedStars
     from xpkern.engine.training import EpochResult, ModelMoments, Steps
     from xpkern.fit.candidates import CandidateGrid
     from xpkern.fit.start import StartGrid
@@ -377,7 +378,7 @@ class Engine(Protocol):
     def train_epoch(
         self,
         model: FluxModel,
-        stars: StarData,
+        stars: StarData | GroupedStars,
         params: Float64,
         batches: Int64,
         terms: LossTerms,
@@ -398,8 +399,10 @@ class Engine(Protocol):
         Parameters
         ----------
         model : FluxModel
-        stars : StarData
-            n stars; read in place, never copied.
+        stars : StarData or GroupedStars
+            n stars; read in place, never copied. Whiteners that lie in groups need no gathering on the CPU where
+            a group's stars follow one another in the batches, in ascending order; no result depends on it but by
+            rounding.
         params : (n, k) float64
             Linear parameters; left as they are.
         batches : (steps, size) int64

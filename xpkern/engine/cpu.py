@@ -28,6 +28,7 @@ from xpkern.engine.contract import (
     StarData,
 )
 from xpkern.engine.epoch import check_epoch
+from xpkern.engine.groups import GroupedStars
 from xpkern.engine.tables import contained_errors, grid_rows, learned_error, mixture
 from xpkern.engine.training import EpochResult, ModelArrays, ModelMoments, Steps
 from xpkern.errors import InputError, TrainingDiverged
@@ -283,7 +284,7 @@ class CpuEngine:
     def train_epoch(
         self,
         model: FluxModel,
-        stars: StarData,
+        stars: StarData | GroupedStars,
         params: Float64,
         batches: Int64,
         terms: LossTerms,
@@ -299,12 +300,13 @@ class CpuEngine:
         if moments is None:
             moments = ModelMoments.zeros(model)
         how = Steps("sgd", np.empty(0)) if model_steps is None else model_steps
+        whitener = stars.whitener.groups if isinstance(stars, GroupedStars) else stars.whitener
         try:
             found = _cpu.train_epoch(
                 self.instruction_set,
                 _compile_model(model),  # not kept: the next call is given another
                 stars.flux,
-                stars.whitener,
+                whitener,
                 stars.mean,
                 stars.sigma,
                 np.ascontiguousarray(params, np.float64),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from xpkern.engine.contract import Float64, Int64, LossTerms, StarData
@@ -9,10 +11,13 @@ from xpkern.engine.training import ModelMoments, Steps
 from xpkern.errors import InputError
 from xpkern.model.flux_model import FluxModel
 
+if TYPE_CHECKING:
+    from xpkern.engine.groups import GroupedStars
+
 
 def check_epoch(
     model: FluxModel,
-    stars: StarData,
+    stars: StarData | GroupedStars,
     params: Float64,
     batches: Int64,
     terms: LossTerms,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -41,6 +42,9 @@ from xpkern.model.noise import Noise
 from xpkern.model.type_prior import TypePrior
 from xpkern.observe.calibration import Calibration
 from xpkern.status import Status
+
+if TYPE_CHECKING:
+    from xpkern.engine.groups import GroupedStars
 
 #: Stars at a time; dense matrices of 66 x 66 then stay within tens of megabytes.
 _BLOCK = 512
@@ -202,7 +206,7 @@ class ReferenceEngine:
     def train_epoch(
         self,
         model: FluxModel,
-        stars: StarData,
+        stars: StarData | GroupedStars,
         params: Float64,
         batches: Int64,
         terms: LossTerms,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,6 +16,9 @@ from xpkern.engine.reference_loss import back_substitute, flux_and_jacobian
 from xpkern.engine.training import EpochResult, ModelArrays, ModelMoments, Steps
 from xpkern.errors import TrainingDiverged
 from xpkern.model.flux_model import FluxModel
+
+if TYPE_CHECKING:
+    from xpkern.engine.groups import GroupedStars
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ def model_loss(model: FluxModel, stars: StarData, params: Float64) -> ModelLoss:
 
 def train_epoch(
     model: FluxModel,
-    stars: StarData,
+    stars: StarData | GroupedStars,
     params: Float64,
     batches: Int64,
     terms: LossTerms,

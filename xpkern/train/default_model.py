@@ -227,9 +227,9 @@ def train_under_learned_noise(
     log("training under that noise")
     observed = ~run.set.is_anchor
     part = library.select(np.searchsorted(library.source_id, run.set.source_id[observed]))
-    whitener = run.set.stars.whitener.copy()
+    of_stars = run.set.stars[:]
+    whitener = of_stars.whitener
     whitener[observed] = whiteners(part, correlation)
-    of_stars = replace(run.set.stars, whitener=whitener)
     frozen = run.engine.freeze_noise(model, model.noise, of_stars, contained, run.state.params, threads=1)
     run = train_on(run, np.where(np.isfinite(frozen.ln_det)[:, None], frozen.whitener, whitener), UNDER_NOISE)
     outcome = outcome_of(run, unit_of_law=True)

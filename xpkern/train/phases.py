@@ -12,6 +12,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from xpkern.engine import Engine
 from xpkern.engine.contract import Box, FitOptions, Float64, Int64, LossTerms, Solution, StarData
+from xpkern.engine.groups import in_random_groups
 from xpkern.engine.packed import sample_variance
 from xpkern.engine.training import EpochResult, ModelArrays, Steps
 from xpkern.errors import InputError, TrainingDiverged, XpkernError
@@ -210,7 +211,7 @@ class Run:
         size = min(phase.batch, len(rows))
         steps = len(rows) // size
         rng = np.random.default_rng([self.recipe.split.seed, self.state.phase, epoch])
-        batches = rng.permutation(rows)[: steps * size].reshape(steps, size).astype(np.int64)
+        batches = in_random_groups(rows, rng)[: steps * size].reshape(steps, size).astype(np.int64)
         decay = np.array([phase.decay(epoch + step / steps) for step in range(steps)])
         with_newton = phase.newton_every > 0 and epoch % phase.newton_every == 0
         at_once = max(1, NEWTON_STARS // size) if with_newton else steps
@@ -251,7 +252,7 @@ class Run:
         if len(self.set.surveys) > 1 and self.recipe.surveys.offsets:
             self._solve_offsets(rows)
         rng = np.random.default_rng([self.recipe.split.seed, self.state.phase, number])
-        sample = np.sort(rng.permutation(rows)[: phase.metric_stars])
+        sample = np.sort(in_random_groups(rows, rng)[: phase.metric_stars])
         self._newton(sample)
         begin, params, losses = self.state.model, self.state.params.copy(), []
         with threadpool_limits(1):  # sums are then taken in one order
@@ -467,10 +468,10 @@ class Run:
 def _batches(rows: NDArray[np.intp], size: int, steps: int, rng: np.random.Generator) -> Iterator[NDArray[np.intp]]:
     """So many batches of rows, all of them in a new order before any comes again."""
     size = min(size, len(rows))
-    order, first = rng.permutation(rows), 0
+    order, first = in_random_groups(rows, rng), 0
     for _ in range(steps):
         if first + size > len(order):
-            order, first = rng.permutation(rows), 0
+            order, first = in_random_groups(rows, rng), 0
         yield np.sort(order[first : first + size])
         first += size
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from xpkern.catalog.pending import PendingFile
 from xpkern.engine import Engine, get_engine
+from xpkern.engine.groups import STARS_OF_GROUP
 from xpkern.errors import InputError
 from xpkern.model.arrays import digest
 from xpkern.model.model_file import save_model
@@ -224,6 +225,7 @@ def _training_set(
     facts = {
         "recipe": recipe.digest,
         "recipe_name": recipe.name,
+        "whiteners": f"{STARS_OF_GROUP} side by side",
         "data": _data_digest((labels, gaia_source, *(one_by_one(photometry) or [None]), reddening), paths),
     }
     if calibration is not None:
@@ -277,6 +279,8 @@ def _check_identity(work: Path, have: dict[str, str], want: dict[str, str]) -> N
         what = f"holds the work of another recipe{same_name} ({have.get('recipe_name')!r}, not {want['recipe_name']!r})"
     elif have.get("data") != want["data"]:
         what = "holds the work of other labels, tables or spectra"
+    elif have.get("whiteners") != want["whiteners"]:
+        what = "holds the work of another version of xpkern"
     else:
         return
     raise InputError(f"{what}: give another output, or --restart to begin anew", file=str(work))

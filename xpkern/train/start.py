@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xpkern.engine.contract import Float32, Float64, StarData
+from xpkern.engine.groups import GroupedStars
 from xpkern.engine.packed import present_samples, sample_variance
 from xpkern.grid import PARAMETERS, WAVELENGTH, in_scale_window
 from xpkern.model.flux_model import FluxModel
@@ -37,12 +38,12 @@ _CLEAR_PARALLAX = 3.0
 _START_PARALLAXES, _RCOND = (1e-3, 1e2), 1e-6
 
 
-def start_model(stars: StarData, labels: Float64, rows: NDArray[np.intp], recipe: Recipe) -> FluxModel:
+def start_model(stars: StarData | GroupedStars, labels: Float64, rows: NDArray[np.intp], recipe: Recipe) -> FluxModel:
     """The model before the first step.
 
     Parameters
     ----------
-    stars : StarData
+    stars : StarData or GroupedStars
     labels : (n, 5) float64
         Linear parameters of the stars.
     rows : (r,) int
@@ -115,7 +116,7 @@ def _quadratic(theta: Float64) -> Float64:
 
 
 def _intrinsic_ln_flux(
-    stars: StarData, labels: Float64, rows: NDArray[np.intp], curve: Float64
+    stars: StarData | GroupedStars, labels: Float64, rows: NDArray[np.intp], curve: Float64
 ) -> tuple[Float64, Float64]:
     """Logarithm of each star's flux at 1 kpc without dust, and its weight, each (r, m); weight 0 where it is no use."""
     ln_flux, weight = np.zeros((len(rows), len(curve))), np.zeros((len(rows), len(curve)))

@@ -2,7 +2,10 @@
 
 Whiteners are written, as they are made, into one file that is mapped into memory: 2.06 million stars take 18 GB there,
 and there is never a second copy. What goes in is decided before the first spectrum is read, so that too small a disk or
-memory is refused at the beginning.
+memory is refused at the beginning. Once all are there they are put into the order of the set, in place, and sixteen of
+them side by side (:mod:`xpkern.engine.groups`). That order is random, so that some of these groups are a random sample
+of the stars, but held-out stars, of which batches have none, and those that are not high-quality share no group with
+others (except where one kind ends): then few groups have stars that a phase does not want.
 
 What a star lacks is data without weight: a parallax or an extinction with sigma = inf, a band that its whitener leaves
 out. Stars made of theory (:mod:`xpkern.train.anchors`) have source_ids below 0; they are always trained on.
@@ -22,8 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xpkern.catalog.pending import PendingFile
-from xpkern.engine.contract import Float32, Float64, StarData
-from xpkern.engine.packed import packed_size, present_samples
+from xpkern.engine.contract import Float32, Float64
+from xpkern.engine.groups import GroupedStars, WhitenerGroups
+from xpkern.engine.packed import present_samples
 from xpkern.errors import InputError
 from xpkern.grid import N_FLUX, N_PARAMETERS, PARAMETERS
 from xpkern.observe.gaia_source import SourceTable, share_of
@@ -35,9 +39,9 @@ from xpkern.train.cuts import CUT_COLUMNS, CutCount, Sieve
 from xpkern.train.labels import SURVEY, TYPE_LABELS, Labels
 from xpkern.train.recipe import Recipe, label_error_floors
 from xpkern.train.start import start_params
+from xpkern.train.whitener_store import WHITENER_BYTES, WhitenerStore, map_whiteners
 
-#: Bytes of a star: in the file of whiteners, and in memory besides (fluxes, constraints, parameters, their copies).
-WHITENER_BYTES = 4 * packed_size(N_FLUX)
+#: Bytes of a star in memory besides its whitener: fluxes, constraints, parameters, their copies.
 OTHER_BYTES = 4 * N_FLUX + 8 * 6 * N_PARAMETERS + 64
 
 #: Memory [bytes] that is needed besides the stars: the program, blocks of spectra, the prior's fit.
@@ -54,7 +58,7 @@ class TrainingSet:
     Attributes
     ----------
     source_id : (n,) int64
-    stars : StarData
+    stars : GroupedStars
         Fluxes, whiteners (perhaps mapped from a file), and the labels with their floors as constraints.
     start : (n, 5) float64
         Linear parameters the labels say.
@@ -71,7 +75,7 @@ class TrainingSet:
     """
 
     source_id: NDArray[np.int64]
-    stars: StarData
+    stars: GroupedStars
     start: Float64
     held_out: NDArray[np.bool_]
     high_quality: NDArray[np.bool_]
@@ -86,9 +90,9 @@ class TrainingSet:
 
     def with_whiteners(self, whitener: Float32) -> TrainingSet:
         """The same stars with a covariance of another noise, (n, p); anchors keep theirs."""
-        whitener = np.where(self.is_anchor[:, None], self.stars.whitener, whitener).astype(np.float32)
+        whitener = np.where(self.is_anchor[:, None], self.stars.whitener[:], whitener).astype(np.float32)
         new = hashlib.sha256(self.digest.encode() + whitener.tobytes()).hexdigest()
-        return replace(self, stars=replace(self.stars, whitener=whitener), digest=new)
+        return replace(self, stars=replace(self.stars, whitener=WhitenerGroups.of(whitener)), digest=new)
 
     @property
     def is_anchor(self) -> NDArray[np.bool_]:
@@ -244,42 +248,6 @@ def _gigabytes(size: float) -> str:
     return f"{size / 1e9:.3g} GB"
 
 
-class _Store:
-    """Rows of whiteners that grow by blocks, in a mapped file or in memory."""
-
-    def __init__(self, n_rows: int, path: Path | None) -> None:
-        self.path, self.filled = path, 0
-        shape = (n_rows, packed_size(N_FLUX))
-        if path is None:
-            self.array: Float32 = np.empty(shape, np.float32)
-            return
-        with open(path, "wb") as file:
-            # asked for now: a full disk is an error here, and not the end of the process in the middle of a write
-            os.posix_fallocate(file.fileno(), 0, max(n_rows * WHITENER_BYTES, 1))
-        self.array = np.memmap(path, np.float32, "r+", shape=shape) if n_rows else np.empty(shape, np.float32)
-
-    def append(self, rows: Float32) -> None:
-        self.array[self.filled : self.filled + len(rows)] = rows
-        self.filled += len(rows)
-
-    def finish(self) -> Float32:
-        """The filled rows; a file is cut to their size."""
-        if self.path is None:
-            return self.array[: self.filled]
-        if isinstance(self.array, np.memmap):
-            self.array.flush()
-        with open(self.path, "r+b") as file:
-            file.truncate(self.filled * WHITENER_BYTES)
-        return map_whiteners(self.path, self.filled)
-
-
-def map_whiteners(path: Path, n_rows: int) -> Float32:
-    """A finished file of whiteners, (n, p), read only."""
-    if n_rows == 0:
-        return np.empty((0, packed_size(N_FLUX)), np.float32)
-    return np.asarray(np.memmap(path, np.float32, "r", shape=(n_rows, packed_size(N_FLUX))))
-
-
 def gather(
     chosen: Candidates,
     blocks: Iterable[Observations],
@@ -289,7 +257,7 @@ def gather(
     atmospheres: Atmospheres | None = None,
     judges: Callable[[NDArray[np.int64]], NDArray[np.bool_]] | None = None,
 ) -> TrainingSet:
-    """Put the candidates' spectra together, in the order in which they come, and the recipe's anchors behind them.
+    """Put the candidates' spectra and the recipe's anchors together, in an order that only they and the seed decide.
 
     Parameters
     ----------
@@ -309,7 +277,7 @@ def gather(
     InputError
         If no spectrum is that of a candidate, none of them is usable, or the recipe's reference survey has none.
     """
-    store = _Store(len(chosen) + recipe.anchors.stars, whitener_file)
+    store = WhitenerStore(len(chosen) + recipe.anchors.stars, whitener_file)
     seen = np.zeros(len(chosen), bool)
     found, unusable, twice = 0, 0, 0
     positions: list[NDArray[np.intp]] = []
@@ -361,10 +329,13 @@ def gather(
         high_quality = np.append(high_quality, np.ones(len(anchors), bool))
         held_out = np.append(held_out, np.zeros(len(anchors), bool))
         survey = np.append(survey, np.zeros(len(anchors), np.int64))
-    flux = np.concatenate(fluxes)
+    order = _order_of_set(source_id, held_out, high_quality, recipe)
+    flux, mean, sigma = np.concatenate(fluxes)[order], mean[order], sigma[order]
+    source_id, survey = source_id[order], survey[order]
+    held_out, high_quality = held_out[order], high_quality[order]
     training_set = TrainingSet(
         source_id=source_id,
-        stars=StarData(flux, store.finish(), mean, sigma),
+        stars=GroupedStars(flux, store.finish(order), mean, sigma),
         start=start_params(mean, sigma, flux, recipe),
         held_out=held_out,
         high_quality=high_quality,
@@ -379,6 +350,15 @@ def gather(
     sha.update("\0".join(surveys).encode())
     training_set.digest = sha.hexdigest()
     return training_set
+
+
+def _order_of_set(
+    source_id: NDArray[np.int64], held_out: NDArray[np.bool_], high_quality: NDArray[np.bool_], recipe: Recipe
+) -> NDArray[np.intp]:
+    """Training stars, high-quality ones first, each kind in random order; then held-out stars by source_id."""
+    random = np.where(held_out, 0.0, share_of(source_id, recipe.split.seed))
+    order: NDArray[np.intp] = np.lexsort((source_id, random, ~high_quality & ~held_out, held_out))
+    return order
 
 
 def _constraints(
@@ -443,7 +423,7 @@ def load_set(path: Path, whitener_file: Path) -> TrainingSet:
         of_stars = {name: stored[name] for name in _STAR_ARRAYS}
     whitener = map_whiteners(whitener_file, len(arrays["source_id"]))
     return TrainingSet(
-        stars=StarData(of_stars["flux"], whitener, of_stars["mean"], of_stars["sigma"]),
+        stars=GroupedStars(of_stars["flux"], whitener, of_stars["mean"], of_stars["sigma"]),
         counts=[CutCount(*count) for count in facts["counts"]],
         high_quality_counts=[CutCount(*count) for count in facts["high_quality_counts"]],
         surveys=tuple(facts["surveys"]),
@@ -456,7 +436,7 @@ def _plain_counts(counts: Iterable[CutCount]) -> list[list[object]]:
     return [list(astuple(count)) for count in counts]
 
 
-def seen_share(stars: StarData, rows: NDArray[np.intp]) -> Float64:
+def seen_share(stars: GroupedStars, rows: NDArray[np.intp]) -> Float64:
     """Share of some stars that has each flux sample, (m,)."""
     seen = np.zeros(stars.flux.shape[1])
     for first in range(0, len(rows), 4096):

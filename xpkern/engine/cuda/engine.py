@@ -60,6 +60,7 @@ from xpkern.engine.cuda.tables import (
 )
 from xpkern.engine.cuda.training import Course, Trainer
 from xpkern.engine.epoch import check_epoch, check_rows
+from xpkern.engine.groups import GroupedStars
 from xpkern.engine.packed import packed_size
 from xpkern.engine.training import EpochResult, ModelMoments, Steps
 from xpkern.fit.candidates import CandidateGrid
@@ -387,7 +388,7 @@ class CudaEngine:
     def train_epoch(
         self,
         model: FluxModel,
-        stars: StarData,
+        stars: StarData | GroupedStars,
         params: Float64,
         batches: Int64,
         terms: LossTerms,
@@ -406,7 +407,7 @@ class CudaEngine:
         _inputs_of(stars, model.n_samples, model.n_parameters)
         return trainer.epoch(stars, _doubles(params, stars.flux, (len(stars), model.n_parameters)), batches, course)
 
-    def _trainer(self, model: FluxModel, moments: ModelMoments | None, stars: StarData) -> Trainer:
+    def _trainer(self, model: FluxModel, moments: ModelMoments | None, stars: StarData | GroupedStars) -> Trainer:
         stream = self.device.current_stream() if on_device(stars.flux) else self.device.new_stream()
         return Trainer(
             self._launcher, model, ModelMoments.zeros(model) if moments is None else moments, stream, self._kept
@@ -440,7 +441,7 @@ def _doubles(values: Any, beside: Any, shape: tuple[int, ...]) -> Any:
     return _checked(xp.ascontiguousarray(values, xp.float64), "parameters", np.float64, shape)
 
 
-def _inputs_of(stars: StarData, samples: int, parameters: int) -> dict[str, Any]:
+def _inputs_of(stars: StarData | GroupedStars, samples: int, parameters: int) -> dict[str, Any]:
     """The arrays of stars, once they are what kernels take them for."""
     n = len(stars)
     return {

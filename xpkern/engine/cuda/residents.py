@@ -10,6 +10,7 @@ import numpy as np
 
 from xpkern.engine.contract import Float64, Int64, StarData
 from xpkern.engine.cuda.device import Device, Memory
+from xpkern.engine.groups import GroupedStars, WhitenerGroups
 from xpkern.errors import DeviceOutOfMemory
 
 #: Share of the free memory for stars, and for what stays.
@@ -34,12 +35,12 @@ class Kept:
         self._lock = threading.Lock()
         self._memory: dict[int, Memory] = {}
 
-    def find(self, array: np.ndarray) -> Memory | None:
+    def find(self, array: np.ndarray | WhitenerGroups) -> Memory | None:
         """Where an array is, if it is there."""
         with self._lock:
             return self._memory.get(id(array))
 
-    def keep(self, array: np.ndarray, memory: Memory) -> None:
+    def keep(self, array: np.ndarray | WhitenerGroups, memory: Memory) -> None:
         """Remember where an array is, if it is one to be kept and leaves room for others."""
         if not _is_constant(array) or array.nbytes > _KEPT_SHARE * (self._device.free_memory() + array.nbytes):
             return
@@ -52,9 +53,9 @@ class Kept:
             self._memory.pop(key, None)
 
 
-def _is_constant(array: np.ndarray) -> bool:
+def _is_constant(array: np.ndarray | WhitenerGroups) -> bool:
     """Whether nobody can write to an array through it or what it is a view of."""
-    base: Any = array
+    base: Any = array.groups if isinstance(array, WhitenerGroups) else array
     while isinstance(base, np.ndarray):
         if base.flags.writeable:
             return False
@@ -72,7 +73,7 @@ class Residents:
     ----------
     device : Device
     kept : Kept
-    stars : StarData
+    stars : StarData or GroupedStars
     params : (n, k) float64
     star_loss : (n,) float64
     batches : (steps, size) int64
@@ -89,14 +90,14 @@ class Residents:
         self,
         device: Device,
         kept: Kept,
-        stars: StarData,
+        stars: StarData | GroupedStars,
         params: Float64,
         star_loss: Float64,
         batches: Int64,
         stream: Any,
     ) -> None:
         self._device, self._stream = device, stream
-        arrays: dict[str, np.ndarray] = {**vars(stars), "params": params, "star_loss": star_loss}
+        arrays: dict[str, np.ndarray | WhitenerGroups] = {**vars(stars), "params": params, "star_loss": star_loss}
         row_bytes = {name: array.nbytes // max(len(array), 1) for name, array in arrays.items()}
         rows, local = np.unique(batches, return_inverse=True)
         there = {name: memory for name, array in arrays.items() if (memory := kept.find(array)) is not None}
@@ -133,7 +134,7 @@ class Residents:
             if self._rows is not None:
                 array[self._rows] = found
 
-    def _bring(self, array: np.ndarray, pointer: int, staged: np.ndarray) -> None:
+    def _bring(self, array: np.ndarray | WhitenerGroups, pointer: int, staged: np.ndarray) -> None:
         """Copy the rows, in order, through pinned memory."""
         row = array.nbytes // max(len(array), 1)
         total = len(array) if self._rows is None else len(self._rows)
@@ -141,9 +142,6 @@ class Residents:
         for first in range(0, total, at_once):
             part = slice(first, min(first + at_once, total))
             place = staged[: row * (part.stop - first)].view(array.dtype).reshape(part.stop - first, *array.shape[1:])
-            if self._rows is None:
-                np.copyto(place, array[part])
-            else:
-                np.take(array, self._rows[part], axis=0, out=place, mode="clip")
+            np.copyto(place, array[part if self._rows is None else self._rows[part]])
             self._device.to_device(pointer + row * first, place, self._stream)
             self._device.synchronise(self._stream)

@@ -23,6 +23,7 @@ from xpkern.engine.cuda.fitting import fill, loss_view
 from xpkern.engine.cuda.launching import STAR_WARPS, Launcher, form
 from xpkern.engine.cuda.residents import Kept, Residents
 from xpkern.engine.cuda.tables import model_sizes, point_model
+from xpkern.engine.groups import GroupedStars
 from xpkern.engine.training import EpochResult, ModelArrays, ModelMoments, Steps
 from xpkern.errors import DeviceOutOfMemory, TrainingDiverged
 from xpkern.model.flux_model import FluxModel
@@ -92,7 +93,7 @@ class Trainer:
         self._count = moments.steps
         point_model(self._view, self._at("floats"), self._at("parameters"))
 
-    def epoch(self, stars: StarData, params: Any, batches: Int64, course: Course) -> EpochResult:
+    def epoch(self, stars: StarData | GroupedStars, params: Any, batches: Int64, course: Course) -> EpochResult:
         """All batches; see :meth:`xpkern.engine.contract.Engine.train_epoch`.
 
         Stars of the host are brought to the GPU once, or in parts if they do not fit.
