@@ -166,8 +166,8 @@ def _beside_the_truth(run: Run, course: Course) -> dict[str, Any]:
 
 
 def bench_closure(n_stars: int, _rounds: int, engine_name: str) -> Result:
-    """Train by the default recipe on simulated labels, infer other stars without labels: pulls against the truth."""
-    run, course = trained("default", n_stars, engine_name)
+    """Train on simulated labels by the recipe for many, infer others without labels: pulls against the truth."""
+    run, course = trained("large", n_stars, engine_name)
     outcome = outcome_of(run)
     extra = _training(outcome, n_stars)
     extra |= _beside_the_truth(run, course)
