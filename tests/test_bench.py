@@ -121,7 +121,8 @@ def small_benchmarks(monkeypatch, tmp_path):
     monkeypatch.setattr(surveys, "KILLS", 1)
     monkeypatch.setattr(surveys, "_xpkern", in_this_process)
     monkeypatch.setattr(matching, "WAYS", {"xpkern match": matching.by_files})
-    recipes = {name: recipe_from(tmp_path, text) for name, text in (("default", SMALL), ("zgr23", SMALL_ZGR23))}
+    texts = {"default": SMALL, "large": SMALL, "zgr23": SMALL_ZGR23}
+    recipes = {name: recipe_from(tmp_path, text) for name, text in texts.items()}
     monkeypatch.setattr(confidence, "TRUTH", "model")
     monkeypatch.setattr(confidence, "TIMED_STARS", 700)
     monkeypatch.setattr(confidence, "SETTINGS", NetworkSettings(hidden=(8, 8), epochs=2))

@@ -138,7 +138,7 @@ def test_without_a_base_every_key_is_needed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("a = = 1", "not valid TOML"), ('base = "zgr24"', "none of default, zgr23")]
+    ("text", "message"), [("a = = 1", "not valid TOML"), ('base = "zgr24"', "none of default, large, zgr23")]
 )
 def test_what_is_no_recipe_is_refused(tmp_path, text, message):
     with pytest.raises(InputError, match=message):
@@ -154,4 +154,4 @@ def test_settings_are_plain_and_complete():
     for name in SHIPPED:
         settings = load_recipe(name).settings()
         assert settings["phase"]["final"]["kind"] in ("newton", "descend")
-        assert settings["start"]["hidden"] == [32, 32, 32]
+        assert settings["start"]["hidden"] == [64 if name == "large" else 32] * 3

@@ -80,7 +80,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         "--recipe",
         default="default",
         metavar="NAME",
-        help="default, zgr23, no_parallax or a TOML file; default: default",
+        help="default, large, zgr23, no_parallax or a TOML file; default: default",
     )
     parser.add_argument("-o", "--output", required=True, metavar="FILE.h5", help="the model to write")
     parser.add_argument("--restart", action="store_true", help="throw away what an earlier run has left in model.work")

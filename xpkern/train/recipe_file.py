@@ -1,6 +1,6 @@
 """Recipes in TOML: small files that name every setting.
 
-``zgr23.toml`` and ``default.toml`` come with the package. A recipe of one's own either has every key, or begins with
+Those of :data:`SHIPPED` come with the package. A recipe of one's own either has every key, or begins with
 ``base = "default"`` and has those that differ; a cut of the base that is ``false`` is not made.
 """
 
@@ -25,7 +25,7 @@ else:
     import tomli as tomllib
 
 #: Recipes that come with the package.
-SHIPPED = ("default", "zgr23", "no_parallax", "apogee")
+SHIPPED = ("default", "large", "zgr23", "no_parallax", "apogee")
 
 
 def load_recipe(name: str | Path) -> Recipe:

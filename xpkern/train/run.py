@@ -107,7 +107,7 @@ def train(
     calibration : Calibration, optional
         Of the spectra's release; Gaia DR3's when not given.
     recipe : str, path or Recipe
-        "default", "zgr23", "no_parallax", or the name of a TOML file.
+        "default", "large", "zgr23", "no_parallax", or the name of a TOML file.
     engine : str or Engine
     threads : int, optional
         Results do not depend on it.
