@@ -188,11 +188,11 @@ def _against_jax(trainer: Trainer, one: np.ndarray, ours: list[Contestant], roun
 def _projection(trainer: Trainer, seconds: dict[str, float], n_stars: int) -> dict[str, Any]:
     """Times of the paper's training from those of a star, on one core and on as many as there are."""
     few = slice(0, min(ADAM_STARS, n_stars))
+    stars, params = trainer.stars[few], trainer.params[few]
     adam = Descent("adam", ADAM_STEPS, RATE, clip=CLIP)
 
     def last_phase(threads: int) -> Contestant:
         def run() -> None:
-            stars, params = trainer.stars[few], trainer.params[few]
             trainer.engine.descend(
                 trainer.model, trainer.prior, stars, params, trainer.terms, trainer.box, adam, threads=threads
             )
