@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from astropy.table import Table
@@ -24,6 +25,7 @@ from xpkern.cli import main
 from xpkern.cli.run import PARTIAL, RESUME
 from xpkern.errors import InputError
 from xpkern.observe.read import table_of
+from xpkern.processes import server_of_processes
 from xpkern.shards import Ledger, State, load_settings, run_survey
 from xpkern.shards.settings import shard_name
 from xpkern.shards.work import Unit, claimed
@@ -329,6 +331,15 @@ class TestDeaths:
         assert left == undisturbed
         assert not [path for path in (survey.parent / "shards").iterdir() if path.suffix == ".partial"]
 
+    @pytest.mark.skipif(ENGINE != "cpu", reason="the reference has no instruction sets")
+    def test_processes_have_the_environment_of_now(self, survey, monkeypatch):
+        server_of_processes()  # as a run before this one would have left it, with the environment of then
+        monkeypatch.setenv("XPKERN_ISA", "scalar")
+        run_survey(load_settings(survey), processes=2)
+        for shard in (survey.parent / "shards").glob("*.h5"):
+            with h5py.File(shard) as file:
+                assert file.attrs["instruction_set"] == "scalar"
+
     def test_a_worker_that_is_killed_costs_an_attempt(self, survey, undisturbed, monkeypatch):
         monkeypatch.setattr("xpkern.shards.run.FIRST_PAUSE", 0.0)
         killed: list[int] = []
@@ -454,11 +465,5 @@ class TestDealing:
 
 
 def _children() -> list[int]:
-    """Processes that this one has started to make shards."""
-    found = []
-    for task in Path("/proc/self/task").glob("*/children"):
-        with contextlib.suppress(OSError):  # a thread, or a process, that has just ended
-            for pid in task.read_text().split():
-                if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                    found.append(int(pid))
-    return found
+    """Processes that this one has asked for to make shards."""
+    return [process.pid for process in multiprocessing.active_children() if process.pid is not None]

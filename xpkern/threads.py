@@ -13,6 +13,8 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
 from xpkern.errors import InputError
 
 #: Environment variables that say how many threads to use where ``threads=`` is not given, the first one that is set.
@@ -96,11 +98,13 @@ def in_order(
     """
     line = _Line(source, work, 2 * threads if ahead is None else ahead)
     helpers = [threading.Thread(target=line.help, name=f"xpkern-{i}", daemon=True) for i in range(1, threads)]
+    of_blas = threadpool_limits(1)  # threads of BLAS, too, would be in the way of these, and of other processes
     try:
         for helper in helpers:
             helper.start()
         yield from line.results()
     finally:
+        of_blas.restore_original_limits()
         line.end()
         for helper in helpers:
             if helper.ident is not None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xpkern.cli.catalog import positive_integer
+from xpkern.processes import server_of_processes
 
 if TYPE_CHECKING:
     from xpkern.shards.ledger import Ledger
@@ -193,6 +194,8 @@ def _part(text: str) -> tuple[int, int]:
 
 def run_command(options: argparse.Namespace) -> int:
     """Make shards; return the exit code."""
+    if options.processes > 1:
+        server_of_processes()  # it reads its libraries while this process reads its own
     from tqdm import tqdm
 
     from xpkern.shards.ledger import Ledger, State

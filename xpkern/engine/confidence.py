@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 
 import numpy as np
-from scipy.special import expit
 
 from xpkern.engine.contract import Float32, Float64
 from xpkern.model.confidence import LARGEST_FEATURE, Confidence
@@ -45,6 +44,8 @@ def confidences(classifiers: Confidence, features: Float32, *, instruction_set: 
 
 def reference_confidences(classifiers: Confidence, features: Float32) -> Float64:
     """The same in float64: the formulas of :class:`xpkern.model.Confidence`."""
+    from scipy.special import expit  # takes longer to import than the rest of a command; few need it
+
     known = np.where(np.isfinite(features), features, classifiers.fill).astype(np.float64)
     below = np.clip((known - classifiers.centre) / classifiers.scale, -LARGEST_FEATURE, LARGEST_FEATURE)[None]
     for weight, bias in zip(classifiers.weights, classifiers.biases, strict=True):

@@ -13,6 +13,7 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from xpkern.engine.contract import Float64
 from xpkern.engine.reference_loss import ln_prior_derivatives
@@ -119,11 +120,12 @@ def start_grid(model: FluxModel, prior: TypePrior, n_types: int = N_TYPES) -> St
     -------
     StartGrid
     """
-    types = _spread_types(prior, n_types)
-    spectra, slopes = _ln_flux(model, types), _ln_flux_slopes(model, types)
-    mean = spectra.mean(axis=0)
-    basis = _basis(model, np.concatenate([spectra - mean, *(_SLOPE_STEP * slopes.transpose(2, 0, 1))]))
-    inverse: Float64 = np.linalg.pinv(basis).astype(np.float64)
+    with threadpool_limits(1):  # matrices so small that threads of BLAS would only wait for one another
+        types = _spread_types(prior, n_types)
+        spectra, slopes = _ln_flux(model, types), _ln_flux_slopes(model, types)
+        mean = spectra.mean(axis=0)
+        basis = _basis(model, np.concatenate([spectra - mean, *(_SLOPE_STEP * slopes.transpose(2, 0, 1))]))
+        inverse: Float64 = np.linalg.pinv(basis).astype(np.float64)
     ln_prior, gradient, _, definite = ln_prior_derivatives(prior, types)
     return StartGrid(
         types=types,
@@ -150,8 +152,9 @@ def _spread_types(prior: TypePrior, n_types: int) -> Float64:
     centres = draws[:n_types].copy()
     for _ in range(_ROUNDS):
         nearest = (np.square(centres).sum(axis=1) - 2.0 * draws @ centres.T).argmin(axis=1)
-        for cell in np.unique(nearest):
-            centres[cell] = draws[nearest == cell].mean(axis=0)
+        stars = np.bincount(nearest, minlength=n_types)
+        sums = np.column_stack([np.bincount(nearest, column, n_types) for column in draws.T])
+        centres[stars > 0] = sums[stars > 0] / stars[stars > 0, None]
     return centres * unit
 
 

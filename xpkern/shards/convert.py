@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -30,6 +29,7 @@ from xpkern.errors import InputError
 from xpkern.observe.calibration import Calibration
 from xpkern.observe.spectra import read_blocks
 from xpkern.observe.xp_block import XpBlock
+from xpkern.processes import server_of_processes
 from xpkern.shards.settings import shard_name
 from xpkern.shards.work import claim, fingerprint
 
@@ -169,7 +169,7 @@ def _converting(
     if processes == 1:
         yield (_convert(*task, on_progress) for task in tasks)
         return
-    pool = ProcessPoolExecutor(min(processes, len(tasks)), mp_context=multiprocessing.get_context("spawn"))
+    pool = ProcessPoolExecutor(min(processes, len(tasks)), mp_context=server_of_processes())
     try:
         yield pool.map(_convert, *zip(*tasks, strict=True))
     except BrokenProcessPool:

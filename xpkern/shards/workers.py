@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import resource
 import signal
@@ -14,6 +13,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from xpkern.errors import InputError, XpkernError
+from xpkern.processes import server_of_processes
 from xpkern.shards.work import Unit, claimed, make_shard
 
 
@@ -117,10 +117,10 @@ class _Worker:
     """A process, and the unit it has."""
 
     def __init__(self, settings_digest: str) -> None:
-        context = multiprocessing.get_context("spawn")  # engines have threads, which a fork would not survive
+        context = server_of_processes()
         self.connection, theirs = context.Pipe()
         self.unit: Unit | None = None
-        self.process = context.Process(target=_work, args=(theirs, settings_digest), daemon=True)
+        self.process = context.Process(target=_work, args=(theirs, settings_digest, dict(os.environ)), daemon=True)
         self.process.start()
         theirs.close()
 
@@ -150,8 +150,10 @@ class _Worker:
         self.process.join()
 
 
-def _work(connection: Connection, settings_digest: str) -> None:
+def _work(connection: Connection, settings_digest: str, environment: dict[str, str]) -> None:
     """Make shards of the units that come, until no more can come."""
+    os.environ.clear()
+    os.environ.update(environment)  # that of now, not of when the server was started
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the one who deals the units out decides
     signal.signal(signal.SIGTERM, _stop)
     try:
