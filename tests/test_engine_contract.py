@@ -16,6 +16,7 @@ def test_the_protocol_names_the_operations_of_the_design():
     assert OPERATIONS == [
         "calibrate",
         "freeze_noise",
+        "prior_curvature",
         "predict",
         "evaluate",
         "start",

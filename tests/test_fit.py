@@ -221,7 +221,33 @@ class TestInvertFisher:
         np.testing.assert_allclose(covariance[0, 2, 2], 1.0 / EIGENVALUE_FLOOR)
         assert (np.linalg.eigvalsh(covariance) > 0).all()
 
+    def test_a_prior_adds_its_curvature(self, rng):
+        fisher = np.array([self.random_fisher(rng, 0.1) for _ in range(17)])
+        unit = np.sqrt(np.einsum("njj->nj", fisher))[:, :3]
+        bend = rng.standard_normal((17, 3, 3))
+        bend = 0.02 * (bend + bend.swapaxes(1, 2)) * unit[:, :, None] * unit[:, None, :]
+        bend[3] = -2.0 * np.diag(unit[3] ** 2)  # bends the other way, and more than the data hold the star
+        bend[4] = np.diag([1.0, -2.0, 0.5]) * unit[4] ** 2
+        bend[5] = np.nan
+        covariance, inverse, floored = invert_fisher(fisher, bend)
+        expected = np.zeros_like(fisher)
+        expected[:, :3, :3] = bend
+        expected[3] = 0.0
+        expected[4, 1, 1] = 0.0
+        expected += fisher
+        assert not floored.any()
+        assert np.isnan(covariance[5]).all()
+        assert np.isnan(inverse[5]).all()
+        there = np.arange(17) != 5
+        np.testing.assert_allclose(inverse[there], expected[there], rtol=1e-12)
+        outer = np.sqrt(np.einsum("njj->nj", expected))[there]
+        product = (covariance[there] * outer[:, :, None] * outer[:, None, :]) @ (
+            expected[there] / outer[:, :, None] / outer[:, None, :]
+        )
+        np.testing.assert_allclose(product, np.broadcast_to(np.eye(5), product.shape), atol=1e-9)
+
     def test_no_stars(self):
+        assert invert_fisher(np.zeros((0, 5, 5)), np.zeros((0, 3, 3)))[0].shape == (0, 5, 5)
         covariance, inverse, floored = invert_fisher(np.zeros((0, 5, 5)))
         assert covariance.shape == inverse.shape == (0, 5, 5)
         assert floored.shape == (0,)

@@ -32,6 +32,7 @@ def fitted(rng, error):
     archive = np.einsum("nij,nkj->nik", *[0.02 * rng.standard_normal((stars, samples, samples + 3))] * 2)
     archive[~(present[:, :, None] & present[:, None, :])] = 0.0
     np.einsum("njj->nj", archive)[~present] = 1.0
+    root = rng.standard_normal((stars, parameters, parameters))
     return FittedStars(
         theta=error.centre[rng.integers(3, size=stars)] + 0.5 * error.scale * rng.standard_normal((stars, 3)),
         off=0.1 * rng.standard_normal((stars, 3)),
@@ -41,7 +42,7 @@ def fitted(rng, error):
         archive=archive,
         error=np.where(present, rng.uniform(0.01, 0.1, (stars, samples)), 0.0),
         present=present,
-        curvature=rng.uniform(0.0, 10.0, (stars, parameters)),
+        curvature=2.0 * root @ root.swapaxes(1, 2),
     )
 
 
@@ -61,7 +62,7 @@ def loss_of_a_star(stars, error, before, covariance, correlation, star):
 
     slope, residual = stars.slope[star][there], stars.residual[star][there]
     now = inverse(covariance, correlation)
-    m = np.linalg.inv(slope.T @ now @ slope + np.diag(stars.curvature[star]))
+    m = np.linalg.inv(slope.T @ now @ slope + stars.curvature[star])
     d = stars.off[star] + (m @ slope.T @ (now - inverse(error.covariance, before)) @ residual)[:3]
     spread = m[:3, :3] + np.diag(stars.label[star])
     chi2 = d @ np.linalg.inv(spread) @ d

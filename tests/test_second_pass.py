@@ -13,6 +13,7 @@ from test_learned_noise import learned, stars_with_eq2
 import xpkern as xk
 from xpkern.cli import main
 from xpkern.engine.contract import Box, FitOptions, FrozenNoise, LossTerms, Solution, StarData
+from xpkern.engine.reference_loss import ln_prior_derivatives
 from xpkern.fit.second_pass import second_pass
 from xpkern.status import Status
 
@@ -62,6 +63,27 @@ def test_second_fit_is_under_the_covariance_at_the_first_optimum(made, engine):
     beyond = np.minimum(found.ln_prior, first.ln_prior) < prior.ln_prior_threshold
     assert 0 < beyond[single].sum() < single.sum()
     np.testing.assert_array_equal(((found.status & np.uint32(Status.EXTRAPOLATED)) != 0)[single], beyond[single])
+
+
+def test_errors_have_the_curvature_of_the_prior(made, engine):
+    model, prior, obs = made
+    under_eq2 = xk.fit(obs, model, prior, engine=engine, noise="eq2")
+    clear = under_eq2.fitted & ((under_eq2.status & np.uint32(Status.COVARIANCE_FLOORED)) == 0)
+    np.testing.assert_array_equal(under_eq2.icov[clear], under_eq2.fisher[clear])
+    without = xk.fit(obs, model, prior, engine=engine, terms=LossTerms(False, False, False))
+    clear = without.fitted & ((without.status & np.uint32(Status.COVARIANCE_FLOORED)) == 0)
+    np.testing.assert_array_equal(without.icov[clear], without.fisher[clear])
+    found = xk.fit(obs, model, prior, engine=engine)
+    added = found.icov - found.fisher
+    *_, hessian, _ = ln_prior_derivatives(prior, found.params[:, :3])
+    held = found.fitted & (np.linalg.eigvalsh(-hessian)[:, 0] > 0)  # elsewhere only what of it is positive may count
+    assert held.sum() > 5
+    size = np.abs(found.fisher[held]).max(axis=(1, 2), keepdims=True)
+    np.testing.assert_array_less(np.abs(added[held][:, :3, :3] + hessian[held]) / size, 1e-12)
+    assert (added[held][:, 3:] == 0).all()
+    np.testing.assert_allclose(
+        found.cov[held] @ found.icov[held], np.broadcast_to(np.eye(5), (int(held.sum()), 5, 5)), atol=1e-6
+    )
 
 
 def test_stars_do_not_know_of_one_another(made, engine):

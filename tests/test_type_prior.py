@@ -8,6 +8,7 @@ from mock_stars import random_prior
 from scipy.stats import multivariate_normal
 
 import xpkern as xk
+from xpkern.engine.arrays import to_host
 
 
 @pytest.fixture
@@ -25,6 +26,31 @@ def scipy_density(prior, theta):
 def test_density(prior, rng):
     theta = prior.sample(200, rng)
     np.testing.assert_allclose(prior.ln_density(theta), np.log(scipy_density(prior, theta)), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("n", [0, 1, 15, 16, 17])
+@pytest.mark.parametrize("inputs", [1, 3, 4])
+def test_curvature(engine, rng, n, inputs):
+    """Against central differences; a star's does not depend on the others."""
+    prior = random_prior(rng, inputs=inputs)
+    theta = prior.sample(n, rng)
+    found = to_host(engine.prior_curvature(prior, theta, threads=2))
+    assert found.shape == (n, inputs, inputs)
+    np.testing.assert_array_equal(found, found.swapaxes(1, 2))
+    step = 1e-3 * np.eye(inputs)  # rounding of ln p and the fourth derivative are then below 1e-6 of the curvature
+    for i in range(inputs):
+        for j in range(inputs):
+            corners = [
+                left * right * prior.ln_density(theta + left * step[i] + right * step[j])
+                for left in (1, -1)
+                for right in (1, -1)
+            ]
+            expected = -sum(corners) / (4 * 1e-3**2)
+            np.testing.assert_allclose(found[:, i, j], expected, rtol=1e-3, atol=1e-3)
+    for star in range(n):
+        alone = to_host(engine.prior_curvature(prior, theta[star : star + 1], threads=1))
+        # NumPy's sums may depend on how many stars there are
+        np.testing.assert_allclose(alone[0], found[star], rtol=0, atol=1e-11 if engine.name == "reference" else 0)
 
 
 def test_density_far_away_does_not_underflow(prior):

@@ -57,6 +57,10 @@ struct Kernels {
     int64_t (*freeze_scratch_bytes)(const ModelView&, int groups);
     void (*freeze)(const ModelView&, const NoiseView&, const float* flux, const float* whitener, const double* params,
                    const FrozenArrays&, int64_t begin, int64_t end, char* scratch);
+    // Minus the Hessian of ln p: theta (n, d), curvature (n, d, d).
+    int64_t (*prior_scratch_bytes)(const PriorView&);
+    void (*curve_prior)(const PriorView&, const double* theta, double* curvature, int64_t begin, int64_t end,
+                        char* scratch);
     // Confidence in parameters: features (n, f), confidence (n, classifiers).
     int64_t (*confidence_scratch_bytes)(const ConfidenceView&);
     void (*classify)(const ConfidenceView&, const float* features, float* confidence, int64_t begin, int64_t end,

@@ -5,6 +5,7 @@
 #include "confidence_driver.hpp"
 #include "descent_driver.hpp"
 #include "noise_driver.hpp"
+#include "prior_driver.hpp"
 #include "star_kernels.hpp"
 #include "training_driver.hpp"
 
@@ -38,6 +39,8 @@ const Kernels& kernels() {
         descend_stars,
         freeze_scratch_bytes,
         freeze_stars,
+        prior_scratch_bytes,
+        curve_prior,
         confidence_scratch_bytes,
         classify_stars,
         CHUNK_PLACES,

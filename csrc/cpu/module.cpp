@@ -328,6 +328,20 @@ py::tuple calibrate(const std::string& isa, const Array<double>& bp_design, cons
     return py::make_tuple(flux, whitener, status);
 }
 
+Array<double> prior_curvature(const std::string& isa, const Prior& prior, const Array<double>& theta, int threads) {
+    const Kernels& kernels = kernels_named(isa);
+    const auto n = theta.shape(0);
+    const py::ssize_t d = prior.view().n_dimensions;
+    require_shape(theta, "theta", {n, d});
+    Array<double> curvature = make_array<double>({n, d, d});
+    const double* in = theta.data();
+    double* out = curvature.mutable_data();
+    over_stars(n, threads, kernels.prior_scratch_bytes(prior.view()), [&](int64_t begin, int64_t end, char* scratch) {
+        kernels.curve_prior(prior.view(), in, out, begin, end, scratch);
+    });
+    return curvature;
+}
+
 Array<float> confidence(const std::string& isa, const Array<float>& features, const Array<float>& centre,
                         const Array<float>& inverse_scale, const Array<float>& fill,
                         const std::vector<Array<float>>& weights, const std::vector<Array<float>>& biases,
@@ -414,6 +428,8 @@ PYBIND11_MODULE(_cpu, module) {
     module.def("freeze_noise", &freeze_noise, py::arg("isa"), py::arg("model"), py::arg("error"),
                py::arg("independent").noconvert(), py::arg("common").noconvert(), py::arg("flux").noconvert(),
                py::arg("whitener").noconvert(), py::arg("params").noconvert(), py::arg("threads"));
+    module.def("prior_curvature", &prior_curvature, py::arg("isa"), py::arg("prior"), py::arg("theta").noconvert(),
+               py::arg("threads"));
     module.def("confidence", &confidence, py::arg("isa"), py::arg("features").noconvert(),
                py::arg("centre").noconvert(), py::arg("inverse_scale").noconvert(), py::arg("fill").noconvert(),
                py::arg("weights"), py::arg("biases"), py::arg("largest"), py::arg("threads"));

@@ -67,6 +67,7 @@ def confidence(
     largest: float,
     threads: int,
 ) -> NDArray[float32]: ...
+def prior_curvature(isa: str, prior: Prior, theta: NDArray[float64], threads: int) -> NDArray[float64]: ...
 def freeze_noise(
     isa: str,
     model: Model,

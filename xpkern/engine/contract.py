@@ -314,6 +314,10 @@ class Engine(Protocol):
         """
         ...
 
+    def prior_curvature(self, prior: TypePrior, theta: Float64, *, threads: int | None = None) -> Float64:
+        """Minus the Hessian of ln p_GMM, (n, d, d), at stellar types (n, d)."""
+        ...
+
     def predict(self, model: FluxModel, params: Float64, *, threads: int | None = None) -> Float64:
         """Flux (n, m) of linear parameters (n, k) (Eq. 8)."""
         ...

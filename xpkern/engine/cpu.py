@@ -133,6 +133,15 @@ class CpuEngine:
         )
         return FrozenNoise(whitener=whitener, ln_det=ln_det)
 
+    def prior_curvature(self, prior: TypePrior, theta: Float64, *, threads: int | None = None) -> Float64:
+        """Minus the Hessian of ln p_GMM, (n, d, d), at stellar types (n, d)."""
+        return _cpu.prior_curvature(
+            self.instruction_set,
+            _compiled(prior, _compile_prior),
+            np.ascontiguousarray(theta, np.float64),
+            number_of_threads(threads),
+        )
+
     def predict(self, model: FluxModel, params: Float64, *, threads: int | None = None) -> Float64:
         """Flux (n, m) of linear parameters (n, k) (Eq. 8)."""
         return _cpu.predict(

@@ -30,7 +30,7 @@ from xpkern.engine.packed import (
 )
 from xpkern.engine.reference_descent import best_candidates, descend
 from xpkern.engine.reference_fit import Optimum, minimise
-from xpkern.engine.reference_loss import star_loss
+from xpkern.engine.reference_loss import ln_prior_derivatives, star_loss
 from xpkern.engine.reference_noise import freeze_noise
 from xpkern.engine.reference_start import starts_from_grid
 from xpkern.engine.reference_train import model_loss, train_epoch
@@ -117,6 +117,11 @@ class ReferenceEngine:
             whitener=np.concatenate([block.whitener for block in blocks]),
             ln_det=np.concatenate([block.ln_det for block in blocks]),
         )
+
+    def prior_curvature(self, prior: TypePrior, theta: Float64, *, threads: int | None = None) -> Float64:
+        """Minus the Hessian of ln p_GMM, (n, d, d), at stellar types (n, d)."""
+        curvature = -ln_prior_derivatives(prior, np.asarray(theta, np.float64))[2]
+        return 0.5 * (curvature + curvature.swapaxes(1, 2))
 
     def predict(self, model: FluxModel, params: Float64, *, threads: int | None = None) -> Float64:
         """Flux (n, m) of linear parameters (n, k) (Eq. 8)."""

@@ -1,4 +1,4 @@
-"""From a Fisher matrix to a covariance that is always positive definite."""
+"""From a Fisher matrix, and what the prior adds to it, to a covariance that is always positive definite."""
 
 from __future__ import annotations
 
@@ -13,46 +13,64 @@ from xpkern.engine.packed import forward_substitute
 EIGENVALUE_FLOOR = 1e-6
 
 
-def invert_fisher(fisher: Float64) -> tuple[Float64, Float64, np.ndarray]:
+def invert_fisher(fisher: Float64, prior_curvature: Float64 | None = None) -> tuple[Float64, Float64, np.ndarray]:
     """Covariance of the parameters, and its inverse.
 
-    With D the square root of the diagonal, F = D S D, the eigenvalues of S are raised to at least
-    :data:`EIGENVALUE_FLOOR` before inverting.
+    The inverse is F, or F plus the prior's curvature: with D the square root of its diagonal it is D S D, and the
+    eigenvalues of S are raised to at least :data:`EIGENVALUE_FLOOR` before inverting. Where a prior bends so much the
+    other way that no covariance comes of the sum, only the directions in which it holds a star count.
 
     Parameters
     ----------
     fisher : (n, k, k) float64
-        NaN for a star without a fit.
+        F; NaN for a star without a fit.
+    prior_curvature : (n, d, d) float64, optional
+        Minus the Hessian of the logarithm of a prior on the first d parameters.
 
     Returns
     -------
     covariance, inverse : (n, k, k) float64
-        Symmetric positive definite; the inverse is ``fisher`` itself where the floor did not act. NaN where
-        ``fisher`` is.
+        Symmetric positive definite; the inverse is the sum itself where the floor did not act. NaN where ``fisher`` is.
     floored : (n,) bool
         Where the floor acted.
     """
-    diagonal = np.einsum("njj->nj", fisher)
-    # a parameter nothing depends on has an empty row: any scale will do, the floor then makes it very uncertain
-    scale = np.sqrt(np.where(diagonal > 0, diagonal, 1.0))
-    outer = scale[:, :, None] * scale[:, None, :]
-    scaled = fisher / outer
-    scaled_inverse, certain = _inverse_with_certificate(scaled)
-    covariance, inverse = scaled_inverse / outer, fisher.copy()
     xp = namespace_of(fisher)
+    inverse = fisher.copy()
+    if prior_curvature is not None:
+        held = prior_curvature.shape[1]
+        inverse[:, :held, :held] += prior_curvature
+    outer = _outer_scale(inverse)
+    scaled_inverse, certain = _inverse_with_certificate(inverse / outer)
+    covariance = scaled_inverse / outer
     floored = xp.zeros(len(fisher), bool)
-    finite = np.isfinite(fisher).all(axis=(1, 2))
-    covariance[~finite] = np.nan
+    finite = np.isfinite(inverse).all(axis=(1, 2))
+    covariance[~finite] = inverse[~finite] = np.nan
     # few enough for the host, wherever the others are
     for star in np.flatnonzero(to_host(finite & ~certain)):
-        unit = to_host(outer[star])
-        values, vectors = np.linalg.eigh(to_host(scaled[star]))
+        one = to_host(fisher[star]).copy()
+        if prior_curvature is not None:
+            one[:held, :held] += positive_part(to_host(prior_curvature[star]))
+        unit = _outer_scale(one[None])[0]
+        values, vectors = np.linalg.eigh(one / unit)
         below, values = bool(values[0] < EIGENVALUE_FLOOR), np.maximum(values, EIGENVALUE_FLOOR)
         floored[star] = below
         covariance[star] = xp.asarray(_symmetric((vectors / values) @ vectors.T) / unit)
-        if below:
-            inverse[star] = xp.asarray(_symmetric((vectors * values) @ vectors.T) * unit)
+        inverse[star] = xp.asarray(_symmetric((vectors * values) @ vectors.T) * unit if below else one)
     return covariance, inverse, floored
+
+
+def _outer_scale(matrix: Float64) -> Float64:
+    """Products (n, k, k) of the square roots of the diagonals."""
+    diagonal = np.einsum("njj->nj", matrix)
+    # a parameter nothing depends on has an empty row: any scale will do, the floor then makes it very uncertain
+    scale = np.sqrt(np.where(diagonal > 0, diagonal, 1.0))
+    return scale[:, :, None] * scale[:, None, :]
+
+
+def positive_part(matrix: Float64) -> Float64:
+    """A symmetric matrix, or several, without what of it is negative."""
+    values, vectors = np.linalg.eigh(matrix)
+    return _symmetric((vectors * np.maximum(values, 0.0)[..., None, :]) @ vectors.swapaxes(-2, -1))
 
 
 def invert_fisher_absolute(fisher: Float64, floor: float) -> tuple[Float64, Float64, np.ndarray]:

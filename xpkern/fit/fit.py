@@ -77,7 +77,8 @@ def fit(
         :func:`xpkern.fit.start.start_grid`, or the recipe's own grid.
     noise : {"learned", "eq2"}, optional
         "learned": a second pass under the noise that the model's residuals have taught
-        (:mod:`xpkern.fit.second_pass`). "eq2": the covariances as the observations have them. "learned" when not given
+        (:mod:`xpkern.fit.second_pass`), and errors that know of the prior (:class:`xpkern.Fit`). "eq2": the covariances
+        as the observations have them, and errors of the Fisher matrix alone. "learned" when not given
         if the model has such a noise and the optimizer is "newton"; "zgr23" knows Eq. 2 alone.
 
     Returns
@@ -124,7 +125,9 @@ def fit(
         plx, fisher = marginalise_scale(params[:, -1], fisher, stars, model.scale_sigma)
         params = np.column_stack([params[:, :-1], np.clip(plx, box.lower[-1], box.upper[-1])])
     if isinstance(how, FitOptions):
-        covariance, inverse, floored = invert_fisher(fisher)
+        held = noise == "learned" and terms.prior
+        curvature = chosen.prior_curvature(prior, params[:, : model.n_inputs], threads=threads) if held else None
+        covariance, inverse, floored = invert_fisher(fisher, curvature)
     else:
         xp, inverted = namespace_of(fisher), invert_fisher_absolute(to_host(fisher), how.fisher_floor)
         covariance, inverse, floored = (xp.asarray(array) for array in inverted)

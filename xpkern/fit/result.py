@@ -38,8 +38,9 @@ class Fit:
         ``params[:, 4]``, unless the model's scale is theoretical (see :mod:`xpkern.fit.scale`): then it is the
         parallax by that scale, and ``params[:, 4]`` is drawn from it towards the measured one.
     cov, icov : (n, 5, 5) float64
-        Covariance of ``params``, positive definite, and its inverse. They come from ``fisher`` alone: neither the
-        prior nor the Jacobian terms enter.
+        Covariance of ``params``, positive definite, and its inverse. Under the noise of Eq. 2 they come from ``fisher``
+        alone, as ZGR23 have it. Under a learned noise the curvature of the prior is added to it: the posterior's width
+        at the optimum. Jacobian terms never enter.
     fisher : (n, 5, 5) float64
         J^T C^-1 J plus the Gaussian constraints (Eqs. 21-22), in the linear parameters; a theoretical scale is
         marginalised over.

@@ -246,7 +246,8 @@ Square roots of S's diagonal [%] at the centres of its groups:
 |---|---|---|{"---:|" * len(columns)}
 {rows}
 
-Fits under it leave the terms −2 ln E and −2 ln ϖ of Eq. 19 out of the loss."""
+Fits under it leave the terms −2 ln E and −2 ln ϖ of Eq. 19 out of the loss, and their errors are the posterior's width
+at the optimum: the Fisher matrix plus the curvature of the prior, inverted."""
 
 
 def _phase(phase: Phase) -> str:
@@ -337,9 +338,9 @@ def _held_out(report: Report) -> str:
             continue
         bias, scatter = np.median(difference[mask], axis=0), robust_scatter(difference[mask])
         pulls, outside = robust_scatter(pull[mask]), 100.0 * (np.abs(pull[mask]) > _OUTLIER).mean(axis=0)
-        cells = [f"{bias[0]:+.0f} | {scatter[0]:.0f} | {pulls[0]:.1f} | {outside[0]:.1f}"]
+        cells = [f"{bias[0]:+.0f} | {scatter[0]:.0f} | {pulls[0]:.2f} | {outside[0]:.1f}"]
         cells += [
-            f"{bias[label]:+.3f} | {scatter[label]:.3f} | {pulls[label]:.1f} | {outside[label]:.1f}" for label in (1, 2)
+            f"{bias[label]:+.3f} | {scatter[label]:.3f} | {pulls[label]:.2f} | {outside[label]:.1f}" for label in (1, 2)
         ]
         rows.append(f"| {name} | {mask.sum():,} | {' | '.join(cells)} |")
     confused = 100.0 * (np.abs(found.difference[:, 2]) > 1.0).mean()

@@ -4,7 +4,7 @@ Of the covariance of a spectrum a fit uses what it says of the directions in whi
 the likelihood of residuals (:mod:`xpkern.train.noise_fit`), in which all samples count alike, need not be right: one S
 stands for the types of a group, and residuals are not normal. The types themselves tell. At the optimum of a fit under
 C_0, in fractions of the flux, with the residual r = f_observed / f - 1, the slope J = d ln f / d(Theta, E, ln plx) and
-K the curvature of the constraints, another C moves the parameters to first order by
+K the curvature of the constraints and of the prior, another C moves the parameters to first order by
 
     M (J^T C^-1 r - J^T C_0^-1 r),    M = (J^T C^-1 J + K)^-1.
 
@@ -39,6 +39,7 @@ from xpkern.engine.packed import present_samples
 from xpkern.engine.reference_loss import flux_and_jacobian
 from xpkern.engine.reference_noise import archive_covariance
 from xpkern.errors import InputError
+from xpkern.fit.covariance import positive_part
 from xpkern.fit.fit import default_box
 from xpkern.fit.scale import widen_parallax
 from xpkern.fit.second_pass import second_pass
@@ -135,8 +136,8 @@ class FittedStars:
     error : (n, m) float64
         D / f of an unknown correlation; else 0.
     present : (n, m) bool
-    curvature : (n, k) float64
-        Diagonal of K.
+    curvature : (n, k, k) float64
+        K.
     """
 
     theta: Float64
@@ -218,7 +219,8 @@ def tune_model_error(
         with threadpool_limits(1):  # sums are then taken in one order
             for step, batch in enumerate(np.sort(rng.permutation(rows)[: steps * size].reshape(steps, size), axis=1)):
                 errors = None if unknown is None else unknown.error[batch]
-                fitted = _fitted(model, stars[batch], contained, now, params[batch], errors)
+                held = _prior_curvature(chosen, prior, params[batch, : model.n_inputs]) if terms.prior else None
+                fitted = _fitted(model, stars[batch], contained, now, params[batch], errors, held)
                 loss, of_covariance, of_correlation = loss_and_gradient(
                     fitted, now, now_correlation, covariance.value, correlation.value[0], recipe.outlier
                 )
@@ -295,7 +297,7 @@ def loss_and_gradient(
     solved = np.linalg.solve(whole(covariance, correlation), np.concatenate([stars.slope, residual], axis=2))
     leverage, pull = solved[:, :, :-1], solved[:, :, -1:]
     information = slope_t @ leverage
-    np.einsum("nkk->nk", information)[:] += stars.curvature
+    information += stars.curvature
     inverse = np.linalg.inv(information)
     step = inverse @ (slope_t @ (pull - before))
     project = inverse[:, :types] @ leverage.swapaxes(1, 2)
@@ -351,8 +353,12 @@ def _fitted(
     error: ModelError,
     params: Float64,
     errors: Float64 | None,
+    held: Float64 | None,
 ) -> FittedStars:
-    """What is to be known of stars at their optima; ``errors`` (n, m) where their correlation is unknown."""
+    """What is to be known of stars at their optima.
+
+    ``errors`` (n, m) where their correlation is unknown; ``held`` (n, q, q): curvature of the prior, if there is one.
+    """
     inputs = model.n_inputs
     at, present = flux_and_jacobian(model, params), present_samples(stars.whitener)
     if errors is None:
@@ -363,10 +369,13 @@ def _fitted(
     else:
         archive = np.zeros((*at.flux.shape, at.flux.shape[1]))
     np.einsum("njj->nj", archive)[~present] = 1.0
-    curvature = np.full(params.shape, _LEAST_CURVATURE)
-    curvature[:, inputs:] += 1.0 / stars.sigma[:, inputs:] ** 2
-    curvature[:, -1] *= params[:, -1] ** 2  # by ln plx
-    curvature[params[:, -2] < _AT_EDGE, -2] += _HELD
+    of_constraints = np.full(params.shape, _LEAST_CURVATURE)
+    of_constraints[:, inputs:] += 1.0 / stars.sigma[:, inputs:] ** 2
+    of_constraints[:, -1] *= params[:, -1] ** 2  # by ln plx
+    of_constraints[params[:, -2] < _AT_EDGE, -2] += _HELD
+    curvature = of_constraints[:, :, None] * np.eye(params.shape[1])
+    if held is not None:
+        curvature[:, :inputs, :inputs] += held
     return FittedStars(
         theta=params[:, :inputs],
         off=params[:, :inputs] - stars.mean[:, :inputs],
@@ -378,3 +387,8 @@ def _fitted(
         present=present,
         curvature=curvature,
     )
+
+
+def _prior_curvature(engine: Engine, prior: TypePrior, theta: Float64) -> Float64:
+    """Of the prior at stellar types (n, q), where it holds them: between its components it may bend the other way."""
+    return positive_part(engine.prior_curvature(prior, theta, threads=1))

@@ -198,6 +198,10 @@ class CudaEngine:
         xp = namespace_of(stars.flux)
         return FrozenNoise(whitener=xp.asarray(frozen.whitener), ln_det=xp.asarray(frozen.ln_det))
 
+    def prior_curvature(self, prior: TypePrior, theta: Float64, *, threads: int | None = None) -> Float64:
+        """Minus the Hessian of ln p_GMM, (n, d, d), at stellar types (n, d); the kernels of the CPU do it, as above."""
+        return namespace_of(theta).asarray(CpuEngine().prior_curvature(prior, to_host(theta), threads=threads))
+
     def predict(self, model: FluxModel, params: Float64, *, threads: int | None = None) -> Float64:
         """Flux (n, m) of linear parameters (n, k) (Eq. 8)."""
         table = self._table(model, model_table)
