@@ -224,7 +224,7 @@ def test_the_noise_is_learned_from_training_stars_and_trained_under(rng, tmp_pat
     short = replace(default_model.UNDER_NOISE["joint"], rounds=1, steps=4, batch=64, metric_stars=64)
     monkeypatch.setattr(default_model, "UNDER_NOISE", {**default_model.UNDER_NOISE, "joint": short})
     monkeypatch.setattr(default_model, "LEARNING", replace(default_model.LEARNING, groups=2, iterations=2))
-    for name in ("TUNING", "LAST_TUNING"):
+    for name in ("TUNING", "LAST_TUNING", "WIDENING"):
         monkeypatch.setattr(default_model, name, TuningRecipe(rounds=1, batch=64))
     quiet = {"log": lambda text: None}
     results = []

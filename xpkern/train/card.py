@@ -168,8 +168,8 @@ _LIMITS = """\
 
 _OPENED = """\
  They have been opened before: for the card of the model
-shipped earlier, and for cards of this one, whose last step was changed after the first, for it took the flag from hot
-stars, as a test showed that has none of these. Every choice was made by other stars."""
+shipped earlier, and for cards of this one, whose last steps were changed since: its zero point of extinction, and a
+noise whose errors are wide enough. Every choice was made by other stars."""
 
 
 def _data(report: Report) -> str:
