@@ -50,7 +50,7 @@ BENCHMARKS: dict[str, tuple[Callable[[int, int, str], Result], int]] = {
     "precision": (bench_precision, 4096),
     "pulls": (bench_pulls, 65536),
     "recipes": (bench_recipes, 50000),
-    "closure": (bench_closure, 500000),
+    "closure": (bench_closure, 1_000_000),
     "atmospheres": (bench_atmospheres, 40960),
     "resume": (bench_resume, 300),
     "real": (bench_real, 1_000_000),

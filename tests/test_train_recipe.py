@@ -9,7 +9,7 @@ import pytest
 
 from xpkern.engine.contract import LossTerms
 from xpkern.errors import InputError
-from xpkern.train.recipe import Clean, DescendStars, Epochs, Rounds
+from xpkern.train.recipe import Clean, DescendStars, Epochs, NewtonStars, Rounds
 from xpkern.train.recipe_file import SHIPPED, load_recipe
 
 
@@ -98,6 +98,14 @@ def test_a_phase_of_another_kind_replaces_the_one_of_its_name(tmp_path):
     assert list(mine.phase) == list(load_recipe("default").phase)
     assert isinstance(mine.phase["refine"], DescendStars)
     assert isinstance(mine.phase["model"], Rounds)
+
+
+def test_phases_beyond_those_of_the_base_come_after_them():
+    base, large = load_recipe("default"), load_recipe("large")
+    assert list(large.phase) == [*base.phase, "clean_again", "settle", "final_again"]
+    assert large.phase["clean_again"] == base.phase["clean"]
+    # `final` has brought all stars to their optima, those too that the first cleaning took away
+    assert large.phase["final"] == large.phase["final_again"] == NewtonStars("all")
 
 
 @pytest.mark.parametrize(
