@@ -178,6 +178,7 @@ def test_no_stars(engine, rng):
     assert found.cov.shape == (0, 5, 5)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
 class TestInvertFisher:
     def random_fisher(self, rng, smallest):
         rotation = np.linalg.qr(rng.normal(size=(5, 5)))[0]
@@ -186,9 +187,9 @@ class TestInvertFisher:
         units = 10.0 ** rng.uniform(-3, 5, 5)
         return scaled * np.outer(units, units)
 
-    def test_floor_acts_on_degenerate_matrices_only(self, rng):
+    def test_floor_acts_on_degenerate_matrices_only(self, compiled, rng):
         fisher = np.array([self.random_fisher(rng, 1e-2), self.random_fisher(rng, -1e-7), np.full((5, 5), np.nan)])
-        covariance, inverse, floored = invert_fisher(fisher)
+        covariance, inverse, floored = invert_fisher(fisher, compiled=compiled)
         np.testing.assert_array_equal(floored, [False, True, False])
         np.testing.assert_array_equal(inverse[0], fisher[0])
         diagonal = np.sqrt(np.diag(fisher[0]))
@@ -201,10 +202,10 @@ class TestInvertFisher:
         np.testing.assert_allclose(values[0], EIGENVALUE_FLOOR, rtol=1e-6)
         assert np.isnan(covariance[2]).all()
 
-    def test_a_certificate_that_fails_is_no_floor(self, rng):
+    def test_a_certificate_that_fails_is_no_floor(self, compiled, rng):
         """Small eigenvalues just above the floor: the bound cannot tell, the eigenvalues can."""
         fisher = np.array([self.random_fisher(rng, smallest) for smallest in np.geomspace(3e-6, 1e-3, 30)])
-        covariance, inverse, floored = invert_fisher(fisher)
+        covariance, inverse, floored = invert_fisher(fisher, compiled=compiled)
         diagonal = np.sqrt(np.einsum("naa->na", fisher))
         outer = diagonal[:, :, None] * diagonal[:, None, :]
         values = np.linalg.eigvalsh(fisher / outer)[:, 0]
@@ -213,18 +214,36 @@ class TestInvertFisher:
         product = (covariance * outer) @ (fisher / outer)
         np.testing.assert_allclose(product[~floored], np.broadcast_to(np.eye(5), (30, 5, 5))[~floored], atol=1e-8)
 
-    def test_a_parameter_nothing_depends_on_is_very_uncertain(self, rng):
+    def test_a_parameter_nothing_depends_on_is_very_uncertain(self, compiled, rng):
         fisher = self.random_fisher(rng, 0.1)[None]
         fisher[:, 2] = fisher[:, :, 2] = 0.0
-        covariance, _, floored = invert_fisher(fisher)
+        covariance, _, floored = invert_fisher(fisher, compiled=compiled)
         assert floored.all()
         np.testing.assert_allclose(covariance[0, 2, 2], 1.0 / EIGENVALUE_FLOOR)
         assert (np.linalg.eigvalsh(covariance) > 0).all()
 
-    def test_no_stars(self):
-        covariance, inverse, floored = invert_fisher(np.zeros((0, 5, 5)))
+    def test_no_stars(self, compiled):
+        covariance, inverse, floored = invert_fisher(np.zeros((0, 5, 5)), compiled=compiled)
         assert covariance.shape == inverse.shape == (0, 5, 5)
         assert floored.shape == (0,)
+
+
+@pytest.mark.parametrize("n", [0, 1, 15, 16, 17, 300])
+def test_the_compiled_inverse_is_that_of_numpy_whatever_stars_are_beside(n, rng):
+    rows = rng.normal(size=(n, 9, 5)) * 10.0 ** rng.uniform(-4, 6, (n, 1, 5))
+    fisher = rows.swapaxes(1, 2) @ rows
+    fisher = 0.5 * (fisher + fisher.swapaxes(1, 2))
+    if n > 10:
+        fisher[3], fisher[5, 1, 1], fisher[6], fisher[7] = np.nan, np.inf, 0.0, np.ones((5, 5))
+        fisher[8, 2], fisher[8, :, 2] = 0.0, 0.0
+    with np.errstate(invalid="ignore"):
+        expected = invert_fisher(fisher)
+    found = invert_fisher(fisher, compiled=True)
+    for values, wanted in zip(found, expected, strict=True):
+        np.testing.assert_allclose(values, wanted, rtol=1e-9)
+    for star in range(min(n, 20)):
+        for values, alone in zip(found, invert_fisher(fisher[star : star + 1], compiled=True), strict=True):
+            np.testing.assert_array_equal(values[star : star + 1], alone)
 
 
 def test_public_names():

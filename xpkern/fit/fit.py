@@ -124,7 +124,7 @@ def fit(
         plx, fisher = marginalise_scale(params[:, -1], fisher, stars, model.scale_sigma)
         params = np.column_stack([params[:, :-1], np.clip(plx, box.lower[-1], box.upper[-1])])
     if isinstance(how, FitOptions):
-        covariance, inverse, floored = invert_fisher(fisher)
+        covariance, inverse, floored = invert_fisher(fisher, compiled=chosen.name == "cpu")
     else:
         xp, inverted = namespace_of(fisher), invert_fisher_absolute(to_host(fisher), how.fisher_floor)
         covariance, inverse, floored = (xp.asarray(array) for array in inverted)
