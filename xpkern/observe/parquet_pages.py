@@ -94,14 +94,19 @@ class FileBytes:
             self._bytes = content.read()
         self._size = len(self._bytes) if self._file is None else os.fstat(self._file).st_size
 
-    def row_groups(self, n_columns: int) -> tuple[list[int], list[list[ColumnChunk]]]:
-        """Rows of each row group and its columns; raises :class:`Irregular` if the description is damaged."""
+    def row_groups(self, n_columns: int) -> tuple[list[int], NDArray[np.int64]]:
+        """Rows of each row group, and what is said of its columns: (n_groups, n_columns, fields of a ColumnChunk).
+
+        Raises
+        ------
+        Irregular
+            If the description is damaged.
+        """
         length = int.from_bytes(self.read(self._size - 8, 4).tobytes(), "little")
         found = _parquet.row_groups(self.read(self._size - 8 - length, length), n_columns)
         if found is None:
             raise Irregular("the description of its row groups is damaged")
-        n_rows, columns = found
-        return n_rows, [[ColumnChunk(*chunk) for chunk in group] for group in columns.tolist()]
+        return found
 
     def read(self, place: int, size: int) -> _Bytes:
         """Some bytes, (size,); raises :class:`Irregular` where the file does not have them all."""

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from xpkern.errors import InputError
 from xpkern.observe.columns import Column, attributes_of, joined, reason_of
-from xpkern.observe.parquet_pages import FileBytes, Irregular, ListPages
+from xpkern.observe.parquet_pages import ColumnChunk, FileBytes, Irregular, ListPages
 from xpkern.observe.spectra_columns import Chunk
 
 #: Numbers that a row may have in a column, on average over a row group: a correlation matrix of 512 coefficients.
@@ -39,7 +39,7 @@ class ParquetTable:
         self._bytes = FileBytes(content)
         try:
             # not as Arrow tells it, which ends the whole program where some of this is damaged
-            self._group_rows, self._groups = self._bytes.row_groups(self._metadata.num_columns)
+            self._group_rows, self._chunks = self._bytes.row_groups(self._metadata.num_columns)
         except Irregular as error:
             self.close()
             raise InputError(f"not a readable Parquet file ({reason_of(error)})", file=file) from error
@@ -89,7 +89,7 @@ class ParquetTable:
         ]
         if kind.value_type not in (pa.float32(), pa.float64()) or len(leaves) != 1:
             return None
-        chunks = [group[leaves[0]] for group in self._groups]
+        chunks = [ColumnChunk(*chunk) for chunk in self._chunks[:, leaves[0]].tolist()]
         column = schema.column(leaves[0])
         try:
             pages = [
@@ -104,11 +104,14 @@ class ParquetTable:
         """Refuse what would take more memory than any table of spectra, before it is asked for."""
         wanted = {self._names[name] for name in columns}
         owners = [self._metadata.schema.column(leaf).path.split(".")[0] for leaf in range(self._metadata.num_columns)]
-        for group, n_rows in zip(self._groups, self._group_rows, strict=True):
-            for owner, chunk in zip(owners, group, strict=True):
-                if owner in wanted and (chunk.n_values > MOST_NUMBERS * (n_rows + 1) or chunk.size > MOST_BYTES):
-                    message = f"{chunk.n_values} numbers in {n_rows} rows is absurd"
-                    raise InputError(message, file=self._name, field=owner)
+        leaves = [leaf for leaf, owner in enumerate(owners) if owner in wanted]
+        fields = (ColumnChunk._fields.index(name) for name in ("n_values", "size"))
+        n_values, size = (self._chunks[:, leaves, field] for field in fields)
+        most = MOST_NUMBERS * (np.array(self._group_rows, np.float64) + 1)
+        absurd = np.argwhere((n_values > most[:, None]) | (size > MOST_BYTES))
+        for group, index in absurd.tolist():
+            message = f"{n_values[group, index]} numbers in {self._group_rows[group]} rows is absurd"
+            raise InputError(message, file=self._name, field=owners[leaves[index]])
 
     def close(self) -> None:
         """See :class:`ColumnTable`."""
