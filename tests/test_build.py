@@ -26,7 +26,7 @@ def build():
 
 def test_every_source_is_there(build):
     for machine in build.ISAS:
-        for source in [*build.sources_of_cpu_engine(machine), *build.CSV_SOURCES]:
+        for source in [*build.sources_of_cpu_engine(machine), *build.CSV_SOURCES, *build.PARQUET_SOURCES]:
             assert (ROOT / source).is_file(), source
 
 
