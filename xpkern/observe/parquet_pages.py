@@ -150,7 +150,7 @@ class ListPages:
         has_dictionary = 0 < chunk.dictionary_page < chunk.first_page
         self._place = chunk.dictionary_page if has_dictionary else chunk.first_page
         self._end = self._place + chunk.stored_size
-        self._values_left = chunk.n_values
+        self._n_values = self._values_left = chunk.n_values
         is_usual = (
             chunk.type in _TYPES
             and chunk.codec in _CODECS
@@ -206,9 +206,12 @@ class ListPages:
             raise Irregular
         header = _Header(*found)
         self._place += header.length
-        if not (0 <= header.stored_size <= self._end - self._place) or max(header[2:4]) > MOST_BYTES_OF_PAGE:
+        if not (0 <= header.stored_size <= min(self._end - self._place, MOST_BYTES_OF_PAGE)):
             raise Irregular
-        if header.kind != _INDEX_PAGE and not 0 <= header.n_values <= self._values_left:
+        if not 0 <= header.size <= MOST_BYTES_OF_PAGE:
+            raise Irregular
+        most_values = min(self._values_left, MOST_BYTES_OF_PAGE // self._word.itemsize)
+        if header.kind != _INDEX_PAGE and not 0 <= header.n_values <= most_values:
             raise Irregular
         stored = self._file.read(self._place, header.stored_size)
         self._place += header.stored_size
@@ -217,7 +220,8 @@ class ListPages:
     def _read_dictionary(self, header: _Header, stored: _Bytes) -> None:
         content = self._content(stored, header.size)
         size = header.n_values * self._word.itemsize
-        if self._dictionary is not None or header.encoding not in (_PLAIN, _PLAIN_DICTIONARY) or size > len(content):
+        is_first = self._dictionary is None and self._values_left == self._n_values
+        if not is_first or header.encoding not in (_PLAIN, _PLAIN_DICTIONARY) or size > len(content):
             raise Irregular
         self._dictionary = content[:size].copy().view(self._word)
 
