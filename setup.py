@@ -1,4 +1,4 @@
-"""Builds the two extension modules, and on request the CUDA kernels; everything else is in pyproject.toml.
+"""Builds the three extension modules, and on request the CUDA kernels; everything else is in pyproject.toml.
 
 Environment: ``XPKERN_CUDA=1`` also builds, with nvcc, the CUDA kernels and the module that launches them (CuPy needs
 neither); ``NVCC`` says where nvcc is, ``XPKERN_CUDA_ARCH`` for which GPUs (``native``: the one here); ``CXX`` chooses
@@ -29,6 +29,7 @@ COMMON_FLAGS, ISA_FLAGS, ISAS = _CPU["COMMON_FLAGS"], _CPU["ISA_FLAGS"], _CPU["I
 
 CPU_MODULE_SOURCES = ["csrc/cpu/module.cpp", "csrc/cpu/training_module.cpp"]
 CSV_SOURCES = ["csrc/cpu/csv_module.cpp"]
+PARQUET_SOURCES = ["csrc/cpu/parquet_module.cpp"]
 
 #: How nvcc compiles the kernels; stated beside what CuPy is told.
 _CUDA = runpy.run_path("xpkern/engine/cuda/compiler_flags.py")
@@ -155,6 +156,7 @@ if __name__ == "__main__":
     modules = {
         "xpkern.engine._cpu": sources_of_cpu_engine(platform.machine()),
         "xpkern.observe._csv": CSV_SOURCES,
+        "xpkern.observe._parquet": PARQUET_SOURCES,
     }
     setup(
         ext_modules=[Extension(name, sources) for name, sources in modules.items()],

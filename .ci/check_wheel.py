@@ -9,10 +9,11 @@ from pathlib import Path
 import xpkern
 import xpkern.engine._cpu
 import xpkern.observe._csv
+import xpkern.observe._parquet
 from xpkern.train.recipe_file import SHIPPED, load_recipe
 
 site = Path(sys.argv[1]).resolve()
-for module in (xpkern, xpkern.engine._cpu, xpkern.observe._csv):
+for module in (xpkern, xpkern.engine._cpu, xpkern.observe._csv, xpkern.observe._parquet):
     assert Path(module.__file__).resolve().is_relative_to(site), f"{module.__name__} came from {module.__file__}"
 csrc = importlib.resources.files("xpkern.csrc")
 for pattern in ("core/*.hpp", "cpu/*.cpp", "cuda/*.cu", "cuda/*.cuh", "cuda/*.cpp"):

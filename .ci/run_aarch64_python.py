@@ -84,7 +84,11 @@ def build_tree() -> None:
         subprocess.run([*COMPILER, *flags, "-c", source, "-o", target], check=True)
         return target
 
-    modules = {"engine/_cpu": setup.sources_of_cpu_engine("aarch64"), "observe/_csv": setup.CSV_SOURCES}
+    modules = {
+        "engine/_cpu": setup.sources_of_cpu_engine("aarch64"),
+        "observe/_csv": setup.CSV_SOURCES,
+        "observe/_parquet": setup.PARQUET_SOURCES,
+    }
     tag = f"cpython-{sys.version_info[0]}{sys.version_info[1]}-aarch64-linux-gnu"
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for name, sources in modules.items():

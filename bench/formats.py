@@ -22,7 +22,6 @@ from bench.stars import model_and_prior, survey_files
 from xpkern.catalog.output import CatalogOutput
 from xpkern.catalog.provenance import provenance_of_fit
 from xpkern.catalog.rows import star_rows
-from xpkern.fit.covariance import invert_fisher
 from xpkern.observe.calibration import Calibration
 from xpkern.observe.spectra import read_blocks
 
@@ -36,7 +35,7 @@ PARTS = ("calibrate", "start and fit", "covariance", "write")
 LENGTHS = (1, 4)
 
 #: Formats of which a catalogue is made.
-TO_CATALOGUE = {"h5": "HDF5 mirror", "parquet": "Parquet"}
+TO_CATALOGUE = {"h5": "HDF5 mirror", "parquet": "Parquet", "fixed.parquet": "Parquet, plain"}
 
 
 def bench_formats(n_rows: int, rounds: int, engine_name: str) -> Result:
@@ -139,7 +138,7 @@ def _parts(n_rows: int, engine_name: str, scratch: Path) -> dict[str, Contestant
     work = (
         calibration_of(fitter.engine, n_rows),
         lambda: fitter.fit(fitter.grid),
-        lambda: invert_fisher(fit.fisher),
+        lambda: fitter.engine.invert_information(fit.fisher),
         write,
     )
     return {name: Contestant(name, run, n_rows) for name, run in zip(PARTS, work, strict=True)}
@@ -196,6 +195,7 @@ def _peers() -> dict[str, tuple[str, Reader, bool]]:
         "avro": ("fastavro reads AVRO, into lists", fastavro, True),
         "h5": ("h5py reads HDF5, into memory", hdf5, False),
         "parquet": ("pandas reads Parquet, arrays stacked", pandas, False),
+        "fixed.parquet": ("pandas reads Parquet, plain, arrays stacked", pandas, False),
         "pandas": ("NumPy stacks the arrays of a DataFrame", frame, True),
     }
 

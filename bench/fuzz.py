@@ -25,7 +25,10 @@ FLAGS = ["-std=c++17", "-O1", "-g1", "-fno-omit-frame-pointer", "-Wno-psabi", "-
 CHECKS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
 #: Formats whose files are damaged, and how many of them for each input of the csv parser.
-FORMATS = ("csv.gz", "ecsv", "h5", "fits", "tabledata.xml", "binary2.xml", "parquet", "avro")
+FORMATS = (
+    *("csv.gz", "ecsv", "h5", "fits", "tabledata.xml", "binary2.xml", "avro"),
+    *("parquet", "large.parquet", "fixed.parquet"),
+)
 FILES_PER_INPUT = 1 / 5000
 
 

@@ -21,7 +21,6 @@ from bench.stars import longer_file, model_and_prior, plain_file, survey_files
 from xpkern.catalog.output import CatalogOutput
 from xpkern.catalog.provenance import provenance_of_fit
 from xpkern.catalog.rows import star_rows
-from xpkern.fit.covariance import invert_fisher
 from xpkern.observe.calibration import Calibration
 from xpkern.observe.spectra import read_blocks
 
@@ -109,7 +108,7 @@ def profile(n_rows: int, engine_name: str, scratch: Path) -> dict[str, float]:
         "parse": parse,
         "calibrate": calibration_of(fitter.engine, n_rows),
         "start and fit": lambda: fitter.fit(fitter.grid),
-        "covariance": lambda: invert_fisher(fit.fisher),
+        "covariance": lambda: fitter.engine.invert_information(fit.fisher),
         "write": write,
     }
     return {name: 1e6 / measure_once(Contestant(name, run, n_rows), 3) for name, run in parts.items()}

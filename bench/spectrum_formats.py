@@ -248,12 +248,11 @@ def arrow_table(columns: Columns, kind_of_list: str = "list") -> pa.Table:
     return pa.table(made)
 
 
-def _parquet(kind_of_list: str) -> Callable[[Path, Columns], None]:
+def _parquet(kind_of_list: str, **options: Any) -> Callable[[Path, Columns], None]:
     def write(path: Path, columns: Columns) -> None:
         # several row groups, as long files have
-        pq.write_table(
-            arrow_table(columns, kind_of_list), path, row_group_size=max(2, min(16384, n_rows(columns) // 3))
-        )
+        rows = max(2, min(16384, n_rows(columns) // 3))
+        pq.write_table(arrow_table(columns, kind_of_list), path, row_group_size=rows, **options)
 
     return write
 
@@ -295,8 +294,8 @@ FILES: dict[str, Callable[[Path, Columns], None]] = {
     "binary.xml": _votable("binary"),
     "binary2.xml": _votable("binary2"),
     "parquet": _parquet("list"),
-    "large.parquet": _parquet("large_list"),
-    "fixed.parquet": _parquet("fixed_size_list"),
+    "large.parquet": _parquet("large_list", use_dictionary=False, use_byte_stream_split=True, compression="zstd"),
+    "fixed.parquet": _parquet("fixed_size_list", use_dictionary=False, compression="none", data_page_version="2.0"),
     "avro": _avro,
 }
 

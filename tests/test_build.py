@@ -26,14 +26,14 @@ def build():
 
 def test_every_source_is_there(build):
     for machine in build.ISAS:
-        for source in [*build.sources_of_cpu_engine(machine), *build.CSV_SOURCES]:
+        for source in [*build.sources_of_cpu_engine(machine), *build.CSV_SOURCES, *build.PARQUET_SOURCES]:
             assert (ROOT / source).is_file(), source
 
 
 def test_every_translation_unit_is_built_somewhere(build):
     built = {source for machine in build.ISAS for source in build.sources_of_cpu_engine(machine)}
     written = {str(path.relative_to(ROOT)) for path in (ROOT / "csrc" / "cpu").glob("*.cpp")}
-    assert written == built | set(build.CSV_SOURCES)
+    assert written == built | set(build.CSV_SOURCES) | set(build.PARQUET_SOURCES)
 
 
 def test_unknown_machine_gets_the_scalar_baseline(build):

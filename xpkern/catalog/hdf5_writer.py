@@ -75,7 +75,7 @@ class Hdf5Writer(TableWriter):
         creation.set_chunk((chunk_rows, *column.shape))
         if self.has_checksums:
             creation.set_fletcher32()
-        kind = h5py.h5t.py_create(np.dtype(column.dtype), logical=True)
+        kind = _kind_of_numbers(np.dtype(column.dtype))
         space = h5py.h5s.create_simple((count, *column.shape), (h5py.h5s.UNLIMITED, *column.shape))
         made = h5py.h5d.create(self._file.id, column.name.encode(), kind, space, creation)
         for attribute in ("unit", "ucd", "description"):
@@ -118,10 +118,19 @@ def create_file(stream: CheckedFile, name: str = "catalog") -> h5py.File:
 
 def _add_text(of: Any, name: str, text: str) -> None:
     """Set a new attribute to a text, as ``attrs`` of h5py's classes does in ten times the time."""
-    h5py.h5a.create(of, name.encode(), *_kind_of_texts()).write(np.array(text, dtype=h5py.string_dtype()))
+    dtype, in_memory, in_file, space = _kinds_of_texts()
+    h5py.h5a.create(of, name.encode(), in_file, space).write(np.array(text, dtype=dtype), in_memory)
 
 
 @cache
-def _kind_of_texts() -> tuple[Any, Any]:
-    """Type and space of a text in an attribute."""
-    return h5py.h5t.py_create(h5py.string_dtype(), logical=True), h5py.h5s.create(h5py.h5s.SCALAR)
+def _kinds_of_texts() -> tuple[np.dtype, Any, Any, Any]:
+    """Type of a text in an attribute, as NumPy has it and as HDF5 has it in memory and in the file, and its space."""
+    dtype = h5py.string_dtype()
+    in_file = h5py.h5t.py_create(dtype, logical=True)
+    return dtype, h5py.h5t.py_create(dtype), in_file, h5py.h5s.create(h5py.h5s.SCALAR)
+
+
+@cache
+def _kind_of_numbers(dtype: np.dtype) -> Any:
+    """Type of numbers in the file, as HDF5 has it."""
+    return h5py.h5t.py_create(dtype, logical=True)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xpkern.engine.contract import Float32, Float64
-from xpkern.engine.packed import present_samples
+from xpkern.engine.packed import diagonal_positions
 from xpkern.grid import BANDS, N_PARAMETERS, N_XP, XP_WAVELENGTH
 from xpkern.model.confidence import CONFIDENT_PARAMETERS
 
@@ -153,7 +153,7 @@ def star_rows(fit: Fit) -> StarRows:
         gradient_norm=of_fitted(fit.gradient_norm),
         decrement=of_fitted(fit.decrement),
         residual=of_fitted(fit.residual),
-        used=present_samples(observed.whitener) & fitted[:, None],
+        used=_used(fit.residual, observed.whitener) & fitted[:, None],
         confidence=np.full((len(fit), len(CONFIDENT_PARAMETERS)), np.nan),
         quality_flags=np.zeros(len(fit), np.uint8),
         status=fit.status,
@@ -166,3 +166,14 @@ def star_rows(fit: Fit) -> StarRows:
     judged_by = stored_judgement_columns(unjudged, FLAGGED_BY if classifiers is None else JUDGED_BY)
     judged = judge(judged_by, classifiers, fit.prior)
     return replace(unjudged, confidence=judged.confidence, quality_flags=judged.quality_flags, status=judged.status)
+
+
+def _used(residual: Float32, whitener: Float32) -> NDArray[np.bool_]:
+    """Samples (n, 66) that are not missing: all but those without a residual that the whitener leaves out.
+
+    The whiteners are no longer in the cache, and few samples are missing.
+    """
+    used = residual != 0
+    row, sample = np.nonzero(~used)
+    used[row, sample] = whitener[row, diagonal_positions(residual.shape[1])[sample]] > 0
+    return used

@@ -110,8 +110,9 @@ def reference_engine() -> str:
 
 
 def reader() -> str:
-    """Return whether the compiled reader of bulk files and its gunzip are there."""
+    """Return whether the compiled readers and gunzip are there."""
     importlib.import_module("xpkern.observe._csv")
+    importlib.import_module("xpkern.observe._parquet")
     importlib.import_module("isal.igzip")
     return "ready: compiled csv parser, isa-l gunzip"
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import zipfile
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -89,6 +90,7 @@ class Calibration:
         return self.rp_design.shape[1]
 
     @classmethod
+    @cache  # it never changes, and a process may read many files
     def default(cls) -> Calibration:
         """Return the shipped calibration: Gaia DR3 at 392, 402 ... 992 nm."""
         return cls.load(files("xpkern.observe") / "data" / DEFAULT_FILE)  # type: ignore[arg-type]

@@ -96,6 +96,27 @@ class Column:
         return np.where(self.absent, np.nan, np.where(self.absent, 0, self.values).astype(np.float64))
 
 
+def joined(columns: Sequence[Column]) -> Column:
+    """The rows of several columns of arrays, one after the other."""
+    absent = np.concatenate([column.absent for column in columns])
+    if all(column.starts is None and column.values.shape[1:] == columns[0].values.shape[1:] for column in columns):
+        return Column(np.concatenate([column.values for column in columns]), absent)
+    parts = [_in_a_row(column) for column in columns]
+    values, lengths = (np.concatenate(each) for each in zip(*parts, strict=True))
+    return Column(values, absent, np.cumsum(lengths) - lengths, lengths)
+
+
+def _in_a_row(column: Column) -> tuple[NDArray, NDArray[np.int64]]:
+    """The numbers of all arrays of a column without gaps between them, and how many each has."""
+    if column.starts is None or column.lengths is None:
+        return column.values.reshape(-1), np.full(len(column), column.values.shape[1])
+    ends = column.starts + column.lengths
+    if (column.starts[1:] == ends[:-1]).all():
+        return column.values[column.starts[0] : ends[-1]], column.lengths
+    pieces = [column.values[start:end] for start, end in zip(column.starts.tolist(), ends.tolist(), strict=True)]
+    return np.concatenate(pieces), column.lengths
+
+
 def column_of(values: Any) -> Column:
     """A column of any kind of table in memory.
 

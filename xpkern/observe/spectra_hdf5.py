@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any, BinaryIO
 
 import h5py
@@ -45,16 +46,17 @@ class Hdf5Table:
         self._columns: dict[str, Any] = {}
         self.widths: dict[str, int | None] = {}
         self.n_rows = 0
-        places = [self._file, *(item for item in self._file.values() if isinstance(item, (h5py.Group, h5py.Dataset)))]
-        for place in places:
+        for place in chain([self._file], self._file.values()):
             if isinstance(place, h5py.Dataset):
                 names = place.dtype.names or ()
                 columns = {name.lower(): (place.fields(name), place.dtype[name], place.shape) for name in names}
-            else:
+            elif isinstance(place, h5py.Group):
                 # a name that is no text is none of ours
                 items = {name.lower(): item for name, item in place.items() if isinstance(name, str)}
                 datasets = {name: item for name, item in items.items() if isinstance(item, h5py.Dataset)}
                 columns = {name: (data, data.dtype, data.shape) for name, data in datasets.items()}
+            else:
+                continue
             self.widths |= dict.fromkeys(columns)
             if self._keys & columns.keys():
                 break
