@@ -155,8 +155,10 @@ struct ScratchArguments {
 struct ArgumentSizes {
     int64_t calibrate, predict, evaluate, start, fit, search, descend, train, scratch;
     int64_t search_progress, best_candidate, training_state, kernel_scratch;
-    // Of fit_float and fit_fine: most warps of a block, its shared memory without stars, and that of a star.
-    int64_t float_warps, float_networks, float_star, fine_warps, fine_networks, fine_star;
+    // Of fit_float, fit_fine, the starts and fit_finish: most warps of a block, its shared memory without stars, and
+    // that of a star.
+    int64_t float_warps, float_common, float_star, fine_warps, fine_common, fine_star;
+    int64_t start_warps, start_common, start_star, finish_warps, finish_common, finish_star;
 };
 struct SizesArguments {
     ArgumentSizes* sizes;  // out

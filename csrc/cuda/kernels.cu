@@ -6,6 +6,7 @@
 #include "cuda/calibrate.cuh"
 #include "cuda/descent.cuh"
 #include "cuda/fit_fine.cuh"
+#include "cuda/fit_finish.cuh"
 #include "cuda/fit_float.cuh"
 #include "cuda/roof.cuh"
 #include "cuda/sizes.cuh"

@@ -416,12 +416,11 @@ SIZES: dict[str, type[ctypes.Structure] | None] = {
     "BestCandidate": None,
     "TrainingState": TrainingState,
     "KernelScratch": KernelScratch,
-    "float_warps": None,
-    "float_networks": None,
-    "float_star": None,
-    "fine_warps": None,
-    "fine_networks": None,
-    "fine_star": None,
+    **{
+        f"{stage}_{name}": None
+        for stage in ("float", "fine", "start", "finish")
+        for name in ("warps", "common", "star")
+    },
 }
 
 

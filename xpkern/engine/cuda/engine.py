@@ -268,7 +268,10 @@ class CudaEngine:
                 gate=options.gate,
                 params=batch["params"],
             )
-            self._launch("start", batch, arguments, needed)
+            if needed:
+                self._launch("start", batch, arguments, needed)
+            else:
+                self._launcher.launch_fits("start", "start", batch.size, arguments, batch.stream)
 
         return self._lanes.run(
             len(stars),
