@@ -173,6 +173,32 @@ def test_a_small_grid_does_what_a_large_one_does(rng, monkeypatch):
     np.testing.assert_array_equal(found.status, expected.status)
 
 
+@pytest.mark.parametrize(("stars", "size"), [(0, 5), (1, 5), (15, 5), (16, 4), (17, 6), (33, 5), (300, 5)])
+def test_covariances(rng, kernels, stars, size):
+    """Eigenvalues far above the floor, near it on either side, and below 0; units of all sizes; what is no number."""
+    vectors = np.linalg.qr(rng.normal(size=(stars, size, size)))[0]
+    values = rng.uniform(0.1, 1.0, (stars, size))
+    values[:, 0] = rng.choice([1e-2, 2e-6, 0.9e-6, 1e-9, -1e-7], stars)
+    scaled = (vectors * values[:, None, :]) @ vectors.swapaxes(1, 2)
+    scale = 10.0 ** rng.uniform(-3, 5, (stars, size))
+    information = 0.5 * (scaled + scaled.swapaxes(1, 2)) * (scale[:, :, None] * scale[:, None, :])
+    if stars > 3:
+        information[1, 2], information[1, :, 2] = 0.0, 0.0  # a parameter that nothing depends on
+        information[2], information[3, 0, 1] = np.nan, np.nan
+    covariance, inverse, floored = kernels.invert_information(information)
+    expected, expected_inverse, expected_floored = REFERENCE.invert_information(information)
+    np.testing.assert_array_equal(floored, expected_floored)
+    np.testing.assert_array_equal(inverse[~floored], information[~floored])
+    for found, right in ((covariance, expected), (inverse, expected_inverse)):
+        np.testing.assert_array_equal(np.isnan(found), np.isnan(right))
+        finite = np.isfinite(right).all(axis=(1, 2))
+        assert by_scale(found[finite], right[finite]) <= 1e-8
+        np.testing.assert_array_equal(found[finite], found[finite].swapaxes(1, 2))
+    if stars > 16:
+        assert floored.any()
+        assert not floored.all()
+
+
 def test_descent(rng, kernels):
     sky = Sky(rng, 17)
     how = Descent("adam", steps=30, rate=0.02, decay_every=10, clip=100.0)

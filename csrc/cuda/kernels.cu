@@ -8,6 +8,7 @@
 #include "cuda/fit_fine.cuh"
 #include "cuda/fit_finish.cuh"
 #include "cuda/fit_float.cuh"
+#include "cuda/information.cuh"
 #include "cuda/roof.cuh"
 #include "cuda/sizes.cuh"
 #include "cuda/stars.cuh"

@@ -62,6 +62,7 @@ extern "C" __global__ void argument_sizes(const __grid_constant__ xpkern::SizesA
                 sizeof(xpkern::EvaluateArguments),
                 sizeof(xpkern::StartArguments),
                 sizeof(xpkern::FitArguments),
+                sizeof(xpkern::InvertArguments),
                 sizeof(xpkern::SearchArguments),
                 sizeof(xpkern::DescendArguments),
                 sizeof(xpkern::TrainArguments),

@@ -33,6 +33,7 @@ from xpkern.engine.tables import contained_errors, grid_rows, learned_error, mix
 from xpkern.engine.training import EpochResult, ModelArrays, ModelMoments, Steps
 from xpkern.errors import InputError, TrainingDiverged
 from xpkern.fit.candidates import CandidateGrid
+from xpkern.fit.covariance import invert_fisher
 from xpkern.fit.start import StartGrid
 from xpkern.model.flux_model import FluxModel
 from xpkern.model.model_error import ModelError
@@ -217,6 +218,15 @@ class CpuEngine:
                 number_of_threads(threads),
             )
         )
+
+    def invert_information(
+        self, information: Float64, *, threads: int | None = None
+    ) -> tuple[Float64, Float64, np.ndarray]:
+        """Covariances (n, k, k) of information matrices such as Fisher's, their inverses, where the floor acted (n,).
+
+        See :func:`xpkern.fit.covariance.invert_fisher`.
+        """
+        return invert_fisher(information)
 
     def search(self, grid: CandidateGrid, stars: StarData, *, threads: int | None = None) -> Float64:
         """Candidate of each star with the lowest score, as linear parameters (n, k); the first of equal ones."""
