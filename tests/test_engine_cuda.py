@@ -19,9 +19,11 @@ from simulated_gpu import GpuArray, SimulatedGpu, simulated_cupy
 
 import xpkern as xk
 from bench.gpu.checks import Sample, check_everything
+from xpkern.engine.arrays import constant
 from xpkern.engine.contract import FitOptions, LossTerms, StarData
 from xpkern.engine.cuda import arguments
 from xpkern.engine.cuda.engine import CudaEngine
+from xpkern.engine.groups import GroupedStars, WhitenerGroups
 from xpkern.engine.training import Steps
 from xpkern.fit.fit import default_box
 from xpkern.fit.start import start_grid
@@ -266,6 +268,23 @@ def test_whiteners_that_cannot_change_stay_on_the_gpu(mock):
     kept = gpu.used
     del stars, constant
     assert gpu.used < kept
+
+
+def test_a_training_set_comes_to_the_gpu_once(mock):
+    gpu = SimulatedGpu()
+    engine = CudaEngine(gpu)
+    expected = mock.epoch(engine)
+    flux, mean, sigma = (constant(getattr(mock.stars, name).copy()) for name in ("flux", "mean", "sigma"))
+    stars = GroupedStars(flux, WhitenerGroups.of(mock.stars.whitener), mean, sigma)
+    constant(stars.whitener.groups)
+    copied = []
+    for _ in range(2):
+        gpu.bytes_copied = 0
+        found = mock.epoch(engine, stars)
+        copied.append(gpu.bytes_copied)
+        np.testing.assert_array_equal(found.params, expected.params)
+        np.testing.assert_array_equal(found.model.ext_curve, expected.model.ext_curve)
+    assert copied[0] - copied[1] == sum(array.nbytes for array in (flux, stars.whitener, mean, sigma))
 
 
 @pytest.mark.parametrize(

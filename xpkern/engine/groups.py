@@ -73,7 +73,8 @@ class WhitenerGroups:
 
     def __getitem__(self, stars: slice | NDArray[np.intp] | NDArray[np.bool_]) -> Float32:
         """Rows of some stars, in their order, copied."""
-        return _cpu.rows_of_groups(self.groups, np.ascontiguousarray(np.arange(len(self))[stars]))
+        rows = np.arange(*stars.indices(len(self))) if isinstance(stars, slice) else np.arange(len(self))[stars]
+        return _cpu.rows_of_groups(self.groups, rows)
 
 
 @dataclass
