@@ -256,6 +256,42 @@ void test_fit(const Problem& on) {
     }
 }
 
+// Covariance times information is one, but for a star whose second parameter is all but the first one's double and for
+// one that is no number.
+void test_invert(int n, int k) {
+    Random random(n + k);
+    std::vector<double> information(size_t(n * k * k)), covariance = filled<double>(n * k * k), inverse = covariance;
+    const std::unique_ptr<bool[]> floored(new bool[n + 1]);
+    for (int star = 0; star < n; ++star) {
+        std::vector<double> root(size_t(k * k));
+        for (double& x : root) x = random.normal();
+        for (int i = 0; i < k; ++i) root[i * k + i] += 4;
+        if (star == 1)
+            for (int j = 0; j < k; ++j) root[k + j] = 2 * root[j];
+        double* here = information.data() + star * k * k;
+        for (int i = 0; i < k; ++i)
+            for (int j = 0; j < k; ++j)
+                for (int l = 0; l < k; ++l) here[i * k + j] += root[i * k + l] * root[j * k + l];
+        if (star == 2) here[k] = here[1] = std::nan("");
+    }
+    const xpkern::InvertArguments a{information.data(), covariance.data(), inverse.data(), floored.get(), n, k};
+    shim::launch(invert_information, 1, BLOCK, a, false);
+    for (int star = 0; star < n; ++star) {
+        const double *found = covariance.data() + star * k * k, *given = inverse.data() + star * k * k;
+        CHECK(floored[star] == (star == 1));
+        for (int i = 0; i < k; ++i) {
+            for (int j = 0; j < k; ++j) {
+                double product = 0;
+                for (int l = 0; l < k; ++l) product += found[i * k + l] * given[l * k + j];
+                if (star == 2)
+                    CHECK(std::isnan(found[i * k + j]));
+                else
+                    CHECK_CLOSE(product, i == j ? 1 : 0, 1e-6);
+            }
+        }
+    }
+}
+
 void test_descend(const Problem& on) {
     std::vector<double> params = filled<double>(on.n * on.k);
     const Scratch scratch(on.bytes.descend, on.n);
@@ -477,6 +513,7 @@ void test_calibrate(int n) {
 
 int main() {
     for (const int n : {0, 3}) test_calibrate(n);
+    for (const int n : {0, 1, 33}) test_invert(n, n == 1 ? 4 : 5);
     for (const int n : {0, 1, 31, 32, 33, 65}) {
         const Problem problem(n, n % 2 == 1 && n > 1);
         test_predict(problem);
