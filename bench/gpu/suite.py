@@ -103,6 +103,7 @@ def _suite(engine: Any, options: argparse.Namespace) -> int:
         "figures": figures,
     }
     name_of_gpu = re.sub(r"[^a-z0-9]+", "-", facts.name.lower()).strip("-")
+    held = _held(name_of_gpu)  # before it is written anew
     path = options.output / name_of_gpu / "gpu.json"
     path.parent.mkdir(parents=True, exist_ok=True)
 
@@ -125,27 +126,31 @@ def _suite(engine: Any, options: argparse.Namespace) -> int:
     record["complete"] = True
     write()
     print(f"written to {path}")
-    _compare(figures, name_of_gpu)
+    _compare(figures, held)
     wrong = [check for check in checks if not check.passed]
     if wrong:
         print(f"bench gpu: {len(wrong)} checks failed: {', '.join(check.name for check in wrong)}", file=sys.stderr)
     return 1 if wrong else 0
 
 
-def _compare(figures: dict[str, Any], name_of_gpu: str) -> None:
-    """Say which rates differ from those that this checkout holds: of the same GPU, or else of any."""
+def _held(name_of_gpu: str) -> tuple[str, dict[str, Any]] | None:
+    """The results that this checkout holds, of the same GPU or else of any, and which GPU that was."""
     stored = sorted(RESULTS.glob("*/gpu.json"), key=lambda path: path.parent.name != name_of_gpu)
-    if not stored:
+    return (stored[0].parent.name, json.loads(stored[0].read_text())) if stored else None
+
+
+def _compare(figures: dict[str, Any], held: tuple[str, dict[str, Any]] | None) -> None:
+    """Say how rates differ from those held before."""
+    if held is None:
         return
-    before = json.loads(stored[0].read_text())
-    print(f"against {stored[0].parent.name} at {before['commit'][:9]}, times as fast:")
+    name_of_gpu, before = held
+    print(f"against {name_of_gpu} at {before['commit'][:9]}, times as fast:")
     for name, value in figures.items():
         known = before["figures"].get(name)
         if not (isinstance(value, float) and isinstance(known, float)) or not name.endswith(("[stars/s]", "[us]")):
             continue
         faster = known / value if name.endswith("[us]") else value / known
-        mark = "SLOWER" if faster < _SLOWER else ""
-        print(f"{name:74s} {faster:>14.3f} {mark}")
+        print(f"{name:74s} {faster:>14.3f}" + (" SLOWER" if faster < _SLOWER else ""))
 
 
 def _many(n_stars: int) -> tuple[Sample, np.ndarray]:
