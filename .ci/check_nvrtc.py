@@ -40,7 +40,7 @@ LARGEST_STACK = {"predict": 13_500, "fit_rescue": 36_000}
 LARGEST_STACK_OF_OTHERS = 20_500
 
 #: Files of ``csrc/cuda`` that are compiled side by side; what is in no one of them takes little.
-PARTS = ("fit_float", "fit_fine", "starts", "stars", "calibrate", "train", "descent")
+PARTS = ("fit_float", "fit_fine", "fit_finish", "starts", "stars", "calibrate", "train", "descent", "information")
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Everything that a borrowed GPU is wanted for, in one command of under ten minutes:
 #   bench/gpu_all.sh [FOLDER]
-# builds xpkern in place, runs the tests that need a GPU, the sanitizers, the GPU benchmarks and Nsight Compute, and leaves
-# logs and JSON in FOLDER (default: bench/results/local/gpu). Works in a plain checkout without network: Python with numpy,
-# scipy, scikit-learn, h5py, pybind11, pytest, CuPy, and nvcc. Exit code 1 if anything failed, or there is no GPU.
+# builds xpkern in place, runs the GPU benchmarks, the tests that need a GPU, the sanitizers and Nsight Compute, what matters
+# most first, and leaves logs and JSON in FOLDER (default: bench/results/local/gpu); what is cut off leaves what it had. Rates
+# are set beside those that the checkout holds. Works in a plain checkout without network: Python with numpy, scipy,
+# scikit-learn, h5py, pybind11, pytest, CuPy, and nvcc. Exit code 1 if anything failed, or there is no GPU.
 #
 # XPKERN_TEST_DATA names a folder of test vectors; tests that want them fail where one is missing.
 set -uo pipefail
@@ -56,6 +57,7 @@ wait
 why=$("$python" -c 'from xpkern.engine.cuda.device import open_device; open_device()' 2>&1) || no_gpu "$why"
 
 step bench 150 "$python" -m bench gpu --output "$folder"
+sed -n '/times as fast:$/,$p' "$folder/bench.log"
 # only the files that need nothing else than what is listed above
 step tests 200 "$python" -m pytest -q -m gpu -p no:cacheprovider -W default tests/test_engine_*.py tests/test_gpu.py
 if sanitizer=$(tool compute-sanitizer); then
@@ -65,9 +67,10 @@ if sanitizer=$(tool compute-sanitizer); then
 else
     echo "no compute-sanitizer here" | tee -a "$folder/failed"
 fi
-if profiler=$(tool ncu); then # the three heaviest: of the fit, of the calibration, of the training
-    step ncu 90 "$profiler" --force-overwrite --set full --kernel-name 'regex:^(fit_float|calibrate|train_stars)$' \
-        --clock-control none --launch-count 6 --export "$folder/ncu" "$python" -m bench gpu --only-run --stars 16384 &&
+if profiler=$(tool ncu); then # the heaviest of the fit, of the calibration, of the training
+    step ncu 120 "$profiler" --force-overwrite --set full --clock-control none --launch-count 12 \
+        --kernel-name 'regex:^(fit_start|fit_float|fit_fine|fit_finish|invert_information|calibrate|train_stars)$' \
+        --export "$folder/ncu" "$python" -m bench gpu --only-run --stars 16384 &&
         "$profiler" --import "$folder/ncu.ncu-rep" --page details >"$folder/ncu.txt"
 else
     echo "no ncu here: nothing was profiled"

@@ -48,6 +48,12 @@ class Stream:
     def synchronize(self):
         pass
 
+    def record(self):
+        return self
+
+    def wait_event(self, moment):
+        assert isinstance(moment, Stream)
+
 
 def test_the_suite_on_a_simulated_gpu(monkeypatch, tmp_path, capsys):
     """Every figure is there and the JSON can be read; what they are means nothing."""
@@ -72,7 +78,7 @@ def test_the_suite_on_a_simulated_gpu(monkeypatch, tmp_path, capsys):
         "_BLOCKS_A_PROCESSOR": 1,
     }.items():
         monkeypatch.setattr(roof, name, value)
-    for name, value in {"_RUNS": 1, "_STREAMED": 10, "_STEPS": 2, "_BATCH": 8, "FEW_STARS": 16}.items():
+    for name, value in {"_RUNS": 1, "_STREAMED": 10, "_PASSES": 2, "_STEPS": 2, "_BATCH": 8, "FEW_STARS": 16}.items():
         monkeypatch.setattr(suite, name, value)
     monkeypatch.setattr(suite, "host_copy_rate", lambda: 1e9)
     monkeypatch.setattr(suite, "_peer", _no_peer)
@@ -91,12 +97,26 @@ def test_the_suite_on_a_simulated_gpu(monkeypatch, tmp_path, capsys):
     ):
         assert record["figures"][figure] > 0, figure
     assert record["figures"]["A peer. Not measured"] == "no JAX here"
+    assert record["complete"]
+    said = capsys.readouterr().out
+    assert "at dd960aa44, times as fast:" in said
+    assert "start + fit + Fisher, resident [stars/s]" in said[said.index("times as fast") :]
     monkeypatch.setattr(suite, "check_everything", lambda engine, sample: [Check("loss", 2.0, 1.0)])
     monkeypatch.setattr(suite, "_resident", _no_peer)
     monkeypatch.setattr(suite, "_training", _no_peer)
     monkeypatch.setattr(suite, "_from_host", _no_peer)
     assert main(["gpu", "--stars", "16", "--output", str(tmp_path)]) == 1
     assert "1 checks failed: loss" in capsys.readouterr().err
+
+    def cut_off(engine, roof, n_stars):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(suite, "_from_host", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        main(["gpu", "--stars", "16", "--output", str(tmp_path)])
+    record = json.loads((tmp_path / "simulated-gpu" / "gpu.json").read_text())
+    assert not record["complete"]
+    assert record["figures"]["float32 [GFLOP/s]"] > 0
 
 
 def _no_peer(engine, roof, n_stars):

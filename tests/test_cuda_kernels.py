@@ -116,6 +116,36 @@ def test_fit_from_a_grid(rng, kernels):
     assert close.mean() > 0.8
 
 
+@pytest.mark.parametrize("stars", [0, 1, 15, 16, 17, 33])
+def test_starts_and_what_is_written_of_a_fit(rng, kernels, stars):
+    """By warps: portions of stars that are whole, and are not; stars of any signal-to-noise, and one without data."""
+    sky = Sky(rng, stars)
+    for star, snr in ((2, 1e5), (3, 0.01)):
+        if star < stars:
+            one = random_stars(rng, sky.model, sky.params, snr=snr)
+            sky.stars.flux[star], sky.stars.whitener[star] = one.flux[star], one.whitener[star]
+    if stars > 7:
+        sky.lose(7)
+    kept = np.arange(stars) != 7
+    grid, options = start_grid(sky.model, sky.prior), FitOptions(starts=2, max_iterations=3)
+    starts, expected = (engine.start(grid, sky.stars, options)[kept] for engine in (kernels, REFERENCE))
+    close = np.abs(starts[:, 0] - expected[:, 0]).max(axis=1) < 1e-2
+    assert np.sum(~close) <= 0.1 * stars  # of scores that are all but equal either type may come first
+    # a few steps, wherever they lead: what is written must belong to where that is
+    found = kernels.fit(sky.model, sky.prior, sky.stars, grid, TERMS, sky.box, options)
+    np.testing.assert_array_equal(found.status == Status.NO_DATA, ~kept)
+    assert (found.residual[~kept] == 0).all()
+    factor = unpack_factor(sky.stars.whitener).astype(np.float64)[kept]
+    diagonal = np.einsum("njj->nj", factor)
+    present = diagonal > 0
+    np.divide(1.0, diagonal, out=diagonal, where=present)
+    sigma = np.where(present, np.sqrt(np.einsum("nij,nij->ni", factor, factor)), np.inf)
+    flux = REFERENCE.predict(sky.model, found.params[kept])
+    np.testing.assert_allclose(found.residual[kept], (flux - sky.stars.flux[kept]) / sigma, rtol=1e-4, atol=1e-4)
+    at = REFERENCE.evaluate(sky.model, sky.prior, sky.stars[kept], found.params[kept], TERMS)
+    assert by_scale(found.fisher[kept], at.fisher) <= 1e-3
+
+
 @pytest.mark.parametrize("limits", [(), (1, 2, 3, 5)])
 def test_searches_that_are_left_more_or_less_often_end_alike(rng, kernels, monkeypatch, limits):
     sky = Sky(rng, 33)
@@ -141,6 +171,32 @@ def test_a_small_grid_does_what_a_large_one_does(rng, monkeypatch):
     )
     np.testing.assert_array_equal(found.params, expected.params)
     np.testing.assert_array_equal(found.status, expected.status)
+
+
+@pytest.mark.parametrize(("stars", "size"), [(0, 5), (1, 5), (15, 5), (16, 4), (17, 6), (33, 5), (300, 5)])
+def test_covariances(rng, kernels, stars, size):
+    """Eigenvalues far above the floor, near it on either side, and below 0; units of all sizes; what is no number."""
+    vectors = np.linalg.qr(rng.normal(size=(stars, size, size)))[0]
+    values = rng.uniform(0.1, 1.0, (stars, size))
+    values[:, 0] = rng.choice([1e-2, 2e-6, 0.9e-6, 1e-9, -1e-7], stars)
+    scaled = (vectors * values[:, None, :]) @ vectors.swapaxes(1, 2)
+    scale = 10.0 ** rng.uniform(-3, 5, (stars, size))
+    information = 0.5 * (scaled + scaled.swapaxes(1, 2)) * (scale[:, :, None] * scale[:, None, :])
+    if stars > 3:
+        information[1, 2], information[1, :, 2] = 0.0, 0.0  # a parameter that nothing depends on
+        information[2], information[3, 0, 1] = np.nan, np.nan
+    covariance, inverse, floored = kernels.invert_information(information)
+    expected, expected_inverse, expected_floored = REFERENCE.invert_information(information)
+    np.testing.assert_array_equal(floored, expected_floored)
+    np.testing.assert_array_equal(inverse[~floored], information[~floored])
+    for found, right in ((covariance, expected), (inverse, expected_inverse)):
+        np.testing.assert_array_equal(np.isnan(found), np.isnan(right))
+        finite = np.isfinite(right).all(axis=(1, 2))
+        assert by_scale(found[finite], right[finite]) <= 1e-8
+        np.testing.assert_array_equal(found[finite], found[finite].swapaxes(1, 2))
+    if stars > 16:
+        assert floored.any()
+        assert not floored.all()
 
 
 def test_descent(rng, kernels):

@@ -21,6 +21,7 @@ def test_the_protocol_names_the_operations_of_the_design():
         "evaluate",
         "start",
         "fit",
+        "invert_information",
         "search",
         "descend",
         "train_step",

@@ -19,9 +19,11 @@ from simulated_gpu import GpuArray, SimulatedGpu, simulated_cupy
 
 import xpkern as xk
 from bench.gpu.checks import Sample, check_everything
+from xpkern.engine.arrays import constant
 from xpkern.engine.contract import FitOptions, LossTerms, StarData
 from xpkern.engine.cuda import arguments
 from xpkern.engine.cuda.engine import CudaEngine
+from xpkern.engine.groups import GroupedStars, WhitenerGroups
 from xpkern.engine.training import Steps
 from xpkern.fit.fit import default_box
 from xpkern.fit.start import start_grid
@@ -92,7 +94,7 @@ def on_gpu(cupy, stars: StarData) -> StarData:
 
 def test_every_operation_gives_what_the_reference_does():
     checks = check_everything(CudaEngine(SimulatedGpu()), Sample(40))
-    assert len(checks) == 19
+    assert len(checks) == 21
     assert [str(check) for check in checks if not check.passed] == []
 
 
@@ -103,6 +105,33 @@ def test_batches_of_any_size_give_the_same(rng, stars):
     expected = CudaEngine(SimulatedGpu()).predict(mock.model, mock.params)
     np.testing.assert_array_equal(CudaEngine(narrow).predict(mock.model, mock.params), expected)
     assert narrow.launches.count("predict") == -(-stars // 32)
+
+
+def test_batches_cross_the_link_one_after_the_other(rng):
+    mock = Mock(rng, 100)
+    gpu = SimulatedGpu(says_free=0)  # 32 stars at a time
+    engine = CudaEngine(gpu)
+    engine.predict(mock.model, mock.params[:1])  # what the model is made of is there now
+    gpu.moments.clear()
+    gpu.waited_for.clear()
+    copied = gpu.bytes_copied
+    engine.predict(mock.model, mock.params)
+    assert gpu.waited_for[1:] == gpu.moments[:-1]
+    row = mock.params[0].nbytes
+    assert [moment.copied - copied for moment in gpu.moments] == [32 * row, 64 * row, 96 * row, 100 * row]
+
+
+def test_room_that_there_has_been_is_not_asked_for_again(mock, cupy, monkeypatch):
+    gpu = SimulatedGpu()
+    engine = CudaEngine(gpu)
+    stars = on_gpu(cupy, mock.stars)
+    expected = mock.fit(engine, stars)
+
+    def asked():
+        raise AssertionError("the driver's lock")
+
+    monkeypatch.setattr(gpu, "free_memory", asked)
+    same(mock.fit(engine, stars), expected)
 
 
 def test_pinned_arrays_are_copied_as_they_are(mock):
@@ -239,6 +268,23 @@ def test_whiteners_that_cannot_change_stay_on_the_gpu(mock):
     kept = gpu.used
     del stars, constant
     assert gpu.used < kept
+
+
+def test_a_training_set_comes_to_the_gpu_once(mock):
+    gpu = SimulatedGpu()
+    engine = CudaEngine(gpu)
+    expected = mock.epoch(engine)
+    flux, mean, sigma = (constant(getattr(mock.stars, name).copy()) for name in ("flux", "mean", "sigma"))
+    stars = GroupedStars(flux, WhitenerGroups.of(mock.stars.whitener), mean, sigma)
+    constant(stars.whitener.groups)
+    copied = []
+    for _ in range(2):
+        gpu.bytes_copied = 0
+        found = mock.epoch(engine, stars)
+        copied.append(gpu.bytes_copied)
+        np.testing.assert_array_equal(found.params, expected.params)
+        np.testing.assert_array_equal(found.model.ext_curve, expected.model.ext_curve)
+    assert copied[0] - copied[1] == sum(array.nbytes for array in (flux, stars.whitener, mean, sigma))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ import pytest
 from mock_stars import random_model, random_params, random_prior, random_stars
 
 import xpkern as xk
-from xpkern.fit.covariance import EIGENVALUE_FLOOR, invert_fisher
+from xpkern.engine.arrays import to_host
+from xpkern.fit.covariance import EIGENVALUE_FLOOR, invert_held, invert_information
 from xpkern.fit.fit import default_box
 from xpkern.status import Status
 
@@ -178,7 +179,7 @@ def test_no_stars(engine, rng):
     assert found.cov.shape == (0, 5, 5)
 
 
-class TestInvertFisher:
+class TestCovariance:
     def random_fisher(self, rng, smallest):
         rotation = np.linalg.qr(rng.normal(size=(5, 5)))[0]
         scaled = rotation @ np.diag([smallest, 0.5, 1.0, 1.5, 2.0]) @ rotation.T
@@ -186,9 +187,9 @@ class TestInvertFisher:
         units = 10.0 ** rng.uniform(-3, 5, 5)
         return scaled * np.outer(units, units)
 
-    def test_floor_acts_on_degenerate_matrices_only(self, rng):
+    def test_floor_acts_on_degenerate_matrices_only(self, engine, rng):
         fisher = np.array([self.random_fisher(rng, 1e-2), self.random_fisher(rng, -1e-7), np.full((5, 5), np.nan)])
-        covariance, inverse, floored = invert_fisher(fisher)
+        covariance, inverse, floored = map(to_host, engine.invert_information(fisher))
         np.testing.assert_array_equal(floored, [False, True, False])
         np.testing.assert_array_equal(inverse[0], fisher[0])
         diagonal = np.sqrt(np.diag(fisher[0]))
@@ -201,10 +202,10 @@ class TestInvertFisher:
         np.testing.assert_allclose(values[0], EIGENVALUE_FLOOR, rtol=1e-6)
         assert np.isnan(covariance[2]).all()
 
-    def test_a_certificate_that_fails_is_no_floor(self, rng):
+    def test_a_certificate_that_fails_is_no_floor(self, engine, rng):
         """Small eigenvalues just above the floor: the bound cannot tell, the eigenvalues can."""
         fisher = np.array([self.random_fisher(rng, smallest) for smallest in np.geomspace(3e-6, 1e-3, 30)])
-        covariance, inverse, floored = invert_fisher(fisher)
+        covariance, inverse, floored = map(to_host, engine.invert_information(fisher))
         diagonal = np.sqrt(np.einsum("naa->na", fisher))
         outer = diagonal[:, :, None] * diagonal[:, None, :]
         values = np.linalg.eigvalsh(fisher / outer)[:, 0]
@@ -213,15 +214,15 @@ class TestInvertFisher:
         product = (covariance * outer) @ (fisher / outer)
         np.testing.assert_allclose(product[~floored], np.broadcast_to(np.eye(5), (30, 5, 5))[~floored], atol=1e-8)
 
-    def test_a_parameter_nothing_depends_on_is_very_uncertain(self, rng):
+    def test_a_parameter_nothing_depends_on_is_very_uncertain(self, engine, rng):
         fisher = self.random_fisher(rng, 0.1)[None]
         fisher[:, 2] = fisher[:, :, 2] = 0.0
-        covariance, _, floored = invert_fisher(fisher)
+        covariance, _, floored = map(to_host, engine.invert_information(fisher))
         assert floored.all()
         np.testing.assert_allclose(covariance[0, 2, 2], 1.0 / EIGENVALUE_FLOOR)
         assert (np.linalg.eigvalsh(covariance) > 0).all()
 
-    def test_a_prior_adds_its_curvature(self, rng):
+    def test_a_prior_adds_its_curvature(self, engine, rng):
         fisher = np.array([self.random_fisher(rng, 0.1) for _ in range(17)])
         unit = np.sqrt(np.einsum("njj->nj", fisher))[:, :3]
         bend = rng.standard_normal((17, 3, 3))
@@ -229,7 +230,7 @@ class TestInvertFisher:
         bend[3] = -2.0 * np.diag(unit[3] ** 2)  # bends the other way, and more than the data hold the star
         bend[4] = np.diag([1.0, -2.0, 0.5]) * unit[4] ** 2
         bend[5] = np.nan
-        covariance, inverse, floored = invert_fisher(fisher, bend)
+        covariance, inverse, floored = map(to_host, invert_held(engine, fisher, bend))
         expected = np.zeros_like(fisher)
         expected[:, :3, :3] = bend
         expected[3] = 0.0
@@ -246,11 +247,33 @@ class TestInvertFisher:
         )
         np.testing.assert_allclose(product, np.broadcast_to(np.eye(5), product.shape), atol=1e-9)
 
-    def test_no_stars(self):
-        assert invert_fisher(np.zeros((0, 5, 5)), np.zeros((0, 3, 3)))[0].shape == (0, 5, 5)
-        covariance, inverse, floored = invert_fisher(np.zeros((0, 5, 5)))
+    def test_no_stars(self, engine):
+        assert invert_held(engine, np.zeros((0, 5, 5)), np.zeros((0, 3, 3)))[0].shape == (0, 5, 5)
+        covariance, inverse, floored = engine.invert_information(np.zeros((0, 5, 5)))
         assert covariance.shape == inverse.shape == (0, 5, 5)
         assert floored.shape == (0,)
+
+
+@pytest.mark.parametrize("n", [0, 1, 15, 16, 17, 300])
+@pytest.mark.parametrize("k", [1, 5, 6])
+def test_covariances_are_those_of_the_reference_whatever_stars_are_beside(engine, n, k, rng):
+    rows = rng.normal(size=(n, k + 4, k)) * 10.0 ** rng.uniform(-4, 6, (n, 1, k))
+    information = rows.swapaxes(1, 2) @ rows
+    information = 0.5 * (information + information.swapaxes(1, 2))
+    if n > 10:
+        information[3], information[5, 0, 0], information[6], information[7] = np.nan, np.inf, 0.0, np.ones((k, k))
+        information[8, k // 2], information[8, :, k // 2] = 0.0, 0.0
+    with np.errstate(invalid="ignore"):
+        expected = invert_information(information)
+    found = [to_host(values) for values in engine.invert_information(information, threads=2)]
+    for values, wanted in zip(found, expected, strict=True):
+        np.testing.assert_allclose(values, wanted, rtol=1e-9)
+    if engine.name == "reference":
+        return
+    for star in range(min(n, 20)):
+        alone = engine.invert_information(information[star : star + 1], threads=1)
+        for values, value in zip(found, alone, strict=True):
+            np.testing.assert_array_equal(values[star : star + 1], to_host(value))
 
 
 def test_public_names():

@@ -65,7 +65,7 @@ def run_everything(engine: Engine, sample: Sample) -> None:
     _calibrated(engine, sample)
     engine.predict(sample.model, sample.truth)
     engine.evaluate(sample.model, sample.prior, sample.stars, sample.truth, sample.terms)
-    _fit(engine, sample)
+    engine.invert_information(_fit(engine, sample).fisher)
     engine.fit(sample.model, sample.prior, sample.stars, start, sample.terms, sample.box, FitOptions())
     engine.search(_candidates(sample), sample.stars)
     _descended(engine, sample)
@@ -132,6 +132,17 @@ def _check_fit(engine: Engine, reference: Engine, sample: Sample) -> list[Check]
         Check("fit: share of stars in a higher minimum", float(np.mean(at_end.loss > theirs.loss + _SAME_LOSS)), few),
         Check("fit: distance where the minimum is one, sigma", float(np.max(off[off < _SAME_MINIMUM])), 0.01),
         Check("fit: stars with another kind of status", float(np.mean(ours.status != theirs.status)), few),
+        *_check_covariance(engine, reference, ours.fisher),
+    ]
+
+
+def _check_covariance(engine: Engine, reference: Engine, fisher: np.ndarray) -> list[Check]:
+    (ours, _, floored), (theirs, _, expected) = (each.invert_information(fisher) for each in (engine, reference))
+    scale = np.sqrt(np.einsum("naa->na", theirs))
+    scaled = np.abs(ours - theirs) / (scale[:, :, None] * scale[:, None, :])
+    return [
+        Check("covariance, scaled to a unit diagonal", float(np.max(scaled)), 1e-8),
+        Check("covariance: stars whose eigenvalues are raised by one alone", float(np.sum(floored != expected)), 0.0),
     ]
 
 

@@ -30,7 +30,6 @@ from bench.harness import machine
 from bench.training import bytes_of_star, multiply_adds_of_steps
 from xpkern.engine.contract import Coefficients, Descent, FitOptions, StarData
 from xpkern.engine.training import Steps
-from xpkern.fit.covariance import invert_fisher
 from xpkern.observe.calibration import Calibration
 
 #: Fused multiply-adds in double of one star's calibration; NOTES.md derives it.
@@ -51,20 +50,22 @@ _DESCENT_STEPS = 16
 #: The paper's training: stars, epochs of its phases 1, 2, 3 and 5 together, and steps of Adam of each star in phase 6.
 _PAPERS_STARS, _PAPERS_EPOCHS, _PAPERS_DESCENT = 2_066_000, 4 * 128, 4096
 
-#: Streams that carry coefficients in and results out, stars of one of their batches, and how often all pass by.
-_STREAMS, _STREAMED, _PASSES = 3, 65536, 4
+#: Streams that carry coefficients in and results out, stars of one of their batches, and how often all pass by: the
+#: first batch's copy and the last one's kernels run alone, which is to be a small part of all.
+_STREAMS, _STREAMED, _PASSES = 3, 65536, 16
 
-#: Runs of which the median counts.
-_RUNS = 5
+#: Runs of which the median counts, and the share of an earlier rate below which one is said to be slower.
+_RUNS, _SLOWER = 5, 0.95
+
+#: Where this checkout holds results.
+RESULTS = Path(__file__).parents[1] / "results"
 
 
 def main(arguments: list[str]) -> int:
     """Run the suite; the exit code is 1 where there is no GPU or it computes something else than it should."""
     parser = argparse.ArgumentParser(prog="python -m bench gpu", description=__doc__)
     parser.add_argument("--stars", type=int, help="stars of the timed runs (default: 131072), or of --only-run (96)")
-    parser.add_argument(
-        "--output", type=Path, default=Path(__file__).parents[1] / "results", help="folder for the JSON"
-    )
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the JSON")
     parser.add_argument(
         "--only-run", action="store_true", help="each operation once, without a clock: for sanitizers and profilers"
     )
@@ -91,34 +92,65 @@ def _suite(engine: Any, options: argparse.Namespace) -> int:
     print(f"kernels loaded, compiled where they had not been: {time.perf_counter() - started:.1f} s")
     checks = check_everything(engine, sample)
     print(*checks, sep="\n", flush=True)
+    figures: dict[str, Any] = {}
+    record = {
+        "gpu": asdict(facts),
+        "commit": _commit(),
+        "machine": machine(),
+        "stars": options.stars,
+        "complete": False,
+        "checks": {check.name: {"found": check.found, "allowed": check.allowed} for check in checks},
+        "figures": figures,
+    }
+    name_of_gpu = re.sub(r"[^a-z0-9]+", "-", facts.name.lower()).strip("-")
+    held = _held(name_of_gpu)  # before it is written anew
+    path = options.output / name_of_gpu / "gpu.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+    def write() -> None:
+        path.write_text(json.dumps(record, indent=2) + "\n")
+
     roof = measure_roof(engine.device)
-    figures: dict[str, Any] = roof.as_dict() | {"host's memory, one thread [GB/s]": 1e-9 * host_copy_rate()}
+    figures |= roof.as_dict() | {"host's memory, one thread [GB/s]": 1e-9 * host_copy_rate()}
+    write()  # and after everything that is measured: a run that is cut off leaves what it has
     for measure in (_resident, _training, _from_host, _peer):
         try:
             found = measure(engine, roof, options.stars)
         except ImportError as error:
             found = {f"{measure.__doc__} Not measured": str(error)}
         figures |= found
+        write()
         for name, value in found.items():
             print(f"{name:74s} {value:>14,.4g}" if isinstance(value, float) else f"{name:74s} {value}", flush=True)
     figures |= _papers_training(figures)
-    record = {
-        "gpu": asdict(facts),
-        "commit": _commit(),
-        "machine": machine(),
-        "stars": options.stars,
-        "checks": {check.name: {"found": check.found, "allowed": check.allowed} for check in checks},
-        "figures": figures,
-    }
-    folder = options.output / re.sub(r"[^a-z0-9]+", "-", facts.name.lower()).strip("-")
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "gpu.json"
-    path.write_text(json.dumps(record, indent=2) + "\n")
+    record["complete"] = True
+    write()
     print(f"written to {path}")
+    _compare(figures, held)
     wrong = [check for check in checks if not check.passed]
     if wrong:
         print(f"bench gpu: {len(wrong)} checks failed: {', '.join(check.name for check in wrong)}", file=sys.stderr)
     return 1 if wrong else 0
+
+
+def _held(name_of_gpu: str) -> tuple[str, dict[str, Any]] | None:
+    """The results that this checkout holds, of the same GPU or else of any, and which GPU that was."""
+    stored = sorted(RESULTS.glob("*/gpu.json"), key=lambda path: path.parent.name != name_of_gpu)
+    return (stored[0].parent.name, json.loads(stored[0].read_text())) if stored else None
+
+
+def _compare(figures: dict[str, Any], held: tuple[str, dict[str, Any]] | None) -> None:
+    """Say how rates differ from those held before."""
+    if held is None:
+        return
+    name_of_gpu, before = held
+    print(f"against {name_of_gpu} at {before['commit'][:9]}, times as fast:")
+    for name, value in figures.items():
+        known = before["figures"].get(name)
+        if not (isinstance(value, float) and isinstance(known, float)) or not name.endswith(("[stars/s]", "[us]")):
+            continue
+        faster = known / value if name.endswith("[us]") else value / known
+        print(f"{name:74s} {faster:>14.3f}" + (" SLOWER" if faster < _SLOWER else ""))
 
 
 def _many(n_stars: int) -> tuple[Sample, np.ndarray]:
@@ -178,7 +210,7 @@ def _resident(engine: Any, roof: Roof, n_stars: int) -> dict[str, Any]:
             roof.float32,
             whitener,
         ),
-        "covariance": (lambda: invert_fisher(solution.fisher), 0.0, roof.float64, 3.0 * 200),
+        "covariance": (lambda: engine.invert_information(solution.fisher), 0.0, roof.float64, 3.0 * 200),
         f"descend, {_DESCENT_STEPS} steps of Adam": (
             lambda: engine.descend(
                 model, sample.prior, stars, truth, sample.terms, sample.box, Descent("adam", _DESCENT_STEPS, 0.01)
@@ -274,6 +306,8 @@ def _from_host(engine: Any, roof: Roof, n_stars: int) -> dict[str, Any]:
     figures["start + fit + Fisher, whiteners in the host's memory [stars/s]"] = timed(
         lambda: engine.fit(sample.model, sample.prior, stars, sample.grid, sample.terms, sample.box, FitOptions())
     )
+    shared = _PASSES * timed(_streamed(engine, sample, rows, in_order=False))
+    figures["coefficients in pinned memory to finished stars, batches sharing the link [stars/s]"] = shared
     rate = _PASSES * timed(_streamed(engine, sample, rows))
     figures["coefficients in pinned memory to finished stars [stars/s]"] = rate
     figures["coefficients in pinned memory to finished stars, share of the link"] = (
@@ -282,8 +316,11 @@ def _from_host(engine: Any, roof: Roof, n_stars: int) -> dict[str, Any]:
     return figures
 
 
-def _streamed(engine: Any, sample: Sample, rows: np.ndarray) -> Callable[[], None]:
-    """What carries coefficients of pinned memory through calibration and fit, a few streams side by side."""
+def _streamed(engine: Any, sample: Sample, rows: np.ndarray, *, in_order: bool = True) -> Callable[[], None]:
+    """What carries coefficients of pinned memory through calibration and fit, a few streams side by side.
+
+    Their batches share the link, or cross it in order, one at a time.
+    """
     import cupy
 
     def pinned(array: np.ndarray) -> np.ndarray:
@@ -297,6 +334,10 @@ def _streamed(engine: Any, sample: Sample, rows: np.ndarray) -> Callable[[], Non
     noise, calibration = sample.model.noise, Calibration.default()
 
     results: dict[str, np.ndarray] = {}  # of a batch; the next one's take their place
+    of_thread = (
+        threading.local()
+    )  # its stream: CuPy keeps memory for each, and a new one's has to be asked of the driver
+    link, crossed = threading.Lock(), []
 
     def keep(name: str, array: Any, stream: Any) -> None:
         if name not in results or results[name].shape != array.shape:
@@ -305,20 +346,27 @@ def _streamed(engine: Any, sample: Sample, rows: np.ndarray) -> Callable[[], Non
 
     def finish(first: int) -> None:
         some = slice(first, first + _STREAMED)
-        with cupy.cuda.Stream(non_blocking=True) as stream:
+        if not hasattr(of_thread, "stream"):
+            of_thread.stream = cupy.cuda.Stream(non_blocking=True)
+        with of_thread.stream as stream:
 
             def bring(array: np.ndarray) -> Any:
                 there = cupy.empty(array[some].shape, array.dtype)
                 there.set(array[some], stream=stream)
                 return there
 
-            on_gpu = Coefficients(**{name: bring(array) for name, array in coefficients.items()})
-            calibrated = engine.calibrate(calibration, on_gpu, noise, *(bring(array) for array in bands))
-            stars = StarData(calibrated.flux, calibrated.whitener, bring(mean), bring(sigma))
+            with link:  # batches cross one after the other, as in xpkern/engine/cuda/lanes.py
+                if crossed and in_order:
+                    stream.wait_event(crossed.pop())
+                on_gpu = Coefficients(**{name: bring(array) for name, array in coefficients.items()})
+                there = [bring(array) for array in (*bands, mean, sigma)]
+                crossed[:] = [stream.record()]
+            calibrated = engine.calibrate(calibration, on_gpu, noise, *there[:2])
+            stars = StarData(calibrated.flux, calibrated.whitener, *there[2:])
             solution = engine.fit(
                 sample.model, sample.prior, stars, sample.grid, sample.terms, sample.box, FitOptions()
             )
-            covariance, _, _ = invert_fisher(solution.fisher)
+            covariance, _, _ = engine.invert_information(solution.fisher)
             keep(f"covariance {threading.get_ident()}", covariance, stream)
             for name in ("params", "loss", "chi2", "status"):
                 keep(f"{name} {threading.get_ident()}", getattr(solution, name), stream)

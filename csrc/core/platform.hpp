@@ -46,6 +46,13 @@
 #define XPKERN_ROLLED _Pragma("GCC unroll 1")
 #endif
 
+// Loops whose body is a handful of registers on a GPU, and a handful of packs, which are many registers, on a CPU.
+#if defined(__CUDACC__)
+#define XPKERN_UNROLL_ON_GPU _Pragma("unroll")
+#else
+#define XPKERN_UNROLL_ON_GPU
+#endif
+
 // Whether a fused multiply-add is one instruction of this build; where it is not, fma() rounds twice.
 #if defined(__FMA__) || defined(__aarch64__) || defined(__CUDACC__)
 #define XPKERN_FUSED 1

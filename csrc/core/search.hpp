@@ -215,25 +215,28 @@ XPKERN_INLINE bool same_place(int k, const SearchProgress& a, const SearchProgre
     return same;
 }
 
-// What is written of a lane's stars: derivatives, and residuals (m,) in units of sigma, 0 where missing.
+// A residual in units of sigma, 0 where the sample is missing.
+template <class Real, class Wide>
+XPKERN_INLINE Real normalised_residual(const Wide& predicted, const Real& flux, const Real& variance) {
+    const Mask<Real> present = variance > lane<Real>(0);
+    const Real sigma = sqrt(select(present, variance, lane<Real>(1)));
+    const Real difference = convert<Real>(predicted - convert<Wide>(flux));
+    return select(present, difference / sigma, lane<Real>(0));
+}
+
+// What is written of a lane's stars: derivatives, and residuals (m,).
 template <class State, class Real, class Wide>
 XPKERN_KERNEL void describe_solution(const State& state, int m, int k, const Real* flux, const Real* factor,
                                      const Wide* weight, const Wide* predicted, Real* residual, Report<Wide>& report) {
     report_evaluation(state, k, weight, report);
     sample_variance(factor, m, residual);
-    for (int i = 0; i < m; ++i) {
-        const Mask<Real> present = residual[i] > lane<Real>(0);
-        const Real sigma = sqrt(select(present, residual[i], lane<Real>(1)));
-        const Real difference = convert<Real>(predicted[i] - convert<Wide>(flux[i]));
-        residual[i] = select(present, difference / sigma, lane<Real>(0));
-    }
+    for (int i = 0; i < m; ++i) residual[i] = normalised_residual(predicted[i], flux[i], residual[i]);
 }
 
-// Writes star s of a lane.
-template <class State, class Real, class Wide>
-XPKERN_INLINE void write_solution(const FitView& fit, int m, int k, const State& state, const Report<Wide>& report,
-                                  const Real* residual, int s, bool converged, bool rescued, int64_t row,
-                                  const SolutionArrays& out) {
+// Writes star s of a lane, but for its residuals.
+template <class State, class Wide>
+XPKERN_INLINE void write_solution(const FitView& fit, int k, const State& state, const Report<Wide>& report, int s,
+                                  bool converged, bool rescued, int64_t row, const SolutionArrays& out) {
     write_evaluation(state, report, s, k, row, out.at);
     out.decrement[row] = get(report.decrement, s);
     uint32_t status = rescued ? uint32_t(RESCUED) : 0u;
@@ -248,6 +251,10 @@ XPKERN_INLINE void write_solution(const FitView& fit, int m, int k, const State&
         out.params[row * k + p] = value;
     }
     out.status[row] = status;
+}
+
+template <class Real>
+XPKERN_INLINE void write_residual(int m, const Real* residual, int s, int64_t row, const SolutionArrays& out) {
     for (int i = 0; i < m; ++i) out.residual[row * m + i] = static_cast<float>(get(residual[i], s));
 }
 

@@ -23,7 +23,7 @@ struct StartType {
     const float* prior_precision;  // packed (inputs, inputs)
     float twice_ln_prior;
 };
-XPKERN_INLINE int start_row_size(int inputs) {
+XPKERN_INLINE constexpr int start_row_size(int inputs) {
     return (1 + inputs) * START_COLUMNS + 2 * inputs + row_start(inputs) + 1;
 }
 XPKERN_INLINE StartType start_type(const GridView& grid, int type, int inputs) {
@@ -82,11 +82,42 @@ XPKERN_INLINE void sample_variance(const Real* factor, int m, Real* variance) {
     for (; i < m; i += ROWS) variance_of_rows<ROWS>(factor, i, variance);
 }
 
-// Flux, (m,): the observed one where noise leaves it, else its neighbours' mean, else the grid's mean spectrum; 1 where
-// missing.
+// How the grid's mean spectrum is scaled to a star, from sums over its samples of weight * flux and weight * typical
+// with weight = typical / variance.
+template <class Real>
+XPKERN_INLINE Real scale_of_spectrum(const Real& cross, const Real& square) {
+    const Real smallest = lane<Real>(START_SMALLEST);
+    return max(cross / max(square, smallest), smallest);
+}
+
+// Flux of sample i: the observed one where noise leaves it, else its neighbours' mean, else the grid's mean spectrum; 1
+// where missing.
+template <class Real>
+XPKERN_INLINE Real guess_of_sample(const GridView& grid, const Real* flux, const Real* variance, const Real& scale,
+                                   int i) {
+    const Real zero = lane<Real>(0), one = lane<Real>(1);
+    Real total = zero, total_variance = zero, present = zero;
+    for (int j = grid.window[2 * i]; j < grid.window[2 * i + 1]; ++j) {
+        const Mask<Real> seen = variance[j] > zero;
+        total += select(seen, flux[j], zero);
+        total_variance += variance[j];
+        present += select(seen, one, zero);
+    }
+    const Mask<Real> seen = variance[i] > zero;
+    const Real each = one / max(present, one), noise = total_variance * each * each;
+    const Real expected = scale * Real(grid.typical[i]), loose = expected * lane<Real>(START_SPECTRUM_ERROR);
+    const Real trusted = loose * loose / (loose * loose + select(seen, noise, one));
+    const Real mean = max(fma(fma(total, each, -expected), trusted, expected), expected * lane<Real>(START_LEAST_FLUX));
+    const Real error = mean * lane<Real>(START_NEIGHBOUR_ERROR), of_mean = fma(error, error, noise * trusted);
+    const Real share = of_mean / select(seen, of_mean + variance[i], one);
+    const Real least = sqrt(variance[i]) * lane<Real>(START_LEAST_FLUX);
+    return select(seen, max(fma(flux[i] - mean, share, mean), least), one);
+}
+
+// The same of all samples, (m,).
 template <class Real>
 XPKERN_INLINE void guess_flux(const GridView& grid, const Real* flux, const Real* variance, int m, Real* guess) {
-    const Real zero = lane<Real>(0), one = lane<Real>(1), smallest = lane<Real>(START_SMALLEST);
+    const Real zero = lane<Real>(0), one = lane<Real>(1);
     Real cross = zero, square = zero;
     for (int i = 0; i < m; ++i) {
         const Mask<Real> seen = variance[i] > zero;
@@ -95,26 +126,16 @@ XPKERN_INLINE void guess_flux(const GridView& grid, const Real* flux, const Real
         cross = fma(weight, flux[i], cross);
         square = fma(weight, typical, square);
     }
-    const Real scale = max(cross / max(square, smallest), smallest);
-    for (int i = 0; i < m; ++i) {
-        Real total = zero, total_variance = zero, present = zero;
-        for (int j = grid.window[2 * i]; j < grid.window[2 * i + 1]; ++j) {
-            const Mask<Real> seen = variance[j] > zero;
-            total += select(seen, flux[j], zero);
-            total_variance += variance[j];
-            present += select(seen, one, zero);
-        }
-        const Mask<Real> seen = variance[i] > zero;
-        const Real each = one / max(present, one), noise = total_variance * each * each;
-        const Real expected = scale * Real(grid.typical[i]), loose = expected * lane<Real>(START_SPECTRUM_ERROR);
-        const Real trusted = loose * loose / (loose * loose + select(seen, noise, one));
-        const Real mean =
-            max(fma(fma(total, each, -expected), trusted, expected), expected * lane<Real>(START_LEAST_FLUX));
-        const Real error = mean * lane<Real>(START_NEIGHBOUR_ERROR), of_mean = fma(error, error, noise * trusted);
-        const Real share = of_mean / select(seen, of_mean + variance[i], one);
-        const Real least = sqrt(variance[i]) * lane<Real>(START_LEAST_FLUX);
-        guess[i] = select(seen, max(fma(flux[i] - mean, share, mean), least), one);
-    }
+    const Real scale = scale_of_spectrum(cross, square);
+    for (int i = 0; i < m; ++i) guess[i] = guess_of_sample(grid, flux, variance, scale, i);
+}
+
+// ln flux of sample i to first order around a guess, less the grid's mean.
+template <class Real>
+XPKERN_INLINE Real ln_flux_about(const GridView& grid, const Real& guess, const Real& flux, int i) {
+    const Real excess =
+        clamp((flux - guess) / guess, lane<Real>(-START_LARGEST_EXCESS), lane<Real>(START_LARGEST_EXCESS));
+    return log(guess) + excess - Real(grid.mean[i]);
 }
 
 // Normal matrix (packed) and right-hand side of x - origin, and the origin, (c,).
@@ -125,6 +146,11 @@ struct StartSystem {
 };
 
 template <class Real>
+XPKERN_INLINE Real with_ridge(const Real& diagonal) {
+    return fma(diagonal, lane<Real>(1 + START_RELATIVE_RIDGE), lane<Real>(START_RIDGE));
+}
+
+template <class Real>
 XPKERN_KERNEL void assemble_start(const GridView& grid, const Real* flux, const Real* factor, const Real* variance,
                                   int m, const StartSpace<Real>& space, StartSystem<Real>& system) {
     constexpr int c = START_COLUMNS;
@@ -132,12 +158,9 @@ XPKERN_KERNEL void assemble_start(const GridView& grid, const Real* flux, const 
     guess_flux(grid, flux, variance, m, space.guess);
     Real level = zero, present = zero;
     for (int i = 0; i < m; ++i) {
-        const Real guess = space.guess[i];
-        const Real excess =
-            clamp((flux[i] - guess) / guess, lane<Real>(-START_LARGEST_EXCESS), lane<Real>(START_LARGEST_EXCESS));
         const Mask<Real> seen = variance[i] > zero;
         Real& ln_flux = space.column[i * (c + 1) + c];
-        ln_flux = log(guess) + excess - Real(grid.mean[i]);
+        ln_flux = ln_flux_about(grid, space.guess[i], flux[i], i);
         level += select(seen, ln_flux, zero);
         present += select(seen, one, zero);
     }
@@ -171,8 +194,13 @@ XPKERN_KERNEL void assemble_start(const GridView& grid, const Real* flux, const 
     normal_equations(space.column, m, c, system.normal, system.right);
     for (int a = 0; a < c; ++a) {
         Real& diagonal = system.normal[row_start(a) + a];
-        diagonal = fma(diagonal, lane<Real>(1 + START_RELATIVE_RIDGE), lane<Real>(START_RIDGE));
+        diagonal = with_ridge(diagonal);
     }
+}
+
+template <class Real>
+XPKERN_INLINE Real reciprocal_of_pivot(const Real& square) {
+    return inverse_root(max(square, lane<Real>(START_RIDGE)));
 }
 
 // Cholesky factor in place, reciprocals on its diagonal; packed (n, n).
@@ -183,7 +211,7 @@ XPKERN_INLINE void factorise(Real* a) {
             Real sum = a[row_start(i) + j];
             for (int k = 0; k < j; ++k) sum = fma(-a[row_start(i) + k], a[row_start(j) + k], sum);
             if (i == j)
-                a[row_start(i) + i] = lane<Real>(1) / sqrt(max(sum, lane<Real>(START_RIDGE)));
+                a[row_start(i) + i] = reciprocal_of_pivot(sum);
             else
                 a[row_start(i) + j] = sum * a[row_start(j) + j];
         }
@@ -202,6 +230,32 @@ struct StartLine {
     Real ext_ext, ext_plx, plx_plx;  // their covariance
 };
 
+// What row i of the rest contributes, once the system's normal matrix is factorised and its right-hand side solved.
+template <class Real>
+XPKERN_INLINE void describe_rest(const StartSystem<Real>& system, int i, StartLine<Real>& line) {
+    const Real *root = system.normal, *row = root + row_start(i + 2);
+    for (int j = 0; j < i; ++j) line.factor[row_start(i) + j] = row[2 + j];
+    line.factor[row_start(i) + i] = lane<Real>(1) / row[2 + i];
+    line.aim[i] = system.right[2 + i];
+    line.origin[i] = system.origin[2 + i];
+    line.follow[1][i] = -row[1] * root[2];
+    line.follow[0][i] = -fma(root[1], line.follow[1][i], row[0]) * root[0];
+}
+
+// The same of (ext, ln plx).
+template <class Real>
+XPKERN_INLINE void describe_response(const StartSystem<Real>& system, StartLine<Real>& line) {
+    const Real* root = system.normal;
+    line.constant[1] = system.right[1] * root[2];
+    line.constant[0] = fma(-root[1], line.constant[1], system.right[0]) * root[0];
+    // (L1 L1^T)^-1 with L1 = [[1 / r0, 0], [b, 1 / r2]]
+    line.plx_plx = root[2] * root[2];
+    line.ext_plx = -root[1] * root[0] * line.plx_plx;
+    line.ext_ext = fma(root[0], root[0], -root[1] * root[0] * line.ext_plx);
+    line.constant[0] += system.origin[0];
+    line.constant[1] += system.origin[1];
+}
+
 template <class Real>
 XPKERN_KERNEL void reduce_start(StartSystem<Real>& system, StartLine<Real>& line) {
     constexpr int c = START_COLUMNS, rest = c - 2;
@@ -212,23 +266,8 @@ XPKERN_KERNEL void reduce_start(StartSystem<Real>& system, StartLine<Real>& line
         for (int j = 0; j < i; ++j) sum = fma(-root[row_start(i) + j], system.right[j], sum);
         system.right[i] = sum * root[row_start(i) + i];
     }
-    for (int i = 0; i < rest; ++i) {
-        const Real* row = root + row_start(i + 2);
-        for (int j = 0; j < i; ++j) line.factor[row_start(i) + j] = row[2 + j];
-        line.factor[row_start(i) + i] = lane<Real>(1) / row[2 + i];
-        line.aim[i] = system.right[2 + i];
-        line.origin[i] = system.origin[2 + i];
-        line.follow[1][i] = -row[1] * root[2];
-        line.follow[0][i] = -fma(root[1], line.follow[1][i], row[0]) * root[0];
-    }
-    line.constant[1] = system.right[1] * root[2];
-    line.constant[0] = fma(-root[1], line.constant[1], system.right[0]) * root[0];
-    // (L1 L1^T)^-1 with L1 = [[1 / r0, 0], [b, 1 / r2]]
-    line.plx_plx = root[2] * root[2];
-    line.ext_plx = -root[1] * root[0] * line.plx_plx;
-    line.ext_ext = fma(root[0], root[0], -root[1] * root[0] * line.ext_plx);
-    line.constant[0] += system.origin[0];
-    line.constant[1] += system.origin[1];
+    for (int i = 0; i < rest; ++i) describe_rest(system, i, line);
+    describe_response(system, line);
 }
 
 template <class Real>
@@ -267,14 +306,17 @@ XPKERN_INLINE void project_type(const GridView& grid, int type, const StartLine<
     const Real zero = lane<Real>(0);
     const StartType of = start_type(grid, type, inputs);
     Real offset[rest];
+    XPKERN_UNROLL_ON_GPU
     for (int b = 0; b < rest; ++b) offset[b] = Real(of.position[2 + b]) - line.origin[b];
 
     Real score = zero, curvature[inputs * (inputs + 1) / 2], slope[inputs];
     XPKERN_UNROLL
     for (int i = 0; i < inputs; ++i) slope[i] = zero;
+    XPKERN_UNROLL_ON_GPU
     for (int packed = 0; packed < row_start(inputs); ++packed) curvature[packed] = zero;
     // q and its slope for some rows of L2^T at a time: they share what a type contributes.
     constexpr int rows = rest % START_ROWS == 0 ? START_ROWS : 1;
+    XPKERN_UNROLL_ON_GPU
     for (int a = 0; a < rest; a += rows) {
         Real q[rows], q_slope[rows][inputs];
         XPKERN_UNROLL
@@ -295,7 +337,9 @@ XPKERN_INLINE void project_type(const GridView& grid, int type, const StartLine<
                 for (int i = 0; i < inputs; ++i) q_slope[r][i] = fma(root, of_type[i], q_slope[r][i]);
             }
         };
+        XPKERN_UNROLL_ON_GPU
         for (int b = a; b < a + rows; ++b) with_known<rows>(b - a + 1, [&](auto upto) { add(b, upto); });
+        XPKERN_UNROLL_ON_GPU
         for (int b = a + rows; b < rest; ++b) add(b, Known<rows>{});
         XPKERN_UNROLL
         for (int r = 0; r < rows; ++r) {
@@ -312,10 +356,12 @@ XPKERN_INLINE void project_type(const GridView& grid, int type, const StartLine<
         }
     }
     Real response[2], per_step[2][inputs];
+    XPKERN_UNROLL_ON_GPU
     for (int e = 0; e < 2; ++e) {
         response[e] = line.constant[e] - Real(of.position[e]);
         XPKERN_UNROLL
         for (int i = 0; i < inputs; ++i) per_step[e][i] = -Real(of.slope[i * START_COLUMNS + e]);
+        XPKERN_UNROLL_ON_GPU
         for (int b = 0; b < rest; ++b) {
             const Real follow = held(line.follow[e][b]);
             response[e] = fma(follow, offset[b], response[e]);

@@ -17,6 +17,7 @@ constexpr int MAX_TRIANGLE = MAX_PARAMETERS * (MAX_PARAMETERS + 1) / 2;
 constexpr double SMALLEST_EXT = 1e-6;          // E stays positive: the lower edge of its box is never below this
 constexpr double SAME_MINIMUM = 0.02;          // searches that end closer, in kK, dex and ln plx,
 constexpr double SAME_MINIMUM_EXT = 0.01;      // and in E, have found one minimum
+constexpr double EIGENVALUE_FLOOR = 1e-6;      // of an information matrix scaled to a unit diagonal
 constexpr double START_SPECTRUM_ERROR = 0.8;   // fraction to which the grid's mean spectrum tells a sample's flux
 constexpr double START_NEIGHBOUR_ERROR = 0.1;  // fraction to which the mean of its neighbours tells a sample's flux
 constexpr double START_LEAST_FLUX = 0.1;       // of which a guess is never below that many sigma

@@ -32,6 +32,13 @@ struct TrainingState {
     double *parameters, *first, *second;
 };
 
+// Information matrices (n, k, k), their covariances, what these are the inverses of, and where the floor acted (n,).
+struct InformationArrays {
+    const double* information;
+    double *covariance, *inverse;
+    bool* floored;
+};
+
 // One instruction set's kernels. Each works on the stars [begin, end) with scratch of its own.
 struct Kernels {
     const char* name;
@@ -61,6 +68,7 @@ struct Kernels {
     int64_t (*prior_scratch_bytes)(const PriorView&);
     void (*curve_prior)(const PriorView&, const double* theta, double* curvature, int64_t begin, int64_t end,
                         char* scratch);
+    void (*invert)(const InformationArrays&, int parameters, int64_t begin, int64_t end);
     // Confidence in parameters: features (n, f), confidence (n, classifiers).
     int64_t (*confidence_scratch_bytes)(const ConfidenceView&);
     void (*classify)(const ConfidenceView&, const float* features, float* confidence, int64_t begin, int64_t end,

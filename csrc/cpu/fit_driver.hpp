@@ -319,8 +319,9 @@ class FitDriver {
         search.offered = true;
         if (written != NOTHING && !is_better(search, progress_of(written))) return;
         written = crew.search[s];
-        write_solution(fit_, m_, k_, progress.state, report, residual, s, search.converged, search.rescued,
-                       crew.members.row[s], out_);
+        const int64_t row = crew.members.row[s];
+        write_solution(fit_, k_, progress.state, report, s, search.converged, search.rescued, row, out_);
+        write_residual(m_, residual, s, row, out_);
     }
 
     const FitView& fit_;

@@ -4,6 +4,7 @@
 #include "calibrate.hpp"
 #include "confidence_driver.hpp"
 #include "descent_driver.hpp"
+#include "information_driver.hpp"
 #include "noise_driver.hpp"
 #include "prior_driver.hpp"
 #include "star_kernels.hpp"
@@ -41,6 +42,7 @@ const Kernels& kernels() {
         freeze_stars,
         prior_scratch_bytes,
         curve_prior,
+        invert_informations,
         confidence_scratch_bytes,
         classify_stars,
         CHUNK_PLACES,

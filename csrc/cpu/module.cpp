@@ -12,7 +12,6 @@
 
 #include "../core/status.hpp"
 #include "calibration_plan.hpp"
-#include "covariance.hpp"
 #include "dispatch.hpp"
 #include "handles.hpp"
 #include "module.hpp"
@@ -50,22 +49,19 @@ void over_stars(int64_t n, int threads, int64_t scratch_bytes, const Work& work,
     });
 }
 
-// Inverses (n, k, k) of Fisher matrices, and which of them (n,) are certain; the others hold anything.
-py::tuple invert_fishers(const Array<double>& fisher, double floor) {
-    const py::ssize_t n = fisher.ndim() == 3 ? fisher.shape(0) : 0, k = fisher.ndim() == 3 ? fisher.shape(1) : 0;
-    require_shape(fisher, "fisher", {n, k, k});
-    if (k > MOST_INVERTED) throw std::invalid_argument("fisher is too large");
-    Array<double> inverse = make_array<double>({n, k, k});
-    Array<bool> certain = make_array<bool>({n});
-    const double* const from = fisher.data();
-    double* const to = inverse.mutable_data();
-    bool* const is_certain = certain.mutable_data();
-    {
-        const py::gil_scoped_release release;
-        for (py::ssize_t star = 0; star < n; ++star)
-            is_certain[star] = invert_fisher(from + star * k * k, static_cast<int>(k), floor, to + star * k * k);
-    }
-    return py::make_tuple(inverse, certain);
+py::tuple invert_information(const std::string& isa, const Array<double>& information, int threads) {
+    const Kernels& kernels = kernels_named(isa);
+    const bool square = information.ndim() == 3;
+    const py::ssize_t n = square ? information.shape(0) : 0, k = square ? information.shape(1) : 0;
+    require_shape(information, "information", {n, k, k});
+    if (k > MAX_PARAMETERS) throw std::invalid_argument("information has too many parameters");
+    Array<double> covariance = make_array<double>({n, k, k}), inverse = make_array<double>({n, k, k});
+    Array<bool> floored = make_array<bool>({n});
+    const InformationArrays arrays{information.data(), covariance.mutable_data(), inverse.mutable_data(),
+                                   floored.mutable_data()};
+    over_stars(n, threads, 0,
+               [&](int64_t begin, int64_t end, char*) { kernels.invert(arrays, static_cast<int>(k), begin, end); });
+    return py::make_tuple(covariance, inverse, floored);
 }
 
 struct EvaluationResult {
@@ -471,7 +467,8 @@ PYBIND11_MODULE(_cpu, module) {
                py::arg("has_rp").noconvert(), py::arg("band_flux").noconvert(), py::arg("band_error").noconvert(),
                py::arg("independent").noconvert(), py::arg("common"), py::arg("bp_fraction"), py::arg("rp_fraction"),
                py::arg("floor"), py::arg("unit_variance"), py::arg("threads"));
-    module.def("invert_fisher", &invert_fishers, py::arg("fisher").noconvert(), py::arg("floor"));
+    module.def("invert_information", &invert_information, py::arg("isa"), py::arg("information").noconvert(),
+               py::arg("threads"));
     module.def("instruction_sets", &instruction_sets, "Instruction sets that this machine can run, best first.");
     module.def(
         "multiply_add_peak",

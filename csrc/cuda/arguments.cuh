@@ -70,6 +70,13 @@ struct FitArguments {
     ThreadScratch scratch;
 };
 
+struct InvertArguments {
+    const double* information;     // (n, k, k)
+    double *covariance, *inverse;  // (n, k, k) out
+    bool* floored;                 // (n,) out: where an eigenvalue was raised
+    int64_t n, parameters;
+};
+
 struct SearchArguments {
     CandidateView grid;
     StarArrays stars;
@@ -153,10 +160,12 @@ struct ScratchArguments {
 
 // Bytes of the structs that a host fills or allocates: a host that has types of its own checks them.
 struct ArgumentSizes {
-    int64_t calibrate, predict, evaluate, start, fit, search, descend, train, scratch;
+    int64_t calibrate, predict, evaluate, start, fit, invert, search, descend, train, scratch;
     int64_t search_progress, best_candidate, training_state, kernel_scratch;
-    // Of fit_float and fit_fine: most warps of a block, its shared memory without stars, and that of a star.
-    int64_t float_warps, float_networks, float_star, fine_warps, fine_networks, fine_star;
+    // Of fit_float, fit_fine, the starts and fit_finish: most warps of a block, its shared memory without stars, and
+    // that of a star.
+    int64_t float_warps, float_common, float_star, fine_warps, fine_common, fine_star;
+    int64_t start_warps, start_common, start_star, finish_warps, finish_common, finish_star;
 };
 struct SizesArguments {
     ArgumentSizes* sizes;  // out

@@ -1,5 +1,5 @@
-// The stages of a fit with value and residual in double, and its end: a search a warp where the model is of the usual
-// shape; else, and in the last stages, a search, or a star, a thread.
+// The stages of a fit with value and residual in double: a search a warp where the model is of the usual shape; else,
+// and in the last stage, a search a thread.
 #pragma once
 
 #include "fit_warp.cuh"
@@ -68,36 +68,6 @@ __device__ __forceinline__ void fine_steps_by_warp(const FitArguments& a, int64_
                         });
 }
 
-// A star's solution: the best of the searches that have ended; -1 if none has.
-XPKERN_INLINE int best_search(const SearchProgress* searches, int starts) {
-    int best = -1;
-    for (int choice = 0; choice < starts; ++choice) {
-        const SearchProgress& search = searches[choice];
-        if (search.exists && search.offered && (best < 0 || is_better(search, searches[best]))) best = choice;
-    }
-    return best;
-}
-
-// Writes a star's solution, from where its best search has been left.
-template <class Shape>
-__device__ __forceinline__ void finish_star(const FitArguments& a, int64_t row, Arena arena) {
-    const Shape shape(a.fit.model);
-    const int k = shape.parameters(), m = shape.samples();
-    const SearchProgress* searches = searches_of(a, row);
-    const int best = best_search(searches, a.fit.starts);
-    if (best < 0) return;  // a star without data, already written
-    const SearchProgress& search = searches[best];
-    ThreadSpace<float, double> space(shape, a.fit.prior, arena);
-    space.star.gather(a.stars, row, m, k);
-    predict_values(a.fit.model, shape, search.state.u, space.workspace);
-    Report<double> report;
-    describe_solution(search.state, m, k, space.star.flux, space.star.factor, space.star.weight, space.workspace.flux,
-                      space.workspace.back, report);
-    write_solution(a.fit, m, k, search.state, report, space.workspace.back, 0, search.converged, search.rescued, row,
-                   a.out);
-    compare_minima(k, a.fit.starts, searches, best, row, a.out);
-}
-
 XPKERN_NAMESPACE_END
 
 #if defined(XPKERN_GENERAL)
@@ -110,20 +80,3 @@ extern "C" __global__ void __launch_bounds__(kernels::FitBlock<double>::most_thr
 #endif
 XPKERN_STAR_KERNEL(fit_rescue, xpkern::FitArguments, *a.taken.count,
                    (kernels::ThreadSpace<double, double>::usual_bytes()), kernels::rescue_steps)
-XPKERN_STAR_KERNEL(fit_finish, xpkern::FitArguments, a.n, (kernels::ThreadSpace<float, double>::usual_bytes()),
-                   kernels::finish_star)
-
-// Searches that are worth finishing in double, once all have ended their fine steps.
-extern "C" __global__ void fit_select(const __grid_constant__ xpkern::FitArguments a) {
-    kernels::over_items(a.n, [&](int64_t row) {
-        kernels::SearchProgress* searches = kernels::searches_of(a, row);
-        const int best = kernels::best_search(searches, a.fit.starts);
-        for (int choice = 0; choice < a.fit.starts; ++choice) {
-            kernels::SearchProgress& search = searches[choice];
-            if (!kernels::at_work(search) || search.offered) continue;
-            if (!kernels::worth_rescue(search, best < 0 ? nullptr : searches + best)) continue;
-            kernels::enter_stage(kernels::RESCUE_DAMPING, search);
-            kernels::add_to_queue(a.left, row * a.fit.starts + choice);
-        }
-    });
-}

@@ -21,8 +21,8 @@ struct FitTape {
 
 // A layer's values before the tanh, and their slopes, of a lane's OUTPUTS outputs, LANES apart; beyond the last one
 // that one's again.
-template <int LAYER, int OUTPUTS, bool TANGENTS, class Wide>
-__device__ __forceinline__ void multiply_nodes(const FitStar<Wide>& star, Wide (&value)[OUTPUTS],
+template <int LAYER, int OUTPUTS, bool TANGENTS, class Star, class Wide>
+__device__ __forceinline__ void multiply_nodes(const Star& star, Wide (&value)[OUTPUTS],
                                                float (&slope)[OUTPUTS][FitShape::n_inputs]) {
     constexpr int n_in = UsualShape::width(LAYER), n_out = UsualShape::width(LAYER + 1);
     const FitNetworks<Wide>& networks = fit_block<Wide>().networks;
@@ -57,8 +57,8 @@ __device__ __forceinline__ void multiply_nodes(const FitStar<Wide>& star, Wide (
     }
 }
 
-template <int LAYER, bool TANGENTS, class Wide>
-__device__ __forceinline__ void go_forward(FitStar<Wide>& star, const Wide* scaled, const float* inverse_scale,
+template <int LAYER, bool TANGENTS, class Star, class Wide>
+__device__ __forceinline__ void go_forward(Star& star, const Wide* scaled, const float* inverse_scale,
                                            FitTape<Wide>& tape, Wide (&ln_flux)[FitShape::strips]) {
     constexpr int inputs = FitShape::n_inputs;
     if constexpr (LAYER == FitShape::last) {
@@ -98,9 +98,10 @@ __device__ __forceinline__ void go_forward(FitStar<Wide>& star, const Wide* scal
     }
 }
 
-// Fluxes at u, and with TANGENTS the slopes of their logarithms; 0 beyond the last sample.
-template <bool TANGENTS, class Wide>
-__device__ __forceinline__ void predict_by_warp(const ModelView& model, const Wide* u, FitStar<Wide>& star,
+// Fluxes at u, and with TANGENTS the slopes of their logarithms; 0 beyond the last sample. The networks are the
+// block's.
+template <bool TANGENTS, class Star, class Wide>
+__device__ __forceinline__ void predict_by_warp(const ModelView& model, const Wide* u, Star& star,
                                                 FitTape<Wide>& tape) {
     constexpr int inputs = FitShape::n_inputs;
     const auto& view = network_of<Wide>(model);

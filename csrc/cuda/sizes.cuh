@@ -3,7 +3,7 @@
 
 #include "calibrate.cuh"
 #include "descent.cuh"
-#include "fit_memory.cuh"
+#include "fit_finish.cuh"
 #include "stars.cuh"
 #include "starts.cuh"
 #include "train.cuh"
@@ -62,6 +62,7 @@ extern "C" __global__ void argument_sizes(const __grid_constant__ xpkern::SizesA
                 sizeof(xpkern::EvaluateArguments),
                 sizeof(xpkern::StartArguments),
                 sizeof(xpkern::FitArguments),
+                sizeof(xpkern::InvertArguments),
                 sizeof(xpkern::SearchArguments),
                 sizeof(xpkern::DescendArguments),
                 sizeof(xpkern::TrainArguments),
@@ -75,5 +76,11 @@ extern "C" __global__ void argument_sizes(const __grid_constant__ xpkern::SizesA
                 sizeof(kernels::FitStar<float>),
                 kernels::FitBlock<double>::most_warps,
                 sizeof(kernels::FitBlock<double>) - sizeof(kernels::FitStar<double>),
-                sizeof(kernels::FitStar<double>)};
+                sizeof(kernels::FitStar<double>),
+                kernels::StartBlock::most_warps,
+                sizeof(kernels::StartBlock) - sizeof(kernels::StartStar),
+                sizeof(kernels::StartStar),
+                kernels::FinishBlock::most_warps,
+                sizeof(kernels::FinishBlock) - sizeof(kernels::FinishStar),
+                sizeof(kernels::FinishStar)};
 }

@@ -1,7 +1,8 @@
-// Where stars start from, and where the searches of a fit do: a star a thread.
+// Where stars start from, and where the searches of a fit do: a star a warp where grid and model are of the usual
+// sizes, else a star a thread.
 #pragma once
 
-#include "searches.cuh"
+#include "start_warp.cuh"
 
 XPKERN_NAMESPACE_BEGIN
 
@@ -19,9 +20,6 @@ struct StartMemory {
         StartMemory(m, k, types, arena);
         return arena.used;
     }
-    static XPKERN_INLINE constexpr int64_t usual_bytes() {
-        return bytes(UsualShape::samples(), UsualShape::parameters(), USUAL_TYPES);
-    }
 };
 
 // Calls found(choice, u) for each start of a star; u is null where there is no such start.
@@ -35,6 +33,13 @@ __device__ __forceinline__ void find_starts(const GridView& grid, const StarArra
                   [&](int, int choice, const double* u) { found(choice, u); });
 }
 
+// Writes one start of a star, linear.
+__device__ __forceinline__ void write_start(const StartArguments& a, int k, int64_t row, int choice, const double* u) {
+    double* start = a.params + (row * a.starts + choice) * k;
+    for (int p = 0; p < k; ++p) start[p] = u ? u[p] : not_a_number();
+    if (u) start[k - 1] = exp(u[k - 1]);
+}
+
 template <class Shape>
 __device__ __forceinline__ void start_star(const StartArguments& a, int64_t row, const Arena& arena) {
     ModelView sizes{};  // of the grid's stars, as a network of one layer has them
@@ -43,11 +48,15 @@ __device__ __forceinline__ void start_star(const StartArguments& a, int64_t row,
     sizes.width[1] = int(a.samples);
     const Shape shape(sizes);
     const int m = shape.samples(), k = shape.parameters();
-    find_starts(a.grid, a.stars, row, m, k, int(a.starts), a.gate, arena, [&](int choice, const double* u) {
-        double* start = a.params + (row * a.starts + choice) * k;
-        for (int p = 0; p < k; ++p) start[p] = u ? u[p] : not_a_number();
-        if (u) start[k - 1] = exp(u[k - 1]);
-    });
+    find_starts(a.grid, a.stars, row, m, k, int(a.starts), a.gate, arena,
+                [&](int choice, const double* u) { write_start(a, k, row, choice, u); });
+}
+
+// The search of a star that starts from given parameters.
+__device__ __forceinline__ void begin_given(const FitArguments& a, int k, int64_t row) {
+    double u[MAX_PARAMETERS];
+    load_params(a.fit.start_params + row * k, k, u);
+    begin_search(k, u, searches_of(a, row)[0]);
 }
 
 template <class Shape>
@@ -57,20 +66,71 @@ __device__ __forceinline__ void start_searches(const FitArguments& a, int64_t ro
     SearchProgress* searches = searches_of(a, row);
     for (int choice = 0; choice < a.fit.starts; ++choice) searches[choice].exists = false;
     if (!has_data(a.stars.whitener + row * row_start(m), m)) return write_missing(m, k, row, a.out);
-    const auto begin = [&](int choice, const double* u) {
-        if (u) begin_search(k, u, searches[choice]);
-    };
-    if (a.fit.grid.n_types > 0) {
-        find_starts(a.fit.grid, a.stars, row, m, k, a.fit.starts, a.fit.gate, arena, begin);
-    } else {
-        double u[MAX_PARAMETERS];
-        load_params(a.fit.start_params + row * k, k, u);
-        begin(0, u);
-    }
+    if (a.fit.grid.n_types > 0)
+        find_starts(a.fit.grid, a.stars, row, m, k, a.fit.starts, a.fit.gate, arena, [&](int choice, const double* u) {
+            if (u) begin_search(k, u, searches[choice]);
+        });
+    else
+        begin_given(a, k, row);
     add_to_queue(a.left, row * a.fit.starts);
+}
+
+// The same by a warp; no queue, as the next stage takes every star up.
+__device__ __forceinline__ void start_searches_by_warp(const FitArguments& a) {
+    constexpr int m = StartShape::m, k = StartShape::k;
+    const auto by_one_lane = [](const auto& work) {
+        if (lane_in_warp() == 0) work();
+    };
+    over_starts(
+        a.fit.grid, a.stars, a.n, a.fit.starts, a.fit.gate,
+        [&](int64_t row, const PaddedFactor& factor) {
+            float present = 0;
+            for (int i = lane_in_warp(); i < m; i += LANES) present += factor.row(i)[i] > 0 ? 1.0f : 0.0f;
+            if (sum_over_lanes(present) > 0) return true;
+            by_one_lane([&] {
+                for (int choice = 0; choice < a.fit.starts; ++choice) searches_of(a, row)[choice].exists = false;
+                write_missing(m, k, row, a.out);
+            });
+            return false;
+        },
+        [&](int64_t row, int choice, const double* u) {
+            by_one_lane([&] {
+                SearchProgress& search = searches_of(a, row)[choice];
+                search.exists = false;
+                if (u) begin_search(k, u, search);
+            });
+        });
+}
+
+// Searches from given parameters, a star a thread: there is hardly anything to do.
+__device__ __forceinline__ void begin_given_searches(const FitArguments& a) {
+    constexpr int m = StartShape::m, k = StartShape::k;
+    over_items(a.n, [&](int64_t row) {
+        searches_of(a, row)->exists = false;
+        if (!has_data(a.stars.whitener + row * row_start(m), m)) return write_missing(m, k, row, a.out);
+        begin_given(a, k, row);
+    });
 }
 
 XPKERN_NAMESPACE_END
 
-XPKERN_STAR_KERNEL(start, xpkern::StartArguments, a.n, kernels::StartMemory::usual_bytes(), kernels::start_star)
-XPKERN_STAR_KERNEL(fit_start, xpkern::FitArguments, a.n, kernels::StartMemory::usual_bytes(), kernels::start_searches)
+#if defined(XPKERN_GENERAL)
+XPKERN_GENERAL_KERNEL(start, xpkern::StartArguments, a.n, kernels::start_star)
+XPKERN_GENERAL_KERNEL(fit_start, xpkern::FitArguments, a.n, kernels::start_searches)
+#else
+extern "C" __global__ void __launch_bounds__(kernels::StartBlock::most_threads)
+    start(const __grid_constant__ xpkern::StartArguments a) {
+    kernels::over_starts(
+        a.grid, a.stars, a.n, int(a.starts), a.gate, [](int64_t, const kernels::PaddedFactor&) { return true; },
+        [&](int64_t row, int choice, const double* u) {
+            if (kernels::lane_in_warp() == 0) kernels::write_start(a, kernels::StartShape::k, row, choice, u);
+        });
+}
+extern "C" __global__ void __launch_bounds__(kernels::StartBlock::most_threads)
+    fit_start(const __grid_constant__ xpkern::FitArguments a) {
+    kernels::start_searches_by_warp(a);
+}
+extern "C" __global__ void fit_begin(const __grid_constant__ xpkern::FitArguments a) {
+    kernels::begin_given_searches(a);
+}
+#endif

@@ -84,17 +84,17 @@ __device__ __forceinline__ SharedStar& star_of_warp() {
     return shared_stars().star[threadIdx.x / LANES];
 }
 
-// Copies BYTES (4, 8 or 16, to which both are aligned) from memory to shared memory, AT numbers on, by some time before
-// wait_for_copies() returns in the same thread. No register holds them meanwhile.
-template <int BYTES, int AT = 0>
+// Copies BYTES (4, 8 or 16, to which both are aligned) from memory to shared memory, from FROM numbers on to TO numbers
+// on, by some time before wait_for_copies() returns in the same thread. No register holds them meanwhile.
+template <int BYTES, int TO = 0, int FROM = TO>
 __device__ __forceinline__ void copy_soon(float* to, const float* from) {
 #if __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.ca.shared.global [%0 + %3], [%1 + %3], %2;" ::"r"(
+    asm volatile("cp.async.ca.shared.global [%0 + %3], [%1 + %4], %2;" ::"r"(
                      static_cast<unsigned>(__cvta_generic_to_shared(to))),
-                 "l"(from), "n"(BYTES), "n"(4 * AT)
+                 "l"(from), "n"(BYTES), "n"(4 * TO), "n"(4 * FROM)
                  : "memory");
 #else
-    for (int i = AT; i < AT + BYTES / 4; ++i) to[i] = from[i];
+    for (int i = 0; i < BYTES / 4; ++i) to[TO + i] = from[FROM + i];
 #endif
 }
 __device__ __forceinline__ void wait_for_copies() {

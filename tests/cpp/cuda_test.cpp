@@ -151,6 +151,45 @@ void test_evaluate(const Problem& on) {
     }
 }
 
+template <class Block, class Star>
+constexpr int64_t bytes_beside_stars() {
+    return int64_t(sizeof(Block) - sizeof(Star));
+}
+
+// Starts against those that a thread finds for a star, which the tests of the CPU hold to be right.
+void test_start(Problem& on, int types) {
+    constexpr int starts = 3;
+    constexpr double gate = 1e6;
+    const ToyGrid grid(types, on.model, on.random);
+    std::vector<double> params = filled<double>(on.n * starts * on.k);
+    xpkern::ScratchArguments sizes{};
+    sizes.n_types = types;
+    sizes.samples = on.m;
+    sizes.inputs = on.k - 2;
+    const Scratch scratch(needed_by(sizes).start, on.n);
+    const xpkern::StartArguments a{grid.view, on.m, on.k - 2,      on.arrays(), on.n,
+                                   starts,    gate, params.data(), scratch.view};
+#if defined(XPKERN_GENERAL)
+    shim::launch(start_any, on.blocks(on.n), BLOCK, a, false);
+#else
+    using kernels::StartBlock, kernels::StartStar;
+    shim::launch(start, 2, 2 * kernels::LANES, a, true,
+                 bytes_beside_stars<StartBlock, StartStar>() + 2 * int64_t(sizeof(StartStar)));
+#endif
+    Buffer memory(kernels::StartMemory::bytes(on.m, on.k, types));
+    for (int star = 0; star < on.n; ++star) {
+        kernels::find_starts(grid.view, on.arrays(), star, on.m, on.k, starts, gate, {memory.data(), 0},
+                             [&](int choice, const double* u) {
+                                 const double* found = params.data() + (star * starts + choice) * on.k;
+                                 for (int p = 0; p < on.k; ++p) {
+                                     const double expected = u ? (p == on.k - 1 ? std::exp(u[p]) : u[p]) : 0;
+                                     CHECK(std::isnan(found[p]) == !u);
+                                     if (u) CHECK_CLOSE(found[p], expected, 1e-3 * (1 + std::abs(expected)));
+                                 }
+                             });
+    }
+}
+
 void test_fit(const Problem& on) {
     Evaluation at(on.n, on.k);
     std::vector<double> params = filled<double>(on.n * on.k), decrement = filled<double>(on.n), second = params,
@@ -177,8 +216,8 @@ void test_fit(const Problem& on) {
         a.evaluations = evaluations;
         shim::launch(kernel, on.blocks(on.n), BLOCK, a, false);
     };
-    stage(XPKERN_FORM(fit_start), 0);
 #if defined(XPKERN_GENERAL)
+    stage(fit_start_any, 0);
     for (const int evaluations : {4, 40}) stage(fit_rough_any, evaluations);
     stage(fit_compare, 0);
     stage(fit_sharp_any, 0);
@@ -186,28 +225,70 @@ void test_fit(const Problem& on) {
 #else
     // two blocks of as many warps as there are stars in the smallest problem but one, and more: warps take stars in
     // turns
-    const auto by_warps = [&](auto kernel, auto wide) {
-        using Wide = decltype(wide);
+    const auto by_warps = [&](auto kernel, int64_t common, int64_t of_star) {
         constexpr int warps = 3;
-        const int64_t shared = sizeof(kernels::FitBlock<Wide>) + (warps - 1) * sizeof(kernels::FitStar<Wide>);
-        a.begun = counts.data() + counts.size() - (sizeof(Wide) == sizeof(float) ? 1 : 2);
-        shim::launch(kernel, on.in_turns ? 1 : 2, warps * kernels::LANES, a, true, shared);
+        a.begun = counts.data() + counts.size() - (kernel == fit_fine ? 1 : 2);
+        shim::launch(kernel, on.in_turns ? 1 : 2, warps * kernels::LANES, a, true, common + warps * of_star);
     };
+    using kernels::FinishBlock, kernels::FinishStar;
+    stage(fit_begin, 0);
     a.left = {queues[1].data(), counts.data() + 1};
-    by_warps(fit_float, 0.0f);
+    by_warps(fit_float, bytes_beside_stars<kernels::FitBlock<float>, kernels::FitStar<float> >(),
+             sizeof(kernels::FitStar<float>));
     a.taken = a.left;
-    by_warps(fit_fine, 0.0);
+    by_warps(fit_fine, bytes_beside_stars<kernels::FitBlock<double>, kernels::FitStar<double> >(),
+             sizeof(kernels::FitStar<double>));
     filling = 2;
 #endif
     stage(fit_select, 0);
     stage(XPKERN_FORM(fit_rescue), 0);
-    stage(XPKERN_FORM(fit_finish), 0);
+#if defined(XPKERN_GENERAL)
+    stage(fit_finish_any, 0);
+#else
+    by_warps(fit_finish, bytes_beside_stars<FinishBlock, FinishStar>(), sizeof(FinishStar));
+#endif
     for (int star = 0; star < on.n; ++star) {
         CHECK(!(status[star] & kernels::NO_DATA));
         const double here = plain_loss(on.model, on.prior, a.fit.terms, on.stars, star, on.u_of(params, star));
         CHECK_CLOSE(at.loss[star], here, 1e-5 * std::abs(here) + 1e-3);
         CHECK(here <= plain_loss(on.model, on.prior, a.fit.terms, on.stars, star, on.u_of(on.params, star)));
         CHECK(minima[star] == 1 && iterations[star] > 1);
+    }
+}
+
+// Covariance times information is one, but for a star whose second parameter is all but the first one's double and for
+// one that is no number.
+void test_invert(int n, int k) {
+    Random random(n + k);
+    std::vector<double> information(size_t(n * k * k)), covariance = filled<double>(n * k * k), inverse = covariance;
+    const std::unique_ptr<bool[]> floored(new bool[n + 1]);
+    for (int star = 0; star < n; ++star) {
+        std::vector<double> root(size_t(k * k));
+        for (double& x : root) x = random.normal();
+        for (int i = 0; i < k; ++i) root[i * k + i] += 4;
+        if (star == 1)
+            for (int j = 0; j < k; ++j) root[k + j] = 2 * root[j];
+        double* here = information.data() + star * k * k;
+        for (int i = 0; i < k; ++i)
+            for (int j = 0; j < k; ++j)
+                for (int l = 0; l < k; ++l) here[i * k + j] += root[i * k + l] * root[j * k + l];
+        if (star == 2) here[k] = here[1] = std::nan("");
+    }
+    const xpkern::InvertArguments a{information.data(), covariance.data(), inverse.data(), floored.get(), n, k};
+    shim::launch(invert_information, 1, BLOCK, a, false);
+    for (int star = 0; star < n; ++star) {
+        const double *found = covariance.data() + star * k * k, *given = inverse.data() + star * k * k;
+        CHECK(floored[star] == (star == 1));
+        for (int i = 0; i < k; ++i) {
+            for (int j = 0; j < k; ++j) {
+                double product = 0;
+                for (int l = 0; l < k; ++l) product += found[i * k + l] * given[l * k + j];
+                if (star == 2)
+                    CHECK(std::isnan(found[i * k + j]));
+                else
+                    CHECK_CLOSE(product, i == j ? 1 : 0, 1e-6);
+            }
+        }
     }
 }
 
@@ -432,6 +513,7 @@ void test_calibrate(int n) {
 
 int main() {
     for (const int n : {0, 3}) test_calibrate(n);
+    for (const int n : {0, 1, 33}) test_invert(n, n == 1 ? 4 : 5);
     for (const int n : {0, 1, 31, 32, 33, 65}) {
         const Problem problem(n, n % 2 == 1 && n > 1);
         test_predict(problem);
@@ -443,6 +525,10 @@ int main() {
 #else  // where a warp has a star a processor has much to do
     const std::vector<int> of_fit = {0, 1, 5, 7}, of_training = {33};
 #endif
+    for (const int n : {0, 1, 5, 17}) {
+        Problem problem(n, false);
+        test_start(problem, n == 5 ? 64 : 12);
+    }
     for (const int n : of_training) test_train(Problem(n, n % 2 == 1 && n > 1));
     for (const int n : of_fit) test_fit(Problem(n, n % 2 == 1 && n > 1 && n != 7));
     return failures();

@@ -151,37 +151,9 @@ void test_fit(const std::vector<int>& width) {
 void test_starts(const std::vector<int>& width) {
     const int n = 21;
     Problem problem(width, n);
-    const int inputs = problem.model.inputs(), k = problem.model.parameters(), m = problem.model.samples();
-    // Types around the network's zero point, in a basis of extinction, parallax and a few arbitrary spectra: a start
-    // need not be good here, only the same for everyone.
-    const int types = 12, c = xpkern::START_COLUMNS, size = kernel::start_row_size(inputs);
-    std::vector<float> rows(types * size, 0.0f), basis(c * m, 0.0f), inverse(c * m, 0.0f), mean(m, 0.0f);
-    std::vector<int32_t> window;
-    for (int i = 0; i < m; ++i) {
-        basis[i * c] = static_cast<float>(-problem.model.ext_curve[i]);
-        basis[i * c + 1] = 2;
-        for (int a = 2; a < c; ++a) basis[i * c + a] = static_cast<float>(0.1 * problem.random.normal());
-        window.push_back(i > 0 ? i - 1 : 0);
-        window.push_back(i + 1 < m ? i + 2 : m);
-    }
-    for (int t = 0; t < types; ++t) {
-        float* row = rows.data() + t * size;
-        for (int a = 2; a < c; ++a) row[a] = static_cast<float>(problem.random.normal());
-        float* type = row + (1 + inputs) * c;
-        float* precision = type + 2 * inputs;
-        for (int i = 0; i < inputs; ++i) {
-            type[i] = static_cast<float>(problem.model.zero_point[i] + problem.random.normal());
-            precision[i * (i + 3) / 2] = 1;
-        }
-    }
-    const std::vector<float> typical(m, 1.0f);
-    xpkern::GridView grid{types, rows.data(), basis.data(), inverse.data(), mean.data(), typical.data(), window.data(),
-                          {},    {}};
-    for (int t = 0; t < inputs; ++t) {
-        grid.reach[t] = 0.5f;
-        grid.apart[t] = 0.3f;
-    }
-    problem.fit.grid = grid;
+    const int k = problem.model.parameters();
+    const ToyGrid grid(12, problem.model, problem.random);
+    problem.fit.grid = grid.view;
     problem.fit.gate = 1e6;
     const Solution one = problem.solve({n});
     problem.fit.starts = 4;

@@ -194,6 +194,46 @@ struct ToyStars {
     }
 };
 
+// Types around a network's zero point, in a basis of extinction, parallax and a few arbitrary spectra: a start need not
+// be good here, only the same for everyone.
+struct ToyGrid {
+    std::vector<float> rows, basis, inverse, mean, typical;
+    std::vector<int32_t> window;
+    xpkern::GridView view;
+
+    ToyGrid(int types, const ToyModel& model, Random& random)
+        : basis(size_t(xpkern::START_COLUMNS * model.samples()), 0.0f),
+          inverse(basis),
+          mean(size_t(model.samples()), 0.0f),
+          typical(size_t(model.samples()), 1.0f) {
+        const int inputs = model.inputs(), m = model.samples(), c = xpkern::START_COLUMNS;
+        const int size = xpkern::XPKERN_ISA::start_row_size(inputs);
+        rows.resize(size_t(types * size), 0.0f);
+        for (int i = 0; i < m; ++i) {
+            basis[i * c] = static_cast<float>(-model.ext_curve[i]);
+            basis[i * c + 1] = 2;
+            for (int a = 2; a < c; ++a) basis[i * c + a] = static_cast<float>(0.1 * random.normal());
+            window.push_back(i > 0 ? i - 1 : 0);
+            window.push_back(i + 1 < m ? i + 2 : m);
+        }
+        for (int t = 0; t < types; ++t) {
+            float* row = rows.data() + t * size;
+            for (int a = 2; a < c; ++a) row[a] = static_cast<float>(random.normal());
+            float* type = row + (1 + inputs) * c;
+            float* precision = type + 2 * inputs;
+            for (int i = 0; i < inputs; ++i) {
+                type[i] = static_cast<float>(model.zero_point[i] + random.normal());
+                precision[i * (i + 3) / 2] = 1;
+            }
+        }
+        view = {types, rows.data(), basis.data(), inverse.data(), mean.data(), typical.data(), window.data(), {}, {}};
+        for (int t = 0; t < inputs; ++t) {
+            view.reach[t] = 0.5f;
+            view.apart[t] = 0.3f;
+        }
+    }
+};
+
 // Eq. 19 as it stands.
 inline double plain_loss(const ToyModel& model, const ToyPrior& prior, const xpkern::LossView& terms,
                          const ToyStars& stars, int star, const std::vector<double>& u) {

@@ -42,3 +42,22 @@ def _cupy() -> Any:
             raise InputError(f"arrays on a GPU need CuPy ({error}): pip install 'xpkern[cuda13]'") from None
         return cupy
     return sys.modules["cupy"]
+
+
+def constant(array: np.ndarray) -> np.ndarray:
+    """The same array, to which nobody can write any more: an engine may keep a copy where it computes."""
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        base.flags.writeable = False
+        base = base.base
+    return array
+
+
+def is_constant(array: np.ndarray) -> bool:
+    """Whether nobody can write to an array through it or what it is a view of."""
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        if base.flags.writeable:
+            return False
+        base = base.base
+    return True

@@ -354,6 +354,15 @@ class Engine(Protocol):
         """Lowest optimum of the star loss from the starts of a grid, or that from given parameters (n, k)."""
         ...
 
+    def invert_information(
+        self, information: Float64, *, threads: int | None = None
+    ) -> tuple[Float64, Float64, np.ndarray]:
+        """Covariances (n, k, k) of information matrices such as Fisher's, their inverses, where the floor acted (n,).
+
+        See :func:`xpkern.fit.covariance.invert_information`.
+        """
+        ...
+
     def search(self, grid: CandidateGrid, stars: StarData, *, threads: int | None = None) -> Float64:
         """Candidate of each star with the lowest score, as linear parameters (n, k); the first of equal ones."""
         ...

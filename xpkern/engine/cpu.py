@@ -227,6 +227,17 @@ class CpuEngine:
             )
         )
 
+    def invert_information(
+        self, information: Float64, *, threads: int | None = None
+    ) -> tuple[Float64, Float64, np.ndarray]:
+        """Covariances (n, k, k) of information matrices such as Fisher's, their inverses, where the floor acted (n,).
+
+        See :func:`xpkern.fit.covariance.invert_information`.
+        """
+        return _cpu.invert_information(
+            self.instruction_set, np.ascontiguousarray(information, np.float64), number_of_threads(threads)
+        )
+
     def search(self, grid: CandidateGrid, stars: StarData, *, threads: int | None = None) -> Float64:
         """Candidate of each star with the lowest score, as linear parameters (n, k); the first of equal ones."""
         return _cpu.search(

@@ -73,7 +73,8 @@ class WhitenerGroups:
 
     def __getitem__(self, stars: slice | NDArray[np.intp] | NDArray[np.bool_]) -> Float32:
         """Rows of some stars, in their order, copied."""
-        return _cpu.rows_of_groups(self.groups, np.ascontiguousarray(np.arange(len(self))[stars]))
+        rows = np.arange(*stars.indices(len(self))) if isinstance(stars, slice) else np.arange(len(self))[stars]
+        return _cpu.rows_of_groups(self.groups, rows)
 
 
 @dataclass
@@ -120,7 +121,10 @@ def empty_rows(n_stars: int, size: int) -> Float32:
 
 def in_random_groups(rows: NDArray[np.intp], rng: np.random.Generator) -> NDArray[np.intp]:
     """Ascending rows of stars in a new order: groups at random, the stars of a group together."""
-    _, group = np.unique(rows // STARS_OF_GROUP, return_inverse=True)
-    place = rng.permutation(group[-1] + 1)[group] if len(rows) else group
-    order: NDArray[np.intp] = rows[np.argsort(place, kind="stable")]
+    group = rows // STARS_OF_GROUP
+    begins = np.flatnonzero(np.append(True, group[1:] != group[:-1])) if len(rows) else np.empty(0, np.intp)
+    new_order = np.argsort(rng.permutation(len(begins)))  # of as many groups; no sort of the stars, in every epoch
+    sizes = np.diff(np.append(begins, len(rows)))[new_order]
+    shift = begins[new_order] - (np.cumsum(sizes) - sizes)
+    order: NDArray[np.intp] = rows[np.repeat(shift, sizes) + np.arange(len(rows))]
     return order

@@ -36,6 +36,7 @@ from xpkern.engine.reference_start import starts_from_grid
 from xpkern.engine.reference_train import model_loss, train_epoch
 from xpkern.engine.training import EpochResult, ModelMoments, Steps
 from xpkern.fit.candidates import CandidateGrid
+from xpkern.fit.covariance import invert_information
 from xpkern.fit.start import StartGrid
 from xpkern.model.flux_model import FluxModel
 from xpkern.model.noise import Noise
@@ -181,6 +182,15 @@ class ReferenceEngine:
                 optimum = minimise(model, prior, stars[rows], starts[rows, choice], terms, box, options)
                 _record(optimum, stars[rows], rows, found[-1])
         return _lowest(found, solution)
+
+    def invert_information(
+        self, information: Float64, *, threads: int | None = None
+    ) -> tuple[Float64, Float64, np.ndarray]:
+        """Covariances (n, k, k) of information matrices such as Fisher's, their inverses, where the floor acted (n,).
+
+        See :func:`xpkern.fit.covariance.invert_information`.
+        """
+        return invert_information(information)
 
     def search(self, grid: CandidateGrid, stars: StarData, *, threads: int | None = None) -> Float64:
         """Candidate of each star with the lowest score, as linear parameters (n, k); the first of equal ones."""

@@ -2,75 +2,103 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from xpkern.engine.arrays import namespace_of, to_host
 from xpkern.engine.contract import Float64
 from xpkern.engine.packed import forward_substitute
 
+if TYPE_CHECKING:
+    from xpkern.engine.contract import Engine
+
 #: Smallest eigenvalue allowed to a Fisher matrix scaled to a unit diagonal. The scaling makes it a statement about
 #: degeneracy, whatever the units; below it, what is left is rounding of the float32 products the matrix is made of.
 EIGENVALUE_FLOOR = 1e-6
 
 
-def invert_fisher(fisher: Float64, prior_curvature: Float64 | None = None) -> tuple[Float64, Float64, np.ndarray]:
+def invert_information(information: Float64) -> tuple[Float64, Float64, np.ndarray]:
     """Covariance of the parameters, and its inverse.
 
-    The inverse is F, or F plus the prior's curvature: with D the square root of its diagonal it is D S D, and the
-    eigenvalues of S are raised to at least :data:`EIGENVALUE_FLOOR` before inverting. Where a prior bends so much the
-    other way that no covariance comes of the sum, only the directions in which it holds a star count.
+    With D the square root of the diagonal, F = D S D, the eigenvalues of S are raised to at least
+    :data:`EIGENVALUE_FLOOR` before inverting.
 
     Parameters
     ----------
-    fisher : (n, k, k) float64
-        F; NaN for a star without a fit.
-    prior_curvature : (n, d, d) float64, optional
-        Minus the Hessian of the logarithm of a prior on the first d parameters.
+    information : (n, k, k) float64
+        Such as Fisher's matrix; NaN for a star without a fit.
 
     Returns
     -------
     covariance, inverse : (n, k, k) float64
-        Symmetric positive definite; the inverse is the sum itself where the floor did not act. NaN where ``fisher`` is.
+        Symmetric positive definite; the inverse is ``information`` itself where the floor did not act. NaN where
+        ``information`` is.
     floored : (n,) bool
         Where the floor acted.
     """
-    xp = namespace_of(fisher)
-    inverse = fisher.copy()
-    if prior_curvature is not None:
-        held = prior_curvature.shape[1]
-        inverse[:, :held, :held] += prior_curvature
-    outer = _outer_scale(inverse)
-    scaled_inverse, certain = _inverse_with_certificate(inverse / outer)
-    covariance = scaled_inverse / outer
-    floored = xp.zeros(len(fisher), bool)
-    finite = np.isfinite(inverse).all(axis=(1, 2))
-    covariance[~finite] = inverse[~finite] = np.nan
-    # few enough for the host, wherever the others are
-    for star in np.flatnonzero(to_host(finite & ~certain)):
-        one = to_host(fisher[star]).copy()
-        if prior_curvature is not None:
-            one[:held, :held] += positive_part(to_host(prior_curvature[star]))
-        unit = _outer_scale(one[None])[0]
-        values, vectors = np.linalg.eigh(one / unit)
+    diagonal = np.einsum("njj->nj", information)
+    # a parameter nothing depends on has an empty row: any scale will do, the floor then makes it very uncertain
+    scale = np.sqrt(np.where(diagonal > 0, diagonal, 1.0))
+    outer = scale[:, :, None] * scale[:, None, :]
+    scaled = information / outer
+    scaled_inverse, certain = _inverse_with_certificate(scaled)
+    covariance, inverse = scaled_inverse / outer, information.copy()
+    floored = np.zeros(len(information), bool)
+    finite = np.isfinite(information).all(axis=(1, 2))
+    covariance[~finite] = np.nan
+    for star in np.flatnonzero(finite & ~certain):
+        values, vectors = np.linalg.eigh(scaled[star])
         below, values = bool(values[0] < EIGENVALUE_FLOOR), np.maximum(values, EIGENVALUE_FLOOR)
         floored[star] = below
-        covariance[star] = xp.asarray(_symmetric((vectors / values) @ vectors.T) / unit)
-        inverse[star] = xp.asarray(_symmetric((vectors * values) @ vectors.T) * unit if below else one)
+        covariance[star] = _symmetric((vectors / values) @ vectors.T) / outer[star]
+        if below:
+            inverse[star] = _symmetric((vectors * values) @ vectors.T) * outer[star]
     return covariance, inverse, floored
 
 
-def _outer_scale(matrix: Float64) -> Float64:
-    """Products (n, k, k) of the square roots of the diagonals."""
-    diagonal = np.einsum("njj->nj", matrix)
-    # a parameter nothing depends on has an empty row: any scale will do, the floor then makes it very uncertain
-    scale = np.sqrt(np.where(diagonal > 0, diagonal, 1.0))
-    return scale[:, :, None] * scale[:, None, :]
+def invert_held(
+    engine: Engine, fisher: Float64, prior_curvature: Float64 | None, *, threads: int | None = None
+) -> tuple[Float64, Float64, np.ndarray]:
+    """Covariance of parameters that a prior holds, too.
+
+    The information is Fisher's matrix plus the prior's curvature. Where a prior bends so much the other way that no
+    covariance comes of the sum, as between its components, only the directions in which it holds a star count.
+
+    Parameters
+    ----------
+    engine : Engine
+    fisher : (n, k, k) float64
+    prior_curvature : (n, d, d) float64, optional
+        Minus the Hessian of the logarithm of a prior on the first d parameters.
+    threads : int, optional
+
+    Returns
+    -------
+    covariance, inverse : (n, k, k) float64
+    floored : (n,) bool
+        As :func:`invert_information` returns them.
+    """
+    if prior_curvature is None:
+        return engine.invert_information(fisher, threads=threads)
+    d = prior_curvature.shape[1]
+    information = fisher.copy()
+    information[:, :d, :d] += prior_curvature
+    covariance, inverse, floored = engine.invert_information(information, threads=threads)
+    xp = namespace_of(fisher)
+    again = xp.asarray(np.flatnonzero(to_host(floored)))
+    if len(again):
+        information = fisher[again]
+        information[:, :d, :d] += xp.asarray(positive_part(to_host(prior_curvature[again])))
+        found = engine.invert_information(information, threads=threads)
+        covariance[again], inverse[again], floored[again] = found
+    return covariance, inverse, floored
 
 
 def positive_part(matrix: Float64) -> Float64:
-    """A symmetric matrix, or several, without what of it is negative."""
+    """Symmetric matrices (n, d, d) without what of them is negative."""
     values, vectors = np.linalg.eigh(matrix)
-    return _symmetric((vectors * np.maximum(values, 0.0)[..., None, :]) @ vectors.swapaxes(-2, -1))
+    return _symmetric((vectors * np.maximum(values, 0.0)[:, None, :]) @ vectors.swapaxes(1, 2))
 
 
 def invert_fisher_absolute(fisher: Float64, floor: float) -> tuple[Float64, Float64, np.ndarray]:
@@ -86,7 +114,7 @@ def invert_fisher_absolute(fisher: Float64, floor: float) -> tuple[Float64, Floa
     -------
     covariance, inverse : (n, k, k) float64
     floored : (n,) bool
-        As :func:`invert_fisher` returns them.
+        As :func:`invert_information` returns them.
     """
     finite = np.isfinite(fisher).all(axis=(1, 2))
     covariance, inverse, floored = np.full_like(fisher, np.nan), fisher.copy(), np.zeros(len(fisher), bool)

@@ -8,7 +8,7 @@ from xpkern.engine import Engine, get_engine
 from xpkern.engine.arrays import namespace_of, on_device, to_host
 from xpkern.engine.contract import Box, FitOptions, Float32, Float64, LossTerms, Solution, StarData
 from xpkern.errors import InputError
-from xpkern.fit.covariance import invert_fisher, invert_fisher_absolute
+from xpkern.fit.covariance import invert_fisher_absolute, invert_held
 from xpkern.fit.result import Fit
 from xpkern.fit.scale import marginalise_scale, widen_parallax
 from xpkern.fit.second_pass import second_pass
@@ -51,8 +51,7 @@ def fit(
     """Find the parameters at which the star loss (Eq. 19) is lowest.
 
     Observations whose arrays are on a GPU are fitted there, nothing of a star is copied, and the arrays that come back
-    are there, too. On the host model, prior and grid are prepared, and the few Fisher matrices looked at whose
-    eigenvalues may be too small; "zgr23" copies the stars to the host and its solution back.
+    are there, too. Model, prior and grid are prepared on the host; "zgr23" copies stars there, and its solution back.
 
     Parameters
     ----------
@@ -127,7 +126,7 @@ def fit(
     if isinstance(how, FitOptions):
         held = noise == "learned" and terms.prior
         curvature = chosen.prior_curvature(prior, params[:, : model.n_inputs], threads=threads) if held else None
-        covariance, inverse, floored = invert_fisher(fisher, curvature)
+        covariance, inverse, floored = invert_held(chosen, fisher, curvature, threads=threads)
     else:
         xp, inverted = namespace_of(fisher), invert_fisher_absolute(to_host(fisher), how.fisher_floor)
         covariance, inverse, floored = (xp.asarray(array) for array in inverted)

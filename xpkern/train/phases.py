@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from xpkern.engine import Engine
+from xpkern.engine.arrays import constant
 from xpkern.engine.contract import Box, FitOptions, Float64, Int64, LossTerms, Solution, StarData
 from xpkern.engine.groups import in_random_groups
 from xpkern.engine.packed import sample_variance
@@ -137,6 +138,8 @@ class Run:
         TrainingFailed
             If a loss is no longer finite: the message names batch and stars, and the last good state is kept.
         """
+        for array in (self.stars.flux, self.stars.whitener.groups, self.stars.mean, self.stars.sigma):
+            constant(array)  # what an engine has brought to a GPU then stays there
         saved = time.monotonic()
         phases = self.phases
         while self.state.phase < len(phases):

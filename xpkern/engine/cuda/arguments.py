@@ -296,6 +296,16 @@ class FitArguments(ctypes.Structure):
     )
 
 
+class InvertArguments(ctypes.Structure):
+    """Of ``invert_information``."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("information", "covariance", "inverse", "floored")),
+        ("n", c_int64),
+        ("parameters", c_int64),
+    )
+
+
 class SearchArguments(ctypes.Structure):
     """Of ``search`` and ``search_best``."""
 
@@ -408,6 +418,7 @@ SIZES: dict[str, type[ctypes.Structure] | None] = {
     "EvaluateArguments": EvaluateArguments,
     "StartArguments": StartArguments,
     "FitArguments": FitArguments,
+    "InvertArguments": InvertArguments,
     "SearchArguments": SearchArguments,
     "DescendArguments": DescendArguments,
     "TrainArguments": TrainArguments,
@@ -416,12 +427,11 @@ SIZES: dict[str, type[ctypes.Structure] | None] = {
     "BestCandidate": None,
     "TrainingState": TrainingState,
     "KernelScratch": KernelScratch,
-    "float_warps": None,
-    "float_networks": None,
-    "float_star": None,
-    "fine_warps": None,
-    "fine_networks": None,
-    "fine_star": None,
+    **{
+        f"{stage}_{name}": None
+        for stage in ("float", "fine", "start", "finish")
+        for name in ("warps", "common", "star")
+    },
 }
 
 

@@ -27,11 +27,13 @@ from xpkern.engine.contract import (
 )
 from xpkern.engine.cpu import CpuEngine
 from xpkern.engine.cuda.arguments import (
+    MAX_PARAMETERS,
     CalibrateArguments,
     CalibrationRows,
     DescendArguments,
     DescentView,
     EvaluateArguments,
+    InvertArguments,
     PredictArguments,
     SearchArguments,
     SideRows,
@@ -272,7 +274,10 @@ class CudaEngine:
                 gate=options.gate,
                 params=batch["params"],
             )
-            self._launch("start", batch, arguments, needed)
+            if needed:
+                self._launch("start", batch, arguments, needed)
+            else:
+                self._launcher.launch_fits("start", "start", batch.size, arguments, batch.stream)
 
         return self._lanes.run(
             len(stars),
@@ -308,6 +313,33 @@ class CudaEngine:
         fitter = Fitter(self._launcher, view, options, needed)
         rows = solution_rows(model.n_parameters, model.n_samples)
         return Solution(**self._lanes.run(len(stars), inputs, rows, fitter.scratch, fitter.queue))
+
+    def invert_information(
+        self, information: Float64, *, threads: int | None = None
+    ) -> tuple[Float64, Float64, np.ndarray]:
+        """Covariances (n, k, k) of information matrices such as Fisher's, their inverses, where the floor acted (n,).
+
+        See :func:`xpkern.fit.covariance.invert_information`.
+        """
+        stars, parameters = len(information), information.shape[-1]
+        square = (parameters, parameters)
+        if parameters > MAX_PARAMETERS:
+            raise ValueError(f"{parameters} parameters, at most {MAX_PARAMETERS}")
+        _ = self._launcher.sizes  # before the first structure is handed over
+
+        def queue(batch: Batch) -> None:
+            names = ("information", "covariance", "inverse", "floored")
+            arguments = InvertArguments(*(batch[name] for name in names), batch.size, parameters)
+            self._launcher.launch("invert_information", batch.size, arguments, batch.stream)
+
+        found = self._lanes.run(
+            stars,
+            {"information": _checked(information, "information", np.float64, (stars, *square))},
+            {"covariance": (square, np.float64), "inverse": (square, np.float64), "floored": ((), np.bool_)},
+            lambda size: {},
+            queue,
+        )
+        return found["covariance"], found["inverse"], found["floored"]
 
     def search(self, grid: CandidateGrid, stars: StarData, *, threads: int | None = None) -> Float64:
         """Candidate of each star with the lowest score, as linear parameters (n, k); the first of equal ones."""

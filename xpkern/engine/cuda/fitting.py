@@ -153,8 +153,8 @@ class Fitter:
             for limit in self._limits:
                 stage(kernel, searches, fills=True, takes=True, evaluations=limit, memory=needed.fit)
 
-        stage("fit_start", stars, fills=True, takes=False, memory=needed.fit)
         if needed.fit:
+            stage("fit_start", stars, fills=True, takes=False, memory=needed.fit)
             search("fit_rough")
             if self._starts > 1:
                 stage("fit_others", stars, fills=True, takes=False)
@@ -164,16 +164,24 @@ class Fitter:
             stage("fit_sharp", searches, fills=True, takes=True, memory=needed.fit)
             search("fit_fine")
         else:
+            launch = self._launcher.launch_fits
+            if self._from_grid:
+                launch("fit_start", "start", stars, arguments, batch.stream)
+            else:
+                stage("fit_begin", stars, fills=False, takes=False)
             arguments.left, arguments.begun = queues.next(), queues.counter()
-            self._launcher.launch_fits("fit_float", "float", stars, arguments, batch.stream)
+            launch("fit_float", "float", stars, arguments, batch.stream)
             arguments.taken, arguments.begun = queues.last, queues.counter()
-            self._launcher.launch_fits("fit_fine", "fine", searches, arguments, batch.stream)
+            launch("fit_fine", "fine", searches, arguments, batch.stream)
         stage("fit_select", stars, fills=True, takes=False)
         arguments.taken, arguments.left = queues.last, SearchQueue()
         rescuers = min(stars, _MOST_RESCUERS)
         memory = needed.rescue
         self._launcher.launch(form("fit_rescue", memory), rescuers, arguments, batch.stream, memory, batch["memory"])
-        stage("fit_finish", stars, fills=False, takes=False, memory=needed.fit)
+        if needed.fit:
+            stage("fit_finish", stars, fills=False, takes=False, memory=needed.fit)
+        else:
+            self._launcher.launch_fits("fit_finish", "finish", stars, arguments, batch.stream)
 
 
 class _Queues:

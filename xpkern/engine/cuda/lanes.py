@@ -1,8 +1,9 @@
 """Stars in batches through the GPU: copies to it, kernels and copies from it side by side, in a few lanes.
 
 A lane is a stream with memory of its own on the GPU, and pinned memory of the host that copies pass through. While one
-lane's kernels run, the batch of another is on its way; what is in a lane keeps its order. Arrays that are on the GPU
-already stay there: their batches only bound what kernels need besides.
+lane's kernels run, the batch of another is on its way; what is in a lane keeps its order. Batches cross the link one
+after the other: side by side all would be there late and at the same time, and the link then wait for the kernels of
+all. Arrays that are on the GPU already stay there: their batches only bound what kernels need besides.
 """
 
 from __future__ import annotations
@@ -76,6 +77,8 @@ class Lanes:
         self._idle: list[_Lane] = []
         self._made = 0
         self._warned = False
+        self._crossed: Any = None  # the moment when the last batch that was queued is on the GPU
+        self._allocated = 0  # bytes of scratch for arrays on the GPU that there has been room for
 
     def run(
         self,
@@ -136,7 +139,7 @@ class Lanes:
                 lane = next(lane for lane in lanes if all(lane is not passage.lane for passage in waiting))
                 passage = _Passage(lane, call, results, done, min(size, call.stars - done))
                 try:
-                    passage.begin()
+                    self._crossed = passage.begin(self._crossed)
                 except DeviceOutOfMemory as error:
                     while waiting:
                         waiting.popleft().finish()
@@ -154,17 +157,17 @@ class Lanes:
     def _run_on_device(self, call: _Call) -> dict[str, Any]:
         device, stream = self._device, self._device.current_stream()
         results = {name: device.empty((call.stars, *shape), dtype) for name, (shape, dtype) in call.outputs.items()}
-        size = _fitting(
-            min(call.stars, MOST_RESIDENT),
-            _SHARE * device.free_memory(),
-            lambda stars: call.bytes_of(stars, everything=False),
-        )
+        size = min(call.stars, MOST_RESIDENT)
+        if call.bytes_of(size, everything=False) > self._allocated:  # asking takes the driver's lock, and others wait
+            room = _SHARE * device.free_memory()
+            size = _fitting(size, room, lambda stars: call.bytes_of(stars, everything=False))
         done = 0
         while done < call.stars:
             stars = min(size, call.stars - done)
             offsets, total = _stacked(call.scratch(stars))
             try:
                 memory = device.allocate(total)
+                self._allocated = max(self._allocated, total)
                 pointers = {name: memory.pointer + offset for name, offset in offsets.items()}
                 for name, array in (*call.inputs.items(), *results.items()):
                     pointers[name] = device.pointer_of(array) + done * _row_bytes(array.shape[1:], array.dtype)
@@ -271,8 +274,19 @@ class _Passage:
         self._rows = slice(first, first + size)
         self._staged: dict[str, np.ndarray] = {}
 
-    def begin(self) -> None:
-        """Queue the copies to the GPU, the kernels and the copies back."""
+    def begin(self, crossed: Any) -> Any:
+        """Queue the copies to the GPU, the kernels and the copies back.
+
+        Parameters
+        ----------
+        crossed : object or None
+            The moment from which on the link is free.
+
+        Returns
+        -------
+        object
+            The moment when this batch has crossed it.
+        """
         lane, call, device, rows = self.lane, self._call, self.lane.device, self._rows
         sizes = call.sizes(self.size)
         offsets, total = _stacked({**sizes, **call.scratch(self.size)})
@@ -281,6 +295,8 @@ class _Passage:
         through = [name for name, array in call.inputs.items() if not device.is_pinned(array)]
         places, staged = _stacked({name: sizes[name] for name in (*through, *call.outputs)})
         pinned = lane.pinned(staged)
+        if crossed is not None:
+            device.wait_for(lane.stream, crossed)
         for name, array in call.inputs.items():
             source = array[rows]
             if name in through:
@@ -288,11 +304,13 @@ class _Passage:
                 np.copyto(place, source)
                 source = place
             device.to_device(pointers[name], source, lane.stream)
+        crossed = device.mark(lane.stream)
         call.queue(Batch(self.size, lane.stream, pointers))
         for name, array in self._results.items():
             place = pinned[places[name] :][: sizes[name]].view(array.dtype).reshape(self.size, *array.shape[1:])
             device.to_host(place, pointers[name], lane.stream)
             self._staged[name] = place
+        return crossed
 
     def finish(self) -> None:
         """Wait for the batch and take its results."""

@@ -96,15 +96,15 @@ class Launcher:
         self.device.launch(kernel, blocks, STAR_WARPS * _WARP, [parameter(arguments)], stream)
 
     def launch_fits(self, kernel: str, stage: str, fits: int, arguments: Any, stream: Any) -> None:
-        """Queue a kernel whose warps take up fits one by one: a block a processor, with as many as its memory holds.
+        """Queue a kernel whose warps take up fits: a block a processor, with as many as its shared memory holds.
 
-        ``stage`` is that of :attr:`sizes`: "float" or "fine".
+        ``stage`` is that of :attr:`sizes`: "start", "float", "fine" or "finish".
         """
         facts, sizes = self.device.facts, self.sizes
-        most, networks, star = (sizes[f"{stage}_{name}"] for name in ("warps", "networks", "star"))
-        warps = max(1, min(most, (facts.shared_memory - networks) // star, -(-fits // facts.processors)))
+        most, common, star = (sizes[f"{stage}_{name}"] for name in ("warps", "common", "star"))
+        warps = max(1, min(most, (facts.shared_memory - common) // star, -(-fits // facts.processors)))
         blocks = min(max(1, -(-fits // warps)), facts.processors)
-        self.device.launch(kernel, blocks, warps * _WARP, [parameter(arguments)], stream, networks + warps * star)
+        self.device.launch(kernel, blocks, warps * _WARP, [parameter(arguments)], stream, common + warps * star)
 
     def launch_blocks(self, kernel: str, blocks: int, threads: int, arguments: Any, stream: Any) -> None:
         """Queue a kernel of so many blocks of so many threads."""
