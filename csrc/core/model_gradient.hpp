@@ -200,6 +200,9 @@ XPKERN_KERNEL void finish_chunk(const ModelView& model, const Shape& shape, int 
         Lane* adjoint = chunk.adjoint[l];
         outer_product(chunk.value[l], whole_lanes<Lane>(shape.width(l)), adjoint, n_out, lanes,
                       gradient + layout.weights[l], meanwhile);
+        if (lanes == 0) {  // places that nobody takes
+            for (int j = 0; j < n_out; ++j) adjoint[j] = lane<Lane>(0);
+        }
         for (int number = 1; number < lanes; ++number)
             for (int j = 0; j < n_out; ++j) adjoint[j] += adjoint[number * n_out + j];
         Transposition<Lane>::sum_stars(adjoint, n_out, gradient + layout.biases[l]);
