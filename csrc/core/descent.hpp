@@ -65,6 +65,22 @@ XPKERN_INLINE void prior_gradient(const PriorView& prior, const Lane* theta, Lan
     for (int i = 0; i < n; ++i) gradient[i] = gradient[i] / total;
 }
 
+// sum of squares of values, (count,): several sums side by side, so that none waits for the one before.
+template <class Lane>
+XPKERN_INLINE Lane square_of_norm(const Lane* values, int count) {
+    constexpr int SUMS = 4;
+    Lane sum[SUMS];
+    XPKERN_UNROLL
+    for (int s = 0; s < SUMS; ++s) sum[s] = lane<Lane>(0);
+    int i = 0;
+    for (; i + SUMS <= count; i += SUMS) {
+        XPKERN_UNROLL
+        for (int s = 0; s < SUMS; ++s) sum[s] = fma(values[i + s], values[i + s], sum[s]);
+    }
+    for (; i < count; ++i) sum[0] = fma(values[i], values[i], sum[0]);
+    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+}
+
 // chi^2 at u = (Theta, E, ln plx), and half its gradient in ln f: space.back[i] = w_i f_i.
 template <class Real, class Shape, class Meanwhile>
 XPKERN_INLINE Real weigh_residual(const ModelView& model, const Shape& shape, const Real* flux, const Real* factor,
@@ -73,8 +89,7 @@ XPKERN_INLINE Real weigh_residual(const ModelView& model, const Shape& shape, co
     predict_values(model, shape, u, space, meanwhile);
     for (int i = 0; i < m; ++i) space.back[i] = space.flux[i] - flux[i];
     whiten_one(factor, m, space.back, meanwhile);
-    Real chi2 = lane<Real>(0);
-    for (int i = 0; i < m; ++i) chi2 = fma(space.back[i], space.back[i], chi2);
+    const Real chi2 = square_of_norm(space.back, m);
     unwhiten(factor, m, space.back, meanwhile);
     for (int i = 0; i < m; ++i) space.back[i] *= space.flux[i];
     return chi2;

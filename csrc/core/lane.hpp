@@ -262,18 +262,27 @@ XPKERN_INLINE Lane lane_of(const Value& value) {
     return load<Lane>(values);
 }
 
-// Lanes (count,) to rows of memory, one a star: rows[star * stride + k] = lanes[k] of that star, and 0 for the k from
-// count on. stride: count, rounded up to whole lanes.
+// What needs the stars of a lane apart.
+//
+// to_rows(): lanes (count,) to rows of memory, one a star: rows[star * stride + k] = lanes[k] of that star, and 0 for
+// the k from count on. stride: count, rounded up to whole lanes.
+// sum_stars(): sums[k] = sum over the stars of lanes[k], in halves: of the second half of the stars added to the first,
+// then of these.
 template <class Lane>
 struct Transposition {
     static XPKERN_INLINE void to_rows(const Lane* lanes, int count, int, Scalar<Lane>* rows) {
         for (int k = 0; k < count; ++k) rows[k] = lanes[k];
     }
+    static XPKERN_INLINE void sum_stars(const Lane* lanes, int count, Scalar<Lane>* sums) {
+        for (int k = 0; k < count; ++k) sums[k] = lanes[k];
+    }
 };
 
-// What a kernel does now and then besides computing: nothing. A CPU may ask for the memory of the stars that come next.
+// What a kernel does in every step of a product, and between its blocks, besides computing: nothing. A CPU may ask for
+// the memory of the stars that come next.
 struct Nothing {
     XPKERN_INLINE void operator()() const {}
+    XPKERN_INLINE void between_blocks() const {}
 };
 
 // A value loaded once and used several times: GCC would load it again for every use.

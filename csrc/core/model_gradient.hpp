@@ -113,9 +113,9 @@ XPKERN_KERNEL Lane add_lane(const ModelView& model, const Shape& shape, const La
 
 // product[c][i] = sum over stars of adjoint[c] value[i] for COLUMNS neighbours c and VECTORS registers of inputs i.
 // value: (stars, stride), adjoint: (lanes, n_out), product: (n_out, stride), each from the first of its columns on.
-template <int VECTORS, int COLUMNS, class Lane>
+template <int VECTORS, int COLUMNS, class Lane, class Meanwhile>
 XPKERN_INLINE void outer_block(const Scalar<Lane>* value, int stride, const Lane* adjoint, int n_out, int lanes,
-                               Scalar<Lane>* product) {
+                               Scalar<Lane>* product, const Meanwhile& meanwhile) {
     using Inputs = typename OneRegister<Lane>::Type;
     constexpr int width = LaneTraits<Lane>::width, side = LaneTraits<Inputs>::width;
     Inputs sum[COLUMNS][VECTORS];
@@ -128,6 +128,7 @@ XPKERN_INLINE void outer_block(const Scalar<Lane>* value, int stride, const Lane
         const Scalar<Lane>* of_star = reinterpret_cast<const Scalar<Lane>*>(adjoint + number * n_out);
         XPKERN_UNROLL
         for (int star = 0; star < width; ++star) {
+            meanwhile();
             Inputs factor[COLUMNS];
             XPKERN_UNROLL
             for (int c = 0; c < COLUMNS; ++c) factor[c] = held(Inputs(of_star[c * width + star]));
@@ -153,56 +154,60 @@ XPKERN_INLINE void outer_columns(const Scalar<Lane>* value, int stride, const La
                                  Scalar<Lane>* product, const Meanwhile& meanwhile) {
     int c = 0;
     for (; c + COLUMNS <= n_out; c += COLUMNS) {
-        outer_block<VECTORS, COLUMNS>(value, stride, adjoint + c, n_out, lanes, product + c * stride);
-        meanwhile();
+        outer_block<VECTORS, COLUMNS>(value, stride, adjoint + c, n_out, lanes, product + c * stride, meanwhile);
+        meanwhile.between_blocks();
     }
     if (c == n_out) return;
     with_known<COLUMNS>(n_out - c, [&](auto left) {
-        outer_block<VECTORS, decltype(left)::value>(value, stride, adjoint + c, n_out, lanes, product + c * stride);
+        outer_block<VECTORS, decltype(left)::value>(value, stride, adjoint + c, n_out, lanes, product + c * stride,
+                                                    meanwhile);
     });
+}
+
+// Registers of inputs that go through a product together, and how many blocks the products of a layer have.
+constexpr int MOST_VECTORS = 4;
+template <class Lane>
+XPKERN_INLINE constexpr int blocks_of_products(int n_in, int n_out) {
+    int blocks = 0;
+    for (int left = whole_lanes<Lane>(n_in) / whole_lanes<Lane>(1); left > 0; left -= MOST_VECTORS) {
+        const int columns = ACCUMULATORS / (left < MOST_VECTORS ? left : MOST_VECTORS);
+        blocks += (n_out + columns - 1) / columns;
+    }
+    return blocks;
 }
 
 // A layer's products. value: (stars, stride), adjoint: (lanes, n_out), product: (n_out, stride).
 template <class Lane, class Meanwhile>
 XPKERN_INLINE void outer_product(const Scalar<Lane>* value, int stride, const Lane* adjoint, int n_out, int lanes,
                                  Scalar<Lane>* product, const Meanwhile& meanwhile) {
-    constexpr int side = LaneTraits<Lane>::width / LaneTraits<Lane>::registers, MOST = 4;
-    for (int first = 0; first < stride; first += MOST * side) {
+    constexpr int side = LaneTraits<Lane>::width / LaneTraits<Lane>::registers;
+    for (int first = 0; first < stride; first += MOST_VECTORS * side) {
         const int left = (stride - first) / side;
-        with_known<MOST>(left < MOST ? left : MOST, [&](auto vectors) {
+        with_known<MOST_VECTORS>(left < MOST_VECTORS ? left : MOST_VECTORS, [&](auto vectors) {
             constexpr int VECTORS = decltype(vectors)::value, COLUMNS = ACCUMULATORS / VECTORS;
             outer_columns<VECTORS, COLUMNS>(value + first, stride, adjoint, n_out, lanes, product + first, meanwhile);
         });
     }
 }
 
-// The chunk's sums, once all its lanes are in: gradient: (GradientLayout::size,).
+// The chunk's sums, once all its lanes are in; its adjoints are used up. gradient: (GradientLayout::size,).
 template <class Lane, class Shape, class Meanwhile = Nothing>
 XPKERN_KERNEL void finish_chunk(const ModelView& model, const Shape& shape, int lanes, const ChunkSpace<Lane>& chunk,
                                 Scalar<Lane>* gradient, const Meanwhile& meanwhile = {}) {
-    constexpr int width = LaneTraits<Lane>::width;
     const GradientLayout<Lane> layout(model);
-    const auto sum_of = [](const Lane& over_stars) {
-        Scalar<Lane> sum[width];
-        store(sum, over_stars);
-        XPKERN_UNROLL
-        for (int half = width / 2; half > 0; half /= 2) {
-            XPKERN_UNROLL
-            for (int star = 0; star < half; ++star) sum[star] += sum[star + half];
-        }
-        return sum[0];
-    };
     for (int l = 0; l < shape.layers(); ++l) {
         const int n_out = shape.width(l + 1);
-        outer_product(chunk.value[l], whole_lanes<Lane>(shape.width(l)), chunk.adjoint[l], n_out, lanes,
+        Lane* adjoint = chunk.adjoint[l];
+        outer_product(chunk.value[l], whole_lanes<Lane>(shape.width(l)), adjoint, n_out, lanes,
                       gradient + layout.weights[l], meanwhile);
-        for (int j = 0; j < n_out; ++j) {
-            Lane over_lanes = lane<Lane>(0);
-            for (int number = 0; number < lanes; ++number) over_lanes += chunk.adjoint[l][number * n_out + j];
-            gradient[layout.biases[l] + j] = sum_of(over_lanes);
+        if (lanes == 0) {  // places that nobody takes
+            for (int j = 0; j < n_out; ++j) adjoint[j] = lane<Lane>(0);
         }
+        for (int number = 1; number < lanes; ++number)
+            for (int j = 0; j < n_out; ++j) adjoint[j] += adjoint[number * n_out + j];
+        Transposition<Lane>::sum_stars(adjoint, n_out, gradient + layout.biases[l]);
     }
-    for (int i = 0; i < shape.samples(); ++i) gradient[layout.curve + i] = sum_of(chunk.curve_sum[i]);
+    Transposition<Lane>::sum_stars(chunk.curve_sum, shape.samples(), gradient + layout.curve);
 }
 
 XPKERN_NAMESPACE_END

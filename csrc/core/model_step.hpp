@@ -49,15 +49,18 @@ XPKERN_INLINE double weight_penalty(const ModelView& model, const double* parame
 }
 
 // total += the sums of some chunks, (n_chunks, GradientLayout::size), in their order. total: (GradientLayout::size,).
-template <class Lane>
+template <class Lane, class Wide>
 XPKERN_KERNEL void add_chunks(const ModelView& model, const Scalar<Lane>* chunks, int64_t n_chunks, double* total) {
-    constexpr int64_t AT_ONCE = 1024;  // of the total, which stay in the nearest cache
+    constexpr int width = LaneTraits<Lane>::width;
     const int64_t size = GradientLayout<Lane>(model).size;
-    for (int64_t first = 0; first < size; first += AT_ONCE) {
-        const int64_t last = first + AT_ONCE < size ? first + AT_ONCE : size;
-        for (int64_t chunk = 0; chunk < n_chunks; ++chunk)
-            for (int64_t i = first; i < last; ++i) total[i] += double(chunks[chunk * size + i]);
+    int64_t i = 0;
+    for (; i + width <= size; i += width) {
+        Wide sum = load<Wide>(total + i);
+        for (int64_t chunk = 0; chunk < n_chunks; ++chunk) sum += convert<Wide>(load<Lane>(chunks + chunk * size + i));
+        store(total + i, sum);
     }
+    for (; i < size; ++i)
+        for (int64_t chunk = 0; chunk < n_chunks; ++chunk) total[i] += double(chunks[chunk * size + i]);
 }
 
 // Slopes of the mean of chi^2 over n_stars plus the penalty, from sums over these stars.
@@ -106,58 +109,76 @@ struct ModelMove {
         const double forgotten2 = 1 - exp(double(count) * log(double(ADAM_BETA2)));
         scale = -rate * sqrt(forgotten2) / forgotten1;
     }
-    // How far a parameter goes; its moments afterwards are in `first` and `second`.
-    template <bool ADAM>
-    XPKERN_INLINE double by(double gradient, double& first, double& second) const {
-        const double slope = gradient * shrink;
+    // How far a parameter goes; its moments afterwards are in `first` and `second`. Number: double, or several of them.
+    template <bool ADAM, class Number>
+    XPKERN_INLINE Number by(const Number& gradient, Number& first, Number& second) const {
+        const Number slope = gradient * lane<Number>(shrink);
         if constexpr (ADAM) {
-            first = fma(first, ADAM_BETA1, slope * (1 - ADAM_BETA1));
-            second = fma(second, ADAM_BETA2, slope * slope * (1 - ADAM_BETA2));
-            return scale * first / (sqrt(second) + ADAM_EPSILON);
+            first = fma(first, lane<Number>(ADAM_BETA1), slope * lane<Number>(1 - ADAM_BETA1));
+            second = fma(second, lane<Number>(ADAM_BETA2), slope * slope * lane<Number>(1 - ADAM_BETA2));
+            return lane<Number>(scale) * first / (sqrt(second) + lane<Number>(ADAM_EPSILON));
         }
-        return first = fma(first, momentum, scale * slope);
+        return first = fma(first, lane<Number>(momentum), lane<Number>(scale) * slope);
     }
 };
 
 // The parameter after it: R is multiplied.
-XPKERN_INLINE double moved_parameter(double parameter, double by, bool is_curve) {
+template <class Number>
+XPKERN_INLINE Number moved_parameter(const Number& parameter, const Number& by, bool is_curve) {
     return is_curve ? parameter * exp(by) : parameter + by;
 }
 
-XPKERN_INLINE bool is_usable(double parameter, bool is_curve) {
-    return abs(parameter) < infinity<double>() && (!is_curve || parameter > 0);
+template <class Number>
+XPKERN_INLINE Mask<Number> is_usable(const Number& parameter, bool is_curve) {
+    const Mask<Number> finite = abs(parameter) < infinity<Number>();
+    return is_curve ? finite & (parameter > lane<Number>(0)) : finite;
 }
 
-// Parameters and moments one step on, in arrays of their own; false where the model would not be finite, nor R
-// positive.
+// Where a step leads from and to, arrays (ParameterLayout::size,) of their own.
+struct ModelStep {
+    const double *gradient, *parameters;
+    Moments moments;
+    double* moved;
+    Moments remembered;
+
+    // Takes it for the parameters at i, as many as a Number holds; false where one would not be usable.
+    template <bool ADAM, class Number>
+    XPKERN_INLINE bool take(const ModelMove& move, int64_t i, bool is_curve) const {
+        Number first = load<Number>(moments.first + i), second = load<Number>(moments.second + i);
+        const Number by = move.by<ADAM>(load<Number>(gradient + i), first, second);
+        const Number to = moved_parameter(load<Number>(parameters + i), by, is_curve);
+        store(remembered.first + i, first);
+        store(remembered.second + i, second);
+        store(moved + i, to);
+        return all(is_usable(to, is_curve));
+    }
+
+    // Takes it for those from begin to end, most of them together.
+    template <bool ADAM, class Wide>
+    XPKERN_INLINE bool take_all(const ModelMove& move, int64_t begin, int64_t end, bool is_curve) const {
+        constexpr int width = LaneTraits<Wide>::width;
+        bool usable = true;
+        int64_t i = begin;
+        for (; i + width <= end; i += width) usable = take<ADAM, Wide>(move, i, is_curve) & usable;
+        for (; i < end; ++i) usable = take<ADAM, double>(move, i, is_curve) & usable;
+        return usable;
+    }
+};
+
+// Parameters and moments one step on; false where the model would not be finite, nor R positive.
+template <class Wide>
 XPKERN_INLINE bool step_model(const ModelView& model, const ModelStepView& how, double rate, int64_t count,
-                              const double* gradient, const double* parameters, const Moments& moments, double* moved,
-                              const Moments& remembered) {
+                              const ModelStep& step) {
     const ParameterLayout layout(model);
-    const double norm = sqrt(sum_of_squares(gradient, layout.size));
+    const double norm = sqrt(sum_of_squares(step.gradient, layout.size));
     if (!(norm < infinity<double>())) return false;
     const ModelMove move(how, rate, count, norm);
-    for (int64_t i = 0; i < layout.size; ++i) {
-        remembered.first[i] = moments.first[i];
-        remembered.second[i] = moments.second[i];
-    }
-    if (how.adam) {
-        for (int64_t i = 0; i < layout.size; ++i)
-            moved[i] = move.by<true>(gradient[i], remembered.first[i], remembered.second[i]);
-    } else {
-        for (int64_t i = 0; i < layout.size; ++i)
-            moved[i] = move.by<false>(gradient[i], remembered.first[i], remembered.second[i]);
-    }
-    bool usable = true;
-    const auto take = [&](int64_t first, int64_t last, auto is_curve) {
-        for (int64_t i = first; i < last; ++i) {
-            moved[i] = moved_parameter(parameters[i], moved[i], decltype(is_curve)::value);
-            usable = usable & is_usable(moved[i], decltype(is_curve)::value);
-        }
+    const auto take = [&](int64_t begin, int64_t end, bool is_curve) {
+        return how.adam ? step.take_all<true, Wide>(move, begin, end, is_curve)
+                        : step.take_all<false, Wide>(move, begin, end, is_curve);
     };
-    take(0, layout.curve, Known<0>());
-    take(layout.curve, layout.size, Known<1>());
-    return usable;
+    const bool network_usable = take(0, layout.curve, false);
+    return take(layout.curve, layout.size, true) & network_usable;
 }
 
 XPKERN_NAMESPACE_END

@@ -57,7 +57,6 @@ XPKERN_INLINE const NetworkView<Scalar<Lane>>& network_of(const ModelView& model
     return network_in(model, Scalar<Lane>(0));
 }
 
-// Layers are multiples of a power of two wide: so are the blocks of a product.
 XPKERN_INLINE constexpr int power_of_two_within(int room) {
     int power = 1;
     while (2 * power <= room) power *= 2;
@@ -78,9 +77,9 @@ XPKERN_INLINE constexpr int blocks_of_layer(int width) {
 
 // out[j][s] = bias[j] + sum_i w[i][j] in[i][s] for BLOCK outputs from j on and STREAMS right-hand sides of the `stride`
 // that lie side by side. w: (n_in, n_out), bias: (n_out,) or null, in: (n_in, stride), out: (n_out, stride).
-template <int STREAMS, int BLOCK, class Lane>
+template <int STREAMS, int BLOCK, class Lane, class Meanwhile>
 XPKERN_INLINE void multiply_block(const Scalar<Lane>* w, const Scalar<Lane>* bias, int n_in, int n_out, int j,
-                                  int stride, const Lane* in, Lane* out) {
+                                  int stride, const Lane* in, Lane* out, const Meanwhile& meanwhile) {
     Lane sum[BLOCK][STREAMS];
     XPKERN_UNROLL
     for (int b = 0; b < BLOCK; ++b) {
@@ -88,6 +87,7 @@ XPKERN_INLINE void multiply_block(const Scalar<Lane>* w, const Scalar<Lane>* bia
         for (int s = 0; s < STREAMS; ++s) sum[b][s] = Lane(bias ? bias[j + b] : Scalar<Lane>(0));
     }
     for (int i = 0; i < n_in; ++i) {
+        meanwhile();
         Lane x[STREAMS];
         XPKERN_UNROLL
         for (int s = 0; s < STREAMS; ++s) x[s] = in[i * stride + s];
@@ -110,8 +110,8 @@ template <int STREAMS, int BLOCK, class Lane, class Meanwhile>
 XPKERN_INLINE void multiply_blocks(const Scalar<Lane>* w, const Scalar<Lane>* bias, int n_in, int n_out, int j,
                                    int stride, const Lane* in, Lane* out, const Meanwhile& meanwhile) {
     for (; j + BLOCK <= n_out; j += BLOCK) {
-        multiply_block<STREAMS, BLOCK>(w, bias, n_in, n_out, j, stride, in, out);
-        meanwhile();
+        multiply_block<STREAMS, BLOCK>(w, bias, n_in, n_out, j, stride, in, out, meanwhile);
+        meanwhile.between_blocks();
     }
     if constexpr (BLOCK > 1) multiply_blocks<STREAMS, BLOCK / 2>(w, bias, n_in, n_out, j, stride, in, out, meanwhile);
 }
@@ -134,12 +134,14 @@ XPKERN_INLINE void multiply(const Scalar<Lane>* w, const Scalar<Lane>* bias, int
 }
 
 // out[i] = sum_j w[i][j] in[j]: the reverse of a layer. w: (n_in, n_out).
-template <int BLOCK, class Lane>
-XPKERN_INLINE void reverse_block(const Scalar<Lane>* w, int n_out, int i, const Lane* in, Lane* out) {
+template <int BLOCK, class Lane, class Meanwhile>
+XPKERN_INLINE void reverse_block(const Scalar<Lane>* w, int n_out, int i, const Lane* in, Lane* out,
+                                 const Meanwhile& meanwhile) {
     Lane sum[BLOCK];
     XPKERN_UNROLL
     for (int b = 0; b < BLOCK; ++b) sum[b] = Lane(Scalar<Lane>(0));
     for (int j = 0; j < n_out; ++j) {
+        meanwhile();
         const Lane x = in[j];
         XPKERN_UNROLL
         for (int b = 0; b < BLOCK; ++b) sum[b] = fma(Lane(w[(i + b) * n_out + j]), x, sum[b]);
@@ -152,8 +154,8 @@ template <int BLOCK, class Lane, class Meanwhile>
 XPKERN_INLINE void reverse_blocks(const Scalar<Lane>* w, int n_in, int n_out, int i, const Lane* in, Lane* out,
                                   const Meanwhile& meanwhile) {
     for (; i + BLOCK <= n_in; i += BLOCK) {
-        reverse_block<BLOCK>(w, n_out, i, in, out);
-        meanwhile();
+        reverse_block<BLOCK>(w, n_out, i, in, out, meanwhile);
+        meanwhile.between_blocks();
     }
     if constexpr (BLOCK > 1) reverse_blocks<BLOCK / 2>(w, n_in, n_out, i, in, out, meanwhile);
 }

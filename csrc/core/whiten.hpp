@@ -14,8 +14,9 @@ XPKERN_INLINE constexpr int row_start(int row) {
 
 // Right-hand sides lie side by side, (m, stride), the first of them at `column`; they are whitened in place. One more,
 // (m,), may be carried along in a wider type than the factor: none where WIDE = 0.
-template <int ROWS, int COLUMNS, int WIDE, class Lane, class Wide>
-XPKERN_INLINE void whiten_rows(const Lane* factor, int i, int stride, Lane* column, Wide* wide) {
+template <int ROWS, int COLUMNS, int WIDE, class Lane, class Wide, class Meanwhile>
+XPKERN_INLINE void whiten_rows(const Lane* factor, int i, int stride, Lane* column, Wide* wide,
+                               const Meanwhile& meanwhile) {
     Lane minus[ROWS][COLUMNS > 0 ? COLUMNS : 1];  // what is left of the right-hand sides, negated
     Wide wide_minus[ROWS];
     const Lane* row[ROWS];
@@ -27,6 +28,7 @@ XPKERN_INLINE void whiten_rows(const Lane* factor, int i, int stride, Lane* colu
         if constexpr (WIDE) wide_minus[r] = -wide[i + r];
     }
     for (int j = 0; j < i; ++j) {
+        meanwhile();
         if constexpr (COLUMNS == 1) {  // each element is needed once: none is held in a register
             const Lane y = held(column[j * stride]);
             XPKERN_UNROLL
@@ -80,10 +82,10 @@ XPKERN_INLINE void whiten_columns(const Lane* factor, int m, int stride, Lane* c
                                   const Meanwhile& meanwhile = {}) {
     constexpr int ROWS = rows_of_block(COLUMNS * LaneTraits<Lane>::registers + WIDE * LaneTraits<Wide>::registers);
     int i = 0;
-    for (; i < m % ROWS; ++i) whiten_rows<1, COLUMNS, WIDE>(factor, i, stride, column, wide);
+    for (; i < m % ROWS; ++i) whiten_rows<1, COLUMNS, WIDE>(factor, i, stride, column, wide, meanwhile);
     for (; i < m; i += ROWS) {
-        whiten_rows<ROWS, COLUMNS, WIDE>(factor, i, stride, column, wide);
-        meanwhile();
+        whiten_rows<ROWS, COLUMNS, WIDE>(factor, i, stride, column, wide, meanwhile);
+        meanwhile.between_blocks();
     }
 }
 
@@ -100,7 +102,10 @@ XPKERN_INLINE void whiten(const Lane* factor, int m, int columns, int stride, La
 // How often a right-hand side's way there and back calls meanwhile().
 template <class Lane>
 XPKERN_INLINE constexpr int calls_of_whitening(int m) {
-    return 2 * (m / rows_of_block(LaneTraits<Lane>::registers));
+    constexpr int ROWS = rows_of_block(LaneTraits<Lane>::registers);
+    int calls = 0;
+    for (int i = 0; i < m; i += i < m % ROWS ? 1 : ROWS) calls += i;
+    return 2 * calls;
 }
 
 // A single right-hand side, (m,).
@@ -128,8 +133,8 @@ XPKERN_INLINE void whiten(const Lane* factor, int m, int columns, int stride, La
 }
 
 // Rows i ... i + ROWS of w = G^-T y; what they contribute to the rows above is subtracted there.
-template <int ROWS, class Lane>
-XPKERN_INLINE void unwhiten_rows(const Lane* factor, int i, Lane* y) {
+template <int ROWS, class Lane, class Meanwhile>
+XPKERN_INLINE void unwhiten_rows(const Lane* factor, int i, Lane* y, const Meanwhile& meanwhile) {
     Lane minus[ROWS];
     const Lane* row[ROWS];
     XPKERN_UNROLL
@@ -142,6 +147,7 @@ XPKERN_INLINE void unwhiten_rows(const Lane* factor, int i, Lane* y) {
         minus[r] = -y[i + r];
     }
     for (int j = i - 1; j >= 0; --j) {
+        meanwhile();
         Lane left = y[j];
         XPKERN_UNROLL
         for (int r = ROWS - 1; r >= 0; --r) left = fma(row[r][j], minus[r], left);
@@ -155,10 +161,10 @@ XPKERN_INLINE void unwhiten(const Lane* factor, int m, Lane* y, const Meanwhile&
     constexpr int ROWS = rows_of_block(LaneTraits<Lane>::registers);
     int i = m;
     for (; i >= ROWS; i -= ROWS) {
-        unwhiten_rows<ROWS>(factor, i - ROWS, y);
-        meanwhile();
+        unwhiten_rows<ROWS>(factor, i - ROWS, y, meanwhile);
+        meanwhile.between_blocks();
     }
-    for (; i > 0; --i) unwhiten_rows<1>(factor, i - 1, y);
+    for (; i > 0; --i) unwhiten_rows<1>(factor, i - 1, y, meanwhile);
 }
 
 XPKERN_NAMESPACE_END

@@ -5,9 +5,8 @@
 
 XPKERN_NAMESPACE_BEGIN
 
-// Cache lines of a lane's whiteners, a few at every call: as many at once would fill the queue of loads and hold up
-// everything behind them. Half of a group will do: the processor itself asks for what follows in order, and where a
-// batch is in the cache each line that is asked for costs.
+// Cache lines of a lane's whiteners, one at a time and evenly over all that is computed: several at once would fill the
+// queue of loads and hold up everything behind them.
 class LaneFetcher {
   public:
     static constexpr int width = LaneTraits<TrainingLane>::width;
@@ -15,6 +14,7 @@ class LaneFetcher {
     // places: of the lane, or null. calls: how often it will be called.
     LaneFetcher(const TrainingStars& stars, const double* params, int m, int k, const int64_t* places, int calls) {
         const int64_t bytes = row_start(m) * int64_t(sizeof(float));
+        int64_t wanted = 0;
         for (int s = 0; places && s < width; ++s) {
             const int64_t row = places[s];
             if (row == NOBODY) continue;
@@ -23,32 +23,39 @@ class LaneFetcher {
             if (count_ > 0 && begin == end_[count_ - 1])
                 end_[count_ - 1] += bytes;
             else
-                next_[count_] = begin, end_[count_++] = begin + bytes;
+                begin_[count_] = begin, end_[count_++] = begin + bytes;
+            wanted += bytes;
             __builtin_prefetch(params + row * k, 0, 3);
             for (int i = 0; i < m; i += LINE / 4) __builtin_prefetch(stars.arrays.flux + row * m + i, 0, 2);
         }
-        const int64_t wanted = stars.side_by_side ? width * bytes / 2 : width * bytes;
-        step_ = (wanted / calls + LINE) / LINE * LINE;
+        const int64_t evenly = wanted / (calls < 1 ? 1 : calls) + 1;
+        // A line is asked for again until the next one's turn comes. Rows have none to spare: they end between blocks.
+        step_ = count_ == 1 && evenly < LINE ? evenly : LINE;
+        if (count_ == 0) begin_[0] = end_[0] = reinterpret_cast<const char*>(this);  // in the nearest cache anyway
+        at_ = begin_[0];
+        stop_ = end_[0];
     }
 
-    XPKERN_KERNEL void operator()() const {
-        for (int64_t left = step_; left > 0 && begun_ < count_;) {
-            const char* const stop = end_[begun_] - next_[begun_] < left ? end_[begun_] : next_[begun_] + left;
-            left -= stop - next_[begun_];
-            const char* at = next_[begun_];
-            for (; at < stop; at += LINE) __builtin_prefetch(at, 0, 2);
-            next_[begun_] = at;
-            begun_ += at >= end_[begun_];
-        }
+    XPKERN_INLINE void operator()() const {
+        __builtin_prefetch(at_, 0, 2);
+        const char* to = at_ + step_;
+        at_ = to < stop_ ? to : stop_;
+    }
+
+    // Goes on to the next star's row. Not in every step: a jump there costs 2 % of a star's time.
+    XPKERN_INLINE void between_blocks() const {
+        if (at_ < stop_ || begun_ >= count_) return;
+        at_ = begin_[begun_];
+        stop_ = end_[begun_++];
     }
 
   private:
     static constexpr int LINE = 64;
 
-    mutable const char* next_[width];  // of neighbouring stars as one
-    const char* end_[width];
+    const char *begin_[width], *end_[width];  // of neighbouring stars as one
     int count_ = 0;
-    mutable int begun_ = 0;
+    mutable int begun_ = 1;
+    mutable const char *at_, *stop_;
     int64_t step_;
 };
 

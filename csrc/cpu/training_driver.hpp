@@ -85,27 +85,28 @@ inline int64_t chunk_gradient_size(const ModelView& model) {
     return GradientLayout<TrainingLane>(model).size;
 }
 
-// How often the kernels call meanwhile(), about: for chi^2 and the adjoint of the flux, on the way back through the
-// hidden layers, and for the products of a chunk.
+// How often the kernels call meanwhile(): for chi^2 and the adjoint of the flux of a lane, on its way back through the
+// hidden layers, and for the products of a chunk of so many lanes.
 template <class Shape>
 inline int calls_of_flux(const Shape& shape) {
     int calls = calls_of_whitening<TrainingLane>(shape.samples());
-    for (int l = 1; l <= shape.layers(); ++l) calls += blocks_of_layer<TrainingLane>(shape.width(l));
+    for (int l = 0; l < shape.layers(); ++l)
+        calls += blocks_of_layer<TrainingLane>(shape.width(l + 1)) * shape.width(l);
     return calls;
 }
 template <class Shape>
 inline int calls_of_adjoints(const Shape& shape) {
     int calls = 0;
-    for (int l = 1; l < shape.layers(); ++l) calls += blocks_of_layer<TrainingLane>(shape.width(l));
+    for (int l = 1; l < shape.layers(); ++l)
+        calls += blocks_of_layer<TrainingLane>(shape.width(l)) * shape.width(l + 1);
     return calls;
 }
 template <class Shape>
-inline int calls_of_products(const Shape& shape) {
-    constexpr int side = LaneTraits<TrainingLane>::width / LaneTraits<TrainingLane>::registers;
-    int registers = 0;
+inline int calls_of_products(const Shape& shape, int lanes) {
+    int blocks = 0;
     for (int l = 0; l < shape.layers(); ++l)
-        registers += shape.width(l + 1) * (whole_lanes<TrainingLane>(shape.width(l)) / side);
-    return registers / ACCUMULATORS;
+        blocks += blocks_of_products<TrainingLane>(shape.width(l), shape.width(l + 1));
+    return blocks * lanes * LaneTraits<TrainingLane>::width;
 }
 
 // Calls work(seats, place, meanwhile) for the lanes of a chunk that have stars, from that place of it on, and at last
@@ -148,14 +149,14 @@ inline void add_chunk_gradient(const ModelView& model, const TrainingStars& star
                 if (seats.taken[s]) chi2[place + s] = get(of_star, s);
         };
         over_lanes(chunk, stars, params, m, k, calls_of_flux(shape) + calls_of_adjoints(shape),
-                   calls_of_products(shape), add, [&](int lanes, const auto& meanwhile) {
+                   calls_of_products(shape, CHUNK_PLACES / Seats::width), add, [&](int lanes, const auto& meanwhile) {
                        finish_chunk(model, shape, lanes, space.chunk, gradient, meanwhile);
                    });
     });
 }
 
 inline void total_of_chunks(const ModelView& model, const float* chunks, int64_t n_chunks, double* total) {
-    add_chunks<TrainingLane>(model, chunks, n_chunks, total);
+    add_chunks<TrainingLane, WideTrainingLane>(model, chunks, n_chunks, total);
 }
 
 inline void gradient_of_total(const ModelView& model, const double* parameters, const double* total, int64_t n_stars,
@@ -169,8 +170,9 @@ inline double penalty_of_weights(const ModelView& model, const double* parameter
 
 inline bool move_model(const ModelView& model, const ModelStepView& how, double rate, int64_t count,
                        const double* gradient, const TrainingState& from, const TrainingState& to) {
-    return step_model(model, how, rate, count, gradient, from.parameters, {from.first, from.second}, to.parameters,
-                      {to.first, to.second});
+    return step_model<WideTrainingLane>(
+        model, how, rate, count,
+        {gradient, from.parameters, {from.first, from.second}, to.parameters, {to.first, to.second}});
 }
 
 // One step of each of the chunk's stars: params and loss, of all stars, change at their rows.

@@ -174,6 +174,7 @@ py::dict train_epoch(const std::string& isa, const Model& model, const Array<flo
 }  // namespace
 
 void bind_training(py::module_& module) {
+    module.attr("STARS_SIDE_BY_SIDE") = STARS_SIDE_BY_SIDE;
     module.def("rows_of_groups", &rows_of_groups, py::arg("groups").noconvert(), py::arg("stars").noconvert());
     module.def("group_rows", &group_rows, py::arg("rows").noconvert());
     module.def("train_step", &train_step, py::arg("isa"), py::arg("model"), py::arg("flux").noconvert(),

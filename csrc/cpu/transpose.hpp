@@ -197,6 +197,33 @@ struct Transposition<Pack<Element, N>> {
             }
         }
     }
+
+    static XPKERN_INLINE void sum_stars(const Pack<Element, N>* lanes, int count, Element* sums) {
+        constexpr int SIDE = Pack<Element, N>::per_register, REGISTERS = Pack<Element, N>::registers;
+        using Vector = typename Square<Element, SIDE>::Vector;
+        const auto in_halves = [](auto* part, int parts) {
+            XPKERN_UNROLL
+            for (int half = parts / 2; half > 0; half /= 2) {
+                XPKERN_UNROLL
+                for (int k = 0; k < half; ++k) part[k] = part[k] + part[k + half];
+            }
+        };
+        for (int k = 0; k < count; k += SIDE) {
+            Square<Element, SIDE> square;
+            XPKERN_UNROLL
+            for (int i = 0; i < SIDE; ++i) {
+                Vector part[REGISTERS];
+                XPKERN_UNROLL
+                for (int r = 0; r < REGISTERS; ++r) part[r] = k + i < count ? lanes[k + i].v[r] : Vector{};
+                in_halves(part, REGISTERS);
+                square.row[i] = part[0];
+            }
+            square.transpose();
+            in_halves(square.row, SIDE);
+            const int found = count - k < SIDE ? count - k : SIDE;
+            __builtin_memcpy(sums + k, &square.row[0], found * sizeof(Element));
+        }
+    }
 };
 
 // rows[row[star]][k] = lanes[k] of that star, for the first `stars` of them. rows: (n, count).

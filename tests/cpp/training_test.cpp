@@ -112,6 +112,10 @@ void test_gradient(const std::vector<int>& width, int count, Order order = Order
             }
         }
         CHECK(found == count);
+        const std::vector<int64_t> nobody(kernel::CHUNK_PLACES, xpkern::NOBODY);
+        kernel::add_chunk_gradient(model.view, arrays, params.data(), {nobody.data(), kernel::CHUNK_PLACES, nullptr},
+                                   sums.data(), chi2.data(), scratch.data());
+        for (const float sum : sums) CHECK(sum == 0);
         kernel::gradient_of_total(model.view, parameters.data(), total.data(), count, gradient.data());
         if (in_rows.empty()) in_rows = gradient;
         double size_of_gradient = 0, difference = 0;

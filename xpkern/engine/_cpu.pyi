@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 
 CONSTANTS: dict[str, float]
 STATUS: dict[str, int]
+STARS_SIDE_BY_SIDE: int
 
 class Model:
     def __init__(

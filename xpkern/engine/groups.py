@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from xpkern.engine import _cpu
 from xpkern.engine.contract import Float32, Float64, StarData
 
-#: Stars of a group: the floats of the widest register (csrc/cpu/arguments.hpp).
-STARS_OF_GROUP = 16
+#: Stars of a group: the floats of the widest register, as the kernels have it (csrc/cpu/arguments.hpp).
+STARS_OF_GROUP: int = _cpu.STARS_SIDE_BY_SIDE
 
 #: Bytes of a cache line: groups in memory begin on one.
 _LINE = 64
