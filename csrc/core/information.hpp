@@ -17,7 +17,7 @@ template <class Size>
 XPKERN_INLINE bool invert_information(const Size& size, const double* information, double* covariance,
                                       double* inverse) {
     constexpr int MOST = Size::most;
-    const int k = size.value;
+    const int k = size.value < MOST ? size.value : MOST;  // so that a compiler knows how far loops go at most
     double scale[MOST], root[MOST * MOST], root_inverse[MOST * MOST];
     bool finite = true;
     XPKERN_UNROLL
