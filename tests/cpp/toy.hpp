@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "check.hpp"
-#include "core/views.hpp"
+#include "core/start.hpp"
 
 using xpkern::MAX_PARAMETERS;
 
