@@ -238,7 +238,7 @@ class TestCovariance:
         expected += fisher
         assert not floored.any()
         assert np.isnan(covariance[5]).all()
-        assert np.isnan(inverse[5]).all()
+        assert np.isnan(inverse[5, :3, :3]).all()
         there = np.arange(17) != 5
         np.testing.assert_allclose(inverse[there], expected[there], rtol=1e-12)
         outer = np.sqrt(np.einsum("njj->nj", expected))[there]
@@ -265,9 +265,13 @@ def test_covariances_are_those_of_the_reference_whatever_stars_are_beside(engine
         information[8, k // 2], information[8, :, k // 2] = 0.0, 0.0
     with np.errstate(invalid="ignore"):
         expected = invert_information(information)
-    found = [to_host(values) for values in engine.invert_information(information, threads=2)]
-    for values, wanted in zip(found, expected, strict=True):
-        np.testing.assert_allclose(values, wanted, rtol=1e-9)
+        found = [to_host(values) for values in engine.invert_information(information, threads=2)]
+    np.testing.assert_array_equal(found[2], expected[2])
+    for values, wanted in zip(found[:2], expected[:2], strict=True):
+        size = np.sqrt(np.einsum("nkk->nk", wanted))
+        unit = np.where((size > 0) & np.isfinite(size), size, 1.0)
+        outer = unit[:, :, None] * unit[:, None, :]
+        np.testing.assert_allclose(values / outer, wanted / outer, rtol=1e-9, atol=1e-9)
     if engine.name == "reference":
         return
     for star in range(min(n, 20)):
