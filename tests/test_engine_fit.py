@@ -192,9 +192,12 @@ def test_giving_up_is_said(engine, rng, mock):
     stars = random_stars(rng, model, truth, snr=300.0)
     start = truth * np.array([0.8, 1.5, 1.2, 2.0, 1.5])
     found = fit(engine, model, prior, stars, start, options=FitOptions(max_iterations=1))
-    assert ((found.status & Status.NOT_CONVERGED) != 0).any()
-    stopped = found.iterations.max()
-    assert stopped < fit(engine, model, prior, stars, start).iterations.max()
+    given_up = (found.status & Status.NOT_CONVERGED) != 0
+    assert given_up.any()
+    whole = fit(engine, model, prior, stars, start)
+    assert ((whole.status & Status.NOT_CONVERGED) == 0).all()
+    # a step in each precision may do for some stars, not for those that are said to have been given up
+    assert (found.loss[given_up] > whole.loss[given_up]).any()
 
 
 @pytest.mark.parametrize("count", [0, 1, 15, 16, 17])
