@@ -93,7 +93,7 @@ def test_a_star_may_lack_anything_that_others_have(stars, tmp_path, rng):
     """Half of the parallaxes, extinctions, infrared bands and blue halves of spectra, each at random."""
     # the scale of a star without a parallax is that of its neighbours: it takes a network that can tell them apart
     medium = recipe_from(
-        tmp_path, MEDIUM.replace("hidden = [8, 8]", "hidden = [16, 16]").replace("rounds = 4", "rounds = 8")
+        tmp_path, MEDIUM.replace("hidden = [8, 8]", "hidden = [24, 24]").replace("rounds = 4", "rounds = 8")
     )
     data = stars.training_set(medium)
     n = len(data)
