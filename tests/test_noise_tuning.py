@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from mock_stars import random_model, random_prior
+from scipy import optimize
 from test_learned_noise import random_error
 from test_noise_fit import SAMPLES, labelled_stars
 
@@ -15,7 +16,7 @@ from xpkern.engine.contract import LossTerms
 from xpkern.train import noise_tuning
 from xpkern.train.noise_tuning import FittedStars, TuningRecipe, loss_and_gradient, tune_model_error
 
-OUTLIER = 4.0
+OUTLIER, WIDTH = 4.0, 1.3
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ def loss_of_a_star(stars, error, before, covariance, correlation, star):
     d = stars.off[star] + (m @ slope.T @ (now - inverse(error.covariance, before)) @ residual)[:3]
     spread = m[:3, :3] + np.diag(stars.label[star])
     chi2 = d @ np.linalg.inv(spread) @ d
-    return 0.5 * np.log(np.linalg.det(spread)) + 0.5 * (OUTLIER + 3) * np.log(1.0 + chi2 / OUTLIER)
+    return 0.5 * np.log(np.linalg.det(spread)) + 0.5 * (OUTLIER + 3) * np.log(1.0 + WIDTH**2 * chi2 / OUTLIER)
 
 
 def test_loss_and_gradients(fitted, error, rng):
@@ -74,7 +75,7 @@ def test_loss_and_gradients(fitted, error, rng):
     before, correlation = random_correlation(rng), random_correlation(rng)
 
     def at(groups, shared):
-        return loss_and_gradient(fitted, error, before, groups, shared, OUTLIER)
+        return loss_and_gradient(fitted, error, before, groups, shared, OUTLIER, WIDTH)
 
     loss, *gradients = at(covariance, correlation)
     expected = [
@@ -94,6 +95,66 @@ def test_loss_and_gradients(fitted, error, rng):
     direction += direction.T
     up, down = at(covariance, correlation + direction)[0], at(covariance, correlation - direction)[0]
     assert (up - down) / 2.0 == pytest.approx((gradients[1] * direction).sum(), rel=1e-4, abs=1e-10)
+
+
+def test_errors_are_as_wide_as_the_recipe_says(rng):
+    """Stars whose differences are normal, and of whose errors all come from S: by how much is S best scaled?"""
+    stars = 4_000
+    error = random_error(rng, groups=1, samples=SAMPLES, size=0.05)
+    slope = np.broadcast_to(rng.standard_normal((SAMPLES, 5)), (stars, SAMPLES, 5))
+    spread = np.linalg.inv(slope[0].T @ np.linalg.inv(error.covariance[0]) @ slope[0])[:3, :3]
+    nothing = np.zeros((stars, SAMPLES))
+    normal = FittedStars(
+        theta=np.broadcast_to(error.centre, (stars, 3)),
+        off=rng.multivariate_normal(np.zeros(3), spread, stars),
+        label=np.zeros((stars, 3)),
+        residual=nothing,
+        slope=slope,
+        archive=np.zeros((stars, SAMPLES, SAMPLES)),
+        error=nothing,
+        present=np.ones((stars, SAMPLES), bool),
+        curvature=np.zeros((stars, 5, 5)),
+    )
+
+    def best(width):
+        def loss(scale):
+            covariance = scale**2 * error.covariance
+            return loss_and_gradient(normal, error, np.eye(SAMPLES), covariance, np.eye(SAMPLES), 5.0, width)[0]
+
+        return optimize.minimize_scalar(loss, bracket=(0.8, 1.2), tol=1e-4).x
+
+    as_student = best(1.0)
+    # scale of the likeliest Student's distribution of 3 numbers, nu = 5, for normal ones; of 4,000 known to 0.006
+    assert as_student == pytest.approx(0.89, abs=0.03)
+    assert best(1.25) == pytest.approx(1.25 * as_student, rel=1e-3)
+
+
+@pytest.mark.parametrize(("of_fits", "of_recipe"), [(True, True), (True, False), (False, True)])
+def test_the_priors_curvature_counts_where_the_recipe_says(rng, error, monkeypatch, of_fits, of_recipe):
+    model, prior = random_model(rng, hidden=(8,), samples=SAMPLES), random_prior(rng)
+    model = replace(model, noise=xk.Noise(independent=np.full(SAMPLES, 0.05)))
+    stars = labelled_stars(rng, model, prior, error, 40)
+    terms = LossTerms(prior=of_fits, jacobian_ext=False, jacobian_plx=False)
+    seen = []
+
+    def noted(fitted, *others):
+        seen.append(fitted)
+        return loss_and_gradient(fitted, *others)
+
+    monkeypatch.setattr(noise_tuning, "loss_and_gradient", noted)
+    recipe = TuningRecipe(rounds=1, batch=40, prior_curvature=of_recipe)
+    tune_model_error(model, prior, stars, None, error, recipe, terms=terms, engine="reference")
+    (fitted,) = seen
+    expected = np.zeros_like(fitted.curvature)
+    if of_fits and of_recipe:
+        of_prior = xk.get_engine("reference").prior_curvature(prior, fitted.theta, threads=1)
+        values, vectors = np.linalg.eigh(of_prior)
+        expected[:, :3, :3] = np.einsum("nij,nj,nkj->nik", vectors, np.maximum(values, 0.0), vectors)
+        assert np.abs(expected).max() > 1.0
+    least = noise_tuning._LEAST_CURVATURE * np.eye(3)
+    np.testing.assert_allclose(
+        fitted.curvature[:, :3, :3], expected[:, :3, :3] + least, rtol=1e-6, atol=1e-9 * np.abs(expected).max()
+    )
 
 
 def test_tuned_noise_finds_types_that_agree_with_labels(rng):
@@ -134,3 +195,5 @@ def test_bad_input(rng, error):
         TuningRecipe(rounds=0)
     with pytest.raises(xk.InputError, match="rate: nan is not a number > 0"):
         TuningRecipe(rate=np.nan)
+    with pytest.raises(xk.InputError, match=r"width: 0\.0 is not a number > 0"):
+        TuningRecipe(width=0.0)

@@ -4,17 +4,24 @@ Of the covariance of a spectrum a fit uses what it says of the directions in whi
 the likelihood of residuals (:mod:`xpkern.train.noise_fit`), in which all samples count alike, need not be right: one S
 stands for the types of a group, and residuals are not normal. The types themselves tell. At the optimum of a fit under
 C_0, in fractions of the flux, with the residual r = f_observed / f - 1, the slope J = d ln f / d(Theta, E, ln plx) and
-K the curvature of the constraints and of the prior, another C moves the parameters to first order by
+K the curvature of what else holds the optimum, another C moves the parameters to first order by
 
     M (J^T C^-1 r - J^T C_0^-1 r),    M = (J^T C^-1 J + K)^-1.
+
+K is the precision of the constraints of E and parallax and, unless the recipe leaves it out, the curvature of the
+prior, where that is positive. With it T below is the error that a fit reports. But the prior is no parabola: a tuning
+that begins far from where it ends comes out better without.
 
 The type then differs by d from the label, whose covariance is Sigma, and with T = M + Sigma (of the type) S is moved to
 where the sum over the stars of
 
-    l = ln det T / 2 + (nu + q) ln(1 + d^T T^-1 d / nu) / 2
+    l = ln det T / 2 + (nu + q) ln(1 + c^2 d^T T^-1 d / nu) / 2
 
-is least, Student's distribution of the q differences, so that a wrong label or another minimum counts for little. With
-P = M J^T C^-1 (its rows of the type), u = T^-1 d and w = (nu + q) / (nu + d^T u) the gradient has a low rank:
+is least, Student's distribution of the q differences, so that a wrong label or another minimum counts for little. Its
+scale is T / c^2: errors are c times as wide as those of the likeliest Student's distribution. With c = 1 errors of
+normal differences come out too small by a tenth (nu = 5, q = 3), those of stars that were not tuned by smaller yet.
+With P = M J^T C^-1 (its rows of the type), u = T^-1 d and w = (nu + q) / (nu / c^2 + d^T u) the gradient has a low
+rank:
 
     dl / dC = P^T (T^-1 - w u u^T) P / 2 - (a b^T + b a^T) / 2,    a = w P^T u,    b = C^-1 (r - J step).
 
@@ -76,6 +83,10 @@ class TuningRecipe:
         The same two of R: the length of its steps, and how many stars stand for where it begins.
     outlier : float
         nu above.
+    width : float
+        c above.
+    prior_curvature : bool
+        Whether K has the curvature of the prior, of fits that have a prior.
     seed : int
         Of the order of the stars.
     """
@@ -87,13 +98,15 @@ class TuningRecipe:
     correlation_rate: float = 0.02
     correlation_stars: float = 500.0
     outlier: float = 5.0
+    width: float = 1.0
+    prior_curvature: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name, smallest in (("rounds", 1), ("batch", 1), ("prior_stars", 0.0), ("correlation_stars", 0.0)):
             if not getattr(self, name) >= smallest:
                 raise InputError(f"{getattr(self, name)} is not a number >= {smallest}", field=name)
-        for name in ("rate", "correlation_rate", "outlier"):
+        for name in ("rate", "correlation_rate", "outlier", "width"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{getattr(self, name)} is not a number > 0", field=name)
 
@@ -202,6 +215,7 @@ def tune_model_error(
     if not np.isfinite(stars.sigma[:, : model.n_inputs]).all():
         raise InputError("a star lacks a label of its type", field="sigma")
     chosen = get_engine(engine)
+    with_prior = terms.prior and recipe.prior_curvature
     rng = np.random.default_rng(recipe.seed)
     covariance = _Factored(error.covariance)
     correlation = _Factored((np.eye(model.n_samples) if unknown is None else unknown.start)[None])
@@ -219,10 +233,10 @@ def tune_model_error(
         with threadpool_limits(1):  # sums are then taken in one order
             for step, batch in enumerate(np.sort(rng.permutation(rows)[: steps * size].reshape(steps, size), axis=1)):
                 errors = None if unknown is None else unknown.error[batch]
-                held = _prior_curvature(chosen, prior, params[batch, : model.n_inputs]) if terms.prior else None
+                held = _prior_curvature(chosen, prior, params[batch, : model.n_inputs]) if with_prior else None
                 fitted = _fitted(model, stars[batch], contained, now, params[batch], errors, held)
                 loss, of_covariance, of_correlation = loss_and_gradient(
-                    fitted, now, now_correlation, covariance.value, correlation.value[0], recipe.outlier
+                    fitted, now, now_correlation, covariance.value, correlation.value[0], recipe.outlier, recipe.width
                 )
                 losses.append(loss)
                 decay = 0.5 * (1.0 + np.cos(np.pi * (number + step / steps) / recipe.rounds))
@@ -268,6 +282,7 @@ def loss_and_gradient(
     covariance: Float64,
     correlation: Float64,
     outlier: float,
+    width: float,
 ) -> tuple[float, Float64, Float64]:
     """Mean of l over stars, and its gradients by the groups' covariances and by R, all elements independent.
 
@@ -282,8 +297,8 @@ def loss_and_gradient(
         Of the groups, in place of those of the fit.
     correlation : (m, m) float64
         R in place of that of the fit.
-    outlier : float
-        nu.
+    outlier, width : float
+        nu, c.
     """
     share, types = fitted_under.shares(stars.theta), stars.theta.shape[1]
     both = stars.present[:, :, None] & stars.present[:, None, :]
@@ -307,8 +322,8 @@ def loss_and_gradient(
     precision = np.linalg.inv(spread)
     u = np.einsum("nij,nj->ni", precision, off)
     distance = np.einsum("ni,ni->n", u, off)
-    loss = 0.5 * np.linalg.slogdet(spread)[1] + 0.5 * (outlier + types) * np.log1p(distance / outlier)
-    weight = (outlier + types) / (outlier + distance)
+    loss = 0.5 * np.linalg.slogdet(spread)[1] + 0.5 * (outlier + types) * np.log1p(width**2 * distance / outlier)
+    weight = (outlier + types) / (outlier / width**2 + distance)
     a = weight[:, None] * np.einsum("nij,ni->nj", project, u)
     b = (pull - leverage @ step)[:, :, 0]
     inner = 0.5 * (precision - weight[:, None, None] * u[:, :, None] * u[:, None, :])
