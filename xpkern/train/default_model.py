@@ -60,20 +60,17 @@ PARTS = {"validation": VALIDATION, "test": TEST}
 LEARNING = NoiseRecipe(groups=12, most_stars=300, iterations=8, learn_archive_factor=False)
 
 #: How it is tuned by the labels, before and after the model has been trained under it.
-TUNING, LAST_TUNING = (
-    TuningRecipe(rounds=2),
-    TuningRecipe(rounds=6, rate=0.015, prior_stars=30.0, correlation_stars=100.0),
-)
+TUNING = TuningRecipe(rounds=6, rate=0.015, prior_stars=30.0, correlation_stars=100.0, prior_curvature=False)
+LAST_TUNING = replace(TUNING, prior_curvature=True)
 
-#: And once more in the end, where a difference of several errors counts nearly as much as a normal distribution would
-#: have it: what was found so far is good for the types, but errors are too small by a tenth and more.
-WIDENING = replace(LAST_TUNING, correlation_rate=0.03, outlier=30.0)
+#: And once more in the end: what was found so far is good for the types, but errors are too small by a tenth and more.
+WIDENING = replace(LAST_TUNING, width=1.35)
 
 #: The training under it.
 UNDER_NOISE: dict[str, Phase] = {
     "joint": Rounds(
         stars="clean",
-        rounds=10,
+        rounds=24,
         steps=80,
         batch=512,
         rate=0.03,
