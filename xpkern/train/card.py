@@ -136,7 +136,7 @@ and in J, H, Ks, W1, W2; 3-32-32-32-66 units, tanh. It was learned from real sta
 
 It is made by one command, `python -m xpkern.train default -o default.h5`, from two packages on PyPI. The seed is fixed
 and the arithmetic single-threaded: the same version writes the same bytes on the same machine. Where the last bit of
-a sum is another one, it ends in another model, as good as that of another seed."""
+a sum is another one, as with another instruction set, it ends in another model."""
 
 _ACKNOWLEDGEMENTS = """\
 This work has made use of data from the European Space Agency (ESA) mission Gaia (https://www.cosmos.esa.int/gaia),
@@ -167,9 +167,8 @@ _LIMITS = """\
 
 
 _OPENED = """\
- They have been opened before: for the card of the model
-shipped earlier, and for cards of this one, whose last steps were changed since: its zero point of extinction, and a
-noise whose errors are wide enough. Every choice was made by other stars."""
+ They have been opened before, for the cards of models
+shipped earlier. Every choice was made by other stars."""
 
 
 def _data(report: Report) -> str:
