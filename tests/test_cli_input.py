@@ -151,9 +151,9 @@ class TestBadInput:
         model = tmp_path / "model.h5"
         xk.save_model(model, *xk.load_model())
         with h5py.File(model, "a") as file:
-            del file["flux/ln_ext_curve"]
+            del file["flux/ext_curve"]
         assert main(["predict", *SUN, "--model", str(model)]) == 1
-        assert f"{model}, field flux/ln_ext_curve: missing" in one_line(capsys)
+        assert f"{model}, field flux/ext_curve: missing" in one_line(capsys)
 
     @pytest.mark.parametrize(
         ("change", "message"),

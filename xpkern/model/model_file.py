@@ -22,7 +22,8 @@ from xpkern.model.type_prior import TypePrior
 
 FORMAT_VERSION = 1
 
-_FLUX_ARRAYS = ("input_zp", "input_scale", "wavelength")
+_FLUX_ARRAYS = ("ext_curve", "input_zp", "input_scale", "wavelength")
+_LN_EXT_CURVE = "flux/ln_ext_curve"
 _PRIOR_ARRAYS = ("weights", "means", "covariances")
 _NOISE_NUMBERS = ("common", "bp", "rp", "floor")
 _MODEL_ERROR_ARRAYS = ("centre", "scale", "covariance")
@@ -73,7 +74,6 @@ def _write(file: h5py.File, model: FluxModel, prior: TypePrior) -> None:
         put(f"flux/biases_{layer}", bias)
     for name in _FLUX_ARRAYS:
         put(f"flux/{name}", getattr(model, name))
-    put("flux/ln_ext_curve", np.log(model.ext_curve))
     put("flux/theoretical", np.asarray(model.theoretical, dtype=np.uint8))
     for name in _PRIOR_ARRAYS:
         put(f"prior/{name}", getattr(prior, name))
@@ -179,14 +179,10 @@ class _Reader:
         layers, noise, confidence = self.layers("flux"), self.noise(), self.confidence()
         with self.named("flux"):
             card = self.file.get("card")
-            ln_ext_curve = self.array("flux/ln_ext_curve")
-            with np.errstate(over="ignore"):
-                ext_curve = np.exp(ln_ext_curve)
             return FluxModel(
                 weights=[self.array(f"flux/weights_{layer}") for layer in layers],
                 biases=[self.array(f"flux/biases_{layer}") for layer in layers],
-                ext_curve=ext_curve,
-                **{field: self.array(f"flux/{field}") for field in _FLUX_ARRAYS},
+                **{field: self.flux_array(field) for field in _FLUX_ARRAYS},
                 noise=noise,
                 scale_sigma=self.number("/", "scale_sigma"),
                 theoretical=self.array("flux/theoretical") != 0,
@@ -200,6 +196,13 @@ class _Reader:
                 card=card.asstr()[()] if isinstance(card, h5py.Dataset) else "",
                 confidence=confidence,
             )
+
+    def flux_array(self, field: str) -> np.ndarray:
+        """One of ``_FLUX_ARRAYS``; files of before have ln R, from which R comes back to its last bit but one."""
+        if field == "ext_curve" and _LN_EXT_CURVE in self.file and f"flux/{field}" not in self.file:
+            with np.errstate(over="ignore"):
+                return np.exp(self.array(_LN_EXT_CURVE))
+        return self.array(f"flux/{field}")
 
     def layers(self, group: str) -> range:
         """Numbers of the layers that a group has weights of; the first one must be there."""
