@@ -281,7 +281,7 @@ def test_what_is_at_the_edge_of_the_box_is_flagged(few):
     box = default_box(prior)
     clear = few.interval[:, 1, 3] / few.width[:, 3]
     star = int(np.argmax(clear))  # whose dust is seen best: the box ends below what its spectrum asks for
-    assert clear[star] > 10
+    assert clear[star] > 5  # between no dust and that edge there is room
     assert not few.flags[star] & PosteriorFlag.ON_BOX_EDGE
     tight = Box(box.lower, np.where(np.arange(5) == 3, few.interval[star, 0, 3], box.upper))
     found = xk.posterior(obs, few.fit.model, prior, samples=500, stars=[star], box=tight)
