@@ -25,14 +25,16 @@ from bench.simulation import bench_simulate
 from bench.surveys import bench_kills, bench_survey
 from bench.training import bench_train
 from bench.writing import bench_write
+from xpkern.catalog.run import MOST_STARS_OF_A_BLOCK
 
 #: Benchmarks by name: (function of number of stars, rounds and engine; default number of stars).
 BENCHMARKS: dict[str, tuple[Callable[[int, int, str], Result], int]] = {
     "peak": (bench_peak, 4096),
     "isa": (bench_isa, 4096),
     "fit": (bench_fit, 4096),
-    "calibrate": (bench_calibrate, 4096),
-    "finish": (bench_finish, 4096),
+    # As many as a catalogue has at once: what is made of them goes into memory that is used again.
+    "calibrate": (bench_calibrate, MOST_STARS_OF_A_BLOCK),
+    "finish": (bench_finish, MOST_STARS_OF_A_BLOCK),
     "ingest": (bench_ingest, 4096),
     "write": (bench_write, 32768),
     "formats": (bench_formats, 4096),

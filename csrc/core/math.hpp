@@ -13,7 +13,7 @@ XPKERN_NAMESPACE_BEGIN
 // 1 / sqrt(x); on a GPU, whose roots and quotients are some twenty instructions each, within 2 ulp in float.
 template <class Lane>
 XPKERN_INLINE Lane inverse_root(const Lane& x) {
-    return lane<Lane>(1) / sqrt(x);
+    return Division<Lane>::inverse_root(x);
 }
 #if defined(__CUDA_ARCH__)
 template <>
@@ -167,7 +167,7 @@ XPKERN_INLINE Lane log(const Lane& x) {
     const Mask<Lane> upper = mantissa > Lane(Element(1.41421356237309504880));
     mantissa = select(upper, mantissa * Lane(Element(0.5)), mantissa);
     n = select(upper, n + Lane(Element(1)), n);
-    const Lane s = (mantissa - Lane(Element(1))) / (mantissa + Lane(Element(1)));
+    const Lane s = quotient(mantissa - Lane(Element(1)), mantissa + Lane(Element(1)));
     const Lane square = s * s;
     const Lane series = hyperbolic_series<Lane, 1, Format::log_terms>(square);
     const Lane twice = s + s;

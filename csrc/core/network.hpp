@@ -75,11 +75,23 @@ XPKERN_INLINE constexpr int blocks_of_layer(int width) {
     return blocks;
 }
 
-// out[j][s] = bias[j] + sum_i w[i][j] in[i][s] for BLOCK outputs from j on and STREAMS right-hand sides of the `stride`
-// that lie side by side. w: (n_in, n_out), bias: (n_out,) or null, in: (n_in, stride), out: (n_out, stride).
-template <int STREAMS, int BLOCK, class Lane, class Meanwhile>
+// Where the sums of an output go: out (n_out, stride).
+template <class Lane>
+struct StoredSums {
+    Lane* out;
+    int stride;
+    template <int STREAMS>
+    XPKERN_INLINE void operator()(int j, const Lane (&sum)[STREAMS]) const {
+        XPKERN_UNROLL
+        for (int s = 0; s < STREAMS; ++s) out[j * stride + s] = sum[s];
+    }
+};
+
+// sum[s] = bias[j] + sum_i w[i][j] in[i][s] for BLOCK outputs from j on and STREAMS right-hand sides of the `stride`
+// that lie side by side, handed to take(j, sum). w: (n_in, n_out), bias: (n_out,) or null, in: (n_in, stride).
+template <int STREAMS, int BLOCK, class Lane, class Take, class Meanwhile>
 XPKERN_INLINE void multiply_block(const Scalar<Lane>* w, const Scalar<Lane>* bias, int n_in, int n_out, int j,
-                                  int stride, const Lane* in, Lane* out, const Meanwhile& meanwhile) {
+                                  int stride, const Lane* in, const Take& take, const Meanwhile& meanwhile) {
     Lane sum[BLOCK][STREAMS];
     XPKERN_UNROLL
     for (int b = 0; b < BLOCK; ++b) {
@@ -99,38 +111,41 @@ XPKERN_INLINE void multiply_block(const Scalar<Lane>* w, const Scalar<Lane>* bia
         }
     }
     XPKERN_UNROLL
-    for (int b = 0; b < BLOCK; ++b) {
-        XPKERN_UNROLL
-        for (int s = 0; s < STREAMS; ++s) out[(j + b) * stride + s] = sum[b][s];
-    }
+    for (int b = 0; b < BLOCK; ++b) take(j + b, sum[b]);
 }
 
 // Outputs from j on in blocks of BLOCK, what is left in smaller ones.
-template <int STREAMS, int BLOCK, class Lane, class Meanwhile>
+template <int STREAMS, int BLOCK, class Lane, class Take, class Meanwhile>
 XPKERN_INLINE void multiply_blocks(const Scalar<Lane>* w, const Scalar<Lane>* bias, int n_in, int n_out, int j,
-                                   int stride, const Lane* in, Lane* out, const Meanwhile& meanwhile) {
+                                   int stride, const Lane* in, const Take& take, const Meanwhile& meanwhile) {
     for (; j + BLOCK <= n_out; j += BLOCK) {
-        multiply_block<STREAMS, BLOCK>(w, bias, n_in, n_out, j, stride, in, out, meanwhile);
+        multiply_block<STREAMS, BLOCK>(w, bias, n_in, n_out, j, stride, in, take, meanwhile);
         meanwhile.between_blocks();
     }
-    if constexpr (BLOCK > 1) multiply_blocks<STREAMS, BLOCK / 2>(w, bias, n_in, n_out, j, stride, in, out, meanwhile);
+    if constexpr (BLOCK > 1) multiply_blocks<STREAMS, BLOCK / 2>(w, bias, n_in, n_out, j, stride, in, take, meanwhile);
 }
 
+template <int STREAMS, class Lane, class Take, class Meanwhile = Nothing>
+XPKERN_INLINE void multiply_into(const Scalar<Lane>* w, const Scalar<Lane>* bias, int n_in, int n_out, int stride,
+                                 const Lane* in, const Take& take, const Meanwhile& meanwhile = {}) {
+    multiply_blocks<STREAMS, layer_block<Lane>(STREAMS)>(w, bias, n_in, n_out, 0, stride, in, take, meanwhile);
+}
+
+// The same stored, out: (n_out, stride).
 template <int STREAMS, class Lane, class Meanwhile = Nothing>
 XPKERN_INLINE void multiply_streams(const Scalar<Lane>* w, const Scalar<Lane>* bias, int n_in, int n_out, int stride,
                                     const Lane* in, Lane* out, const Meanwhile& meanwhile = {}) {
-    multiply_blocks<STREAMS, layer_block<Lane>(STREAMS)>(w, bias, n_in, n_out, 0, stride, in, out, meanwhile);
+    multiply_into<STREAMS>(w, bias, n_in, n_out, stride, in, StoredSums<Lane>{out, stride}, meanwhile);
 }
 
-// Any number of right-hand sides, in: (n_in, streams), taken four at a time.
-template <class Lane>
-XPKERN_INLINE void multiply(const Scalar<Lane>* w, const Scalar<Lane>* bias, int n_in, int n_out, int streams,
-                            const Lane* in, Lane* out) {
+// Any number of right-hand sides, in: (n_in, streams), taken four at a time; take(s) takes those from s on.
+template <class Lane, class Take>
+XPKERN_INLINE void multiply(const Scalar<Lane>* w, int n_in, int n_out, int streams, const Lane* in, const Take& take) {
     int s = 0;
-    for (; s + 4 <= streams; s += 4) multiply_streams<4>(w, bias, n_in, n_out, streams, in + s, out + s);
-    if (s + 3 == streams) multiply_streams<3>(w, bias, n_in, n_out, streams, in + s, out + s);
-    if (s + 2 == streams) multiply_streams<2>(w, bias, n_in, n_out, streams, in + s, out + s);
-    if (s + 1 == streams) multiply_streams<1>(w, bias, n_in, n_out, streams, in + s, out + s);
+    for (; s + 4 <= streams; s += 4) multiply_into<4>(w, nullptr, n_in, n_out, streams, in + s, take(s));
+    if (s + 3 == streams) multiply_into<3>(w, nullptr, n_in, n_out, streams, in + s, take(s));
+    if (s + 2 == streams) multiply_into<2>(w, nullptr, n_in, n_out, streams, in + s, take(s));
+    if (s + 1 == streams) multiply_into<1>(w, nullptr, n_in, n_out, streams, in + s, take(s));
 }
 
 // out[i] = sum_j w[i][j] in[j]: the reverse of a layer. w: (n_in, n_out).
@@ -166,6 +181,9 @@ XPKERN_INLINE void reverse_multiply(const Scalar<Lane>* w, int n_in, int n_out, 
     reverse_blocks<layer_block<Lane>()>(w, n_in, n_out, 0, in, out, meanwhile);
 }
 
+// The highest derivative of ln f that is wanted.
+enum class Order { value, slope, curvature };
+
 // What a forward sweep leaves behind. Wide carries the value, Real (the same or narrower) the derivatives.
 template <class Real, class Wide>
 struct NetworkTape {
@@ -173,14 +191,31 @@ struct NetworkTape {
     Wide* output;                   // (m,) ln f at E = 0, plx = 1
     Real* hidden[MAX_LAYERS];       // tanh of each hidden layer: (width,)
     Real* pre_tangent[MAX_LAYERS];  // a_t of each hidden layer: (width, inputs)
-    Real* tangent;                  // h_t of the last layer reached: (widest, inputs)
+    Real* tangent[2];               // h_t of two neighbouring layers, in turn: (widest, inputs)
     Real* output_tangent;           // d ln f / d Theta_t: (m, inputs)
     Real* adjoint[2];               // reverse sweep: (widest,)
 };
 
-// theta: (inputs,). Fills the tape: hidden, output and (with TANGENTS) what is named tangent. output and output_tangent
-// are ln f_abs (Eq. 6) and its slope in Theta.
-template <bool TANGENTS, class Real, class Wide, class Shape, class Meanwhile = Nothing>
+// Tangents of a hidden layer from s on: a_t, kept where curvature is wanted, become h_t.
+template <Order ORDER, class Real>
+struct HiddenTangents {
+    const Real* hidden;
+    Real *pre_tangent, *tangent;
+    int inputs, s;
+    template <int STREAMS>
+    XPKERN_INLINE void operator()(int j, const Real (&sum)[STREAMS]) const {
+        const Real h = hidden[j], slope = fma(-h, h, lane<Real>(1));
+        XPKERN_UNROLL
+        for (int t = 0; t < STREAMS; ++t) {
+            if constexpr (ORDER == Order::curvature) pre_tangent[j * inputs + s + t] = sum[t];
+            tangent[j * inputs + s + t] = slope * sum[t];
+        }
+    }
+};
+
+// theta: (inputs,). Fills the tape: output, which is ln f_abs (Eq. 6), hidden, from Order::slope on the tangents of the
+// last hidden layer, and for Order::curvature all that is named pre_tangent.
+template <Order ORDER, class Real, class Wide, class Shape, class Meanwhile = Nothing>
 XPKERN_INLINE void network_forward(const ModelView& model, const Shape& shape, const Wide* theta,
                                    const NetworkTape<Real, Wide>& tape, const Meanwhile& meanwhile = {}) {
     const auto& wide = network_of<Wide>(model);
@@ -192,29 +227,38 @@ XPKERN_INLINE void network_forward(const ModelView& model, const Shape& shape, c
 
     for (int l = 0; l <= last; ++l) {
         const int n_in = shape.width(l), n_out = shape.width(l + 1);
-        const Wide* in = tape.value[l % 2];
         Wide* out = l == last ? tape.output : tape.value[(l + 1) % 2];
-        Real* slopes = l == last ? tape.output_tangent : tape.pre_tangent[l];
-
-        multiply_streams<1>(wide.weights[l], wide.biases[l], n_in, n_out, 1, in, out, meanwhile);
-        if (TANGENTS && l == 0) {  // the tangents of the inputs are unit vectors
-            for (int j = 0; j < n_out; ++j)
-                for (int t = 0; t < inputs; ++t)
-                    slopes[j * inputs + t] = lane<Real>(real.weights[0][t * n_out + j] * real.inverse_scale[t]);
-        } else if (TANGENTS) {
-            multiply<Real>(real.weights[l], nullptr, n_in, n_out, inputs, tape.tangent, slopes);
-        }
+        multiply_streams<1>(wide.weights[l], wide.biases[l], n_in, n_out, 1, tape.value[l % 2], out, meanwhile);
         if (l == last) return;
 
         tanh_of_all(out, n_out);
-        for (int j = 0; j < n_out; ++j) {
-            const Real narrow = convert<Real>(out[j]);
-            tape.hidden[l][j] = narrow;
-            if (!TANGENTS) continue;
-            const Real slope = fma(-narrow, narrow, lane<Real>(1));
-            for (int t = 0; t < inputs; ++t) tape.tangent[j * inputs + t] = slope * slopes[j * inputs + t];
+        Real* hidden = tape.hidden[l];
+        for (int j = 0; j < n_out; ++j) hidden[j] = convert<Real>(out[j]);
+        if (ORDER == Order::value) continue;
+        const auto take = [&](int s) {
+            return HiddenTangents<ORDER, Real>{hidden, tape.pre_tangent[l], tape.tangent[l % 2], inputs, s};
+        };
+        if (l > 0) {
+            multiply<Real>(real.weights[l], n_in, n_out, inputs, tape.tangent[(l + 1) % 2], take);
+            continue;
+        }
+        for (int j = 0; j < n_out; ++j) {  // the tangents of the inputs are unit vectors
+            for (int t = 0; t < inputs; ++t) {
+                const Real slope[1] = {lane<Real>(real.weights[0][t * n_out + j] * real.inverse_scale[t])};
+                take(t)(j, slope);
+            }
         }
     }
+}
+
+// d ln f_j / d Theta_t of all samples, after network_forward(); take(s) takes those by t = s and on.
+template <class Real, class Wide, class Shape, class Take>
+XPKERN_INLINE void output_tangents(const ModelView& model, const Shape& shape, const NetworkTape<Real, Wide>& tape,
+                                   const Take& take) {
+    const auto& real = network_of<Real>(model);
+    const int last = shape.layers() - 1;
+    multiply<Real>(real.weights[last], shape.width(last), shape.samples(), shape.inputs(), tape.tangent[(last + 1) % 2],
+                   take);
 }
 
 // One hidden layer's part of the curvature: adjoint, of h, becomes that of a. hidden, adjoint: (width,), tangent:

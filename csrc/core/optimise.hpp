@@ -154,10 +154,11 @@ XPKERN_INLINE bool propose_step(int k, const LossView& terms, const BoxView<Wide
 
 // Runs until at most leave_at stars are still at work: those that have not converged and may still spend evaluations.
 // progress holds where to start. A star that is taken up again where it was left goes on as if it had never been left.
-template <bool EXACT, class Real, class Wide, class Shape>
+template <bool EXACT, class Real, class Wide, class Shape, class Meanwhile = Nothing>
 XPKERN_STEP void optimise(const ModelView& model, const Shape& shape, const PriorView& prior, const LossView& terms,
                           const StarView<Real, Wide>& star, const BoxView<Wide>& box, const StopRule& rule,
-                          int leave_at, const Workspace<Real, Wide>& space, Progress<Real, Wide>& progress) {
+                          int leave_at, const Workspace<Real, Wide>& space, Progress<Real, Wide>& progress,
+                          const Meanwhile& meanwhile = {}) {
     const int k = shape.parameters(), kept = rule.step_on || !space.kept_flux ? 0 : shape.samples();
     LossState<Real, Wide>& state = progress.state;
     LossState<Real, Wide> trial;
@@ -173,7 +174,7 @@ XPKERN_STEP void optimise(const ModelView& model, const Shape& shape, const Prio
         } else if (!propose_step<EXACT>(k, terms, box, rule, leave_at, progress, trial.u, predicted)) {
             return;
         }
-        evaluate_loss<EXACT>(model, shape, prior, terms, star, space, trial);
+        evaluate_loss<EXACT>(model, shape, prior, terms, star, space, trial, meanwhile);
         progress.spent = select(progress.active, progress.spent + lane<Real>(1), progress.spent);
         if (begins) {
             accept(lane<Real>(0) < lane<Real>(1), k, trial, state);

@@ -77,7 +77,7 @@ struct MixtureSums {
     }
     XPKERN_INLINE PriorValue<Lane> value(const Lane& largest) const {
         PriorValue<Lane> value;
-        const Lane inverse = lane<Lane>(1) / total;
+        const Lane inverse = quotient(lane<Lane>(1), total);
         value.ln_density = largest + log(total);
         XPKERN_UNROLL
         for (int i = 0; i < N; ++i) {

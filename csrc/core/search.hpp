@@ -59,13 +59,13 @@ struct LaneBox {
 
 // Calls found(s, choice, u) for each star s of a lane and each of its starts, best first; u: (k,), or null where the
 // star has no such start. mean, weight: the observed parallax's constraint; variance: scratch (m,).
-template <class Real, class Found>
+template <class Real, class Found, class Meanwhile = Nothing>
 XPKERN_INLINE void choose_starts(const GridView& grid, int m, int k, const Real* flux, const Real* factor,
                                  const Real& mean, const Real& weight, Real* variance, const StartSpace<Real>& space,
-                                 int starts, double gate, const Found& found) {
+                                 int starts, double gate, const Found& found, const Meanwhile& meanwhile = {}) {
     const int inputs = k - 2;
     sample_variance(factor, m, variance);
-    rate_types(grid, inputs, flux, factor, variance, m, mean, weight, space);
+    rate_types(grid, inputs, flux, factor, variance, m, mean, weight, space, meanwhile);
     Real limit = infinity<Real>();
     for (int choice = 0; choice < starts; ++choice) {
         Real u[MAX_PARAMETERS];

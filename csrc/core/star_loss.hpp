@@ -64,7 +64,7 @@ template <class Real, class Wide, class Shape>
 XPKERN_INLINE constexpr Workspace<Real, Wide> carve_workspace(const Shape& shape, const PriorView& prior,
                                                               Arena& arena) {
     Workspace<Real, Wide> space{};
-    const int inputs = shape.inputs(), m = shape.samples(), widest = widest_hidden(shape);
+    const int inputs = shape.inputs(), m = shape.samples(), widest = widest_hidden(shape), last = shape.layers() - 1;
     space.tape.value[0] = arena.take<Wide>(widest);
     space.tape.value[1] = arena.take<Wide>(widest);
     space.tape.output = arena.take<Wide>(m);
@@ -72,8 +72,10 @@ XPKERN_INLINE constexpr Workspace<Real, Wide> carve_workspace(const Shape& shape
         space.tape.hidden[l] = arena.take<Real>(widest);
         space.tape.pre_tangent[l] = arena.take<Real>(inputs * widest);
     }
-    space.tape.tangent = arena.take<Real>(inputs * widest);
-    space.tape.output_tangent = arena.take<Real>(inputs * m);
+    // Of the two layers' tangents the last layer needs one; its own may take the other's place.
+    space.tape.output_tangent = arena.take<Real>(inputs * (widest > m ? widest : m));
+    space.tape.tangent[last % 2] = space.tape.output_tangent;
+    space.tape.tangent[(last + 1) % 2] = arena.take<Real>(inputs * widest);
     space.tape.adjoint[0] = arena.take<Real>(widest);
     space.tape.adjoint[1] = arena.take<Real>(widest);
     space.flux = arena.take<Wide>(m);
@@ -91,28 +93,48 @@ XPKERN_KERNEL void predict_values(const ModelView& model, const Shape& shape, co
                                   const Workspace<Real, Wide>& space, const Meanwhile& meanwhile = {}) {
     const int inputs = shape.inputs(), m = shape.samples();
     const auto& wide = network_of<Wide>(model);
-    network_forward<false>(model, shape, u, space.tape, meanwhile);
+    network_forward<Order::value>(model, shape, u, space.tape, meanwhile);
     const Wide twice_ln_plx = u[inputs + 1] + u[inputs + 1];
     for (int i = 0; i < m; ++i)
         space.flux[i] = fma(-u[inputs], Wide(wide.ext_curve[i]), space.tape.output[i] + twice_ln_plx);
     exp_of_all(space.flux, m);
 }
 
-// Fluxes and slopes at u: space.flux, space.column = df/du, tape.output_tangent = d ln f / dTheta.
-template <class Real, class Wide, class Shape>
+// Slopes of the flux by the inputs from s on, those of ln f kept where curvature is wanted.
+template <Order ORDER, class Real, class Wide>
+struct FluxSlopes {
+    const Wide* flux;
+    Real *output_tangent, *column;
+    int inputs, columns, s;
+    template <int STREAMS>
+    XPKERN_INLINE void operator()(int i, const Real (&sum)[STREAMS]) const {
+        const Real narrow = convert<Real>(flux[i]);
+        XPKERN_UNROLL
+        for (int t = 0; t < STREAMS; ++t) {
+            if constexpr (ORDER == Order::curvature) output_tangent[i * inputs + s + t] = sum[t];
+            column[i * columns + s + t] = narrow * sum[t];
+        }
+    }
+};
+
+// Fluxes and slopes at u: space.flux, space.column = df/du, and for Order::curvature tape.output_tangent =
+// d ln f / dTheta.
+template <Order ORDER, class Real, class Wide, class Shape>
 XPKERN_INLINE void predict_flux(const ModelView& model, const Shape& shape, const Wide* u,
                                 const Workspace<Real, Wide>& space) {
     const int inputs = shape.inputs(), columns = shape.parameters() + 1, m = shape.samples();
     const auto& wide = network_of<Wide>(model);
     const auto& real = network_of<Real>(model);
-    network_forward<true>(model, shape, u, space.tape);
+    network_forward<ORDER>(model, shape, u, space.tape);
     const Wide ext = u[inputs], twice_ln_plx = u[inputs + 1] + u[inputs + 1];
     for (int i = 0; i < m; ++i) space.flux[i] = fma(-ext, Wide(wide.ext_curve[i]), space.tape.output[i] + twice_ln_plx);
     exp_of_all(space.flux, m);
+    output_tangents(model, shape, space.tape, [&](int s) {
+        return FluxSlopes<ORDER, Real, Wide>{space.flux, space.tape.output_tangent, space.column, inputs, columns, s};
+    });
     for (int i = 0; i < m; ++i) {
         const Real narrow = convert<Real>(space.flux[i]);
         Real* slope = space.column + i * columns;
-        for (int t = 0; t < inputs; ++t) slope[t] = narrow * space.tape.output_tangent[i * inputs + t];
         slope[inputs] = narrow * Real(-real.ext_curve[i]);
         slope[inputs + 1] = narrow + narrow;
     }
@@ -145,7 +167,7 @@ XPKERN_INLINE void product_block(const Real* left, const Real* right, int m, int
     }
 }
 
-// Two rows of Y^T (Y, y) at a time share the loads of their columns.
+// LEFT rows of Y^T (Y, y) share the loads of their columns.
 template <int LEFT, class Real>
 XPKERN_INLINE void product_rows(const Real* left, const Real* right, int m, int stride, int count, Real* result) {
     int b = 0;
@@ -158,21 +180,26 @@ XPKERN_INLINE void product_rows(const Real* left, const Real* right, int m, int 
     if (b < count) product_block<LEFT, 1>(left, right + b, m, stride, result + b);
 }
 
-// normal = Y^T Y and projected = Y^T y. column: (m, k + 1), k slopes and the residual.
-template <class Real>
-XPKERN_INLINE void normal_equations(const Real* column, int m, int k, Real* normal, Real* projected) {
-    Real product[2][MAX_COLUMNS];
-    for (int a = 0; a < k; a += 2) {
-        const int rows = k - a < 2 ? 1 : 2, count = k + 1 - a;
-        if (rows == 2)
-            product_rows<2>(column + a, column + a, m, k + 1, count, product[0]);
-        else
-            product_rows<1>(column + a, column + a, m, k + 1, count, product[0]);
-        for (int row = 0; row < rows; ++row) {
-            for (int b = a + row; b < k; ++b) normal[row_start(b) + a + row] = product[row][b - a];
-            projected[a + row] = product[row][k - a];
-        }
+// Rows a ... a + LEFT of normal_equations().
+template <int LEFT, class Real>
+XPKERN_INLINE void normal_rows(const Real* column, int m, int k, int a, Real* normal, Real* projected) {
+    Real product[LEFT][MAX_COLUMNS];
+    product_rows<LEFT>(column + a, column + a, m, k + 1, k + 1 - a, product[0]);
+    for (int row = 0; row < LEFT; ++row) {
+        for (int b = a + row; b < k; ++b) normal[row_start(b) + a + row] = product[row][b - a];
+        projected[a + row] = product[row][k - a];
     }
+}
+
+// normal = Y^T Y and projected = Y^T y. column: (m, k + 1), k slopes and the residual. More rows at a time load less,
+// but of the square on the diagonal they find both halves: ROWS of them while many columns are left.
+template <int ROWS = 2, class Real>
+XPKERN_INLINE void normal_equations(const Real* column, int m, int k, Real* normal, Real* projected) {
+    int a = 0;
+    if constexpr (ROWS > 2)
+        for (; a + 2 * ROWS <= k; a += ROWS) normal_rows<ROWS>(column, m, k, a, normal, projected);
+    for (; a + 2 <= k; a += 2) normal_rows<2>(column, m, k, a, normal, projected);
+    if (a < k) normal_rows<1>(column, m, k, a, normal, projected);
 }
 
 // hessian += 2 sum_i weight_i d_i d_i^T of the slopes d_i = d ln f_i / du = (network tangents, -R_i, 2). weight: (m,),
@@ -285,21 +312,22 @@ XPKERN_INLINE void add_other_terms(const Shape& shape, const StarView<Real, Wide
 }
 
 // Evaluates the loss at state.u. EXACT asks for the exact Hessian; without it state.hessian is the definite part.
-template <bool EXACT, class Real, class Wide, class Shape>
+template <bool EXACT, class Real, class Wide, class Shape, class Meanwhile = Nothing>
 XPKERN_KERNEL void evaluate_loss(const ModelView& model, const Shape& shape, const PriorView& prior,
                                  const LossView& terms, const StarView<Real, Wide>& star,
-                                 const Workspace<Real, Wide>& space, LossState<Real, Wide>& state) {
+                                 const Workspace<Real, Wide>& space, LossState<Real, Wide>& state,
+                                 const Meanwhile& meanwhile = {}) {
     const int k = shape.parameters(), m = shape.samples();
-    predict_flux(model, shape, state.u, space);
+    predict_flux<EXACT ? Order::curvature : Order::slope>(model, shape, state.u, space);
     Real* whitened = space.column + k;  // of every k + 1
     Wide chi2 = lane<Wide>(0);
     if constexpr (SameType<Real, Wide>::value) {
         for (int i = 0; i < m; ++i) whitened[i * (k + 1)] = space.flux[i] - star.flux[i];
-        whiten(star.factor, m, k + 1, k + 1, space.column);
+        whiten(star.factor, m, k + 1, k + 1, space.column, meanwhile);
         for (int i = 0; i < m; ++i) chi2 = fma(whitened[i * (k + 1)], whitened[i * (k + 1)], chi2);
     } else {
         for (int i = 0; i < m; ++i) space.residual[i] = space.flux[i] - convert<Wide>(star.flux[i]);
-        whiten(star.factor, m, k, k + 1, space.column, space.residual);
+        whiten_with(star.factor, m, k, k + 1, space.column, space.residual, meanwhile);
         for (int i = 0; i < m; ++i) {
             chi2 = fma(space.residual[i], space.residual[i], chi2);
             whitened[i * (k + 1)] = convert<Real>(space.residual[i]);

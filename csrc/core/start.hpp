@@ -10,7 +10,7 @@
 // multiply-adds a star.
 #pragma once
 
-#include "star_loss.hpp"
+#include "start_system.hpp"
 
 XPKERN_NAMESPACE_BEGIN
 
@@ -33,241 +33,6 @@ XPKERN_INLINE StartType start_type(const GridView& grid, int type, int inputs) {
     const float* gradient = coordinates + inputs;
     const float* precision = gradient + inputs;
     return {position, slope, coordinates, gradient, precision, precision[inputs * (inputs + 1) / 2]};
-}
-
-// Memory for choosing starts.
-template <class Real>
-struct StartSpace {
-    Real* guess;   // (m,)
-    Real* column;  // (m, c + 1) basis and what it leaves of ln flux, weighted and whitened in place
-    Real* score;   // (t,)
-    Real* params;  // (t, k) as u
-    static XPKERN_INLINE constexpr StartSpace carve(int m, int k, int types, Arena& arena) {
-        return {arena.take<Real>(m), arena.take<Real>((START_COLUMNS + 1) * m), arena.take<Real>(types),
-                arena.take<Real>(types * k)};
-    }
-};
-
-// Variance of samples i ... i + ROWS: sums of several rows at a time, as each is a chain of additions that wait for one
-// another.
-template <int ROWS, class Real>
-XPKERN_INLINE void variance_of_rows(const Real* factor, int i, Real* variance) {
-    Real sum[ROWS];
-    const Real* row[ROWS];
-    XPKERN_UNROLL
-    for (int r = 0; r < ROWS; ++r) {
-        row[r] = factor + row_start(i + r);
-        sum[r] = lane<Real>(0);
-    }
-    for (int j = 0; j < i; ++j) {
-        XPKERN_UNROLL
-        for (int r = 0; r < ROWS; ++r) sum[r] = fma(row[r][j], row[r][j], sum[r]);
-    }
-    XPKERN_UNROLL
-    for (int r = 0; r < ROWS; ++r) {
-        for (int j = i; j < i + r; ++j) sum[r] = fma(row[r][j], row[r][j], sum[r]);
-        const Real reciprocal = row[r][i + r];
-        const Mask<Real> present = reciprocal > lane<Real>(0);
-        const Real diagonal = lane<Real>(1) / select(present, reciprocal, lane<Real>(1));
-        variance[i + r] = select(present, fma(diagonal, diagonal, sum[r]), lane<Real>(0));
-    }
-}
-
-// Variance of each sample, (m,); 0 where it is missing.
-template <class Real>
-XPKERN_INLINE void sample_variance(const Real* factor, int m, Real* variance) {
-    constexpr int ROWS = 8;
-    int i = 0;
-    for (; i < m % ROWS; ++i) variance_of_rows<1>(factor, i, variance);
-    for (; i < m; i += ROWS) variance_of_rows<ROWS>(factor, i, variance);
-}
-
-// How the grid's mean spectrum is scaled to a star, from sums over its samples of weight * flux and weight * typical
-// with weight = typical / variance.
-template <class Real>
-XPKERN_INLINE Real scale_of_spectrum(const Real& cross, const Real& square) {
-    const Real smallest = lane<Real>(START_SMALLEST);
-    return max(cross / max(square, smallest), smallest);
-}
-
-// Flux of sample i: the observed one where noise leaves it, else its neighbours' mean, else the grid's mean spectrum; 1
-// where missing.
-template <class Real>
-XPKERN_INLINE Real guess_of_sample(const GridView& grid, const Real* flux, const Real* variance, const Real& scale,
-                                   int i) {
-    const Real zero = lane<Real>(0), one = lane<Real>(1);
-    Real total = zero, total_variance = zero, present = zero;
-    for (int j = grid.window[2 * i]; j < grid.window[2 * i + 1]; ++j) {
-        const Mask<Real> seen = variance[j] > zero;
-        total += select(seen, flux[j], zero);
-        total_variance += variance[j];
-        present += select(seen, one, zero);
-    }
-    const Mask<Real> seen = variance[i] > zero;
-    const Real each = one / max(present, one), noise = total_variance * each * each;
-    const Real expected = scale * Real(grid.typical[i]), loose = expected * lane<Real>(START_SPECTRUM_ERROR);
-    const Real trusted = loose * loose / (loose * loose + select(seen, noise, one));
-    const Real mean = max(fma(fma(total, each, -expected), trusted, expected), expected * lane<Real>(START_LEAST_FLUX));
-    const Real error = mean * lane<Real>(START_NEIGHBOUR_ERROR), of_mean = fma(error, error, noise * trusted);
-    const Real share = of_mean / select(seen, of_mean + variance[i], one);
-    const Real least = sqrt(variance[i]) * lane<Real>(START_LEAST_FLUX);
-    return select(seen, max(fma(flux[i] - mean, share, mean), least), one);
-}
-
-// The same of all samples, (m,).
-template <class Real>
-XPKERN_INLINE void guess_flux(const GridView& grid, const Real* flux, const Real* variance, int m, Real* guess) {
-    const Real zero = lane<Real>(0), one = lane<Real>(1);
-    Real cross = zero, square = zero;
-    for (int i = 0; i < m; ++i) {
-        const Mask<Real> seen = variance[i] > zero;
-        const Real typical(grid.typical[i]);
-        const Real weight = select(seen, typical / select(seen, variance[i], one), zero);
-        cross = fma(weight, flux[i], cross);
-        square = fma(weight, typical, square);
-    }
-    const Real scale = scale_of_spectrum(cross, square);
-    for (int i = 0; i < m; ++i) guess[i] = guess_of_sample(grid, flux, variance, scale, i);
-}
-
-// ln flux of sample i to first order around a guess, less the grid's mean.
-template <class Real>
-XPKERN_INLINE Real ln_flux_about(const GridView& grid, const Real& guess, const Real& flux, int i) {
-    const Real excess =
-        clamp((flux - guess) / guess, lane<Real>(-START_LARGEST_EXCESS), lane<Real>(START_LARGEST_EXCESS));
-    return log(guess) + excess - Real(grid.mean[i]);
-}
-
-// Normal matrix (packed) and right-hand side of x - origin, and the origin, (c,).
-template <class Real>
-struct StartSystem {
-    static constexpr int c = START_COLUMNS;
-    Real normal[c * (c + 1) / 2], right[c], origin[c];
-};
-
-template <class Real>
-XPKERN_INLINE Real with_ridge(const Real& diagonal) {
-    return fma(diagonal, lane<Real>(1 + START_RELATIVE_RIDGE), lane<Real>(START_RIDGE));
-}
-
-template <class Real>
-XPKERN_KERNEL void assemble_start(const GridView& grid, const Real* flux, const Real* factor, const Real* variance,
-                                  int m, const StartSpace<Real>& space, StartSystem<Real>& system) {
-    constexpr int c = START_COLUMNS;
-    const Real zero = lane<Real>(0), one = lane<Real>(1);
-    guess_flux(grid, flux, variance, m, space.guess);
-    Real level = zero, present = zero;
-    for (int i = 0; i < m; ++i) {
-        const Mask<Real> seen = variance[i] > zero;
-        Real& ln_flux = space.column[i * (c + 1) + c];
-        ln_flux = ln_flux_about(grid, space.guess[i], flux[i], i);
-        level += select(seen, ln_flux, zero);
-        present += select(seen, one, zero);
-    }
-    level = level / max(present, one);
-    // Any origin serves; one close to the data keeps the numbers small.
-    Real origin[c];
-    XPKERN_UNROLL
-    for (int a = 0; a < c; ++a) origin[a] = zero;
-    for (int i = 0; i < m; ++i) {
-        Real& ln_flux = space.column[i * (c + 1) + c];
-        ln_flux = select(variance[i] > zero, ln_flux - level, zero);
-        const Real left = ln_flux;
-        XPKERN_UNROLL
-        for (int a = 0; a < c; ++a) origin[a] = fma(Real(grid.inverse[i * c + a]), left, origin[a]);
-    }
-    for (int i = 0; i < m; ++i) {
-        Real* column = space.column + i * (c + 1);
-        const Real guess = space.guess[i];
-        Real left = column[c];
-        XPKERN_UNROLL
-        for (int a = 0; a < c; ++a) {
-            const Real along(grid.basis[i * c + a]);
-            left = fma(-along, origin[a], left);
-            column[a] = guess * along;
-        }
-        column[c] = guess * left;
-    }
-    for (int a = 0; a < c; ++a) system.origin[a] = origin[a];
-    system.origin[1] = fma(level, lane<Real>(0.5), origin[1]);
-    whiten(factor, m, c + 1, c + 1, space.column);
-    normal_equations(space.column, m, c, system.normal, system.right);
-    for (int a = 0; a < c; ++a) {
-        Real& diagonal = system.normal[row_start(a) + a];
-        diagonal = with_ridge(diagonal);
-    }
-}
-
-template <class Real>
-XPKERN_INLINE Real reciprocal_of_pivot(const Real& square) {
-    return inverse_root(max(square, lane<Real>(START_RIDGE)));
-}
-
-// Cholesky factor in place, reciprocals on its diagonal; packed (n, n).
-template <int n, class Real>
-XPKERN_INLINE void factorise(Real* a) {
-    for (int i = 0; i < n; ++i) {
-        for (int j = 0; j <= i; ++j) {
-            Real sum = a[row_start(i) + j];
-            for (int k = 0; k < j; ++k) sum = fma(-a[row_start(i) + k], a[row_start(j) + k], sum);
-            if (i == j)
-                a[row_start(i) + i] = reciprocal_of_pivot(sum);
-            else
-                a[row_start(i) + j] = sum * a[row_start(j) + j];
-        }
-    }
-}
-
-// The parts of the system that every type shares.
-template <class Real>
-struct StartLine {
-    static constexpr int rest = START_COLUMNS - 2;
-    Real factor[rest * (rest + 1) / 2];  // L2, its diagonal as it is
-    Real aim[rest];                      // z2
-    Real origin[rest];
-    Real follow[2][rest];            // (ext, ln plx) = constant + follow u
-    Real constant[2];                // the origin's part included
-    Real ext_ext, ext_plx, plx_plx;  // their covariance
-};
-
-// What row i of the rest contributes, once the system's normal matrix is factorised and its right-hand side solved.
-template <class Real>
-XPKERN_INLINE void describe_rest(const StartSystem<Real>& system, int i, StartLine<Real>& line) {
-    const Real *root = system.normal, *row = root + row_start(i + 2);
-    for (int j = 0; j < i; ++j) line.factor[row_start(i) + j] = row[2 + j];
-    line.factor[row_start(i) + i] = lane<Real>(1) / row[2 + i];
-    line.aim[i] = system.right[2 + i];
-    line.origin[i] = system.origin[2 + i];
-    line.follow[1][i] = -row[1] * root[2];
-    line.follow[0][i] = -fma(root[1], line.follow[1][i], row[0]) * root[0];
-}
-
-// The same of (ext, ln plx).
-template <class Real>
-XPKERN_INLINE void describe_response(const StartSystem<Real>& system, StartLine<Real>& line) {
-    const Real* root = system.normal;
-    line.constant[1] = system.right[1] * root[2];
-    line.constant[0] = fma(-root[1], line.constant[1], system.right[0]) * root[0];
-    // (L1 L1^T)^-1 with L1 = [[1 / r0, 0], [b, 1 / r2]]
-    line.plx_plx = root[2] * root[2];
-    line.ext_plx = -root[1] * root[0] * line.plx_plx;
-    line.ext_ext = fma(root[0], root[0], -root[1] * root[0] * line.ext_plx);
-    line.constant[0] += system.origin[0];
-    line.constant[1] += system.origin[1];
-}
-
-template <class Real>
-XPKERN_KERNEL void reduce_start(StartSystem<Real>& system, StartLine<Real>& line) {
-    constexpr int c = START_COLUMNS, rest = c - 2;
-    const Real* root = system.normal;
-    factorise<c>(system.normal);
-    for (int i = 0; i < c; ++i) {
-        Real sum = system.right[i];
-        for (int j = 0; j < i; ++j) sum = fma(-root[row_start(i) + j], system.right[j], sum);
-        system.right[i] = sum * root[row_start(i) + i];
-    }
-    for (int i = 0; i < rest; ++i) describe_rest(system, i, line);
-    describe_response(system, line);
 }
 
 template <class Real>
@@ -300,7 +65,7 @@ struct TypeParts {
 };
 
 template <int INPUTS, class Real>
-XPKERN_INLINE void project_type(const GridView& grid, int type, const StartLine<Real>& line, int stride, Real* part) {
+XPKERN_STEP void project_type(const GridView& grid, int type, const StartLine<Real>& line, int stride, Real* part) {
     using Parts = TypeParts<INPUTS>;
     constexpr int rest = START_COLUMNS - 2, inputs = INPUTS;
     const Real zero = lane<Real>(0);
@@ -393,20 +158,30 @@ struct StartConstraint {
     Mask<Real> has_parallax;
 };
 
+// Lanes that lie side by side as numbers, read where they are used.
+template <class Real>
+struct PartView {
+    const Scalar<Real>* numbers;
+    XPKERN_INLINE Real operator[](int at) const { return load<Real>(numbers + at * LaneTraits<Real>::width); }
+    XPKERN_INLINE PartView from(int at) const { return {numbers + at * LaneTraits<Real>::width}; }
+};
+
 // Score of a type, moved and reddened to suit the star, and its parameters as u, (k,). part: (TypeParts::count,).
 template <int INPUTS, class Real>
-XPKERN_INLINE Real move_type(const GridView& grid, const StartConstraint<Real>& star, const Real* part, Real* u) {
+XPKERN_STEP Real move_type(const GridView& grid, const StartConstraint<Real>& star, const PartView<Real>& part,
+                           Real* u) {
     using Parts = TypeParts<INPUTS>;
     constexpr int inputs = INPUTS;
     const Real one = lane<Real>(1), zero = lane<Real>(0);
-    const Real *slope = part + Parts::slope, *curvature = part + Parts::curvature, *per_step = part + Parts::per_step;
-    const Real *prior_gradient = part + Parts::prior_gradient, *prior_precision = part + Parts::prior_precision;
+    const PartView<Real> slope = part.from(Parts::slope), curvature = part.from(Parts::curvature);
+    const PartView<Real> per_step = part.from(Parts::per_step), prior_gradient = part.from(Parts::prior_gradient);
+    const PartView<Real> prior_precision = part.from(Parts::prior_precision);
     Real score = part[Parts::score], response[2] = {part[Parts::response], part[Parts::response + 1]};
 
     // The displacement: chi^2, prior and parallax, each to second order.
     Real plx = start_parallax(response[1]);
-    Real stiffness = select(star.has_parallax, plx * plx / fma(plx * plx, star.plx_plx, star.variance), zero);
-    const Real tension = stiffness * (plx - star.mean) / plx;
+    Real stiffness = select(star.has_parallax, quotient(plx * plx, fma(plx * plx, star.plx_plx, star.variance)), zero);
+    const Real tension = stiffness * quotient(plx - star.mean, plx);
     Real matrix[inputs * (inputs + 1) / 2], pull[inputs], moved[inputs];
     XPKERN_UNROLL
     for (int i = 0; i < inputs; ++i) {
@@ -421,7 +196,7 @@ XPKERN_INLINE Real move_type(const GridView& grid, const StartConstraint<Real>& 
     solve_damped(inputs, matrix, matrix, zero, pull, moved);
     Real excess = one;
     for (int i = 0; i < inputs; ++i) excess = max(excess, abs(moved[i]) * lane<Real>(1 / grid.reach[i]));
-    const Real shorter = one / excess;
+    const Real shorter = quotient(one, excess);
     Real twice_ln_prior = part[Parts::twice_ln_prior], prior_curved = zero;
     for (int i = 0; i < inputs; ++i) moved[i] *= shorter;
     for (int i = 0; i < inputs; ++i) {
@@ -441,18 +216,18 @@ XPKERN_INLINE Real move_type(const GridView& grid, const StartConstraint<Real>& 
 
     // The observed parallax, then the extinction's own term, each a correction in one dimension.
     plx = start_parallax(response[1]);
-    stiffness = select(star.has_parallax, plx * plx / fma(plx * plx, star.plx_plx, star.variance), zero);
-    const Real off = (plx - star.mean) / plx;
+    stiffness = select(star.has_parallax, quotient(plx * plx, fma(plx * plx, star.plx_plx, star.variance)), zero);
+    const Real off = quotient(plx - star.mean, plx);
     score = fma(stiffness * off, off, score);
     const Real correction = stiffness * off;
     const Real ext = fma(-star.ext_plx, correction, response[0]);
     const Real ext_ext = fma(-star.ext_plx * star.ext_plx, stiffness, star.ext_ext);
     const Real ext_plx = star.ext_plx * fma(-star.plx_plx, stiffness, one);
     const Real largest = sqrt(fma(ext, ext, ext_ext * lane<Real>(4)));
-    Real at_mode =
-        select(ext > zero, (ext + largest) * lane<Real>(0.5), lane<Real>(2) * ext_ext / (largest - min(ext, zero)));
+    Real at_mode = select(ext > zero, (ext + largest) * lane<Real>(0.5),
+                          quotient(lane<Real>(2) * ext_ext, largest - min(ext, zero)));
     at_mode = max(at_mode, lane<Real>(START_LEAST_EXT));
-    const Real shift = (at_mode - ext) / ext_ext;
+    const Real shift = quotient(at_mode - ext, ext_ext);
     score = fma(shift, at_mode - ext, score);
     const Real ln_plx = fma(ext_plx, shift, fma(-star.plx_plx, correction, response[1]));
     u[inputs] = at_mode;
@@ -461,13 +236,13 @@ XPKERN_INLINE Real move_type(const GridView& grid, const StartConstraint<Real>& 
 }
 
 // Score and parameters of every type: space.score, space.params. mean, weight: the observed parallax's constraint.
-template <class Real>
+template <class Real, class Meanwhile>
 XPKERN_KERNEL void rate_types(const GridView& grid, int inputs, const Real* flux, const Real* factor,
                               const Real* variance, int m, const Real& mean, const Real& weight,
-                              const StartSpace<Real>& space) {
+                              const StartSpace<Real>& space, const Meanwhile& meanwhile) {
     StartSystem<Real> system;
     StartLine<Real> line;
-    assemble_start(grid, flux, factor, variance, m, space, system);
+    assemble_start(grid, flux, factor, variance, m, space, meanwhile, system);
     reduce_start(system, line);
     using Types = Several<Real, START_GROUP>;
     using Group = typename Types::Group;
@@ -486,8 +261,8 @@ XPKERN_KERNEL void rate_types(const GridView& grid, int inputs, const Real* flux
             for (int t = 0; t < Types::size; ++t)  // where fewer are left the last is repeated
                 project_type<INPUTS>(grid, first + t < grid.n_types ? first + t : grid.n_types - 1, line, Types::size,
                                      of_type[0] + t);
-            Group part[count], u[k];
-            for (int at = 0; at < count; ++at) part[at] = load<Group>(reinterpret_cast<Scalar<Real>*>(of_type[at]));
+            Group u[k];
+            const PartView<Group> part{reinterpret_cast<const Scalar<Real>*>(of_type)};
             store(reinterpret_cast<Scalar<Real>*>(moved[k]), move_type<INPUTS>(grid, star, part, u));
             for (int p = 0; p < k; ++p) store(reinterpret_cast<Scalar<Real>*>(moved[p]), u[p]);
             for (int t = 0; t < Types::size && first + t < grid.n_types; ++t) {

@@ -90,13 +90,14 @@ XPKERN_INLINE void whiten_columns(const Lane* factor, int m, int stride, Lane* c
 }
 
 // The first `columns` of the right-hand sides column: (m, stride), six at a time (a residual and five slopes).
-template <class Lane>
-XPKERN_INLINE void whiten(const Lane* factor, int m, int columns, int stride, Lane* column) {
+template <class Lane, class Meanwhile = Nothing>
+XPKERN_INLINE void whiten(const Lane* factor, int m, int columns, int stride, Lane* column,
+                          const Meanwhile& meanwhile = {}) {
     Lane* const none = nullptr;
     int c = 0;
-    for (; c + 6 <= columns; c += 6) whiten_columns<6, 0>(factor, m, stride, column + c, none);
-    for (; c + 3 <= columns; c += 3) whiten_columns<3, 0>(factor, m, stride, column + c, none);
-    for (; c < columns; ++c) whiten_columns<1, 0>(factor, m, stride, column + c, none);
+    for (; c + 6 <= columns; c += 6) whiten_columns<6, 0>(factor, m, stride, column + c, none, meanwhile);
+    for (; c + 3 <= columns; c += 3) whiten_columns<3, 0>(factor, m, stride, column + c, none, meanwhile);
+    for (; c < columns; ++c) whiten_columns<1, 0>(factor, m, stride, column + c, none, meanwhile);
 }
 
 // How often a right-hand side's way there and back calls meanwhile().
@@ -117,15 +118,16 @@ XPKERN_INLINE void whiten_one(const Lane* factor, int m, Lane* column, const Mea
 
 // The same with wide: (m,) beside them. Changing the factor's precision is as much work as a multiply-add, on units
 // that have nothing else to do while the columns are whitened; where registers are few, though, the columns need them.
-template <class Lane, class Wide>
-XPKERN_INLINE void whiten(const Lane* factor, int m, int columns, int stride, Lane* column, Wide* wide) {
+template <class Lane, class Wide, class Meanwhile>
+XPKERN_INLINE void whiten_with(const Lane* factor, int m, int columns, int stride, Lane* column, Wide* wide,
+                               const Meanwhile& meanwhile) {
     constexpr bool together = ACCUMULATORS >= 3 * (5 * LaneTraits<Lane>::registers + LaneTraits<Wide>::registers);
     int c = 0;
     if (columns >= 5) {
-        whiten_columns<5, together>(factor, m, stride, column, wide);
+        whiten_columns<5, together>(factor, m, stride, column, wide, meanwhile);
         c = 5;
     } else if (together) {
-        whiten_columns<1, 1>(factor, m, stride, column, wide);
+        whiten_columns<1, 1>(factor, m, stride, column, wide, meanwhile);
         c = 1;
     }
     if (!together) whiten_columns<0, 1>(factor, m, stride, column, wide);
@@ -165,6 +167,40 @@ XPKERN_INLINE void unwhiten(const Lane* factor, int m, Lane* y, const Meanwhile&
         meanwhile.between_blocks();
     }
     for (; i > 0; --i) unwhiten_rows<1>(factor, i - 1, y, meanwhile);
+}
+
+// Variance of samples i ... i + ROWS: sums of several rows at a time, as each is a chain of additions that wait for one
+// another.
+template <int ROWS, class Real>
+XPKERN_INLINE void variance_of_rows(const Real* factor, int i, Real* variance) {
+    Real sum[ROWS];
+    const Real* row[ROWS];
+    XPKERN_UNROLL
+    for (int r = 0; r < ROWS; ++r) {
+        row[r] = factor + row_start(i + r);
+        sum[r] = lane<Real>(0);
+    }
+    for (int j = 0; j < i; ++j) {
+        XPKERN_UNROLL
+        for (int r = 0; r < ROWS; ++r) sum[r] = fma(row[r][j], row[r][j], sum[r]);
+    }
+    XPKERN_UNROLL
+    for (int r = 0; r < ROWS; ++r) {
+        for (int j = i; j < i + r; ++j) sum[r] = fma(row[r][j], row[r][j], sum[r]);
+        const Real reciprocal = row[r][i + r];
+        const Mask<Real> present = reciprocal > lane<Real>(0);
+        const Real diagonal = lane<Real>(1) / select(present, reciprocal, lane<Real>(1));
+        variance[i + r] = select(present, fma(diagonal, diagonal, sum[r]), lane<Real>(0));
+    }
+}
+
+// Variance of each sample, (m,); 0 where it is missing.
+template <class Real>
+XPKERN_INLINE void sample_variance(const Real* factor, int m, Real* variance) {
+    constexpr int ROWS = 8;
+    int i = 0;
+    for (; i < m % ROWS; ++i) variance_of_rows<1>(factor, i, variance);
+    for (; i < m; i += ROWS) variance_of_rows<ROWS>(factor, i, variance);
 }
 
 XPKERN_NAMESPACE_END

@@ -6,6 +6,7 @@
 // with the state in which it was left.
 #pragma once
 
+#include "prefetch.hpp"
 #include "searches.hpp"
 
 XPKERN_NAMESPACE_BEGIN
@@ -54,7 +55,8 @@ class FitDriver {
         rescue();
         for (int64_t row = begin_; row < end_; ++row)
             if (const int64_t best = books_.written[row - begin_], first = (row - begin_) * starts_; best != NOTHING)
-                compare_minima(k_, starts_, &progress_of(first), static_cast<int>(best - first), row, out_);
+                compare_minima(k_, books_.begun[row - begin_], &progress_of(first), static_cast<int>(best - first), row,
+                               out_);
     }
 
   private:
@@ -68,11 +70,13 @@ class FitDriver {
     struct Books {
         SearchProgress* progress;
         int64_t* written;  // (rows,) the search whose result stands in the output
+        int32_t* begun;    // (rows,) searches that have begun, the first of each star's
         int32_t* pending;  // (rows,) searches whose float steps have not ended
         Queue queues[QUEUES];
         Books(int64_t rows, int starts, Arena& arena)
             : progress(arena.take<SearchProgress>(rows * starts)),
               written(arena.take<int64_t>(rows)),
+              begun(arena.take<int32_t>(rows)),
               pending(arena.take<int32_t>(rows)) {
             for (Queue& queue : queues) queue = {arena.take<int64_t>(rows * starts), 0};
         }
@@ -119,12 +123,10 @@ class FitDriver {
     SearchProgress& progress_of(int64_t search) const { return books_.progress[search]; }
 
     void enter(int64_t row) {
-        const int64_t first = (row - begin_) * starts_;
-        for (int choice = 0; choice < starts_; ++choice) books_.progress[first + choice].exists = false;
         books_.written[row - begin_] = NOTHING;
-        books_.pending[row - begin_] = 0;
+        books_.begun[row - begin_] = books_.pending[row - begin_] = 0;
         if (has_data(stars_.whitener + row * row_start(m_), m_))
-            books_.queues[START].add(first);
+            books_.queues[START].add((row - begin_) * starts_);
         else
             write_missing(m_, k_, row, out_);
     }
@@ -149,23 +151,34 @@ class FitDriver {
         const int leave_at = all && waiting.count <= width ? 0 : width / 2;
         for (int64_t first = 0; first < waiting.count; first += width) {
             const Crew<FloatLane> crew(waiting, first, begin_, starts_);
-            if (stage == START) {
-                space.gathered.template fill<Next::following>(crew.members, stars_, m_, k_);
-                find_starts(crew, space);
-            } else {
-                space.gathered.fill(crew.members, stars_, m_, k_);
-            }
-            if (stage == START || stage == ROUGH) run_float<ROUGH>(crew, leave_at, space);
-            if (stage == SCOUT) run_float<SCOUT>(crew, 0, space);
-            if (stage == SHARP) run_float<SHARP>(crew, 0, space);
-            if (stage >= SHARP) run_fine(crew, leave_at, space);
+            space.gathered.fill(crew.members, stars_, m_, k_);
+            Fetcher next;
+            fetch(waiting, first + width, stage, next);
+            if (stage == START) find_starts(crew, space, next);
+            if (stage == START || stage == ROUGH) run_float<ROUGH>(crew, leave_at, space, next);
+            if (stage == SCOUT) run_float<SCOUT>(crew, 0, space, next);
+            if (stage == SHARP) run_float<SHARP>(crew, 0, space, next);
+            if (stage >= SHARP) run_fine(crew, leave_at, space, next);
         }
+    }
+
+    // Has the whiteners of the lane that comes next fetched. For its first stage they are in memory, which takes as
+    // long as that stage does; after it in the third-level cache, from where they come as fast as they are asked for.
+    using Fetcher = RowFetcher<2>;
+    void fetch(const Queue& waiting, int64_t first, Stage stage, Fetcher& next) const {
+        if (first >= waiting.count) return;
+        const Crew<FloatLane> crew(waiting, first, begin_, starts_);
+        const int64_t bytes = row_start(m_) * int64_t(sizeof(float));
+        for (int s = 0; s < crew.members.count; ++s)
+            next.add(stars_.whitener + crew.members.row[s] * row_start(m_), bytes);
+        // A whitening asks m^2 / 8 times or so; the start whitens three times, and one evaluation or more follow.
+        next.begin(stage == START ? 4 * m_ * m_ / 8 : 1);
     }
 
     // Float steps. ROUGH: Gauss-Newton until the predicted drop is small. SCOUT: the first few of them, then a look
     // whether the search is in the valley of the star's first one. SHARP: a single Newton step.
     template <Stage STAGE>
-    void run_float(const Crew<FloatLane>& crew, int leave_at, const MixedSpace& space) {
+    void run_float(const Crew<FloatLane>& crew, int leave_at, const MixedSpace& space, const Fetcher& next) {
         const LaneBox<FloatLane> box(fit_, k_);
         FloatLane mean[MAX_PARAMETERS], weight[MAX_PARAMETERS];
         for (int p = 0; p < k_; ++p) {
@@ -179,7 +192,7 @@ class FitDriver {
         Progress<FloatLane, FloatLane> progress;
         crew_takes_up(crew, box, progress);
         optimise<STAGE == SHARP>(fit_.model, shape_, fit_.prior, fit_.terms, star, box.view(), rule, leave_at,
-                                 space.rough, progress);
+                                 space.rough, progress, next);
         Mask<FloatLane> known = lane<FloatLane>(1) < lane<FloatLane>(0);
         if (STAGE == SCOUT) known = in_valley_of_first(crew, star, progress, space.rough);
         for (int s = 0; s < crew.members.count; ++s) {
@@ -199,13 +212,12 @@ class FitDriver {
     // When a star's first search has ended its float steps, the others begin; when all have, those that are worth it go
     // on.
     void end_float_steps(int64_t search) {
-        const int64_t star = search / starts_, first = star * starts_;
+        const int64_t star = search / starts_, first = star * starts_, end = first + books_.begun[star];
         if (search == first)
-            for (int64_t other = first + 1; other < first + starts_; ++other)
-                if (progress_of(other).exists) books_.queues[SCOUT].add(other);
+            for (int64_t other = first + 1; other < end; ++other) books_.queues[SCOUT].add(other);
         if (--books_.pending[star] > 0) return;
-        mark_copies(k_, starts_, &progress_of(first));
-        for (int64_t one = first; one < first + starts_; ++one)
+        mark_copies(k_, books_.begun[star], &progress_of(first));
+        for (int64_t one = first; one < end; ++one)
             if (at_work(progress_of(one))) books_.queues[SHARP].add(one);
     }
 
@@ -223,12 +235,12 @@ class FitDriver {
     }
 
     // Newton steps with value and residual in double.
-    void run_fine(const Crew<FloatLane>& crew, int leave_at, const MixedSpace& space) {
+    void run_fine(const Crew<FloatLane>& crew, int leave_at, const MixedSpace& space, const Fetcher& next) {
         const LaneBox<WideLane> box(fit_, k_);
         Progress<FloatLane, WideLane> progress;
         crew_takes_up(crew, box, progress);
         optimise<true>(fit_.model, shape_, fit_.prior, fit_.terms, space.gathered.view(), box.view(),
-                       fine_rule(fit_.max_iterations, fit_.tolerance), leave_at, space.fine, progress);
+                       fine_rule(fit_.max_iterations, fit_.tolerance), leave_at, space.fine, progress, next);
         Report<WideLane> report;
         describe(progress, space.gathered, space.fine, space.residual, report);
         for (int s = 0; s < crew.members.count; ++s) {
@@ -279,14 +291,16 @@ class FitDriver {
     }
 
     // Enters the searches of a lane's stars, each at its first one: from the grid, or from the start that was given.
-    void find_starts(const Crew<FloatLane>& crew, const MixedSpace& space) {
+    void find_starts(const Crew<FloatLane>& crew, const MixedSpace& space, const Fetcher& next) {
         const auto begin = [&](int s, int choice, const double* u) {
             if (s >= crew.members.count || !u) return;
             begin_search(k_, u, progress_of(crew.search[s] + choice));
-            ++books_.pending[crew.search[s] / starts_];
+            const int64_t star = crew.search[s] / starts_;
+            books_.begun[star] = ++books_.pending[star];
         };
         if (types_ > 0) {
-            choose_starts(fit_.grid, m_, k_, space.gathered, space.variance, space.start, starts_, fit_.gate, begin);
+            choose_starts(fit_.grid, m_, k_, space.gathered, space.variance, space.start, starts_, fit_.gate, begin,
+                          next);
         } else {
             for (int s = 0; s < crew.members.count; ++s) {
                 double u[MAX_PARAMETERS];

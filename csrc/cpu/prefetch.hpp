@@ -5,44 +5,46 @@
 
 XPKERN_NAMESPACE_BEGIN
 
-// Cache lines of a lane's whiteners, one at a time and evenly over all that is computed: several at once would fill the
-// queue of loads and hold up everything behind them.
-class LaneFetcher {
+// Cache lines of some rows of an array, up to LINES at a time and evenly over all that is computed: many at once would
+// fill the queue of loads and hold up everything behind them.
+template <int LINES>
+class RowFetcher {
   public:
-    static constexpr int width = LaneTraits<TrainingLane>::width;
+    static constexpr int LINE = 64, MOST_ROWS = 32;
 
-    // places: of the lane, or null. calls: how often it will be called.
-    LaneFetcher(const TrainingStars& stars, const double* params, int m, int k, const int64_t* places, int calls) {
-        const int64_t bytes = row_start(m) * int64_t(sizeof(float));
-        int64_t wanted = 0;
-        for (int s = 0; places && s < width; ++s) {
-            const int64_t row = places[s];
-            if (row == NOBODY) continue;
-            // A group takes up the memory of its stars' rows: each star asks for the bytes of one row of it.
-            const char* begin = reinterpret_cast<const char*>(stars.arrays.whitener) + row * bytes;
-            if (count_ > 0 && begin == end_[count_ - 1])
-                end_[count_ - 1] += bytes;
-            else
-                begin_[count_] = begin, end_[count_++] = begin + bytes;
-            wanted += bytes;
-            __builtin_prefetch(params + row * k, 0, 3);
-            for (int i = 0; i < m; i += LINE / 4) __builtin_prefetch(stars.arrays.flux + row * m + i, 0, 2);
-        }
-        const int64_t evenly = wanted / (calls < 1 ? 1 : calls) + 1;
-        // A line is asked for again until the next one's turn comes. Rows have none to spare: they end between blocks.
-        step_ = count_ == 1 && evenly < LINE ? evenly : LINE;
-        if (count_ == 0) begin_[0] = end_[0] = reinterpret_cast<const char*>(this);  // in the nearest cache anyway
+    // None yet: what is asked for is in the nearest cache anyway.
+    RowFetcher() : at_(reinterpret_cast<const char*>(this)), stop_(at_) {}
+    RowFetcher(const RowFetcher&) = delete;
+    RowFetcher& operator=(const RowFetcher&) = delete;
+
+    // One row more, before begin().
+    void add(const void* row, int64_t bytes) {
+        const char* begin = static_cast<const char*>(row);
+        if (count_ > 0 && begin == end_[count_ - 1])
+            end_[count_ - 1] += bytes;  // neighbours are one
+        else
+            begin_[count_] = begin, end_[count_++] = begin + bytes;
+        wanted_ += bytes;
+    }
+
+    // calls: how often it will be called. A line is asked for again until the next one's turn comes. Rows have none to
+    // spare: they end between blocks.
+    void begin(int calls) {
+        if (count_ == 0) return;
+        const int64_t evenly = wanted_ / (calls < 1 ? 1 : calls) + 1;
+        step_ = count_ == 1 && evenly < LINES * LINE ? evenly : LINES * LINE;
         at_ = begin_[0];
         stop_ = end_[0];
     }
 
     XPKERN_INLINE void operator()() const {
-        __builtin_prefetch(at_, 0, 2);
+        XPKERN_UNROLL
+        for (int line = 0; line < LINES; ++line) __builtin_prefetch(at_ + line * LINE, 0, 2);
         const char* to = at_ + step_;
         at_ = to < stop_ ? to : stop_;
     }
 
-    // Goes on to the next star's row. Not in every step: a jump there costs 2 % of a star's time.
+    // Goes on to the next row. Not in every step: a jump there costs 2 % of a star's time.
     XPKERN_INLINE void between_blocks() const {
         if (at_ < stop_ || begun_ >= count_) return;
         at_ = begin_[begun_];
@@ -50,13 +52,31 @@ class LaneFetcher {
     }
 
   private:
-    static constexpr int LINE = 64;
-
-    const char *begin_[width], *end_[width];  // of neighbouring stars as one
+    const char *begin_[MOST_ROWS], *end_[MOST_ROWS];
     int count_ = 0;
     mutable int begun_ = 1;
     mutable const char *at_, *stop_;
-    int64_t step_;
+    int64_t wanted_ = 0, step_ = 0;
+};
+
+// Whiteners, fluxes and parameters of a lane of training stars.
+class LaneFetcher : public RowFetcher<1> {
+  public:
+    static constexpr int width = LaneTraits<TrainingLane>::width;
+    static_assert(width <= MOST_ROWS, "a lane has no more stars");
+
+    // places: of the lane, or null. calls: how often it will be called. A group takes up the memory of its stars' rows:
+    // each star asks for the bytes of one row of it.
+    LaneFetcher(const TrainingStars& stars, const double* params, int m, int k, const int64_t* places, int calls) {
+        for (int s = 0; places && s < width; ++s) {
+            const int64_t row = places[s];
+            if (row == NOBODY) continue;
+            add(stars.arrays.whitener + row * row_start(m), row_start(m) * int64_t(sizeof(float)));
+            __builtin_prefetch(params + row * k, 0, 3);
+            for (int i = 0; i < m; i += LINE / 4) __builtin_prefetch(stars.arrays.flux + row * m + i, 0, 2);
+        }
+        begin(calls);
+    }
 };
 
 XPKERN_NAMESPACE_END

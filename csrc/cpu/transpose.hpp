@@ -56,15 +56,51 @@ struct Square {
         }
     }
 
-    // The transpose of what stands from each of N places on.
-    XPKERN_INLINE void load_transposed(const Element* const* from) {
+    // The transpose of what stands from element k of each of N rows on.
+    XPKERN_INLINE void load_transposed(const Element* const* from, int64_t k) {
+#if defined(__AVX512F__)
+        if constexpr (N == 16) return load_quarters_transposed(from, k);
+#endif
         XPKERN_UNROLL
-        for (int star = 0; star < N; ++star) __builtin_memcpy(&row[star], from[star], sizeof(row[star]));
+        for (int star = 0; star < N; ++star) __builtin_memcpy(&row[star], from[star] + k, sizeof(row[star]));
         transpose();
     }
+
+#if defined(__AVX512F__)
+  private:
+    // A register is four quarters, and only one unit moves elements between them. So loads bring them together, of
+    // every fourth star in the order of a register, and each quarter is transposed by itself.
+    XPKERN_INLINE void load_quarters_transposed(const float* const* from, int64_t at) {
+        __m512 joined[4][4];
+        XPKERN_UNROLL
+        for (int star = 0; star < 4; ++star) {
+            const float *first = from[star] + at, *second = from[star + 4] + at, *third = from[star + 8] + at,
+                        *fourth = from[star + 12] + at;
+            XPKERN_UNROLL
+            for (int k = 0; k < 4; ++k) {
+                __m512& quarters = joined[k][star];
+                quarters = _mm512_castps128_ps512(_mm_loadu_ps(first + 4 * k));
+                quarters = _mm512_insertf32x4(quarters, _mm_loadu_ps(second + 4 * k), 1);
+                quarters = _mm512_insertf32x4(quarters, _mm_loadu_ps(third + 4 * k), 2);
+                quarters = _mm512_insertf32x4(quarters, _mm_loadu_ps(fourth + 4 * k), 3);
+            }
+        }
+        XPKERN_UNROLL
+        for (int k = 0; k < 4; ++k) {
+            const __m512 low01 = _mm512_unpacklo_ps(joined[k][0], joined[k][1]);
+            const __m512 high01 = _mm512_unpackhi_ps(joined[k][0], joined[k][1]);
+            const __m512 low23 = _mm512_unpacklo_ps(joined[k][2], joined[k][3]);
+            const __m512 high23 = _mm512_unpackhi_ps(joined[k][2], joined[k][3]);
+            row[4 * k] = _mm512_shuffle_ps(low01, low23, 0x44);
+            row[4 * k + 1] = _mm512_shuffle_ps(low01, low23, 0xee);
+            row[4 * k + 2] = _mm512_shuffle_ps(high01, high23, 0x44);
+            row[4 * k + 3] = _mm512_shuffle_ps(high01, high23, 0xee);
+        }
+    }
+#endif
 };
 
-#if defined(__AVX2__) && !defined(__AVX512F__)
+#if defined(__AVX2__)
 // A register of AVX2 is two halves, and what crosses them costs twice: so the halves are joined first, by the loads
 // where there are any, and then each is transposed by itself.
 template <>
@@ -82,12 +118,12 @@ struct Square<float, 8> {
         transpose_halves(joined);
     }
 
-    XPKERN_INLINE void load_transposed(const float* const* from) {
+    XPKERN_INLINE void load_transposed(const float* const* from, int64_t at) {
         Vector joined[8];
         XPKERN_UNROLL
         for (int k = 0; k < 4; ++k) {
-            joined[k] = _mm256_loadu2_m128(from[k + 4], from[k]);
-            joined[k + 4] = _mm256_loadu2_m128(from[k + 4] + 4, from[k] + 4);
+            joined[k] = _mm256_loadu2_m128(from[k + 4] + at, from[k] + at);
+            joined[k + 4] = _mm256_loadu2_m128(from[k + 4] + at + 4, from[k] + at + 4);
         }
         transpose_halves(joined);
     }
@@ -148,10 +184,8 @@ XPKERN_INLINE void for_each_column(const Element* rows, const int64_t* row, int 
         int k = 0;
         for (; k + N <= count; k += N) {
             fetch_next<NEXT, false, N>(from, k, N * count);
-            const Element* here[N];
-            for (int star = 0; star < N; ++star) here[star] = from[star] + k;
             Square<Element, N> square;
-            square.load_transposed(here);
+            square.load_transposed(from, k);
             XPKERN_UNROLL
             for (int i = 0; i < N; ++i) {
                 Lane values;

@@ -206,7 +206,8 @@ __device__ __forceinline__ void add_curvature_by_warp(FitStar<Wide>& star, const
 template <bool EXACT, class Wide>
 __device__ __forceinline__ void evaluate_loss(const ModelView& model, const FitShape& shape, const PriorView& prior,
                                               const LossView& terms, const StarView<float, Wide>& star_view,
-                                              const Workspace<float, Wide>& space, LossState<float, Wide>& state) {
+                                              const Workspace<float, Wide>& space, LossState<float, Wide>& state,
+                                              const Nothing& = {}) {
     constexpr int inputs = FitShape::n_inputs, k = FitShape::coordinates, strips = FitShape::strips;
     constexpr bool narrow = SameType<Wide, float>::value;
     FitStar<Wide>& star = fit_star<Wide>();

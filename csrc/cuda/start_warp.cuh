@@ -255,7 +255,7 @@ __device__ __forceinline__ void rate_by_warp(const GridView& grid, float mean, f
         if (type < grid.n_types) {
             float part[TypeParts<inputs>::count], u[k];
             project_type<inputs>(grid, type, star.line, 1, part);
-            score = move_type<inputs>(grid, constraint, part, u);
+            score = move_type<inputs>(grid, constraint, PartView<float>{part}, u);
             XPKERN_UNROLL
             for (int p = 0; p < k; ++p) star.rated.params[type * k + p] = u[p];
         }

@@ -65,14 +65,25 @@ void test_accuracy(const char* name) {
     const double log_near_one = worst<Lane>(log_lane, log_truth, 0.5, 2);
     const double tanh_error = worst<Lane>(tanh_lane, tanh_truth, -10, 10);
     const double tanh_small = worst<Lane>(tanh_lane, tanh_truth, 1e-12, 1, true);
-    std::printf("%-14s largest error in ulp: exp %.2f, near 0 %.2f; log %.2f, near 1 %.2f; tanh %.2f, small %.2f\n",
-                name, exp_error, exp_near_zero, log_error, log_near_one, tanh_error, tanh_small);
+    // Ends of the range whose reciprocals are normal numbers too.
+    const double least = single ? 1e-37 : 1e-300, most = single ? 1e37 : 1e300;
+    const Element third = Element(1) / Element(3);
+    const double quotient_error = worst<Lane>([&](const Lane& x) { return kernel::quotient(Lane(third), x); },
+                                              [&](long double x) { return third / x; }, least, most, true);
+    const double root_error = worst<Lane>([](const Lane& x) { return kernel::inverse_root(x); },
+                                          [](long double x) { return 1 / std::sqrt(x); }, least, most, true);
+    std::printf(
+        "%-14s largest error in ulp: exp %.2f, near 0 %.2f; log %.2f, near 1 %.2f; tanh %.2f, small %.2f; "
+        "quotient %.3f, root %.3f\n",
+        name, exp_error, exp_near_zero, log_error, log_near_one, tanh_error, tanh_small, quotient_error, root_error);
     CHECK(exp_error <= 2);
     CHECK(exp_near_zero <= 2);
     CHECK(log_error <= 2);
     CHECK(log_near_one <= 2);
     CHECK(tanh_error <= 3);
     CHECK(tanh_small <= 3);
+    CHECK(quotient_error <= 0.501);  // as if rounded
+    CHECK(root_error <= 2);
 }
 
 template <class Lane>
