@@ -120,7 +120,7 @@ void test_whitening(int m, int columns, double condition) {
     if constexpr (kernel::SameType<Real, Wide>::value)
         kernel::whiten(factor.at, m, columns, stride, column.at);
     else
-        kernel::whiten(factor.at, m, columns, stride, column.at, wide.at);
+        kernel::whiten_with(factor.at, m, columns, stride, column.at, wide.at, kernel::Nothing());
 
     const double rounding = sizeof(kernel::Scalar<Real>) == 4 ? 1e-7 : 2e-16;
     for (int c = 0; c < columns; ++c) {
