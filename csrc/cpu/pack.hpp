@@ -356,6 +356,19 @@ struct Memory<Pack<Element, N>> {
 };
 
 #if defined(__AVX512F__)
+XPKERN_INLINE __m512 rough_inverse(const __m512& x) {
+    return _mm512_maskz_rcp14_ps(0xffff, x);
+}
+XPKERN_INLINE __m512d rough_inverse(const __m512d& x) {
+    return _mm512_maskz_rcp14_pd(0xff, x);
+}
+XPKERN_INLINE __m512 rough_inverse_root(const __m512& x) {
+    return _mm512_maskz_rsqrt14_ps(0xffff, x);
+}
+XPKERN_INLINE __m512d rough_inverse_root(const __m512d& x) {
+    return _mm512_maskz_rsqrt14_pd(0xff, x);
+}
+
 // A quotient of a register takes the divider 16 cycles in float and 24 in double, a root 20 and more, and nothing else
 // is divided meanwhile. Multiply-adds make of an approximation with 14 bits what rounding would, but for one in 10^7.
 template <class Element, int N>
@@ -367,12 +380,7 @@ struct Division<Pack<Element, N>> {
         const Lane one(Element(1)), minus_b = -b;
         Lane inverse;
         XPKERN_UNROLL
-        for (int k = 0; k < Lane::registers; ++k) {
-            if constexpr (sizeof(Element) == 4)
-                inverse.v[k] = _mm512_maskz_rcp14_ps(0xffff, b.v[k]);
-            else
-                inverse.v[k] = _mm512_maskz_rcp14_pd(0xff, b.v[k]);
-        }
+        for (int k = 0; k < Lane::registers; ++k) inverse.v[k] = rough_inverse(b.v[k]);
         XPKERN_UNROLL
         for (int step = 0; step < STEPS; ++step) inverse = fma(fma(minus_b, inverse, one), inverse, inverse);
         const Lane nearly = a * inverse;
@@ -383,12 +391,7 @@ struct Division<Pack<Element, N>> {
         const Lane one(Element(1)), half(Element(0.5));
         Lane inverse;
         XPKERN_UNROLL
-        for (int k = 0; k < Lane::registers; ++k) {
-            if constexpr (sizeof(Element) == 4)
-                inverse.v[k] = _mm512_maskz_rsqrt14_ps(0xffff, x.v[k]);
-            else
-                inverse.v[k] = _mm512_maskz_rsqrt14_pd(0xff, x.v[k]);
-        }
+        for (int k = 0; k < Lane::registers; ++k) inverse.v[k] = rough_inverse_root(x.v[k]);
         XPKERN_UNROLL
         for (int step = 0; step < STEPS; ++step)
             inverse = fma(fma(-(x * inverse), inverse, one), half * inverse, inverse);
