@@ -202,7 +202,7 @@ def _judged(
         f"{name}: fewer than 100 effective samples [%]": 100.0 * float((~good).mean()),
         f"{name}: more than one mode [%]": 100.0 * float((found.n_modes > 1).mean()),
     }
-    for flag in (PosteriorFlag.WIDER_THAN_FISHER, PosteriorFlag.OTHER_MODES):
+    for flag in (PosteriorFlag.WIDER_THAN_ERROR, PosteriorFlag.OTHER_MODES):
         said[f"{name}: {flag.name} [%]"] = 100.0 * float(((found.flags & np.uint32(flag)) != 0).mean())
     if box is not None:  # truths are drawn from what is sampled
         values, chance = rank_chi2(rank[good])

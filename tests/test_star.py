@@ -115,7 +115,7 @@ def test_what_is_written(written):
     assert parameters.meta["source_id"] == source_id
     # the catalogue's fit is the same one
     np.testing.assert_allclose(parameters["difference"], 0.0, atol=1e-3)
-    np.testing.assert_allclose(parameters["catalog_error"], parameters["fisher_error"], rtol=1e-4)
+    np.testing.assert_allclose(parameters["catalog_error"], parameters["fit_error"], rtol=1e-4)
     samples, modes = Table.read(folder / "samples.ecsv"), Table.read(folder / "modes.ecsv")
     assert len(samples) == 300
     assert samples["weight"].sum() == pytest.approx(1.0)
@@ -169,7 +169,7 @@ def test_profiles_touch_the_optimum_and_lie_below_what_is_held(poor):
         middle = int(np.abs(profiles.values[k] - best[k]).argmin())
         assert profiles.values[k, middle] == pytest.approx(best[k])
         assert profiles.held[k, middle] == pytest.approx(gap, abs=2e-3)
-        assert profiles.fisher[k, middle] == pytest.approx(gap, abs=1e-9)
+        assert profiles.parabola[k, middle] == pytest.approx(gap, abs=1e-9)
         assert profiles.profiled[k, middle] <= gap + 2e-3
         assert (profiles.profiled[k] <= profiles.held[k] + 2e-3).all()
         assert (profiles.profiled[k] >= -2e-3).all()

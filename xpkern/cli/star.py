@@ -26,9 +26,9 @@ where the star is looked for
 
 what is written
   spectrum.png      spectrum with errors, best fit, what is left of it, infrared bands
-  corner.png        the posterior: each parameter, each pair; beside it the Fisher error, other modes, the catalogue
-  profiles.png      the loss around the optimum: others held, others at their best, what the Fisher matrix makes of it
-  parameters.ecsv   optimum, Fisher error, quantiles, the catalogue's values and the difference
+  corner.png        the posterior: each parameter, each pair; beside it the fit's error, other modes, the catalogue
+  profiles.png      the loss around the optimum: others held, others at their best, what the fit's error makes of it
+  parameters.ecsv   optimum, its error, quantiles, the catalogue's values and the difference
   modes.ecsv        every minimum that was found: where, how low, and its weight
   samples.ecsv      the samples with their weights
   summary.txt       all of it in words, as it is printed
@@ -36,7 +36,8 @@ what is written
 what the posterior is
   exp(-chi2/2) with the measured parallax, times priors that end at the edge of a box: p_GMM for the stellar type; for E
   and the parallax uniform ones, which is what Eq. 19 means, or --ext-scale and --distance-scale. All modes that many
-  searches find count by their weight. "width/F" above 1.25 means that the Fisher error is too small for this star.
+  searches find count by their weight. "ratio" is half of the central 68.3 % over the error of the fit: above 1.25 that
+  error is too small for this star.
 """
 
 

@@ -18,7 +18,7 @@ from xpkern.fit.sightline_prior import SightlinePrior
 if TYPE_CHECKING:
     from astropy.table import Table
 
-#: The Fisher error understates the posterior where half of its central 68.3 % is wider by more than this factor.
+#: The error of a fit understates the posterior where half of its central 68.3 % is wider by more than this factor.
 WIDTH_RATIO = 1.25
 
 #: Weight of the modes that are not the fit's above which they matter.
@@ -48,7 +48,7 @@ class PosteriorFlag(IntFlag):
 
     NOT_FITTED = 1 << 0
     FEW_EFFECTIVE_SAMPLES = 1 << 1
-    WIDER_THAN_FISHER = 1 << 2
+    WIDER_THAN_ERROR = 1 << 2
     OTHER_MODES = 1 << 3
     ON_BOX_EDGE = 1 << 4
 
@@ -57,7 +57,7 @@ class PosteriorFlag(IntFlag):
 MEANING: dict[PosteriorFlag, str] = {
     PosteriorFlag.NOT_FITTED: "the star has no fit, and no samples",
     PosteriorFlag.FEW_EFFECTIVE_SAMPLES: f"fewer than {LEAST_EFFECTIVE:g} effective samples: ask for more",
-    PosteriorFlag.WIDER_THAN_FISHER: f"wider than the Fisher error by a factor above {WIDTH_RATIO:g} in a parameter",
+    PosteriorFlag.WIDER_THAN_ERROR: f"wider than the error of the fit by a factor above {WIDTH_RATIO:g} in a parameter",
     PosteriorFlag.OTHER_MODES: f"other modes than the fit's have above {100 * OTHER_MODES_WEIGHT:g} % of the weight",
     PosteriorFlag.ON_BOX_EDGE: "the edge of the box, or of the prior's support, cuts the posterior off",
 }
@@ -70,7 +70,7 @@ class Posterior:
     Attributes
     ----------
     fit : Fit
-        The stars' fit: optimum, Fisher errors, observations, model.
+        The stars' fit: optimum, errors, observations, model.
     samples : (n, s, 5) float64
         teff [kK], feh, logg, ext, plx [mas].
     weights : (n, s) float64
@@ -157,7 +157,7 @@ class Posterior:
 
     @property
     def width_ratio(self) -> Float64:
-        """``width`` in Fisher errors, (n, 5) float64."""
+        """``width`` in errors of the fit, (n, 5) float64."""
         return self.width / np.sqrt(np.einsum("nkk->nk", self.fit.cov))
 
     @property
@@ -199,7 +199,7 @@ class Posterior:
             bits = {
                 PosteriorFlag.NOT_FITTED: ~sampled,
                 PosteriorFlag.FEW_EFFECTIVE_SAMPLES: sampled & (self.ess < LEAST_EFFECTIVE),
-                PosteriorFlag.WIDER_THAN_FISHER: (self.width_ratio > WIDTH_RATIO).any(axis=1),
+                PosteriorFlag.WIDER_THAN_ERROR: (self.width_ratio > WIDTH_RATIO).any(axis=1),
                 PosteriorFlag.OTHER_MODES: self.other_weight > OTHER_MODES_WEIGHT,
                 PosteriorFlag.ON_BOX_EDGE: on_edge,
             }
@@ -244,10 +244,10 @@ class Posterior:
         return drawn
 
     def to_table(self) -> Table:
-        """A row for each star: quantiles, Fisher errors beside them, modes and flags, with units and descriptions."""
+        """A row for each star: quantiles, errors of the fit, modes and flags, with units and descriptions."""
         from astropy.table import Column, Table
 
-        fisher, table = np.sqrt(np.einsum("nkk->nk", self.fit.cov)), Table()
+        error, table = np.sqrt(np.einsum("nkk->nk", self.fit.cov)), Table()
 
         def add(name: str, values: NDArray, unit: str | None, description: str) -> None:
             table[name] = Column(values, unit=unit, description=description)
@@ -256,7 +256,7 @@ class Posterior:
         for k, (name, unit, factor) in enumerate(COLUMNS):
             low, middle, high = factor * self.interval[:, :, k].T
             add(name, factor * self.fit.params[:, k], unit, f"{name} at the optimum of the loss")
-            add(f"{name}_error", factor * fisher[:, k], unit, f"Fisher error of {name}")
+            add(f"{name}_error", factor * error[:, k], unit, f"error of {name} by the fit")
             add(f"{name}_p16", low, unit, f"posterior quantile of {name} at 15.87 %")
             add(f"{name}_p50", middle, unit, f"posterior median of {name}")
             add(f"{name}_p84", high, unit, f"posterior quantile of {name} at 84.13 %")

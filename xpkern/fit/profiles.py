@@ -12,10 +12,10 @@ from xpkern.fit.posterior import data_of_fit
 from xpkern.fit.posterior_result import Posterior
 from xpkern.fit.scale import widen_parallax
 
-#: How far a profile reaches: in Fisher errors, and to these quantiles of the posterior.
+#: How far a profile reaches: in errors of the fit, and to these quantiles of the posterior.
 _REACH, _QUANTILES = 4.0, (0.001, 0.999)
 
-#: A parameter is held by a constraint of so many Fisher errors; the loss is then evaluated without it.
+#: A parameter is held by a constraint of so many errors of the fit; the loss is then evaluated without it.
 _HELD = 1e-3
 
 #: Smallest extinction of a profile, unless the optimum is smaller: the loss of a density in ln E is infinite at 0.
@@ -32,14 +32,14 @@ class LossProfiles:
         Of teff [kK], feh, logg, ext, and the parallax by the model's own scale [mas].
     held, profiled : (5, p) float64
         Where the other parameters are those of the optimum, and where they are the best ones.
-    fisher : (5, p) float64
-        ((value - optimum) / Fisher error)^2, on top of the optimum's own loss.
+    parabola : (5, p) float64
+        ((value - optimum) / error of the fit)^2, on top of the optimum's own loss.
     """
 
     values: Float64
     held: Float64
     profiled: Float64
-    fisher: Float64
+    parabola: Float64
 
 
 def loss_profiles(found: Posterior, star: int = 0, points: int = 61) -> LossProfiles:
@@ -63,7 +63,7 @@ def loss_profiles(found: Posterior, star: int = 0, points: int = 61) -> LossProf
     k = len(best)
     values = np.stack([_range(found, star, index, best[index], error[index], points) for index in range(k)])
     modes = found.mode_params[star][np.isfinite(found.mode_loss[star])]
-    # the others start where the Fisher matrix expects them, from the optimum and from every mode
+    # the others start where the fit's covariance expects them, from the optimum and from every mode
     origins = [best, *(np.append(mode[:-1], best[-1]) for mode in modes)]
     lowest = float(found.mode_loss[star, 0])
     starts, held = [], np.repeat(best[None], k * points, axis=0)
@@ -94,7 +94,7 @@ def loss_profiles(found: Posterior, star: int = 0, points: int = 61) -> LossProf
         values=values,
         held=loss_at(held).reshape(k, points),
         profiled=profiled,
-        fisher=((values - best[:, None]) / error[:, None]) ** 2 + (float(fit.loss[star]) - lowest),
+        parabola=((values - best[:, None]) / error[:, None]) ** 2 + (float(fit.loss[star]) - lowest),
     )
 
 

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 #: Files of a star's folder, and what each is.
 FILES = {
     "spectrum.png": "the spectrum, the best fit, what is left in standard errors, infrared bands",
-    "corner.png": "the posterior of each parameter and of each pair, Fisher ellipses, modes",
+    "corner.png": "the posterior of each parameter and of each pair, ellipses of the fit's errors, modes",
     "profiles.png": "the loss around the optimum along each parameter",
-    "parameters.ecsv": "a row for each parameter: optimum, Fisher error, quantiles, the catalogue's value",
+    "parameters.ecsv": "a row for each parameter: optimum, its error, quantiles, the catalogue's value",
     "modes.ecsv": "a row for each mode: where, its loss, its weight",
     "samples.ecsv": "the samples of the posterior with their weights",
     "summary.txt": "all of it in words",
@@ -161,23 +161,23 @@ def refuse_unfitted(found: Posterior) -> None:
 
 
 def parameters_table(found: Posterior, catalog: CatalogRow | None = None) -> Table:
-    """A row for each parameter: optimum, Fisher error, posterior quantiles, and what a catalogue has.
+    """A row for each parameter: optimum, its error, posterior quantiles, and what a catalogue has.
 
     Values are in the unit of the row: K, dex, dex, mag, mas.
     """
     from astropy.table import Column, Table
 
     factor = np.array([each[2] for each in COLUMNS])
-    fisher = np.sqrt(np.einsum("nkk->nk", found.fit.cov))[0]
+    error = np.sqrt(np.einsum("nkk->nk", found.fit.cov))[0]
     low, middle, high = found.interval[0] * factor
     table = Table({"parameter": [name for name, _, _ in COLUMNS], "unit": [unit for _, unit, _ in COLUMNS]})
     columns = {
         "optimum": (found.fit.params[0] * factor, "at the lowest minimum of the loss that the fit found"),
-        "fisher_error": (fisher * factor, "standard error from the Fisher matrix"),
+        "fit_error": (error * factor, "standard error of the fit"),
         "p16": (low, "posterior quantile at 15.87 %"),
         "p50": (middle, "posterior median"),
         "p84": (high, "posterior quantile at 84.13 %"),
-        "width_ratio": (found.width_ratio[0], "(p84 - p16) / 2 over fisher_error"),
+        "width_ratio": (found.width_ratio[0], "(p84 - p16) / 2 over fit_error"),
     }
     if catalog is not None:
         columns["catalog"] = (catalog.values * factor, f"in {catalog.name}")
@@ -207,12 +207,12 @@ def summary(found: Posterior, catalog: CatalogRow | None = None) -> str:
         f"posterior  {found.weights.shape[1]:,} samples, {found.ess[0]:,.0f} effective; {found.n_modes[0]} mode(s)"
     ]
     lines += [f"prior      {found.prior_text}", ""]
-    head = f"{'':18}{'optimum':>11}{'Fisher':>10}{'16 %':>11}{'50 %':>11}{'84 %':>11}{'width/F':>9}"
+    head = f"{'':18}{'optimum':>11}{'error':>10}{'16 %':>11}{'50 %':>11}{'84 %':>11}{'ratio':>9}"
     lines.append(head if catalog is None else f"{head}{'catalogue':>12}{'error':>10}{'difference':>12}")
     for row in parameters_table(found, catalog):
         digits = 1 if row["unit"] == "K" else 4
         label = f"{row['parameter']} [{row['unit']}]"
-        text = f"{label:<18}{row['optimum']:11.{digits}f}{row['fisher_error']:10.{digits}f}"
+        text = f"{label:<18}{row['optimum']:11.{digits}f}{row['fit_error']:10.{digits}f}"
         text += "".join(f"{row[name]:11.{digits}f}" for name in ("p16", "p50", "p84")) + f"{row['width_ratio']:9.2f}"
         if catalog is not None:
             text += f"{row['catalog']:12.{digits}f}{row['catalog_error']:10.{digits}f}{row['difference']:+12.{digits}f}"

@@ -162,7 +162,7 @@ def draw_spectrum(path: Path, found: Posterior, star: int, title: str) -> None:
 
 
 def draw_corner(path: Path, found: Posterior, star: int, title: str, catalog: Float64 | None = None) -> None:
-    """Draw a star's posterior of each parameter and of each pair, with the ellipses of the Fisher matrix and the modes.
+    """Draw a star's posterior of each parameter and of each pair, with the ellipses of the fit's errors and the modes.
 
     Parameters
     ----------
@@ -243,7 +243,7 @@ def draw_profiles(path: Path, found: Posterior, star: int, profiles: LossProfile
             for level in (1.0, 4.0, 9.0):
                 panel.axhline(level, color="#c9d0d8", lw=0.9, ls=(0, (2, 2)))
             panel.plot(values, profiles.held[k], color=QUIET, lw=1.2, ls=(0, (1, 1.2)), label="others held")
-            panel.plot(values, profiles.fisher[k], color=EXPECTED, lw=1.6, ls=(0, (5, 2)), label="Fisher matrix")
+            panel.plot(values, profiles.parabola[k], color=EXPECTED, lw=1.6, ls=(0, (5, 2)), label="error of the fit")
             panel.plot(values, profiles.profiled[k], color=SPECTRUM_COLOUR, lw=2.0, label="others at their best")
             for number, mode in _others(found, star):
                 gap = found.mode_loss[star, number] - found.mode_loss[star, 0]
@@ -311,7 +311,7 @@ def _others(found: Posterior, star: int) -> list[tuple[int, Float64]]:
 
 
 def _span(values: Float64, weights: Float64, best: float, error: float) -> tuple[float, float]:
-    """What a panel shows of a parameter: the posterior but for its furthest tails, and the Fisher error's reach."""
+    """What a panel shows of a parameter: the posterior but for its furthest tails, and the reach of the fit's error."""
     low, high = weighted_quantile(values, weights, np.array([0.002, 0.998]))
     low, high = min(low, best - 2.6 * error), max(high, best + 2.6 * error)
     return low - 0.04 * (high - low), high + 0.04 * (high - low)
@@ -404,7 +404,7 @@ def _legend(figure: Figure, has_others: bool, has_catalog: bool) -> None:
     handles: list[Any] = [
         Patch(color=SPECTRUM_COLOUR, alpha=0.45, label="posterior: 39 and 86 % inside (1 and 2 σ)"),
         Line2D([], [], color=SPECTRUM_COLOUR, ls="--", lw=1.0, label="16, 50, 84 %"),
-        Line2D([], [], color=EXPECTED, lw=1.6, marker="+", ms=9, mew=1.8, label="optimum, Fisher error (1 and 2 σ)"),
+        Line2D([], [], color=EXPECTED, lw=1.6, marker="+", ms=9, mew=1.8, label="optimum, its error (1 and 2 σ)"),
     ]
     if has_others:
         handles.append(Line2D([], [], color=OTHER_COLOUR, marker="D", mfc="none", ls=(0, (5, 2)), label="other modes"))
