@@ -30,6 +30,20 @@ struct Index {
 
 inline thread_local Index thread_index, block_index, block_size, grid_size;
 
+// Where a thread has stopped, to be gone on with from elsewhere. swapcontext() would ask the system each time.
+class Place {
+  public:
+    // Stops here, and goes on once someone resumes it.
+    template <class Elsewhere>
+    __attribute__((noinline)) void leave_for(const Elsewhere& elsewhere) {
+        if (__builtin_setjmp(registers_) == 0) elsewhere();
+    }
+    __attribute__((noinline, noreturn)) void resume() { __builtin_longjmp(registers_, 1); }
+
+  private:
+    void* registers_[5];
+};
+
 // Threads of a block that take turns.
 class Team {
   public:
@@ -42,12 +56,7 @@ class Team {
         current = this;
         for (Turn& turn : turns_) {
             if (!turn.stack) turn.stack.reset(new char[STACK]);
-            turn.done = false;
-            getcontext(&turn.context);
-            turn.context.uc_stack.ss_sp = turn.stack.get();
-            turn.context.uc_stack.ss_size = STACK;
-            turn.context.uc_link = &home_;
-            makecontext(&turn.context, start, 0);
+            turn.begun = turn.done = false;
         }
         for (unsigned left = threads; left > 0;) {  // a thread that has ended leads back here
             take_turn(next_alive(thread_index.x), home_);
@@ -60,19 +69,21 @@ class Team {
     void give_way() {
         const unsigned mine = thread_index.x;
         const unsigned next = next_alive(mine);
-        if (next != mine) take_turn(next, turns_[mine].context);
+        if (next != mine) take_turn(next, turns_[mine].stopped);
     }
 
   private:
     static constexpr size_t STACK = size_t(1) << 18;
     struct Turn {
-        ucontext_t context;
         std::unique_ptr<char[]> stack;
-        bool done;
+        ucontext_t start;
+        Place stopped;
+        bool begun, done;
     };
     static void start() {
         (*current->work_)();
         current->turns_[thread_index.x].done = true;
+        current->home_.resume();
     }
     unsigned next_alive(unsigned from) const {
         const auto threads = static_cast<unsigned>(turns_.size());
@@ -80,14 +91,24 @@ class Team {
             if (!turns_[(from + step) % threads].done) return (from + step) % threads;
         return from;
     }
-    void take_turn(unsigned thread, ucontext_t& from) {
+    void take_turn(unsigned thread, Place& from) {
         thread_index = {thread, 0, 0};
-        swapcontext(&from, &turns_[thread].context);
+        Turn& turn = turns_[thread];
+        from.leave_for([&turn] {
+            if (turn.begun) turn.stopped.resume();
+            turn.begun = true;
+            getcontext(&turn.start);
+            turn.start.uc_stack.ss_sp = turn.stack.get();
+            turn.start.uc_stack.ss_size = STACK;
+            turn.start.uc_link = nullptr;
+            makecontext(&turn.start, start, 0);
+            setcontext(&turn.start);
+        });
     }
 
     const std::function<void()>* work_ = nullptr;
     std::vector<Turn> turns_;
-    ucontext_t home_;
+    Place home_;
 };
 inline thread_local Team* Team::current = nullptr;
 
