@@ -3,10 +3,11 @@
 // A decimal number is m * 10^-k with an integer m. Nearly every number of an XP file has m < 2^64 and 0 <= k <= 27,
 // and three exact routes cover those:
 //
-//   m <= 2^53, k <= 22     m and 10^k are both float64, so one IEEE division rounds once (Clinger 1990);
-//   m <= 2^53, -22 <= k    the same with one multiplication;
+//   m <= 2^53, -22 <= k    m and 10^-k are both float64, so one IEEE multiplication rounds once (Clinger 1990), and
+//                          up to k = 22 one division;
 //   m <  2^64, k <= 27     m / 10^k = (m / 5^k) 2^-k, where 5^k < 2^63. The quotient to 62 bits and whether a
-//                          remainder is left determine the rounding of a float64 (53 bits) completely.
+//                          remainder is left determine the rounding of a float64 (53 bits) completely. A product with
+//                          a rounded reciprocal is that near to the quotient that it nearly always tells as much.
 //
 // Everything else goes to std::from_chars, which is exact but several times slower.
 #pragma once
@@ -49,6 +50,19 @@ struct PowersOfFive {
 };
 inline constexpr PowersOfFive power_of_five;
 
+// 2^127 / 5^k, with 5^k normalised to [2^63, 2^64), rounded down.
+struct ReciprocalsOfFive {
+    std::uint64_t value[max_power_of_five + 1] = {};
+    constexpr ReciprocalsOfFive() {
+        __extension__ using Wide = unsigned __int128;
+        value[0] = ~std::uint64_t{0};  // 2^64, less the one that does not fit
+        for (int k = 1; k <= max_power_of_five; ++k)
+            value[k] = static_cast<std::uint64_t>((Wide{1} << 127) /
+                                                  (power_of_five.value[k] << __builtin_clzll(power_of_five.value[k])));
+    }
+};
+inline constexpr ReciprocalsOfFive reciprocal_of_five;
+
 // Value of eight digits in a little-endian word, each already reduced to 0...9: pairs, then fours, then all eight.
 inline std::uint64_t value_of_eight_digits(std::uint64_t word) {
     word = word * 10 + (word >> 8);
@@ -83,10 +97,22 @@ inline double divide_by_power_of_ten(std::uint64_t m, int k) {
     const std::uint64_t divisor = power_of_five.value[k];
     const int shift_m = __builtin_clzll(m), shift_divisor = __builtin_clzll(divisor);
     // Both normalised to [2^63, 2^64): the quotient lies in (2^61, 2^63) and the division cannot overflow.
-    const Wide numerator = static_cast<Wide>(m << shift_m) << 62;
-    const std::uint64_t normalised = divisor << shift_divisor;
-    const std::uint64_t quotient = static_cast<std::uint64_t>(numerator / normalised);
-    const bool inexact = static_cast<Wide>(quotient) * normalised != numerator;
+    const std::uint64_t normalised_m = m << shift_m;
+    // The true quotient is in [quotient, quotient + 2): by the rounded reciprocal less than 1/2 is lost, and less than
+    // 1 by leaving bits away.
+    auto quotient = static_cast<std::uint64_t>((static_cast<Wide>(normalised_m) * reciprocal_of_five.value[k]) >> 65);
+    bool inexact = true;
+    // A float64 keeps all but the last 9 or 10 bits, so what it rounds to changes at multiples of 2^8. Where one is
+    // that near (by chance, or since the number has few digits), a division decides.
+    constexpr std::uint64_t unit = 1 << 8;
+    if ((quotient + 2) % unit <= 2) {
+        if (m <= max_exact_integer && k <= max_exact_power_of_ten)
+            return static_cast<double>(static_cast<std::int64_t>(m)) / power_of_ten[k];
+        const Wide numerator = static_cast<Wide>(normalised_m) << 62;
+        const std::uint64_t normalised = divisor << shift_divisor;
+        quotient = static_cast<std::uint64_t>(numerator / normalised);
+        inexact = static_cast<Wide>(quotient) * normalised != numerator;
+    }
     // A remainder is recorded in the lowest bit, far below the rounding position: the conversion rounds correctly.
     const double rounded = static_cast<double>(static_cast<std::int64_t>(quotient | (inexact ? 1 : 0)));
     // |exponent| < 200: 2^exponent is a normal number and the product exact.
@@ -157,12 +183,10 @@ __attribute__((noinline)) inline const char* read_general_number(const char* p, 
         magnitude = convert_slowly(begin, p, n_integer, exponent);
     } else if (mantissa == 0) {
         magnitude = 0.0;
-    } else if (mantissa <= max_exact_integer && k >= 0 && k <= max_exact_power_of_ten) {
-        magnitude = static_cast<double>(mantissa) / power_of_ten[k];
-    } else if (mantissa <= max_exact_integer && k < 0 && k >= -max_exact_power_of_ten) {
-        magnitude = static_cast<double>(mantissa) * power_of_ten[-k];
     } else if (k >= 0 && k <= max_power_of_five) {
         magnitude = divide_by_power_of_ten(mantissa, static_cast<int>(k));
+    } else if (mantissa <= max_exact_integer && k < 0 && k >= -max_exact_power_of_ten) {
+        magnitude = static_cast<double>(mantissa) * power_of_ten[-k];
     } else {
         magnitude = convert_slowly(begin, p, n_integer, exponent);
     }
