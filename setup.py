@@ -28,7 +28,6 @@ _CPU = runpy.run_path("csrc/compiler_flags.py")
 COMMON_FLAGS, ISA_FLAGS, ISAS = _CPU["COMMON_FLAGS"], _CPU["ISA_FLAGS"], _CPU["ISAS"]
 
 CPU_MODULE_SOURCES = ["csrc/cpu/module.cpp", "csrc/cpu/training_module.cpp"]
-CSV_SOURCES = ["csrc/cpu/csv_module.cpp"]
 PARQUET_SOURCES = ["csrc/cpu/parquet_module.cpp"]
 
 #: How nvcc compiles the kernels; stated beside what CuPy is told.
@@ -52,10 +51,16 @@ def sources_of_cpu_engine(machine: str) -> list[str]:
     return [*(f"csrc/cpu/isa_{isa}.cpp" for isa in reversed(isas)), *CPU_MODULE_SOURCES]
 
 
+def sources_of_csv(machine: str) -> list[str]:
+    """Return the sources of ``xpkern.observe._csv`` for a machine."""
+    wide = ["csrc/cpu/isa_avx512_csv.cpp"] if "avx512" in ISAS.get(machine.lower(), []) else []
+    return ["csrc/cpu/csv_module.cpp", *wide]
+
+
 def flags_of_source(source: str) -> list[str]:
-    """Return the compiler flags of one translation unit."""
+    """Return the compiler flags of one translation unit; its instruction set is in its name."""
     name = Path(source).stem
-    isa = name.removeprefix("isa_") if name.startswith("isa_") else "scalar"
+    isa = name.split("_")[1] if name.startswith("isa_") else "scalar"
     return [*COMMON_FLAGS, *ISA_FLAGS[isa], f"-DXPKERN_ISA={isa}"]
 
 
@@ -155,7 +160,7 @@ class BuildExtensions(build_ext):
 if __name__ == "__main__":
     modules = {
         "xpkern.engine._cpu": sources_of_cpu_engine(platform.machine()),
-        "xpkern.observe._csv": CSV_SOURCES,
+        "xpkern.observe._csv": sources_of_csv(platform.machine()),
         "xpkern.observe._parquet": PARQUET_SOURCES,
     }
     setup(

@@ -36,7 +36,7 @@ def compile_for_aarch64(source: str, folder: str) -> int:
 def main() -> int:
     """Compile everything; return the number of failures."""
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
-        sources = [*setup.sources_of_cpu_engine("aarch64"), *setup.CSV_SOURCES, *setup.PARQUET_SOURCES]
+        sources = [*setup.sources_of_cpu_engine("aarch64"), *setup.sources_of_csv("aarch64"), *setup.PARQUET_SOURCES]
         codes = list(pool.map(lambda source: compile_for_aarch64(source, folder), sources))
     failed = [source for source, code in zip(sources, codes, strict=True) if code != 0]
     print(f"aarch64: {len(sources) - len(failed)} of {len(sources)} sources compiled", *failed)

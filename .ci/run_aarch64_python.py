@@ -86,7 +86,7 @@ def build_tree() -> None:
 
     modules = {
         "engine/_cpu": setup.sources_of_cpu_engine("aarch64"),
-        "observe/_csv": setup.CSV_SOURCES,
+        "observe/_csv": setup.sources_of_csv("aarch64"),
         "observe/_parquet": setup.PARQUET_SOURCES,
     }
     tag = f"cpython-{sys.version_info[0]}{sys.version_info[1]}-aarch64-linux-gnu"

@@ -21,7 +21,8 @@ COMMON_FLAGS = [
     "-Icsrc",
 ]
 
-#: Flags of ``csrc/cpu/isa_<name>.cpp``: the only files compiled for more than the machine's baseline.
+#: Flags of ``csrc/cpu/isa_<name>.cpp`` and ``isa_<name>_<what>.cpp``: the only files compiled for more than the
+#: machine's baseline.
 ISA_FLAGS = {
     "scalar": [],
     "avx2": ["-mavx2", "-mfma"],

@@ -66,6 +66,50 @@ def test_float32_columns_are_rounded_from_float64(tmp_path):
     assert block.coefficients.rp_error[0, 0] == np.float32(float(text)) == 1.0
 
 
+def test_long_arrays_of_numbers_of_every_shape(tmp_path, rng):
+    # long enough for every way in which numbers are read, in every place of an array
+    def number(largest_first_digit):
+        first, digits = rng.integers(0, largest_first_digit + 1), "".join(map(str, rng.integers(0, 10, 20)))
+        text = f"{first}.{digits[: rng.integers(1, rng.choice([10, 21]))]}1"
+        return rng.choice(
+            [text, text, text, f"{text}E-{rng.integers(0, 12)}", f"0{text}", f".{digits[1:9]}1", "1", "1."]
+        )
+
+    def signed(text):
+        return rng.choice(["", "-", "+"], p=[0.5, 0.45, 0.05]) + text
+
+    calibration = Calibration.default()
+    expected = {"coefficients": [], "errors": [], "correlations": []}
+    rows = []
+    for _ in range(20):
+        texts = {
+            "coefficients": [signed(f"{rng.integers(0, 1000)}{number(9)}") for _ in range(calibration.n_bp)],
+            "errors": [number(9) for _ in range(calibration.n_bp)],
+            "correlations": [signed(number(0)) for _ in range(calibration.n_bp * (calibration.n_bp - 1) // 2)],
+        }
+        for name, array in texts.items():
+            expected[name].append([float(text) for text in array])
+        arrays = {name: f'"[{",".join(array)}]"' for name, array in texts.items()}
+        rows.append(
+            row_text(
+                bp_n_parameters=str(calibration.n_bp),
+                bp_coefficients=arrays["coefficients"],
+                bp_coefficient_errors=arrays["errors"],
+                bp_coefficient_correlations=arrays["correlations"],
+                rp_n_parameters="",
+                rp_coefficients="",
+                rp_coefficient_errors="",
+                rp_coefficient_correlations="",
+            )
+        )
+    block = read(file_of(tmp_path, rows), calibration)
+    assert not block.reasons
+    c = block.coefficients
+    assert c.bp.tolist() == expected["coefficients"]
+    assert c.bp_error.tobytes() == np.array(expected["errors"], np.float64).astype(np.float32).tobytes()
+    assert c.bp_correlation.tobytes() == np.array(expected["correlations"], np.float64).astype(np.float32).tobytes()
+
+
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 @pytest.mark.parametrize("before", ["", "# %ECSV 1.0\n# ---\n# delimiter: ','\n", "\ufeff", "\n\n"])
 @pytest.mark.parametrize("name", ["spectra.csv", "spectra.csv.gz"])

@@ -2,19 +2,23 @@
 //
 // Reading number after number waits for the end of each before the next can start, and guesses how long it is. Here the
 // ends are found first, 64 bytes at a time. Each number is then a task of its own, with no branch that depends on its
-// length: sixteen bytes up to its end hold all its digits.
+// length: sixteen bytes up to its end hold all its digits. So eight numbers can be read side by side where vectors are
+// wide enough for that; what they cannot read is read alone.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 #if defined(__SSE2__)
 #include <emmintrin.h>
 #endif
 
+#include "cpu/csv_eights.hpp"
 #include "cpu/csv_number.hpp"
 
 namespace xpkern::csv {
@@ -110,10 +114,6 @@ inline double quotient(std::uint64_t m, std::ptrdiff_t k) {
     return static_cast<double>(static_cast<std::int64_t>(m)) / power_of_ten[k];
 }
 
-inline void round_quotient(std::uint64_t m, std::ptrdiff_t k, double& value) {
-    value = quotient(m, k);
-}
-
 // As float64, and that as float32. A product with the rounded 1 / 10^k is within two units in the last place of the
 // quotient and takes a fraction of its time. Only where a tie between two float32 is that near (half a unit of float32
 // is bit 28 of float64) do they lead to different float32.
@@ -126,15 +126,8 @@ inline void round_quotient(std::uint64_t m, std::ptrdiff_t k, float& value) {
     value = static_cast<float>(near);
 }
 
-// The sign of a number >= 0, by its bit: half of all numbers are negative, in no order that a predictor of branches
+// Sets the sign of a number >= 0 by its bit: half of all numbers are negative, in no order that a predictor of branches
 // could learn.
-inline void set_sign(double& value, bool negative) {
-    std::uint64_t bits;
-    std::memcpy(&bits, &value, sizeof bits);
-    bits |= static_cast<std::uint64_t>(negative) << 63;
-    std::memcpy(&value, &bits, sizeof value);
-}
-
 inline void set_sign(float& value, bool negative) {
     std::uint32_t bits;
     std::memcpy(&bits, &value, sizeof bits);
@@ -145,8 +138,8 @@ inline void set_sign(float& value, bool negative) {
 // The number that is [begin, end) if it is one digit, a point and 1 to 14 digits, with a sign or none, divided by
 // 10^exponent, 0 <= exponent < 10: most errors and correlations are. 16 bytes before `end` are read. The value is that
 // of read_number.
-template <class Text, class Out>
-inline bool read_short_number(const char* begin, const char* end, std::ptrdiff_t exponent, Out& value) {
+template <class Text>
+inline bool read_short_number(const char* begin, const char* end, std::ptrdiff_t exponent, float& value) {
     const bool negative = *begin == '-';
     const char* const digit = begin + negative;
     const std::uint64_t first = static_cast<unsigned char>(*digit) - static_cast<std::uint64_t>('0');
@@ -160,11 +153,50 @@ inline bool read_short_number(const char* begin, const char* end, std::ptrdiff_t
 }
 
 // The same for "<number>E-<digit>", as Java prints what is below 0.001.
-template <class Text, class Out>
-inline bool read_short_number_with_exponent(const char* begin, const char* end, Out& value) {
+template <class Text>
+inline bool read_short_number_with_exponent(const char* begin, const char* end, float& value) {
     const unsigned exponent = static_cast<unsigned char>(end[-1]) - static_cast<unsigned>('0');
     return exponent <= 9 && end[-2] == '-' && end[-3] == 'E' &&
            read_short_number<Text>(begin, end - 3, static_cast<std::ptrdiff_t>(exponent), value);
+}
+
+}  // namespace detail
+
+// How a wider instruction set reads eight numbers at once, if this machine has one: set where the module is loaded.
+inline ReadEights* eights = nullptr;
+
+namespace detail {
+
+// Where `wanted` stands in text[0, size), in order; returns how often. 63 bytes behind may be read.
+template <class Text>
+inline int find(const char* text, std::ptrdiff_t size, char wanted, std::int32_t* places) {
+    int found = 0;
+    for (std::ptrdiff_t at = 0; at < size; at += 64) {
+        std::uint64_t bits = Text::positions(text + at, wanted);
+        if (size - at < 64) bits &= (std::uint64_t{1} << (size - at)) - 1;
+        for (; bits != 0; bits &= bits - 1) places[found++] = static_cast<std::int32_t>(at + __builtin_ctzll(bits));
+    }
+    return found;
+}
+
+// Reads the number [number, stop), short or not, of an array that starts at `begin`; false if there is none.
+template <class Text, class Out>
+inline bool read_one(const char* begin, const char* number, const char* stop, Out& out) {
+    double value;
+    if constexpr (std::is_same_v<Out, float>) {
+        // the bytes that a short number is read with begin before the first of them
+        if (stop - begin >= 19 &&
+            (read_short_number<Text>(number, stop, 0, out) || read_short_number_with_exponent<Text>(number, stop, out)))
+            return true;
+        if (read_number(number + (*number == ' '), value) != stop) return false;
+    } else {
+        // most numbers of float64 have 16 or 17 digits: no short ones
+        if (read_general_number(number + (*number == ' '), value) != stop) return false;
+    }
+    // the negated comparison also catches NaN
+    if (!(std::fabs(value) <= static_cast<double>(std::numeric_limits<Out>::max()))) return false;
+    out = static_cast<Out>(value);
+    return true;
 }
 
 }  // namespace detail
@@ -174,38 +206,42 @@ inline bool read_short_number_with_exponent(const char* begin, const char* end, 
 // may be written even where the answer is false. `slack` bytes behind `end`, the end of the line, must be readable.
 template <class Out, class Text = detail::Text>
 bool read_numbers(const char*& p, const char* end, char closing, Out* out, std::int64_t n) {
-    constexpr int step = 64, steps = 8;
+    constexpr int block_size = 2048;
     const char* const begin = p;
     const char* const close =
         static_cast<const char*>(std::memchr(begin, closing, static_cast<std::size_t>(end - begin)));
     if (close == nullptr) return false;
-    std::uint16_t stops[step * steps + 1];  // ends of numbers, from `block`
-    const char* number = begin;
+    // ends of numbers, from `block`, behind the end of the last one before
+    std::int32_t before_and_stops[1 + block_size + 1];
+    std::int32_t* const stops = before_and_stops + 1;
+    stops[-1] = -1;
     std::int64_t found = 0;
-    for (const char* block = begin; block <= close; block += step * steps) {
-        int count = 0;
-        for (int at = 0; at < step * steps && block + at <= close; at += step) {
-            std::uint64_t bits = Text::positions(block + at, ',');
-            const std::ptrdiff_t left = close - block - at;
-            if (left < step) bits = (bits & ((std::uint64_t{1} << left) - 1)) | std::uint64_t{1} << left;
-            for (; bits != 0; bits &= bits - 1) stops[count++] = static_cast<std::uint16_t>(at + __builtin_ctzll(bits));
-        }
+    for (const char* block = begin; block <= close; block += block_size) {
+        const std::ptrdiff_t size = std::min<std::ptrdiff_t>(block_size, close - block);
+        int count = detail::find<Text>(block, size, ',', stops);
+        if (size < block_size) stops[count++] = static_cast<std::int32_t>(size);
         if (found + count > n) return false;
-        for (int i = 0; i < count; ++i, ++found) {
-            const char* const stop = block + stops[i];
-            // the bytes that a short number is read with begin before the first of them
-            const bool is_short =
-                stop - begin >= 19 && (detail::read_short_number<Text>(number, stop, 0, out[found]) ||
-                                       detail::read_short_number_with_exponent<Text>(number, stop, out[found]));
-            if (!is_short) {
-                double value;
-                if (read_number(number + (*number == ' '), value) != stop) return false;
-                // the negated comparison also catches NaN
-                if (!(std::fabs(value) <= static_cast<double>(std::numeric_limits<Out>::max()))) return false;
-                out[found] = static_cast<Out>(value);
+        const auto read_one = [&](int i) {
+            return detail::read_one<Text>(begin, block + stops[i - 1] + 1, block + stops[i], out[found + i]);
+        };
+        int i = 0;
+        if constexpr (std::is_same_v<Out, float>) {
+            if (eights != nullptr) {
+                for (; i < count && block + stops[i - 1] - begin < 20; ++i)
+                    if (!read_one(i)) return false;
+                std::uint8_t unread[block_size / 8];
+                const int groups = (count - i) / 8;
+                eights(block, stops + i, groups, out + found + i, unread);
+                for (int group = 0; group < groups; ++group)
+                    for (unsigned bits = unread[group]; bits != 0; bits &= bits - 1)
+                        if (!read_one(i + 8 * group + __builtin_ctz(bits))) return false;
+                i += 8 * groups;
             }
-            number = stop + 1;
         }
+        for (; i < count; ++i)
+            if (!read_one(i)) return false;
+        found += count;
+        stops[-1] = (count > 0 ? stops[count - 1] : stops[-1]) - block_size;
     }
     if (found != n) return false;
     p = close + 1;

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "cpu/csv_rows.hpp"
+#include "cpu/processor.hpp"
 
 namespace py = pybind11;
 
@@ -115,6 +116,9 @@ std::vector<double> read_numbers(const std::vector<std::string>& texts) {
 
 PYBIND11_MODULE(_csv, m) {
     m.doc() = "Lines of Gaia's xp_continuous_mean_spectrum csv files to arrays of numbers.";
+#if defined(__x86_64__) || defined(_M_X64)
+    if (xpkern::has_avx512()) xpkern::csv::eights = &xpkern::csv::avx512::read_eights;
+#endif
     m.attr("SLACK") = xpkern::csv::slack;
     m.def("read_numbers", &read_numbers, py::arg("texts"), "Number in each text, to the last bit float() of it.");
 

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "arguments.hpp"
+#include "processor.hpp"
 
 namespace xpkern {
 
@@ -29,12 +30,8 @@ const Kernels& kernels();
 inline std::vector<const Kernels*> usable_kernels() {
     std::vector<const Kernels*> usable;
 #if defined(__x86_64__) || defined(_M_X64)
-    __builtin_cpu_init();
-    const bool fused = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    if (fused && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw"))
-        usable.push_back(&avx512::kernels());
-    if (fused) usable.push_back(&avx2::kernels());
+    if (has_avx512()) usable.push_back(&avx512::kernels());
+    if (has_avx2()) usable.push_back(&avx2::kernels());
 #elif defined(__aarch64__)
     usable.push_back(&neon::kernels());
 #endif

@@ -15,11 +15,15 @@
 #include <string>
 #include <vector>
 
+#if defined(__AVX512BW__)
+#include "cpu/isa_avx512_csv.cpp"
+#endif
+
 using namespace xpkern::csv;
 
 namespace {
 
-constexpr std::int64_t capacity = 3, n_bp = 10, n_rp = 2, n_samples = 9;
+constexpr std::int64_t capacity = 3, n_bp = 10, n_rp = 2, n_samples = 9, n_bp_pairs = n_bp * (n_bp - 1) / 2;
 
 #define REQUIRE(condition)                                                              \
     do {                                                                                \
@@ -90,8 +94,8 @@ void compare_ways(const char* begin, const char* end, const std::uint8_t* data, 
     for (const char* p = begin; p < end; ++p) {
         if (*p != '[' && *p != '(') continue;
         const char closing = *p == '[' ? ']' : ')';
-        for (const std::int64_t n : {n_rp, n_samples, n_bp}) {
-            Out fast[n_bp], slow[n_bp];
+        for (const std::int64_t n : {n_rp, n_samples, n_bp, n_bp_pairs}) {
+            Out fast[n_bp_pairs], slow[n_bp_pairs];
             const char *fast_end = p + 1, *slow_end = p + 1;
             if (!read_numbers(fast_end, end, closing, fast, n)) continue;
             std::string error;
@@ -138,6 +142,9 @@ void check_rows(Target& t, std::int64_t filled, const std::vector<Problem>& prob
 // The first byte says which table the rest is the text of.
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
     if (size == 0) return 0;
+#if defined(__AVX512BW__)
+    eights = size % 4 < 2 ? avx512::read_eights : nullptr;
+#endif
     Target& t = target(data[0] % 3);
     const std::size_t length = size - 1;
     // a buffer of its own that ends where it is said to
@@ -227,10 +234,9 @@ std::string sound_text(Random& random) {
             fields.insert(fields.end(),
                           {"12.5", numbers(n_samples, random, -1, 1), numbers(n_samples, random, 0.5, 1)});
         } else {
-            fields.insert(fields.end(),
-                          {"56", "10", "1.25", numbers(n_bp, random, -1e3, 1e3), numbers(n_bp, random, 0.5, 2),
-                           numbers(n_bp * (n_bp - 1) / 2, random, -1, 1), "\"\"", numbers(n_rp, random, -9, 9),
-                           numbers(n_rp, random, 1, 2), "\"(0.5)\""});
+            fields.insert(fields.end(), {"56", "10", "1.25", numbers(n_bp, random, -1e3, 1e3),
+                                         numbers(n_bp, random, 0.5, 2), numbers(n_bp_pairs, random, -1, 1), "\"\"",
+                                         numbers(n_rp, random, -9, 9), numbers(n_rp, random, 1, 2), "\"(0.5)\""});
         }
         for (std::size_t i = 0; i < fields.size(); ++i) text += (i ? (kind == 1 ? " " : ",") : "") + fields[i];
         text += random.bits() % 4 ? "\n" : "\r\n";

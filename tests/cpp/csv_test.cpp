@@ -10,6 +10,10 @@
 #include <string>
 #include <vector>
 
+#if defined(__AVX512BW__)
+#include "cpu/isa_avx512_csv.cpp"
+#endif
+
 using namespace xpkern::csv;
 
 // A buffer of its own for each text, so that reading one byte too far is an error the sanitizer sees.
@@ -43,13 +47,22 @@ static std::string some_number(Random& random) {
         return text;
     };
     const std::string sign = random.bits() % 2 ? "-" : "";
-    switch (random.bits() % 8) {
+    switch (random.bits() % 16) {
         case 0:
-            return sign + digits(1) + "." + digits(1 + random.bits() % 9) + "E-" + digits(1);
         case 1:
-            return sign + digits(1 + random.bits() % 4) + "." + digits(1 + random.bits() % 20);
+            return sign + digits(1) + "." + digits(1 + random.bits() % 12) + "E-" + digits(1 + random.bits() % 10 / 9);
         case 2:
+            return sign + digits(1 + random.bits() % 4) + "." + digits(1 + random.bits() % 20);
+        case 3:
             return sign + digits(1 + random.bits() % 3);
+        case 4:  // the point at either end, zeros in front, no more digits than stand before the point
+            return sign + (random.bits() % 2 ? digits(1) + "." : "." + digits(1 + random.bits() % 9));
+        case 5:
+            return sign + "00" + digits(random.bits() % 3) + "." + digits(random.bits() % 9);
+        case 6:
+            return "+" + digits(1) + "." + digits(1 + random.bits() % 9) + (random.bits() % 2 ? "" : "e+1");
+        case 7:
+            return sign + digits(1) + "." + digits(1 + random.bits() % 9) + "E" + digits(1);
         default:
             return sign + digits(1) + "." + digits(1 + random.bits() % 15);
     }
@@ -115,6 +128,34 @@ static void test_ties_of_float32() {
     check_array<float, Text>(text + "]", numbers, random);
 }
 
+// One number among sound ones is damaged: the array is read as one number after the other is, or not at all.
+template <class Text>
+static void test_damaged_arrays() {
+    Random random(17);
+    int n_read = 0;
+    for (int repeat = 0; repeat < 20000; ++repeat) {
+        std::string text;
+        for (int i = 0; i < 24; ++i) {
+            std::string number = some_number(random);
+            if (random.bits() % 24 == 0)
+                number[random.bits() % number.size()] = "0123456789.-+eE/:,\0\xb0"[random.bits() % 20];
+            text += (i ? "," : "") + number;
+        }
+        text += "]";
+        const std::vector<char> buffer = buffer_of(text + "\n", random);
+        const char* const end = buffer.data() + text.size();
+        const char *fast_end = buffer.data(), *slow_end = buffer.data();
+        float fast[24], slow[24];
+        std::int64_t found = 0;
+        std::string error;
+        if (!read_numbers<float, Text>(fast_end, end, ']', fast, 24)) continue;
+        ++n_read;
+        CHECK(read_unusual_numbers(slow_end, end, ']', false, slow, 24, found, error) && found == 24);
+        CHECK(fast_end == slow_end && std::memcmp(fast, slow, sizeof fast) == 0);
+    }
+    CHECK(n_read > 5000);
+}
+
 template <class Text>
 static void test_characters() {
     Random random(16);
@@ -142,6 +183,7 @@ template <class Text>
 static void test_text() {
     test_characters<Text>();
     test_arrays<Text>();
+    test_damaged_arrays<Text>();
     test_ties_of_float32<Text>();
 }
 
@@ -227,6 +269,10 @@ int main() {
     test_numbers();
     test_text<detail::PortableText>();
     test_text<detail::Text>();
+#if defined(__AVX512BW__)
+    eights = avx512::read_eights;
+    test_text<detail::Text>();
+#endif
     test_rows();
     test_damaged_rows();
     return failures();

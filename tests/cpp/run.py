@@ -68,7 +68,7 @@ def emulated_aarch64() -> Machine:
 
 
 #: Tests of code without vectors: the baseline's is enough.
-OF_NO_ISA = ("csv_fuzz_test", "parquet_test")
+OF_NO_ISA = ("parquet_test",)
 
 #: What a test of kernels for GPUs is built with in place of an instruction set, by the name of its form.
 CUDA_FORMS = {"cuda": [], "cuda_general": ["-DXPKERN_GENERAL"]}
