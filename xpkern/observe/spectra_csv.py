@@ -19,9 +19,9 @@ from xpkern.observe.calibration import Calibration
 from xpkern.observe.text import GZIP_MAGIC, column_names
 from xpkern.observe.xp_block import SpectrumTable, XpBlock, first_rows, missing_columns, other_calibration
 
-#: Bytes read at a time, and bytes of text made of them at a time. One piece of gzip becomes some 80 kB of text, which
-#: the cache of the core still holds when it is parsed; for less than 128 kB, the C library does not ask the system for
-#: new memory each time.
+#: Bytes of gzip read at a time, and bytes of text at a time, made of them or read. One piece of gzip becomes some 80 kB
+#: of text, which the cache of the core still holds when it is parsed; for less than 128 kB, the C library does not ask
+#: the system for new memory each time.
 PIECE, TEXT_PIECE = 1 << 15, 120_000
 
 #: No line of a csv file is that long; a file that holds one is something else.
@@ -216,7 +216,7 @@ def decompressed(piece: bytes, stream: BinaryIO, file: str) -> Iterator[bytes]:
             raise InputError("not a gzip file", file=file)
         while piece:
             yield piece
-            piece = stream.read(PIECE)
+            piece = stream.read(TEXT_PIECE)
         return
     decompressor = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
     while piece:
