@@ -116,6 +116,9 @@ def test_code_of_a_how_to_runs(page):
         assert fit.fitted.all()
         error = np.sqrt(np.diagonal(fit.cov, axis1=1, axis2=2))
         assert (abs(fit.params - truth) < 0.5 * error).all(), "fluxes without noise: only the prior pulls"
+        no_terms = xpkern.LossTerms(prior=False, jacobian_ext=False, jacobian_plx=False)
+        alone = xpkern.fit(session["obs"], session["model"], session["prior"], terms=no_terms)
+        assert (abs(alone.params - truth) < 0.02 * error).all(), "without the prior nothing does"
     else:
         assert session["engine"].stars == 1
         assert session["flux"].shape == (1, 66)

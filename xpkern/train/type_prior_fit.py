@@ -43,12 +43,13 @@ _SEED = 1
 #: Weight of the broad component, and its covariance over that of the draw.
 _BROAD_WEIGHT, _BROAD_SPREAD = 0.005, 1.0
 
-#: Added to the diagonal of each covariance [kK^2, dex^2]: no component narrower than the labels are good.
-_NARROWEST = 1e-3
+#: Added to the diagonal of each covariance [kK^2, dex^2]: no component is narrower than 0.1 kK and 0.1 dex. Narrower
+#: ones follow the clumps of a draw, and between two of them a fit of a faint star has two minima.
+_NARROWEST = 1e-2
 
-
-#: ZGR23's mixture: concentration of the weights' prior, times the number of components, and iterations at most.
-_ZGR23_CONCENTRATION, _ZGR23_ITERATIONS = 0.25, 1000
+#: ZGR23's mixture: what is added to the diagonal there, as good as labels are; concentration of the weights' prior,
+#: times the number of components; iterations at most.
+_ZGR23_NARROWEST, _ZGR23_CONCENTRATION, _ZGR23_ITERATIONS = 1e-3, 0.25, 1000
 
 
 def fit_prior_of_kind(theta: Float64, settings: PriorSettings, seed: int) -> tuple[TypePrior, str]:
@@ -81,7 +82,7 @@ def fit_prior_of_kind(theta: Float64, settings: PriorSettings, seed: int) -> tup
         mixture = BayesianGaussianMixture(
             n_components=settings.components,
             weight_concentration_prior=_ZGR23_CONCENTRATION / settings.components,
-            reg_covar=_NARROWEST,
+            reg_covar=_ZGR23_NARROWEST,
             max_iter=_ZGR23_ITERATIONS,
             random_state=seed,
         ).fit(theta)
