@@ -114,14 +114,12 @@ inline double quotient(std::uint64_t m, std::ptrdiff_t k) {
     return static_cast<double>(static_cast<std::int64_t>(m)) / power_of_ten[k];
 }
 
-// As float64, and that as float32. A product with the rounded 1 / 10^k is within two units in the last place of the
-// quotient and takes a fraction of its time. Only where a tie between two float32 is that near (half a unit of float32
-// is bit 28 of float64) do they lead to different float32.
+// As float64, and that as float32. A product takes a fraction of the quotient's time; see float32_tie.
 inline void round_quotient(std::uint64_t m, std::ptrdiff_t k, float& value) {
     double near = static_cast<double>(static_cast<std::int64_t>(m)) * reciprocal_power_of_ten[k];
     std::uint64_t bits;
     std::memcpy(&bits, &near, sizeof bits);
-    constexpr std::uint64_t tie = 1 << 28, margin = 4;
+    constexpr std::uint64_t tie = float32_tie, margin = tie_margin;
     if ((bits - tie + margin) % (2 * tie) <= 2 * margin) near = quotient(m, k);
     value = static_cast<float>(near);
 }

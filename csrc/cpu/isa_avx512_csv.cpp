@@ -111,12 +111,12 @@ inline unsigned read_eight(const char* text, const std::int32_t* stops, float* o
     const __m512d mantissa = _mm512_fmadd_pd(
         _mm512_cvtepi32_pd(first), looked_up(power_of_ten, _mm512_cvtepi32_epi64(n)), _mm512_cvtepi64_pd(behind_point));
 
-    // a product with a rounded power of ten, as in round_quotient, which also says what the margin is for
+    // a product with a rounded power of ten, and the quotient where float32_tie asks for it
     const __m512d near = _mm512_mul_pd(mantissa, looked_up(reciprocal, _mm512_cvtepi32_epi64(k)));
-    constexpr std::int64_t tie = 1 << 28, margin = 4;
-    const __m512i from_tie = _mm512_and_si512(
-        _mm512_sub_epi64(_mm512_castpd_si512(near), _mm512_set1_epi64(tie - margin)), _mm512_set1_epi64(2 * tie - 1));
-    unread |= _mm512_cmple_epu64_mask(from_tie, _mm512_set1_epi64(2 * margin));
+    const __m512i from_tie =
+        _mm512_and_si512(_mm512_sub_epi64(_mm512_castpd_si512(near), _mm512_set1_epi64(float32_tie - tie_margin)),
+                         _mm512_set1_epi64(2 * float32_tie - 1));
+    unread |= _mm512_cmple_epu64_mask(from_tie, _mm512_set1_epi64(2 * tie_margin));
     _mm256_storeu_ps(out, _mm512_cvtpd_ps(_mm512_mask_or_pd(near, negative, near, _mm512_set1_pd(-0.0))));
     return unread;
 }
