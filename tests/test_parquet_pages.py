@@ -236,7 +236,12 @@ def test_damaged_files_are_read_as_arrow_reads_them_or_refused(options, tmp_path
             assert found == by_arrow
         outcomes.append(found)
     assert any(found is None for found in outcomes)
-    assert any(found is not None for found in outcomes)
+    # sums of a compressed page find all that is wrong with it: what nobody needs is the name of the writer in the footer
+    place = whole.rindex(b"parquet-cpp-arrow")
+    path.write_bytes(whole[:place] + b"P" + whole[place + 1 :])
+    path_of_whole = tmp_path / "whole.parquet"
+    path_of_whole.write_bytes(whole)
+    assert outcome(path, table.column_names) == outcome(path_of_whole, table.column_names) is not None
 
 
 def test_what_may_end_the_program_is_not_asked_of_arrow(tmp_path, rng):
