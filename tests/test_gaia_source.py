@@ -100,6 +100,26 @@ def test_every_kind_of_table_gives_the_same(tmp_path):
         assert table.texts("ph_qual", rows) == ["UUU", "", "ABC", "", ""], kind
 
 
+def test_what_has_no_value_stays_so_whatever_the_type():
+    masked = np.array([False, True, False, False])
+    columns = {
+        "source_id": IDS,
+        "real": np.ma.array(np.float32([1, 2, 3, np.nan]), mask=masked),
+        "whole": np.ma.array([1, 2, 3, 4], mask=masked),
+        "complete": np.ma.array(np.arange(4.0)),
+        "bytes": np.ma.array(np.array([b"AB", b"CD", b"", b"\xe9F"]), mask=masked),
+        "texts": np.ma.array(["AB", "CD", "", "EF"], mask=masked),
+    }
+    table, rows = SourceTable.of(columns, "table", ()), np.array([3, 1, 0, -1])
+    for _ in range(2):  # the first time a column is looked at it may be changed for the next
+        np.testing.assert_array_equal(table.numbers("real", rows), [np.nan, np.nan, 1, np.nan])
+        np.testing.assert_array_equal(table.numbers("whole", rows), [4, np.nan, 1, np.nan])
+        np.testing.assert_array_equal(table.numbers("complete", rows), [3, 1, 0, np.nan])
+        assert table.texts("bytes", rows) == ["\ufffdF", "", "AB", ""]
+        assert table.texts("texts", rows) == ["EF", "", "AB", ""]
+    assert columns["real"].mask.tolist() == masked.tolist()
+
+
 def test_units_are_converted(tmp_path):
     import h5py
     from astropy import units

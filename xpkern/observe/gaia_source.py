@@ -196,12 +196,36 @@ class SourceTable:
         found = self._column(column)[np.maximum(rows, 0)] if len(self) else np.full(len(rows), "")
         masked = np.ma.getmaskarray(found) | (rows < 0)
         if found.dtype.kind == "U":
-            return list(np.where(masked, "", np.ma.getdata(found)).tolist())
+            return np.where(masked, "", np.ma.getdata(found)).tolist()
         return ["" if absent else _text(value) for value, absent in zip(np.ma.getdata(found), masked, strict=True)]
 
     def _column(self, name: str) -> NDArray:
         self.require([name])
-        return self._columns[name]
+        values = self._columns[name]
+        if (plain := _without_mask(values)) is not values:
+            self._columns[name] = values = plain
+        return values
+
+
+def _without_mask(values: NDArray) -> NDArray:
+    """A column that many stars are looked up in, as what takes no time there: NaN or no text where it has no value.
+
+    Integers stay masked: they have no such value.
+    """
+    if values.dtype.kind == "S":
+        texts = np.ma.getdata(values)
+        try:
+            texts = texts.astype(np.str_)
+        except UnicodeDecodeError:
+            texts = np.char.decode(texts, "ascii", "replace")
+        values = np.ma.array(texts, mask=np.ma.getmask(values))
+    if not np.ma.isMaskedArray(values):
+        return values
+    if not np.ma.is_masked(values):
+        return np.ma.getdata(values)
+    if values.dtype.kind == "U":
+        return np.ma.filled(values, "")
+    return np.ma.filled(values, np.nan) if values.dtype.kind == "f" else values
 
 
 def share_of(source_id: NDArray[np.int64], seed: int) -> Float64:

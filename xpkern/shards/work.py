@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import glob
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -262,7 +262,7 @@ def claim(folder: Path, name: str, finals: Iterable[Path]) -> Iterator[bool]:
     name : str
         Of the claim, in this folder.
     finals : iterable of Path
-        The files.
+        The files, in this folder.
     """
     claims = folder / ".claims"
     claims.mkdir(exist_ok=True)
@@ -274,7 +274,7 @@ def claim(folder: Path, name: str, finals: Iterable[Path]) -> Iterator[bool]:
                 yield False
                 return
         else:
-            _remove_partial(finals)
+            _remove_partial(folder, finals)
         yield True
 
 
@@ -299,12 +299,12 @@ def prepare_folder(settings: RunSettings) -> Path:
     return folder
 
 
-def _remove_partial(finals: Iterable[Path]) -> None:
+def _remove_partial(folder: Path, finals: Iterable[Path]) -> None:
     """Remove what a process that was killed while it wrote or replaced these files has left."""
-    for final in finals:
-        for ending in ("partial", "replaced"):
-            for path in final.parent.glob(f".{glob.escape(final.name)}.*.{ending}"):
-                path.unlink(missing_ok=True)
+    begun = re.compile(rf"\.({'|'.join(re.escape(final.name) for final in finals)})\..*\.(partial|replaced)")
+    with os.scandir(folder) as entries:
+        for name in [entry.name for entry in entries if begun.fullmatch(entry.name)]:
+            (folder / name).unlink(missing_ok=True)
 
 
 def _remove_incomplete(unit: Unit) -> None:
