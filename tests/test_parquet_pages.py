@@ -236,7 +236,7 @@ def test_damaged_files_are_read_as_arrow_reads_them_or_refused(options, tmp_path
             assert found == by_arrow
         outcomes.append(found)
     assert any(found is None for found in outcomes)
-    # sums of a compressed page find all that is wrong with it: what nobody needs is the name of the writer in the footer
+    # a compressed page has a sum, which finds all that is wrong with it; nobody needs the writer's name in the footer
     place = whole.rindex(b"parquet-cpp-arrow")
     path.write_bytes(whole[:place] + b"P" + whole[place + 1 :])
     path_of_whole = tmp_path / "whole.parquet"
