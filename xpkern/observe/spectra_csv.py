@@ -19,10 +19,9 @@ from xpkern.observe.calibration import Calibration
 from xpkern.observe.text import GZIP_MAGIC, column_names
 from xpkern.observe.xp_block import SpectrumTable, XpBlock, first_rows, missing_columns, other_calibration
 
-#: Bytes of gzip read at a time, and bytes of text at a time, made of them or read. One piece of gzip becomes some 80 kB
-#: of text, which the cache of the core still holds when it is parsed; for less than 128 kB, the C library does not ask
-#: the system for new memory each time.
-PIECE, TEXT_PIECE = 1 << 15, 120_000
+#: Bytes of gzip read at a time, and bytes of text at most at a time, made of them or read: some 20 rows. Fewer cost more
+#: calls, each of which moves the line that it breaks off in.
+PIECE, TEXT_PIECE = 1 << 18, 800_000
 
 #: No line of a csv file is that long; a file that holds one is something else.
 LONGEST_LINE = 1 << 22
@@ -132,7 +131,7 @@ class _Text:
         self._file = file
         self._ended = False
         self.begin = self.end = 0
-        self._allocate(4 * PIECE)
+        self._allocate(2 * TEXT_PIECE)
 
     def _allocate(self, size: int) -> None:
         self._bytes = bytearray(size)
