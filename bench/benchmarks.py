@@ -35,7 +35,7 @@ BENCHMARKS: dict[str, tuple[Callable[[int, int, str], Result], int]] = {
     # As many as a catalogue has at once: what is made of them goes into memory that is used again.
     "calibrate": (bench_calibrate, MOST_STARS_OF_A_BLOCK),
     "finish": (bench_finish, MOST_STARS_OF_A_BLOCK),
-    "ingest": (bench_ingest, 4096),
+    "ingest": (bench_ingest, 16_384),
     "write": (bench_write, 32768),
     "formats": (bench_formats, 4096),
     "convert": (bench_convert, 4096),

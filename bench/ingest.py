@@ -30,9 +30,9 @@ ROWS_OF_GAIAXPY = 256
 #: The parts that decide: what the whole should hardly exceed.
 DECISIVE = ("gunzip", "parse", "calibrate", "start and fit")
 
-#: Lengths of the files whose memory is compared, in multiples of the benchmark's own. With 4,096 rows the longer one
+#: Lengths of the files whose memory is compared, in multiples of the benchmark's own. With 16,384 rows the longer one
 #: has as many rows as the archive's files.
-LENGTHS = (4, 16)
+LENGTHS = (1, 4)
 
 #: What a fresh Python does to tell its own high-water mark [kB]; that of its parent does not count into VmHWM.
 CHILD = """
