@@ -19,8 +19,8 @@ from xpkern.observe.calibration import Calibration
 from xpkern.observe.text import GZIP_MAGIC, column_names
 from xpkern.observe.xp_block import SpectrumTable, XpBlock, first_rows, missing_columns, other_calibration
 
-#: Bytes of gzip read at a time, and bytes of text at most at a time, made of them or read: some 20 rows. Fewer cost more
-#: calls, each of which moves the line that it breaks off in.
+#: Bytes of gzip read at a time, and of text at most at a time, made of them or read: some 20 rows. Fewer cost more
+#: calls, each of which moves the line that the one before broke off in.
 PIECE, TEXT_PIECE = 1 << 18, 800_000
 
 #: No line of a csv file is that long; a file that holds one is something else.
