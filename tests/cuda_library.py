@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ROOT / "csrc" / "cuda"
 SHIM = Path(__file__).resolve().parent / "cuda_shim"
 
-FLAGS = ["-std=c++17", "-O1", "-g0", "-ffp-contract=off", "-fno-math-errno", "-pthread", "-DXPKERN_ISA=cuda"]
+FLAGS = ["-std=c++17", "-O0", "-g0", "-ffp-contract=off", "-fno-math-errno", "-pthread", "-DXPKERN_ISA=cuda"]
 
 
 def kernel_names(*, general: bool) -> list[str]:
