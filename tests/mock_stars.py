@@ -9,7 +9,7 @@ import numpy as np
 
 from xpkern.engine.contract import StarData
 from xpkern.engine.packed import pack_factor
-from xpkern.grid import N_FLUX, N_XP, WAVELENGTH
+from xpkern.grid import BLOCKS, N_FLUX, N_XP, WAVELENGTH
 from xpkern.model.flux_model import FluxModel
 from xpkern.model.type_prior import TypePrior
 
@@ -91,6 +91,20 @@ def random_stars(
         mean=mean,
         sigma=error,
     )
+
+
+def correlation_in_blocks() -> np.ndarray:
+    """Correlation (m, m) of the form that Eq. 2 has: BP and RP, which share a sample, a common error, bands apart.
+
+    Of ``sigma``, so that the covariance's common error is no multiple of the flux.
+    """
+    alone, leading, linked = BLOCKS
+    correlation = np.eye(N_FLUX)
+    for first, last in ((0, leading), (alone, linked)):
+        apart = np.arange(last - first)
+        correlation[first:last, first:last] += np.exp(-0.5 * ((apart[:, None] - apart) / 1.5) ** 2)
+    correlation[:linked, :linked] += 0.7
+    return correlation / 2.0
 
 
 def infrared_missing(stars: int) -> np.ndarray:

@@ -8,7 +8,7 @@ from mock_stars import assert_same
 
 from xpkern.engine.contract import Coefficients
 from xpkern.engine.packed import packed_size, present_samples, unpack_factor
-from xpkern.grid import N_BANDS, N_FLUX, N_XP, WAVELENGTH
+from xpkern.grid import BLOCKS, N_BANDS, N_FLUX, N_XP, WAVELENGTH
 from xpkern.model.noise import Noise
 from xpkern.observe.calibration import Calibration
 from xpkern.status import Status
@@ -127,6 +127,24 @@ def test_covariance(engine, rng, calibration, sigma):
     assert found.status.dtype == np.uint32
     np.testing.assert_array_equal(found.status, 0)
     assert_calibrated(found, calibration, coefficients, noise, infrared, error)
+
+
+def test_factors_are_in_blocks(engine, rng, calibration):
+    """What the fit makes use of: of Eq. 2's factor the block between BP alone and RP alone is of rank one."""
+    alone, leading, linked = BLOCKS
+    of_bp, of_rp = calibration.bp_design.any(axis=1), calibration.rp_design.any(axis=1)
+    np.testing.assert_array_equal(np.flatnonzero(of_bp), np.arange(leading))
+    np.testing.assert_array_equal(np.flatnonzero(of_rp), np.arange(alone, linked))
+    coefficients, infrared, infrared_error = random_spectra(rng, 17, calibration)
+    found = engine.calibrate(calibration, coefficients, Noise.eq2(), infrared, infrared_error)
+    factor = unpack_factor(found.whitener)
+    between = factor[:, leading:linked, :alone]
+    row = np.abs(between).sum(axis=2).argmax(axis=1)
+    along = between[np.arange(17), row]
+    common = np.einsum("nij,nj->ni", between, along) / np.square(along).sum(axis=1)[:, None]
+    assert (common != 0).all()
+    np.testing.assert_allclose(common[:, :, None] * along[:, None, :], between, rtol=1e-6)
+    assert not np.tril(factor, -1)[:, linked:].any()
 
 
 def test_what_is_missing_is_deleted_before_factorising(engine, rng, calibration):

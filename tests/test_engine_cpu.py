@@ -6,11 +6,11 @@ import dataclasses
 import os
 import subprocess
 import sys
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
-from mock_stars import random_model, random_params, random_prior, random_stars
+from mock_stars import correlation_in_blocks, random_model, random_params, random_prior, random_stars
 
 from xpkern.engine import get_engine, reference, reference_descent, reference_fit, reference_start
 from xpkern.engine.contract import FitOptions, LossTerms, StarData
@@ -44,14 +44,19 @@ def every_byte(solution) -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def survey(rng):
-    """Stars of every kind: missing samples, no parallax, none at all, very high and very low signal-to-noise."""
+    """Stars of every kind: missing samples, no parallax, none at all, very high and very low signal-to-noise, factors
+    in blocks and others.
+    """
     model, prior = random_model(rng), random_prior(rng)
     blocks = []
-    for snr, parallax in ((0.1, True), (5.0, False), (50.0, True), (3000.0, True)):
-        params = random_params(rng, prior, 160)
-        missing = rng.random((160, model.n_samples)) < rng.choice([0.0, 0.3], (160, 1))
-        missing[:3] = True
-        blocks.append(random_stars(rng, model, params, snr=snr, missing=missing, parallax=parallax))
+    kinds = ((0.1, True), (5.0, False), (50.0, True), (3000.0, True))
+    for (snr, parallax), correlation in product(kinds, (None, correlation_in_blocks())):
+        params = random_params(rng, prior, 80)
+        missing = rng.random((80, model.n_samples)) < rng.choice([0.0, 0.3], (80, 1))
+        missing[:2] = True
+        blocks.append(
+            random_stars(rng, model, params, snr=snr, missing=missing, parallax=parallax, correlation=correlation)
+        )
     stars = StarData(
         *(np.concatenate([getattr(block, field.name) for block in blocks]) for field in dataclasses.fields(StarData))
     )

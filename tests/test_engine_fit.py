@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from mock_stars import (
     assert_same,
+    correlation_in_blocks,
     infrared_missing,
     random_model,
     random_params,
@@ -68,7 +71,9 @@ def assert_optimum(model, prior, stars, found, terms, *, share=0.6):
     return converged
 
 
-@pytest.mark.parametrize("name", ["complete", "no infrared", "some bands", "no BP", "no RP", "no parallax"])
+@pytest.mark.parametrize(
+    "name", ["complete", "no infrared", "some bands", "no BP", "no RP", "no parallax", "blocks", "blocks of RP"]
+)
 def test_optimum(engine, rng, mock, name):
     model, prior, truth = mock
     missing = {
@@ -76,8 +81,10 @@ def test_optimum(engine, rng, mock, name):
         "some bands": some_bands_missing(rng, 17),
         "no BP": side_missing(17, "bp"),
         "no RP": side_missing(17, "rp"),
+        "blocks of RP": side_missing(17, "bp"),
     }.get(name)
-    stars = random_stars(rng, model, truth, missing=missing, parallax=name != "no parallax")
+    correlation = correlation_in_blocks() if name.startswith("blocks") else None
+    stars = random_stars(rng, model, truth, missing=missing, parallax=name != "no parallax", correlation=correlation)
     found = fit(engine, model, prior, stars, truth)
     converged = assert_optimum(model, prior, stars, found, LossTerms())
     # the parameters that the data determine come back within their errors: chi^2 of 5 degrees of freedom
@@ -96,9 +103,10 @@ def test_optimum_of_other_losses(engine, rng, mock, terms):
 
 
 @pytest.mark.parametrize("snr", [0.1, 3.0, 300.0, 3000.0])
-def test_optimum_at_any_signal_to_noise(engine, rng, mock, snr):
+@pytest.mark.parametrize("blocks", [False, True])
+def test_optimum_at_any_signal_to_noise(engine, rng, mock, snr, blocks):
     model, prior, truth = mock
-    stars = random_stars(rng, model, truth, snr=snr)
+    stars = random_stars(rng, model, truth, snr=snr, correlation=correlation_in_blocks() if blocks else None)
     # without a signal, Eq. 19 falls for ever towards large extinction: almost every star ends on the edge
     share = 0.6 if snr > 1 else 0.0
     assert_optimum(model, prior, stars, fit(engine, model, prior, stars, truth), LossTerms(), share=share)
@@ -204,6 +212,10 @@ def test_giving_up_is_said(engine, rng, mock):
 def test_a_star_does_not_notice_its_neighbours(engine, rng, mock, count):
     model, prior, truth = mock
     stars = random_stars(rng, model, truth, missing=some_bands_missing(rng, 17))
+    related = random_stars(rng, model, truth, correlation=correlation_in_blocks())
+    in_blocks = rng.random(17) < 0.5
+    for field in dataclasses.fields(StarData):
+        getattr(stars, field.name)[in_blocks] = getattr(related, field.name)[in_blocks]
     grid = start_grid(model, prior)
     everything = fit(engine, model, prior, stars, grid)
     some = fit(engine, model, prior, stars[:count], grid, threads=2)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from mock_stars import (
     assert_same,
+    correlation_in_blocks,
     infrared_missing,
     random_model,
     random_params,
@@ -21,7 +22,7 @@ from mock_stars import (
 import xpkern as xk
 from xpkern.engine.contract import StarData
 from xpkern.engine.packed import present_samples, unpack_factor
-from xpkern.grid import N_FLUX, WAVELENGTH
+from xpkern.grid import BLOCKS, N_FLUX, WAVELENGTH
 from xpkern.model.model_error import ModelError
 
 
@@ -151,9 +152,9 @@ def dense_covariance(model, noise, stars, contained, params, star):
     return kept, error.archive_factor * archive + np.outer(flux, flux) * blended[np.ix_(kept, kept)]
 
 
-def stars_with_eq2(rng, model, params, missing, noise):
+def stars_with_eq2(rng, model, params, missing, noise, correlation=None):
     """Stars whose covariances contain the noise of Eq. 2 besides that of the measurement."""
-    stars = random_stars(rng, model, params, missing=missing)
+    stars = random_stars(rng, model, params, missing=missing, correlation=correlation)
     present = present_samples(stars.whitener)
     factor = unpack_factor(stars.whitener)
     diagonal = np.einsum("njj->nj", factor)
@@ -169,6 +170,14 @@ def stars_with_eq2(rng, model, params, missing, noise):
     return replace(stars, whitener=pack_factor(np.linalg.cholesky(covariance), present))
 
 
+def measured_in_blocks():
+    """Correlation (m, m) of a measurement whose BP and RP have nothing in common but a sample."""
+    correlation = correlation_in_blocks()
+    alone, leading, linked = BLOCKS
+    correlation[leading:linked, :alone] = correlation[:alone, leading:linked] = 0.0
+    return correlation + np.eye(N_FLUX)
+
+
 MISSING = {
     "nothing": lambda rng, n: np.zeros((n, N_FLUX), bool),
     "infrared": lambda rng, n: infrared_missing(n),
@@ -180,16 +189,18 @@ MISSING = {
 
 @pytest.mark.parametrize("missing", MISSING)
 @pytest.mark.parametrize("contains", [False, True])
-def test_frozen_covariance(rng, engine, missing, contains):
+@pytest.mark.parametrize("blocks", [False, True])
+def test_frozen_covariance(rng, engine, missing, contains, blocks):
     model, noise = random_model(rng), learned(rng)
     params = random_params(rng, random_prior(rng), 11)
     contained = xk.Noise.eq2() if contains else None
     mask = MISSING[missing](rng, 11)
     mask[7] = True  # a star without data
     if contains:
-        stars = stars_with_eq2(rng, model, params, mask, contained)
+        correlation = measured_in_blocks() if blocks else None
+        stars = stars_with_eq2(rng, model, params, mask, contained, correlation)
     else:
-        stars = random_stars(rng, model, params, missing=mask)
+        stars = random_stars(rng, model, params, missing=mask, correlation=correlation_in_blocks() if blocks else None)
     frozen = engine.freeze_noise(model, noise, stars, contained, params)
     assert (frozen.whitener.dtype, frozen.ln_det.dtype) == (np.float32, np.float64)
     np.testing.assert_array_equal(present_samples(frozen.whitener), present_samples(stars.whitener))
@@ -213,6 +224,8 @@ def test_frozen_covariance_of_any_number_of_stars(rng, engine, stars):
     model, noise = random_model(rng, hidden=(8,)), learned(rng, groups=1)
     params = random_params(rng, random_prior(rng), stars)
     data = random_stars(rng, model, params)
+    in_blocks = rng.random(stars) < 0.5
+    data.whitener[in_blocks] = random_stars(rng, model, params, correlation=correlation_in_blocks()).whitener[in_blocks]
     frozen = engine.freeze_noise(model, noise, data, xk.Noise.eq2(), params, threads=3)
     assert frozen.whitener.shape == data.whitener.shape
     assert frozen.ln_det.shape == (stars,)

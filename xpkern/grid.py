@@ -31,6 +31,10 @@ N_FLUX = WAVELENGTH.size
 #: Length of the packed lower triangle that stores one whitener.
 N_PACKED = N_FLUX * (N_FLUX + 1) // 2
 
+#: How the samples of a covariance of Eq. 2 are related: BP alone before the first number, BP before the second, which
+#: shares a sample with RP, all XP samples before the third. A factor that is not of this form is fitted all the same.
+BLOCKS = (25, 26, N_XP)
+
 #: Stellar parameters in catalogue order: Teff [kK], [Fe/H] [dex], log g [dex], extinction E [mag], parallax [mas].
 PARAMETERS = ("teff", "feh", "logg", "ext", "plx")
 N_PARAMETERS = len(PARAMETERS)

@@ -6,11 +6,12 @@
 //
 // f and Theta are those of given parameters, G is the stored factor. For m = 66 samples, 5 of which are bands with
 // nothing left of their diagonal in G, and 8 groups with a share a star costs 40 k multiply-adds for G G^T, 18 k for S,
-// 10 k for the rest of C and 51 k for its factor.
+// 10 k for the rest of C and 51 k for its factor. Where G is in blocks (block_factor.hpp) G G^T takes 13 k.
 //
 // A missing sample is in C a row and column of the identity, in the result zeros.
 #pragma once
 
+#include "block_factor.hpp"
 #include "lane_matrix.hpp"
 #include "views.hpp"
 
@@ -30,9 +31,10 @@ struct FreezeSpace {
 };
 
 // Elements (i + r, j + c) of G G^T, r < ROWS, c < COLUMNS, into the place of those of G; i >= j + COLUMNS, or i = j and
-// then the lower triangle of a square block. Elements to the left are still G's, as are the rows above.
+// then the lower triangle of a square block. Elements to the left are still G's, as are the rows above. begin: the
+// first column of G that these rows have.
 template <int ROWS, int COLUMNS, bool DIAGONAL, class Lane>
-XPKERN_INLINE void square_block(Lane* triangle, int i, int j) {
+XPKERN_INLINE void square_block(Lane* triangle, int begin, int i, int j) {
     Lane sum[ROWS][COLUMNS];
     Lane* row[ROWS];
     const Lane* other[COLUMNS];
@@ -44,7 +46,7 @@ XPKERN_INLINE void square_block(Lane* triangle, int i, int j) {
     }
     XPKERN_UNROLL
     for (int c = 0; c < COLUMNS; ++c) other[c] = triangle + row_start(j + c);
-    for (int k = 0; k < j; ++k) {
+    for (int k = begin; k < j; ++k) {
         Lane right[COLUMNS];
         XPKERN_UNROLL
         for (int c = 0; c < COLUMNS; ++c) right[c] = other[c][k];
@@ -71,14 +73,33 @@ XPKERN_INLINE void square_block(Lane* triangle, int i, int j) {
     }
 }
 
-// Rows i ... i + ROWS of G G^T; the rows above are still G's. Columns from the right to the left.
+// Rows i ... i + ROWS of G G^T, of the columns from `first` on; the rows above are still G's. Columns from the right to
+// the left.
 template <int ROWS, class Lane>
-XPKERN_INLINE void square_rows(Lane* triangle, int i) {
+XPKERN_INLINE void square_rows(Lane* triangle, int begin, int first, int i) {
     constexpr int COLUMNS = ACCUMULATORS >= 16 ? 4 : 2;
-    square_block<ROWS, ROWS, true>(triangle, i, i);
+    square_block<ROWS, ROWS, true>(triangle, begin, i, i);
     int j = i;
-    for (; j % COLUMNS != 0; --j) square_block<ROWS, 1, false>(triangle, i, j - 1);
-    for (; j > 0; j -= COLUMNS) square_block<ROWS, COLUMNS, false>(triangle, i, j - COLUMNS);
+    for (; (j - first) % COLUMNS != 0; --j) square_block<ROWS, 1, false>(triangle, begin, i, j - 1);
+    for (; j > first; j -= COLUMNS) square_block<ROWS, COLUMNS, false>(triangle, begin, i, j - COLUMNS);
+}
+
+// All of them from row `first` to `end`.
+template <class Lane>
+XPKERN_INLINE void square_range(Lane* triangle, int begin, int first, int end) {
+    constexpr int ROWS = 4;
+    int i = end;
+    for (; i >= first + ROWS; i -= ROWS) square_rows<ROWS>(triangle, begin, first, i - ROWS);
+    for (; i > first; --i) square_rows<1>(triangle, begin, first, i - 1);
+}
+
+// Rows of samples that are related to none.
+template <class Lane>
+XPKERN_INLINE void square_alone(Lane* triangle, int first, int end) {
+    for (int i = first; i < end; ++i) {
+        Lane& diagonal = triangle[row_start(i) + i];
+        diagonal = diagonal * diagonal;
+    }
 }
 
 // How many rows there are before those at the end that have nothing left of their diagonal in any star of the lane.
@@ -96,14 +117,34 @@ XPKERN_INLINE int linked_rows(const Lane* triangle, int m) {
 // G G^T in place of G (a packed triangle with its diagonal as it is, no reciprocals). Bands have a row to themselves.
 template <class Lane>
 XPKERN_KERNEL void square_of_factor(Lane* triangle, int m) {
-    constexpr int ROWS = 4;
-    int i = linked_rows(triangle, m);
-    for (int alone = i; alone < m; ++alone) {
-        Lane& diagonal = triangle[row_start(alone) + alone];
-        diagonal = diagonal * diagonal;
+    const int linked = linked_rows(triangle, m);
+    square_alone(triangle, linked, m);
+    square_range(triangle, 0, 0, linked);
+}
+
+// The same of a factor in blocks, with p and u. In the rows of the trailing block |p| u stands in for the samples
+// alone.
+template <class Lane>
+XPKERN_KERNEL void square_of_blocks(Lane* triangle, const BlockForm& form, const Lane* along, const Lane* common) {
+    square_alone(triangle, form.linked, form.samples);
+    Lane square = lane<Lane>(0);
+    for (int j = 0; j < form.alone; ++j) square = fma(along[j], along[j], square);
+    const Lane length = sqrt(square);
+    for (int i = form.leading; i < form.linked; ++i)
+        triangle[row_start(i) + form.stand_in()] = common[i - form.leading] * length;
+    square_range(triangle, form.stand_in(), form.leading, form.linked);
+    for (int j = form.leading - 1; j >= 0; --j) {
+        const Lane* upper = triangle + row_start(j);
+        Lane shared = lane<Lane>(0);
+        for (int k = 0; k < form.alone && k <= j; ++k) shared = fma(upper[k], along[k], shared);
+        for (int i = form.leading; i < form.linked; ++i) {
+            Lane* row = triangle + row_start(i);
+            Lane sum = common[i - form.leading] * shared;
+            for (int k = form.alone; k <= j; ++k) sum = fma(row[k], upper[k], sum);
+            row[j] = sum;
+        }
     }
-    for (; i >= ROWS; i -= ROWS) square_rows<ROWS>(triangle, i - ROWS);
-    for (; i > 0; --i) square_rows<1>(triangle, i - 1);
+    square_range(triangle, 0, 0, form.leading);
 }
 
 // share_g(Theta) of the groups that any star of the lane has a share of, and their S_g: returns how many these are.
@@ -205,10 +246,13 @@ XPKERN_INLINE void isolate_sample(Lane* triangle, int m, int i, const Mask<Lane>
 // The factor of C, its diagonal reciprocal, in place of the stored factor. Returns ln det C of the samples that are not
 // missing; NaN, and a factor of zeros, where C is not positive definite or there is no sample.
 //
-// theta: (inputs,) and predicted: (m,) of the given parameters. space.observed: (m,) input; the rest is working memory.
+// theta: (inputs,) and predicted: (m,) of the given parameters. form: of the factors; along and common: p and u, where
+// they are in blocks. space.observed: (m,) input; the rest is working memory.
 template <class Lane>
-XPKERN_KERNEL Lane freeze_noise(const NoiseView& noise, int m, int inputs, const Lane* theta, const Lane* predicted,
-                                Lane* triangle, const FreezeSpace<Lane>& space) {
+XPKERN_KERNEL Lane freeze_noise(const NoiseView& noise, const BlockForm& form, int inputs, const Lane* theta,
+                                const Lane* predicted, const Lane* along, const Lane* common, Lane* triangle,
+                                const FreezeSpace<Lane>& space) {
+    const int m = form.samples;
     const Lane zero = lane<Lane>(0), one = lane<Lane>(1);
     Lane most = zero;
     for (int i = 0; i < m; ++i) {
@@ -218,7 +262,10 @@ XPKERN_KERNEL Lane freeze_noise(const NoiseView& noise, int m, int inputs, const
         most = max(most, space.present[i]);
         diagonal = select(here, one / diagonal, zero);
     }
-    square_of_factor(triangle, m);
+    if (form.has_trailing())
+        square_of_blocks(triangle, form, along, common);
+    else
+        square_of_factor(triangle, m);
     const double* covariance[MAX_GROUPS];
     const int groups = blend_groups(noise, m, inputs, theta, space.share, covariance);
     add_model_error(noise, m, covariance, groups, predicted, triangle, space);

@@ -154,9 +154,9 @@ XPKERN_INLINE bool propose_step(int k, const LossView& terms, const BoxView<Wide
 
 // Runs until at most leave_at stars are still at work: those that have not converged and may still spend evaluations.
 // progress holds where to start. A star that is taken up again where it was left goes on as if it had never been left.
-template <bool EXACT, class Real, class Wide, class Shape, class Meanwhile = Nothing>
+template <bool EXACT, class Real, class Wide, class Factor, class Shape, class Meanwhile = Nothing>
 XPKERN_STEP void optimise(const ModelView& model, const Shape& shape, const PriorView& prior, const LossView& terms,
-                          const StarView<Real, Wide>& star, const BoxView<Wide>& box, const StopRule& rule,
+                          const StarView<Real, Wide, Factor>& star, const BoxView<Wide>& box, const StopRule& rule,
                           int leave_at, const Workspace<Real, Wide>& space, Progress<Real, Wide>& progress,
                           const Meanwhile& meanwhile = {}) {
     const int k = shape.parameters(), kept = rule.step_on || !space.kept_flux ? 0 : shape.samples();

@@ -59,8 +59,8 @@ struct LaneBox {
 
 // Calls found(s, choice, u) for each star s of a lane and each of its starts, best first; u: (k,), or null where the
 // star has no such start. mean, weight: the observed parallax's constraint; variance: scratch (m,).
-template <class Real, class Found, class Meanwhile = Nothing>
-XPKERN_INLINE void choose_starts(const GridView& grid, int m, int k, const Real* flux, const Real* factor,
+template <class Real, class Factor, class Found, class Meanwhile = Nothing>
+XPKERN_INLINE void choose_starts(const GridView& grid, int m, int k, const Real* flux, const Factor& factor,
                                  const Real& mean, const Real& weight, Real* variance, const StartSpace<Real>& space,
                                  int starts, double gate, const Found& found, const Meanwhile& meanwhile = {}) {
     const int inputs = k - 2;
@@ -166,9 +166,9 @@ XPKERN_STEP void leave(int k, const Progress<Real, Wide>& progress, int s, bool 
 
 // Whether it goes down all the way from u to where a star's first search has got to, as far as the middle of the
 // straight line between the two can tell.
-template <class Real, class Shape>
+template <class Real, class Factor, class Shape>
 XPKERN_STEP Mask<Real> in_valley(const ModelView& model, const Shape& shape, const PriorView& prior,
-                                 const LossView& terms, const StarView<Real, Real>& star,
+                                 const LossView& terms, const StarView<Real, Real, Factor>& star,
                                  const Workspace<Real, Real>& space, const Real* u, const Real& loss,
                                  const Real* u_of_first, const Real& loss_of_first) {
     Real middle[MAX_PARAMETERS];
@@ -225,8 +225,8 @@ XPKERN_INLINE Real normalised_residual(const Wide& predicted, const Real& flux, 
 }
 
 // What is written of a lane's stars: derivatives, and residuals (m,).
-template <class State, class Real, class Wide>
-XPKERN_KERNEL void describe_solution(const State& state, int m, int k, const Real* flux, const Real* factor,
+template <class State, class Real, class Wide, class Factor>
+XPKERN_KERNEL void describe_solution(const State& state, int m, int k, const Real* flux, const Factor& factor,
                                      const Wide* weight, const Wide* predicted, Real* residual, Report<Wide>& report) {
     report_evaluation(state, k, weight, report);
     sample_variance(factor, m, residual);

@@ -13,15 +13,16 @@
 // star; the exact Hessian adds 2.2k + 4.3k + 1k.
 #pragma once
 
+#include "block_factor.hpp"
 #include "prior.hpp"
 
 XPKERN_NAMESPACE_BEGIN
 
 // One lane's stars: what is fixed during a fit.
-template <class Real, class Wide>
+template <class Real, class Wide, class Factor = const Real*>
 struct StarView {
     const Real* flux;    // (m,)
-    const Real* factor;  // (m (m + 1) / 2,) packed whitener
+    Factor factor;       // packed whitener, (m (m + 1) / 2,) or in blocks
     const Wide* mean;    // (k,) Gaussian constraints on the linear parameters
     const Wide* weight;  // (k,) 1 / sigma^2, 0 where there is none
 };
@@ -244,8 +245,8 @@ XPKERN_INLINE void add_slope_products(const Real* weight, const Real* tangent, c
 }
 
 // 2 sum_i w_i d2 f_i / du du, added to hessian.
-template <class Real, class Wide, class Shape>
-XPKERN_INLINE void add_flux_curvature(const ModelView& model, const Shape& shape, const Real* factor,
+template <class Real, class Wide, class Factor, class Shape>
+XPKERN_INLINE void add_flux_curvature(const ModelView& model, const Shape& shape, const Factor& factor,
                                       const Workspace<Real, Wide>& space, Real* hessian) {
     const int inputs = shape.inputs(), k = shape.parameters(), m = shape.samples();
     Real* weight = space.back;
@@ -265,8 +266,8 @@ XPKERN_INLINE void add_flux_curvature(const ModelView& model, const Shape& shape
 }
 
 // Everything but chi^2: constraints, prior, Jacobian terms.
-template <class Real, class Wide, class Shape>
-XPKERN_INLINE void add_other_terms(const Shape& shape, const StarView<Real, Wide>& star, const LossView& terms,
+template <class Real, class Wide, class Factor, class Shape>
+XPKERN_INLINE void add_other_terms(const Shape& shape, const StarView<Real, Wide, Factor>& star, const LossView& terms,
                                    const PriorView& prior, const Workspace<Real, Wide>& space,
                                    LossState<Real, Wide>& state) {
     const int inputs = shape.inputs(), ext = inputs, plx = inputs + 1;
@@ -312,9 +313,9 @@ XPKERN_INLINE void add_other_terms(const Shape& shape, const StarView<Real, Wide
 }
 
 // Evaluates the loss at state.u. EXACT asks for the exact Hessian; without it state.hessian is the definite part.
-template <bool EXACT, class Real, class Wide, class Shape, class Meanwhile = Nothing>
+template <bool EXACT, class Real, class Wide, class Factor, class Shape, class Meanwhile = Nothing>
 XPKERN_KERNEL void evaluate_loss(const ModelView& model, const Shape& shape, const PriorView& prior,
-                                 const LossView& terms, const StarView<Real, Wide>& star,
+                                 const LossView& terms, const StarView<Real, Wide, Factor>& star,
                                  const Workspace<Real, Wide>& space, LossState<Real, Wide>& state,
                                  const Meanwhile& meanwhile = {}) {
     const int k = shape.parameters(), m = shape.samples();
@@ -345,9 +346,10 @@ XPKERN_KERNEL void evaluate_loss(const ModelView& model, const Shape& shape, con
 }
 
 // The loss at u and nothing else, in one precision: a fifth of the work of an evaluation.
-template <class Real, class Shape>
+template <class Real, class Factor, class Shape>
 XPKERN_KERNEL Real loss_alone(const ModelView& model, const Shape& shape, const PriorView& prior, const LossView& terms,
-                              const StarView<Real, Real>& star, const Workspace<Real, Real>& space, const Real* u) {
+                              const StarView<Real, Real, Factor>& star, const Workspace<Real, Real>& space,
+                              const Real* u) {
     const int m = shape.samples();
     predict_values(model, shape, u, space);
     for (int i = 0; i < m; ++i) space.residual[i] = space.flux[i] - star.flux[i];

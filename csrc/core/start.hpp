@@ -236,8 +236,8 @@ XPKERN_STEP Real move_type(const GridView& grid, const StartConstraint<Real>& st
 }
 
 // Score and parameters of every type: space.score, space.params. mean, weight: the observed parallax's constraint.
-template <class Real, class Meanwhile>
-XPKERN_KERNEL void rate_types(const GridView& grid, int inputs, const Real* flux, const Real* factor,
+template <class Real, class Factor, class Meanwhile>
+XPKERN_KERNEL void rate_types(const GridView& grid, int inputs, const Real* flux, const Factor& factor,
                               const Real* variance, int m, const Real& mean, const Real& weight,
                               const StartSpace<Real>& space, const Meanwhile& meanwhile) {
     StartSystem<Real> system;

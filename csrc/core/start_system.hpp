@@ -89,8 +89,8 @@ XPKERN_INLINE Real with_ridge(const Real& diagonal) {
     return fma(diagonal, lane<Real>(1 + START_RELATIVE_RIDGE), lane<Real>(START_RIDGE));
 }
 
-template <class Real, class Meanwhile>
-XPKERN_KERNEL void assemble_start(const GridView& grid, const Real* flux, const Real* factor, const Real* variance,
+template <class Real, class Factor, class Meanwhile>
+XPKERN_KERNEL void assemble_start(const GridView& grid, const Real* flux, const Factor& factor, const Real* variance,
                                   int m, const StartSpace<Real>& space, const Meanwhile& meanwhile,
                                   StartSystem<Real>& system) {
     constexpr int c = START_COLUMNS;

@@ -143,6 +143,13 @@ struct StarArrays {
     const double* sigma;    // (n, k), inf where there is no constraint
 };
 
+// How samples may be related: those before `alone` to others before `leading` only, those from there up to `linked` to
+// one another and to the ones between, those after that to none; and all before `linked` by one common error. All 0:
+// nothing is known. It is a hint: core/block_factor.hpp says what follows from it.
+struct SampleBlocks {
+    int alone, leading, linked;
+};
+
 struct EvaluationArrays {
     double *loss, *chi2, *ln_prior;  // (n,)
     double* gradient;                // (n, k) in x

@@ -13,9 +13,10 @@ XPKERN_INLINE constexpr int row_start(int row) {
 }
 
 // Right-hand sides lie side by side, (m, stride), the first of them at `column`; they are whitened in place. One more,
-// (m,), may be carried along in a wider type than the factor: none where WIDE = 0.
+// (m,), may be carried along in a wider type than the factor: none where WIDE = 0. begin: the first column of the
+// factor that these rows have.
 template <int ROWS, int COLUMNS, int WIDE, class Lane, class Wide, class Meanwhile>
-XPKERN_INLINE void whiten_rows(const Lane* factor, int i, int stride, Lane* column, Wide* wide,
+XPKERN_INLINE void whiten_rows(const Lane* factor, int begin, int i, int stride, Lane* column, Wide* wide,
                                const Meanwhile& meanwhile) {
     Lane minus[ROWS][COLUMNS > 0 ? COLUMNS : 1];  // what is left of the right-hand sides, negated
     Wide wide_minus[ROWS];
@@ -27,7 +28,7 @@ XPKERN_INLINE void whiten_rows(const Lane* factor, int i, int stride, Lane* colu
         for (int c = 0; c < COLUMNS; ++c) minus[r][c] = -column[(i + r) * stride + c];
         if constexpr (WIDE) wide_minus[r] = -wide[i + r];
     }
-    for (int j = 0; j < i; ++j) {
+    for (int j = begin; j < i; ++j) {
         meanwhile();
         if constexpr (COLUMNS == 1) {  // each element is needed once: none is held in a register
             const Lane y = held(column[j * stride]);
@@ -76,22 +77,30 @@ XPKERN_INLINE constexpr int rows_of_block(int registers) {
     return wanted < 1 ? 1 : (wanted > 8 ? 8 : wanted);
 }
 
-// Rows that do not fill a block come first, where they are short.
-template <int COLUMNS, int WIDE, class Lane, class Wide, class Meanwhile = Nothing>
-XPKERN_INLINE void whiten_columns(const Lane* factor, int m, int stride, Lane* column, Wide* wide,
-                                  const Meanwhile& meanwhile = {}) {
+// Rows first ... end, once those above are whitened. Rows that do not fill a block come first, where they are short.
+template <int COLUMNS, int WIDE, class Lane, class Wide, class Meanwhile>
+XPKERN_INLINE void whiten_range(const Lane* factor, int begin, int first, int end, int stride, Lane* column, Wide* wide,
+                                const Meanwhile& meanwhile) {
     constexpr int ROWS = rows_of_block(COLUMNS * LaneTraits<Lane>::registers + WIDE * LaneTraits<Wide>::registers);
-    int i = 0;
-    for (; i < m % ROWS; ++i) whiten_rows<1, COLUMNS, WIDE>(factor, i, stride, column, wide, meanwhile);
-    for (; i < m; i += ROWS) {
-        whiten_rows<ROWS, COLUMNS, WIDE>(factor, i, stride, column, wide, meanwhile);
+    int i = first;
+    for (; i < first + (end - first) % ROWS; ++i)
+        whiten_rows<1, COLUMNS, WIDE>(factor, begin, i, stride, column, wide, meanwhile);
+    for (; i < end; i += ROWS) {
+        whiten_rows<ROWS, COLUMNS, WIDE>(factor, begin, i, stride, column, wide, meanwhile);
         meanwhile.between_blocks();
     }
 }
 
+template <int COLUMNS, int WIDE, class Lane, class Wide, class Meanwhile = Nothing>
+XPKERN_INLINE void whiten_columns(const Lane* factor, int m, int stride, Lane* column, Wide* wide,
+                                  const Meanwhile& meanwhile = {}) {
+    whiten_range<COLUMNS, WIDE>(factor, 0, 0, m, stride, column, wide, meanwhile);
+}
+
 // The first `columns` of the right-hand sides column: (m, stride), six at a time (a residual and five slopes).
-template <class Lane, class Meanwhile = Nothing>
-XPKERN_INLINE void whiten(const Lane* factor, int m, int columns, int stride, Lane* column,
+// Factor: a pointer to what is described above, or another form of it, such as BlockFactor.
+template <class Factor, class Lane, class Meanwhile = Nothing>
+XPKERN_INLINE void whiten(const Factor& factor, int m, int columns, int stride, Lane* column,
                           const Meanwhile& meanwhile = {}) {
     Lane* const none = nullptr;
     int c = 0;
@@ -110,16 +119,16 @@ XPKERN_INLINE constexpr int calls_of_whitening(int m) {
 }
 
 // A single right-hand side, (m,).
-template <class Lane, class Meanwhile>
-XPKERN_INLINE void whiten_one(const Lane* factor, int m, Lane* column, const Meanwhile& meanwhile) {
+template <class Factor, class Lane, class Meanwhile>
+XPKERN_INLINE void whiten_one(const Factor& factor, int m, Lane* column, const Meanwhile& meanwhile) {
     Lane* const none = nullptr;
     whiten_columns<1, 0>(factor, m, 1, column, none, meanwhile);
 }
 
 // The same with wide: (m,) beside them. Changing the factor's precision is as much work as a multiply-add, on units
 // that have nothing else to do while the columns are whitened; where registers are few, though, the columns need them.
-template <class Lane, class Wide, class Meanwhile>
-XPKERN_INLINE void whiten_with(const Lane* factor, int m, int columns, int stride, Lane* column, Wide* wide,
+template <class Factor, class Lane, class Wide, class Meanwhile>
+XPKERN_INLINE void whiten_with(const Factor& factor, int m, int columns, int stride, Lane* column, Wide* wide,
                                const Meanwhile& meanwhile) {
     constexpr bool together = ACCUMULATORS >= 3 * (5 * LaneTraits<Lane>::registers + LaneTraits<Wide>::registers);
     int c = 0;
@@ -136,7 +145,7 @@ XPKERN_INLINE void whiten_with(const Lane* factor, int m, int columns, int strid
 
 // Rows i ... i + ROWS of w = G^-T y; what they contribute to the rows above is subtracted there.
 template <int ROWS, class Lane, class Meanwhile>
-XPKERN_INLINE void unwhiten_rows(const Lane* factor, int i, Lane* y, const Meanwhile& meanwhile) {
+XPKERN_INLINE void unwhiten_rows(const Lane* factor, int begin, int i, Lane* y, const Meanwhile& meanwhile) {
     Lane minus[ROWS];
     const Lane* row[ROWS];
     XPKERN_UNROLL
@@ -148,7 +157,7 @@ XPKERN_INLINE void unwhiten_rows(const Lane* factor, int i, Lane* y, const Meanw
         y[i + r] = left * row[r][i + r];
         minus[r] = -y[i + r];
     }
-    for (int j = i - 1; j >= 0; --j) {
+    for (int j = i - 1; j >= begin; --j) {
         meanwhile();
         Lane left = y[j];
         XPKERN_UNROLL
@@ -157,50 +166,68 @@ XPKERN_INLINE void unwhiten_rows(const Lane* factor, int i, Lane* y, const Meanw
     }
 }
 
+// Rows first ... end, once those below have left the others theirs.
+template <class Lane, class Meanwhile>
+XPKERN_INLINE void unwhiten_range(const Lane* factor, int begin, int first, int end, Lane* y,
+                                  const Meanwhile& meanwhile) {
+    constexpr int ROWS = rows_of_block(LaneTraits<Lane>::registers);
+    int i = end;
+    for (; i >= first + ROWS; i -= ROWS) {
+        unwhiten_rows<ROWS>(factor, begin, i - ROWS, y, meanwhile);
+        meanwhile.between_blocks();
+    }
+    for (; i > first; --i) unwhiten_rows<1>(factor, begin, i - 1, y, meanwhile);
+}
+
 // w = G^-T y = C^-1 b, in place of y: (m,).
 template <class Lane, class Meanwhile = Nothing>
 XPKERN_INLINE void unwhiten(const Lane* factor, int m, Lane* y, const Meanwhile& meanwhile = {}) {
-    constexpr int ROWS = rows_of_block(LaneTraits<Lane>::registers);
-    int i = m;
-    for (; i >= ROWS; i -= ROWS) {
-        unwhiten_rows<ROWS>(factor, i - ROWS, y, meanwhile);
-        meanwhile.between_blocks();
-    }
-    for (; i > 0; --i) unwhiten_rows<1>(factor, i - 1, y, meanwhile);
+    unwhiten_range(factor, 0, 0, m, y, meanwhile);
+}
+
+// Of a sample, from the reciprocal on its diagonal and the sum of squares to the left of that; 0 where it is missing.
+template <class Real>
+XPKERN_INLINE Real variance_of_sample(const Real& reciprocal, const Real& sum) {
+    const Mask<Real> present = reciprocal > lane<Real>(0);
+    const Real diagonal = lane<Real>(1) / select(present, reciprocal, lane<Real>(1));
+    return select(present, fma(diagonal, diagonal, sum), lane<Real>(0));
 }
 
 // Variance of samples i ... i + ROWS: sums of several rows at a time, as each is a chain of additions that wait for one
-// another.
+// another. begin: the first column of the factor that these rows have, and weight of its squares.
 template <int ROWS, class Real>
-XPKERN_INLINE void variance_of_rows(const Real* factor, int i, Real* variance) {
+XPKERN_INLINE void variance_of_rows(const Real* factor, int begin, const Real& weight, int i, Real* variance) {
     Real sum[ROWS];
     const Real* row[ROWS];
     XPKERN_UNROLL
     for (int r = 0; r < ROWS; ++r) {
         row[r] = factor + row_start(i + r);
-        sum[r] = lane<Real>(0);
+        sum[r] = begin < i ? row[r][begin] * row[r][begin] * weight : lane<Real>(0);
     }
-    for (int j = 0; j < i; ++j) {
+    for (int j = begin + 1; j < i; ++j) {
         XPKERN_UNROLL
         for (int r = 0; r < ROWS; ++r) sum[r] = fma(row[r][j], row[r][j], sum[r]);
     }
     XPKERN_UNROLL
     for (int r = 0; r < ROWS; ++r) {
         for (int j = i; j < i + r; ++j) sum[r] = fma(row[r][j], row[r][j], sum[r]);
-        const Real reciprocal = row[r][i + r];
-        const Mask<Real> present = reciprocal > lane<Real>(0);
-        const Real diagonal = lane<Real>(1) / select(present, reciprocal, lane<Real>(1));
-        variance[i + r] = select(present, fma(diagonal, diagonal, sum[r]), lane<Real>(0));
+        variance[i + r] = variance_of_sample(row[r][i + r], sum[r]);
     }
+}
+
+template <class Real>
+XPKERN_INLINE void variance_of_range(const Real* factor, int begin, const Real& weight, int first, int end,
+                                     Real* variance) {
+    constexpr int ROWS = 8;
+    int i = first;
+    for (; i < first + (end - first) % ROWS; ++i) variance_of_rows<1>(factor, begin, weight, i, variance);
+    for (; i < end; i += ROWS) variance_of_rows<ROWS>(factor, begin, weight, i, variance);
 }
 
 // Variance of each sample, (m,); 0 where it is missing.
 template <class Real>
 XPKERN_INLINE void sample_variance(const Real* factor, int m, Real* variance) {
-    constexpr int ROWS = 8;
-    int i = 0;
-    for (; i < m % ROWS; ++i) variance_of_rows<1>(factor, i, variance);
-    for (; i < m; i += ROWS) variance_of_rows<ROWS>(factor, i, variance);
+    variance_of_range(factor, 0, lane<Real>(1), 0, m, variance);
 }
 
 XPKERN_NAMESPACE_END

@@ -42,7 +42,8 @@ struct InformationArrays {
 // One instruction set's kernels. Each works on the stars [begin, end) with scratch of its own.
 struct Kernels {
     const char* name;
-    int64_t (*scratch_bytes)(const ModelView&, const PriorView&, int64_t rows, int starts, int types);
+    int64_t (*scratch_bytes)(const ModelView&, const PriorView&, int64_t rows, int starts, int types,
+                             const SampleBlocks&);
     int64_t (*calibration_scratch_bytes)(const CalibrationView&);
     void (*calibrate)(const CalibrationView&, const CalibrationRows&, int64_t begin, int64_t end, char* scratch);
     void (*predict)(const ModelView&, const double* params, double* flux, int64_t begin, int64_t end, char* scratch);
@@ -51,7 +52,8 @@ struct Kernels {
     // params: (n, starts, k), NaN beyond the last start of a star.
     void (*start)(const GridView&, const ModelView& sizes, int starts, double gate, const StarArrays&, double* params,
                   int64_t begin, int64_t end, char* scratch);
-    void (*fit)(const FitView&, const StarArrays&, const SolutionArrays&, int64_t begin, int64_t end, char* scratch);
+    void (*fit)(const FitView&, const StarArrays&, const SampleBlocks&, const SolutionArrays&, int64_t begin,
+                int64_t end, char* scratch);
     // params: (n, k) linear, of the candidate with the lowest score.
     int64_t (*search_scratch_bytes)(const CandidateView&);
     void (*search)(const CandidateView&, int parameters, const StarArrays&, double* params, int64_t begin, int64_t end,
@@ -63,7 +65,7 @@ struct Kernels {
     // Whiteners and ln det of covariances under a learned noise at params: (n, k) linear.
     int64_t (*freeze_scratch_bytes)(const ModelView&, int groups);
     void (*freeze)(const ModelView&, const NoiseView&, const float* flux, const float* whitener, const double* params,
-                   const FrozenArrays&, int64_t begin, int64_t end, char* scratch);
+                   const SampleBlocks&, const FrozenArrays&, int64_t begin, int64_t end, char* scratch);
     // Minus the Hessian of ln p: theta (n, d), curvature (n, d, d).
     int64_t (*prior_scratch_bytes)(const PriorView&);
     void (*curve_prior)(const PriorView&, const double* theta, double* curvature, int64_t begin, int64_t end,

@@ -62,11 +62,12 @@ inline void descend_stars(const FitView& fit, const DescentView& how, const Star
         WideLane x[MAX_PARAMETERS];
         for (int64_t first = begin; first < end; first += Members<FloatLane>::width) {
             const Members<FloatLane> members(first, end);
-            space.gathered.fill(members, stars, shape.samples(), k);
+            space.gathered.fill(members, stars, k);
             load_params(members.row, fit.start_params, k, x);
             box.enter(k, x);
-            descend(fit.model, shape, fit.prior, fit.terms, space.gathered.view(), box.lower, box.upper, how,
-                    space.workspace, x);
+            const StarView<FloatLane, FloatLane> star{space.gathered.flux, space.gathered.factor, space.gathered.mean,
+                                                      space.gathered.weight};
+            descend(fit.model, shape, fit.prior, fit.terms, star, box.lower, box.upper, how, space.workspace, x);
             for (int p = ext; p < k; ++p) x[p] = exp(x[p]);
             for (int s = 0; s < members.count; ++s)
                 for (int p = 0; p < k; ++p) params[members.row[s] * k + p] = get(x[p], s);

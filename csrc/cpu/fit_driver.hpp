@@ -6,6 +6,7 @@
 // with the state in which it was left.
 #pragma once
 
+#include "block_store.hpp"
 #include "prefetch.hpp"
 #include "searches.hpp"
 
@@ -15,12 +16,14 @@ XPKERN_NAMESPACE_BEGIN
 template <class Shape>
 class FitDriver {
   public:
-    FitDriver(const FitView& what, const StarArrays& of, const SolutionArrays& to, int64_t begin, int64_t end,
-              char* scratch)
+    // blocks: how a whitener may be split, whose stars then take half the work; others come after those.
+    FitDriver(const FitView& what, const StarArrays& of, const SampleBlocks& blocks, const SolutionArrays& to,
+              int64_t begin, int64_t end, char* scratch)
         : fit_(what),
           stars_(of),
           out_(to),
           shape_(what.model),
+          form_(form_of(shape_.samples(), blocks)),
           k_(shape_.parameters()),
           m_(shape_.samples()),
           starts_(what.starts),
@@ -28,12 +31,15 @@ class FitDriver {
           begin_(begin),
           end_(end),
           arena_{scratch, 0},
-          books_(end - begin, starts_, arena_) {}
+          books_(end - begin, starts_, arena_),
+          block_store_(form_, places_in_hand(end - begin), arena_) {}
 
-    static int64_t scratch_bytes(const ModelView& model, const PriorView& prior, int64_t rows, int starts, int types) {
+    static int64_t scratch_bytes(const ModelView& model, const PriorView& prior, int64_t rows, int starts, int types,
+                                 const SampleBlocks& blocks) {
         const Shape shape(model);
         Arena mixed{nullptr, 0};
         Books(rows, starts, mixed);
+        BlockStore(form_of(shape.samples(), blocks), places_in_hand(rows), mixed);
         Arena wide = mixed;
         MixedSpace(shape, prior, types, mixed);
         WideSpace(AnyShape(model), prior, wide);
@@ -43,14 +49,10 @@ class FitDriver {
     void run() {
         const Arena mark = arena_;
         const MixedSpace space(shape_, fit_.prior, types_, arena_);
-        for (int64_t first = begin_; first < end_; first += BATCH_ROWS) {
-            for (int64_t row = first; row < end_ && row < first + BATCH_ROWS; ++row) enter(row);
-            for (const Stage stage : STAGES)
-                while (books_.queues[stage].count >= LaneTraits<FloatLane>::width) run_stage(stage, false, space);
-        }
-        while (at_work_anywhere())
-            for (const Stage stage : STAGES)
-                while (books_.queues[stage].count > 0) run_stage(stage, true, space);
+        run_batches(end_ - begin_, [&](int64_t star) { enter(begin_ + star); }, space);
+        const Queue& whole = books_.queues[WHOLE];
+        form_ = BlockForm::whole(m_);
+        run_batches(whole.count, [&](int64_t i) { books_.queues[START].add(whole.searches[i]); }, space);
         arena_ = mark;
         rescue();
         for (int64_t row = begin_; row < end_; ++row)
@@ -60,24 +62,30 @@ class FitDriver {
     }
 
   private:
-    enum Stage { START, SCOUT, ROUGH, SHARP, FINE, RESCUE, IN_HAND, QUEUES };
+    enum Stage { START, SCOUT, ROUGH, SHARP, FINE, RESCUE, WHOLE, IN_HAND, QUEUES };
     static constexpr Stage STAGES[] = {START, ROUGH, SCOUT, ROUGH, SHARP, FINE};
     // Stars that go through the stages together: their whiteners stay in the third-level cache meanwhile. Searches that
     // do not fill a lane wait for the next batch.
     static constexpr int64_t BATCH_ROWS = 512;
     static constexpr int64_t NOTHING = -1;
+    static constexpr int MAX_TRAILING = 128;  // rows of a trailing block
+    // In hand are the stars of a batch, and those whose searches wait for company: less than a lane of them before each
+    // stage, and the further searches of as many.
+    static int64_t places_in_hand(int64_t rows) { return rows < 2 * BATCH_ROWS ? rows : 2 * BATCH_ROWS; }
 
     struct Books {
         SearchProgress* progress;
         int64_t* written;  // (rows,) the search whose result stands in the output
         int32_t* begun;    // (rows,) searches that have begun, the first of each star's
-        int32_t* pending;  // (rows,) searches whose float steps have not ended
+        int32_t* pending;  // (rows,) searches whose float steps have not ended, then those that have not ended at all
+        int64_t* place;    // (rows,) of its factor in blocks
         Queue queues[QUEUES];
         Books(int64_t rows, int starts, Arena& arena)
             : progress(arena.take<SearchProgress>(rows * starts)),
               written(arena.take<int64_t>(rows)),
               begun(arena.take<int32_t>(rows)),
-              pending(arena.take<int32_t>(rows)) {
+              pending(arena.take<int32_t>(rows)),
+              place(arena.take<int64_t>(rows)) {
             for (Queue& queue : queues) queue = {arena.take<int64_t>(rows * starts), 0};
         }
     };
@@ -118,9 +126,44 @@ class FitDriver {
                 members.row[s] = first_row + search[s] / starts;
             }
         }
+        // Those of the mask stay, as many as there are places; the others' searches are added to a queue.
+        void keep(const Mask<Lane>& those, int64_t places, Queue& others) {
+            int kept = 0;
+            for (int s = 0; s < members.count; ++s) {
+                if (!get(those, s) || kept == places) {
+                    others.add(search[s]);
+                    continue;
+                }
+                search[kept] = search[s];
+                members.row[kept++] = members.row[s];
+            }
+            members.count = kept;
+            for (int s = kept; s < members.width && kept > 0; ++s) {
+                search[s] = search[kept - 1];
+                members.row[s] = members.row[kept - 1];
+            }
+        }
     };
 
+    static BlockForm form_of(int samples, const SampleBlocks& blocks) {
+        const BlockForm form = BlockForm::of(samples, blocks);
+        return form.trailing() <= MAX_TRAILING ? form : BlockForm::whole(samples);
+    }
+
     SearchProgress& progress_of(int64_t search) const { return books_.progress[search]; }
+
+    // Takes up stars in batches; enter(i) puts the i-th of them into a queue.
+    template <class Enter>
+    void run_batches(int64_t count, const Enter& enter, const MixedSpace& space) {
+        for (int64_t first = 0; first < count; first += BATCH_ROWS) {
+            for (int64_t i = first; i < count && i < first + BATCH_ROWS; ++i) enter(i);
+            for (const Stage stage : STAGES)
+                while (books_.queues[stage].count >= LaneTraits<FloatLane>::width) run_stage(stage, false, space);
+        }
+        while (at_work_anywhere())
+            for (const Stage stage : STAGES)
+                while (books_.queues[stage].count > 0) run_stage(stage, true, space);
+    }
 
     void enter(int64_t row) {
         books_.written[row - begin_] = NOTHING;
@@ -150,8 +193,8 @@ class FitDriver {
         // Leaving some of a lane's stars pays for gathering them again, as long as they find company.
         const int leave_at = all && waiting.count <= width ? 0 : width / 2;
         for (int64_t first = 0; first < waiting.count; first += width) {
-            const Crew<FloatLane> crew(waiting, first, begin_, starts_);
-            space.gathered.fill(crew.members, stars_, m_, k_);
+            Crew<FloatLane> crew(waiting, first, begin_, starts_);
+            if (!gather(stage, crew, space)) continue;
             Fetcher next;
             fetch(waiting, first + width, stage, next);
             if (stage == START) find_starts(crew, space, next);
@@ -162,17 +205,66 @@ class FitDriver {
         }
     }
 
+    // Gathers the stars of a crew. Before their first stage it is seen whose whiteners are in blocks: others leave the
+    // crew and wait. Returns whether any are left.
+    bool gather(Stage stage, Crew<FloatLane>& crew, const MixedSpace& space) {
+        const GatheredStars<FloatLane, WideLane>& stars = space.gathered;
+        if (form_.has_trailing() && stage != START) {
+            stars.fill_measured(crew.members, stars_, k_);
+            block_store_.load(places_of(crew).of, stars.factor);
+            return true;
+        }
+        stars.fill(crew.members, stars_, k_);
+        if (!form_.has_trailing()) return true;
+        FloatLane common[MAX_TRAILING];
+        const int before = crew.members.count;
+        crew.keep(find_common_error(stars.factor, form_, stars.along, common), block_store_.free_places(),
+                  books_.queues[WHOLE]);
+        if (crew.members.count == 0) return false;
+        if (crew.members.count < before) {
+            stars.fill(crew.members, stars_, k_);
+            find_common_error(stars.factor, form_, stars.along, common);
+        }
+        place_common_error(form_, common, stars.factor);
+        for (int s = 0; s < crew.members.count; ++s)
+            books_.place[crew.members.row[s] - begin_] = block_store_.take_place();
+        block_store_.save(stars.factor, places_of(crew).of, crew.members.count);
+        return true;
+    }
+    struct Places {
+        int64_t of[LaneTraits<FloatLane>::width];
+    };
+    Places places_of(const Crew<FloatLane>& crew) const {
+        Places places;
+        for (int s = 0; s < crew.members.width; ++s) places.of[s] = books_.place[crew.members.row[s] - begin_];
+        return places;
+    }
+
+    // One search less of a star whose float steps have ended.
+    void end_search(int64_t search) {
+        const int64_t star = search / starts_;
+        if (--books_.pending[star] == 0 && form_.has_trailing()) block_store_.give_back(books_.place[star]);
+    }
+
     // Has the whiteners of the lane that comes next fetched. For its first stage they are in memory, which takes as
     // long as that stage does; after it in the third-level cache, from where they come as fast as they are asked for.
     using Fetcher = RowFetcher<2>;
     void fetch(const Queue& waiting, int64_t first, Stage stage, Fetcher& next) const {
         if (first >= waiting.count) return;
         const Crew<FloatLane> crew(waiting, first, begin_, starts_);
-        const int64_t bytes = row_start(m_) * int64_t(sizeof(float));
-        for (int s = 0; s < crew.members.count; ++s)
-            next.add(stars_.whitener + crew.members.row[s] * row_start(m_), bytes);
-        // A whitening asks m^2 / 8 times or so; the start whitens three times, and one evaluation or more follow.
-        next.begin(stage == START ? 4 * m_ * m_ / 8 : 1);
+        const bool in_blocks = form_.has_trailing() && stage != START;
+        for (int s = 0; s < crew.members.count; ++s) {
+            const int64_t row = crew.members.row[s];
+            if (in_blocks)
+                next.add(block_store_.row(books_.place[row - begin_]), block_store_.row_bytes());
+            else
+                next.add(stars_.whitener + row * row_start(m_), row_start(m_) * int64_t(sizeof(float)));
+        }
+        // A whitening asks for every fourth row half as often as its block has columns, or so; the start whitens three
+        // times, and one evaluation or more follow.
+        const int trailing = form_.linked - form_.stand_in();
+        const int asked = form_.leading * form_.leading + (form_.has_trailing() ? trailing * trailing : 0);
+        next.begin(stage == START ? 4 * asked / 8 : 1);
     }
 
     // Float steps. ROUGH: Gauss-Newton until the predicted drop is small. SCOUT: the first few of them, then a look
@@ -185,7 +277,7 @@ class FitDriver {
             mean[p] = convert<FloatLane>(space.gathered.mean[p]);
             weight[p] = convert<FloatLane>(space.gathered.weight[p]);
         }
-        const StarView<FloatLane, FloatLane> star{space.gathered.flux, space.gathered.factor, mean, weight};
+        const RoughStar star{space.gathered.flux, {space.gathered.factor, space.gathered.along, form_}, mean, weight};
         const bool only_scouts = STAGE == SCOUT && SCOUT_EVALUATIONS < fit_.max_iterations;
         const int evaluations = only_scouts ? SCOUT_EVALUATIONS : fit_.max_iterations;
         const StopRule rule = STAGE == SHARP ? sharp_rule() : rough_rule(evaluations);
@@ -217,11 +309,15 @@ class FitDriver {
             for (int64_t other = first + 1; other < end; ++other) books_.queues[SCOUT].add(other);
         if (--books_.pending[star] > 0) return;
         mark_copies(k_, books_.begun[star], &progress_of(first));
-        for (int64_t one = first; one < end; ++one)
-            if (at_work(progress_of(one))) books_.queues[SHARP].add(one);
+        for (int64_t one = first; one < end; ++one) {
+            if (!at_work(progress_of(one))) continue;
+            books_.queues[SHARP].add(one);
+            ++books_.pending[star];
+        }
     }
 
-    Mask<FloatLane> in_valley_of_first(const Crew<FloatLane>& crew, const StarView<FloatLane, FloatLane>& star,
+    using RoughStar = StarView<FloatLane, FloatLane, BlockFactor<FloatLane>>;
+    Mask<FloatLane> in_valley_of_first(const Crew<FloatLane>& crew, const RoughStar& star,
                                        const Progress<FloatLane, FloatLane>& progress,
                                        const Workspace<FloatLane, FloatLane>& space) const {
         const auto first = [&](int s) -> const LossState<double, double>& {
@@ -239,16 +335,20 @@ class FitDriver {
         const LaneBox<WideLane> box(fit_, k_);
         Progress<FloatLane, WideLane> progress;
         crew_takes_up(crew, box, progress);
-        optimise<true>(fit_.model, shape_, fit_.prior, fit_.terms, space.gathered.view(), box.view(),
+        const auto star = space.gathered.view(form_);
+        optimise<true>(fit_.model, shape_, fit_.prior, fit_.terms, star, box.view(),
                        fine_rule(fit_.max_iterations, fit_.tolerance), leave_at, space.fine, progress, next);
         Report<WideLane> report;
-        describe(progress, space.gathered, space.fine, space.residual, report);
+        describe(progress, star, space.fine, space.residual, report);
         for (int s = 0; s < crew.members.count; ++s) {
             SearchProgress& search = progress_of(crew.search[s]);
             leave(k_, progress, s, starts_ > 1, get(progress.active, s), search);
             if (get(progress.active, s)) {
                 books_.queues[FINE].add(crew.search[s]);
-            } else if (search.converged) {
+                continue;
+            }
+            end_search(crew.search[s]);
+            if (search.converged) {
                 offer(crew, s, progress, report, space.residual);
             } else {
                 enter_stage(RESCUE_DAMPING, search);
@@ -273,14 +373,15 @@ class FitDriver {
         const LaneBox<DoubleLane> box(fit_, k_);
         for (int64_t first = 0; first < waiting.count; first += LaneTraits<DoubleLane>::width) {
             const Crew<DoubleLane> crew(waiting, first, begin_, starts_);
-            space.gathered.fill(crew.members, stars_, m_, k_);
+            space.gathered.fill(crew.members, stars_, k_);
+            const auto star = space.gathered.view();
             Progress<DoubleLane, DoubleLane> progress;
             crew_takes_up(crew, box, progress);
-            optimise<true>(fit_.model, any, fit_.prior, fit_.terms, space.gathered.view(), box.view(),
+            optimise<true>(fit_.model, any, fit_.prior, fit_.terms, star, box.view(),
                            fine_rule(RESCUE_PATIENCE * fit_.max_iterations, fit_.tolerance), 0, space.workspace,
                            progress);
             Report<DoubleLane> report;
-            describe(progress, space.gathered, space.workspace, space.residual, report);
+            describe(progress, star, space.workspace, space.residual, report);
             for (int s = 0; s < crew.members.count; ++s) {
                 SearchProgress& search = progress_of(crew.search[s]);
                 leave(k_, progress, s, starts_ > 1, false, search);
@@ -299,8 +400,8 @@ class FitDriver {
             books_.begun[star] = ++books_.pending[star];
         };
         if (types_ > 0) {
-            choose_starts(fit_.grid, m_, k_, space.gathered, space.variance, space.start, starts_, fit_.gate, begin,
-                          next);
+            choose_starts(fit_.grid, m_, k_, space.gathered.view(form_), space.variance, space.start, starts_,
+                          fit_.gate, begin, next);
         } else {
             for (int s = 0; s < crew.members.count; ++s) {
                 double u[MAX_PARAMETERS];
@@ -318,9 +419,9 @@ class FitDriver {
     }
 
     template <class Real, class Wide>
-    void describe(const Progress<Real, Wide>& progress, const GatheredStars<Real, Wide>& stars,
+    void describe(const Progress<Real, Wide>& progress, const StarView<Real, Wide, BlockFactor<Real>>& star,
                   const Workspace<Real, Wide>& space, Real* residual, Report<Wide>& report) const {
-        describe_solution(progress.state, m_, k_, stars.flux, stars.factor, stars.weight, space.kept_flux, residual,
+        describe_solution(progress.state, m_, k_, star.flux, star.factor, star.weight, space.kept_flux, residual,
                           report);
     }
 
@@ -342,10 +443,12 @@ class FitDriver {
     const StarArrays& stars_;
     const SolutionArrays& out_;
     const Shape shape_;
+    BlockForm form_;  // of the factors that lanes have now
     const int k_, m_, starts_, types_;
     const int64_t begin_, end_;
     Arena arena_;
     mutable Books books_;
+    BlockStore block_store_;
 };
 
 XPKERN_NAMESPACE_END

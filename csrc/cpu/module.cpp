@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <array>
 #include <map>
 #include <optional>
 #include <stdexcept>
@@ -101,7 +102,7 @@ Array<double> predict(const std::string& isa, const Model& model, const Array<do
     Array<double> flux = make_array<double>({n, model.samples()});
     double* out = flux.mutable_data();
     const double* in = params.data();
-    over_stars(n, threads, kernels.scratch_bytes(model.view(), PriorView{}, TASK_ROWS, 1, 0),
+    over_stars(n, threads, kernels.scratch_bytes(model.view(), PriorView{}, TASK_ROWS, 1, 0, {}),
                [&](int64_t begin, int64_t end, char* scratch) {
                    kernels.predict(model.view(), in, out, begin, end, scratch);
                });
@@ -124,7 +125,7 @@ py::dict evaluate(const std::string& isa, const Model& model, const Prior& prior
     fit.terms = loss_view(terms);
     fit.start_params = params.data();
     over_stars(
-        n, threads, kernels.scratch_bytes(fit.model, fit.prior, TASK_ROWS, 1, 0),
+        n, threads, kernels.scratch_bytes(fit.model, fit.prior, TASK_ROWS, 1, 0, {}),
         [&](int64_t begin, int64_t end, char* scratch) { kernels.evaluate(fit, stars, out, begin, end, scratch); });
     return result.dict();
 }
@@ -143,7 +144,7 @@ Array<double> start(const std::string& isa, const Grid& grid, const Array<float>
     sizes.n_layers = 1;
     sizes.width[0] = k - 2;
     sizes.width[1] = m;
-    over_stars(n, threads, kernels.scratch_bytes(sizes, PriorView{}, TASK_ROWS, starts, grid.view().n_types),
+    over_stars(n, threads, kernels.scratch_bytes(sizes, PriorView{}, TASK_ROWS, starts, grid.view().n_types, {}),
                [&](int64_t begin, int64_t end, char* scratch) {
                    kernels.start(grid.view(), sizes, starts, gate, stars, out, begin, end, scratch);
                });
@@ -169,10 +170,10 @@ FitView fit_view(const Model& model, const Prior& prior, const std::map<std::str
 }
 
 py::dict fit(const std::string& isa, const Model& model, const Prior& prior, const Array<float>& flux,
-             const Array<float>& whitener, const Array<double>& mean, const Array<double>& sigma, const Grid* grid,
-             const std::optional<Array<double>>& start_params, const std::map<std::string, bool>& terms,
-             const Array<double>& lower, const Array<double>& upper, int max_iterations, double tolerance, int starts,
-             double gate, int threads) {
+             const Array<float>& whitener, const Array<double>& mean, const Array<double>& sigma,
+             const std::array<int, 3>& blocks, const Grid* grid, const std::optional<Array<double>>& start_params,
+             const std::map<std::string, bool>& terms, const Array<double>& lower, const Array<double>& upper,
+             int max_iterations, double tolerance, int starts, double gate, int threads) {
     const Kernels& kernels = kernels_named(isa);
     const auto n = flux.shape(0);
     const int k = model.parameters(), m = model.samples();
@@ -210,10 +211,11 @@ py::dict fit(const std::string& isa, const Model& model, const Prior& prior, con
                              second_params.mutable_data(),
                              second_gap.mutable_data()};
     const int types = grid ? grid->view().n_types : 0;
+    const SampleBlocks related{blocks[0], blocks[1], blocks[2]};
     const int64_t task_rows = fit_task_rows(n, threads);
     over_stars(
-        n, threads, kernels.scratch_bytes(fit.model, fit.prior, task_rows, fit.starts, types),
-        [&](int64_t begin, int64_t end, char* scratch) { kernels.fit(fit, stars, out, begin, end, scratch); },
+        n, threads, kernels.scratch_bytes(fit.model, fit.prior, task_rows, fit.starts, types, related),
+        [&](int64_t begin, int64_t end, char* scratch) { kernels.fit(fit, stars, related, out, begin, end, scratch); },
         task_rows);
     py::dict result = at.dict();
     result["params"] = params;
@@ -270,7 +272,8 @@ Array<double> descend(const std::string& isa, const Model& model, const Prior& p
 // independent: (m,) and common: (COMMON_ERRORS, m) are what is taken out of the stored covariances.
 py::tuple freeze_noise(const std::string& isa, const Model& model, const ModelError& error,
                        const Array<double>& independent, const Array<double>& common, const Array<float>& flux,
-                       const Array<float>& whitener, const Array<double>& params, int threads) {
+                       const Array<float>& whitener, const std::array<int, 3>& blocks, const Array<double>& params,
+                       int threads) {
     const Kernels& kernels = kernels_named(isa);
     const auto n = flux.shape(0);
     const int m = model.samples();
@@ -287,10 +290,11 @@ py::tuple freeze_noise(const std::string& isa, const Model& model, const ModelEr
     Array<float> frozen = make_array<float>({n, packed_length(m)});
     Array<double> ln_det = make_array<double>({n});
     const FrozenArrays out{frozen.mutable_data(), ln_det.mutable_data()};
+    const SampleBlocks related{blocks[0], blocks[1], blocks[2]};
     over_stars(n, threads, kernels.freeze_scratch_bytes(model.view(), noise.n_groups),
                [&](int64_t begin, int64_t end, char* scratch) {
-                   kernels.freeze(model.view(), noise, flux.data(), whitener.data(), params.data(), out, begin, end,
-                                  scratch);
+                   kernels.freeze(model.view(), noise, flux.data(), whitener.data(), params.data(), related, out, begin,
+                                  end, scratch);
                });
     return py::make_tuple(frozen, ln_det);
 }
@@ -428,9 +432,9 @@ PYBIND11_MODULE(_cpu, module) {
                py::arg("starts"), py::arg("gate"), py::arg("threads"));
     module.def("fit", &fit, py::arg("isa"), py::arg("model"), py::arg("prior"), py::arg("flux").noconvert(),
                py::arg("whitener").noconvert(), py::arg("mean").noconvert(), py::arg("sigma").noconvert(),
-               py::arg("grid").none(true), py::arg("start").noconvert().none(true), py::arg("terms"), py::arg("lower"),
-               py::arg("upper"), py::arg("max_iterations"), py::arg("tolerance"), py::arg("starts"), py::arg("gate"),
-               py::arg("threads"));
+               py::arg("blocks"), py::arg("grid").none(true), py::arg("start").noconvert().none(true), py::arg("terms"),
+               py::arg("lower"), py::arg("upper"), py::arg("max_iterations"), py::arg("tolerance"), py::arg("starts"),
+               py::arg("gate"), py::arg("threads"));
     py::class_<Candidates>(module, "Candidates")
         .def(py::init<const Array<double>&, const Array<double>&, const Array<double>&, const Array<double>&,
                       const Array<double>&, const Array<int32_t>&, bool, bool, double, double>(),
@@ -442,7 +446,7 @@ PYBIND11_MODULE(_cpu, module) {
              py::arg("scale"), py::arg("covariance"), py::arg("archive_factor"));
     module.def("freeze_noise", &freeze_noise, py::arg("isa"), py::arg("model"), py::arg("error"),
                py::arg("independent").noconvert(), py::arg("common").noconvert(), py::arg("flux").noconvert(),
-               py::arg("whitener").noconvert(), py::arg("params").noconvert(), py::arg("threads"));
+               py::arg("whitener").noconvert(), py::arg("blocks"), py::arg("params").noconvert(), py::arg("threads"));
     module.def("prior_curvature", &prior_curvature, py::arg("isa"), py::arg("prior"), py::arg("theta").noconvert(),
                py::arg("threads"));
     module.def("confidence", &confidence, py::arg("isa"), py::arg("features").noconvert(),

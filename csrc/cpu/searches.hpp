@@ -14,11 +14,12 @@ struct Queue {
 
 // Starts of the stars of a lane; see core/search.hpp.
 template <class Found, class Meanwhile = Nothing>
-inline void choose_starts(const GridView& grid, int m, int k, const GatheredStars<FloatLane, WideLane>& stars,
-                          FloatLane* variance, const StartSpace<FloatLane>& space, int starts, double gate,
-                          const Found& found, const Meanwhile& meanwhile = {}) {
-    choose_starts(grid, m, k, stars.flux, stars.factor, convert<FloatLane>(stars.mean[k - 1]),
-                  convert<FloatLane>(stars.weight[k - 1]), variance, space, starts, gate, found, meanwhile);
+inline void choose_starts(const GridView& grid, int m, int k,
+                          const StarView<FloatLane, WideLane, BlockFactor<FloatLane>>& star, FloatLane* variance,
+                          const StartSpace<FloatLane>& space, int starts, double gate, const Found& found,
+                          const Meanwhile& meanwhile = {}) {
+    choose_starts(grid, m, k, star.flux, star.factor, convert<FloatLane>(star.mean[k - 1]),
+                  convert<FloatLane>(star.weight[k - 1]), variance, space, starts, gate, found, meanwhile);
 }
 
 XPKERN_NAMESPACE_END

@@ -14,19 +14,20 @@ inline void with_shape(const ModelView& model, const Work& work) {
     work(AnyShape(model));
 }
 
-inline int64_t star_scratch_bytes(const ModelView& model, const PriorView& prior, int64_t rows, int starts, int types) {
-    return FitDriver<AnyShape>::scratch_bytes(model, prior, rows, starts, types);
+inline int64_t star_scratch_bytes(const ModelView& model, const PriorView& prior, int64_t rows, int starts, int types,
+                                  const SampleBlocks& blocks) {
+    return FitDriver<AnyShape>::scratch_bytes(model, prior, rows, starts, types, blocks);
 }
 
 template <class Shape>
-inline void run_fit(const Shape&, const FitView& fit, const StarArrays& stars, const SolutionArrays& out, int64_t begin,
-                    int64_t end, char* scratch) {
-    FitDriver<Shape>(fit, stars, out, begin, end, scratch).run();
+inline void run_fit(const Shape&, const FitView& fit, const StarArrays& stars, const SampleBlocks& blocks,
+                    const SolutionArrays& out, int64_t begin, int64_t end, char* scratch) {
+    FitDriver<Shape>(fit, stars, blocks, out, begin, end, scratch).run();
 }
 
-inline void fit_stars(const FitView& fit, const StarArrays& stars, const SolutionArrays& out, int64_t begin,
-                      int64_t end, char* scratch) {
-    with_shape(fit.model, [&](const auto& shape) { run_fit(shape, fit, stars, out, begin, end, scratch); });
+inline void fit_stars(const FitView& fit, const StarArrays& stars, const SampleBlocks& blocks,
+                      const SolutionArrays& out, int64_t begin, int64_t end, char* scratch) {
+    with_shape(fit.model, [&](const auto& shape) { run_fit(shape, fit, stars, blocks, out, begin, end, scratch); });
 }
 
 inline void evaluate_stars(const FitView& fit, const StarArrays& stars, const EvaluationArrays& out, int64_t begin,
@@ -38,7 +39,7 @@ inline void evaluate_stars(const FitView& fit, const StarArrays& stars, const Ev
         const Workspace<FloatLane, WideLane> space = carve_workspace<FloatLane, WideLane>(shape, fit.prior, arena);
         for (int64_t first = begin; first < end; first += Members<FloatLane>::width) {
             const Members<FloatLane> members(first, end);
-            gathered.fill(members, stars, m, k);
+            gathered.fill(members, stars, k);
             LossState<FloatLane, WideLane> state;
             load_params(members.row, fit.start_params, k, state.u);
             evaluate_loss<true>(fit.model, shape, fit.prior, fit.terms, gathered.view(), space, state);
@@ -76,13 +77,14 @@ inline void start_stars(const GridView& grid, const ModelView& sizes, int starts
     const StartSpace<FloatLane> space = StartSpace<FloatLane>::carve(m, k, grid.n_types, arena);
     for (int64_t first = begin; first < end; first += Members<FloatLane>::width) {
         const Members<FloatLane> members(first, end);
-        gathered.fill(members, stars, m, k);
-        choose_starts(grid, m, k, gathered, variance, space, starts, gate, [&](int s, int choice, const double* u) {
-            if (s >= members.count) return;
-            double* start = params + (members.row[s] * starts + choice) * k;
-            for (int p = 0; p < k; ++p) start[p] = u ? u[p] : __builtin_nan("");
-            if (u) start[k - 1] = exp(u[k - 1]);
-        });
+        gathered.fill(members, stars, k);
+        choose_starts(grid, m, k, gathered.view(), variance, space, starts, gate,
+                      [&](int s, int choice, const double* u) {
+                          if (s >= members.count) return;
+                          double* start = params + (members.row[s] * starts + choice) * k;
+                          for (int p = 0; p < k; ++p) start[p] = u ? u[p] : __builtin_nan("");
+                          if (u) start[k - 1] = exp(u[k - 1]);
+                      });
     }
 }
 

@@ -34,6 +34,15 @@ struct Members {
         count = static_cast<int>(end - begin < width ? end - begin : width);
         for (int s = 0; s < width; ++s) row[s] = begin + (s < count ? s : count - 1);
     }
+    // Those of whom the mask says so; there may be none.
+    Members those(const Mask<Lane>& mask, bool wanted) const {
+        Members some = *this;
+        some.count = 0;
+        for (int s = 0; s < count; ++s)
+            if (bool(get(mask, s)) == wanted) some.row[some.count++] = row[s];
+        for (int s = some.count; s < width && some.count > 0; ++s) some.row[s] = some.row[some.count - 1];
+        return some;
+    }
 };
 
 // mean, weight: (k,)
@@ -51,22 +60,31 @@ inline void load_constraints(const int64_t* row, const StarArrays& stars, int k,
 // One lane's stars in memory of their own.
 template <class Real, class Wide>
 struct GatheredStars {
+    const int samples;
     Real *flux, *factor;
+    Real* along;  // of factors in blocks; behind it comes one lane of no use
     Wide *mean, *weight;
 
-    GatheredStars(int m, int k, Arena& arena) {
+    GatheredStars(int m, int k, Arena& arena) : samples(m) {
         flux = arena.take<Real>(m);
-        factor = arena.take<Real>(row_start(m));
+        factor = arena.take<Real>(row_start(m) + m + 1);
+        along = factor + row_start(m);
         mean = arena.take<Wide>(k);
         weight = arena.take<Wide>(k);
     }
-    template <Next NEXT = Next::any>
-    void fill(const Members<Real>& members, const StarArrays& stars, int m, int k) const {
-        load_rows(stars.flux, members.row, m, flux);
-        load_rows<NEXT>(stars.whitener, members.row, row_start(m), factor);
+    // All but the factor.
+    void fill_measured(const Members<Real>& members, const StarArrays& stars, int k) const {
+        load_rows(stars.flux, members.row, samples, flux);
         load_constraints(members.row, stars, k, mean, weight);
     }
-    StarView<Real, Wide> view() const { return {flux, factor, mean, weight}; }
+    void fill(const Members<Real>& members, const StarArrays& stars, int k) const {
+        fill_measured(members, stars, k);
+        load_rows(stars.whitener, members.row, row_start(samples), factor);
+    }
+    StarView<Real, Wide, BlockFactor<Real>> view(const BlockForm& form) const {
+        return {flux, {factor, along, form}, mean, weight};
+    }
+    StarView<Real, Wide, BlockFactor<Real>> view() const { return view(BlockForm::whole(samples)); }
 };
 
 // Linear parameters (n, k) of a lane's stars, as u.

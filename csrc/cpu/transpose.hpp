@@ -286,4 +286,23 @@ inline void store_rows(const double* lanes, int count, const int64_t* row, int, 
     for (int k = 0; k < count; ++k) rows[row[0] * count + k] = float(lanes[k]);
 }
 
+// rows[row[star]][k] = lanes[chosen[k]] of that star, for the first `stars` of them. rows: (n, count); count: whole
+// registers.
+template <int N>
+inline void store_chosen(const Pack<float, N>* lanes, const int32_t* chosen, int count, const int64_t* row, int stars,
+                         float* rows) {
+    for (int k = 0; k < count; k += N) {
+        Square<float, N> square;
+        XPKERN_UNROLL
+        for (int i = 0; i < N; ++i) square.row[i] = lanes[chosen[k + i]].v[0];
+        square.transpose();
+        for (int star = 0; star < stars; ++star)
+            __builtin_memcpy(rows + row[star] * count + k, &square.row[star], sizeof(square.row[star]));
+    }
+}
+
+inline void store_chosen(const float* lanes, const int32_t* chosen, int count, const int64_t* row, int, float* rows) {
+    for (int k = 0; k < count; ++k) rows[row[0] * count + k] = lanes[chosen[k]];
+}
+
 XPKERN_NAMESPACE_END

@@ -59,6 +59,7 @@ struct Problem {
     ToyStars stars;
     std::vector<double> starts;
     xpkern::FitView fit{};
+    xpkern::SampleBlocks blocks{};
 
     Problem(const std::vector<int>& width, int n)
         : model(width, random), prior(3, model.inputs(), random), stars(n, model, random) {
@@ -86,10 +87,10 @@ struct Problem {
         const xpkern::StarArrays arrays{stars.flux.data(), stars.whitener.data(), stars.mean.data(),
                                         stars.sigma.data()};
         const int types = fit.grid.n_types;
-        Buffer scratch(kernel::star_scratch_bytes(fit.model, fit.prior, stars.count, fit.starts, types));
+        Buffer scratch(kernel::star_scratch_bytes(fit.model, fit.prior, stars.count, fit.starts, types, blocks));
         int begin = 0;
         for (const int end : ends) {
-            kernel::fit_stars(fit, arrays, solution.view(), begin, end, scratch.data());
+            kernel::fit_stars(fit, arrays, blocks, solution.view(), begin, end, scratch.data());
             begin = end;
         }
         return solution;
@@ -174,6 +175,54 @@ void test_starts(const std::vector<int>& width) {
     CHECK(same_bytes(four.second_params, split.second_params));
 }
 
+// Stars whose factors are of blocks take half the work and end where they end without; those whose are not come after
+// them. The same bytes however the block is cut.
+void test_blocks(bool from_grid) {
+    const int n = 53;
+    Problem problem({3, 32, 32, 32, 66}, n);
+    const xpkern::SampleBlocks blocks{25, 26, 61};
+    const int k = problem.model.parameters();
+    const ToyGrid grid(12, problem.model, problem.random);
+    if (from_grid) {
+        problem.fit.grid = grid.view;
+        problem.fit.starts = 3;
+        problem.fit.gate = 1e6;
+    }
+    for (int star = 0; star < n; ++star)
+        if (star % 5 != 2) problem.stars.relate_samples(star, blocks, problem.random);
+    for (int i = 0; i < 66; ++i) problem.stars.remove_sample(9, i);
+    for (int i = 0; i < 26; ++i) problem.stars.remove_sample(11, i);
+    problem.stars.remove_sample(14, 40);
+    const Solution whole = problem.solve({n});
+    problem.blocks = blocks;
+    const Solution split = problem.solve({n}), cut = problem.solve({1, 6, 18, 40, n});
+    CHECK(same_bytes(split.params, cut.params));
+    CHECK(same_bytes(split.loss, cut.loss));
+    CHECK(same_bytes(split.hessian, cut.hessian));
+    CHECK(same_bytes(split.residual, cut.residual));
+    CHECK(same_bytes(split.iterations, cut.iterations));
+    CHECK(same_bytes(split.second_gap, cut.second_gap));
+    int same = 0, differ = 0;
+    for (int star = 0; star < n; ++star) {
+        CHECK(split.status[star] == whole.status[star]);
+        if (star == 9) continue;
+        if (star % 5 == 2) CHECK(split.loss[star] == whole.loss[star]);
+        differ += split.loss[star] != whole.loss[star];
+        if (std::fabs(split.loss[star] - whole.loss[star]) > 1e-4 * (1 + std::fabs(whole.loss[star]))) continue;
+        ++same;
+        for (int p = 0; p < k; ++p) {
+            const double fisher = whole.fisher[(star * k + p) * k + p];
+            CHECK_CLOSE(split.fisher[(star * k + p) * k + p], fisher, 1e-2 * fisher);
+            CHECK_CLOSE(split.params[star * k + p], whole.params[star * k + p], 0.02 / std::sqrt(fisher));
+        }
+        for (int i = 0; i < 66; ++i)
+            CHECK_CLOSE(split.residual[star * 66 + i], whole.residual[star * 66 + i],
+                        0.02 + 1e-4 * std::fabs(whole.residual[star * 66 + i]));
+    }
+    CHECK(differ > n / 2);  // most were split
+    CHECK(same >= n - 4);   // of several minima another may be found
+}
+
 void test_no_stars() {
     Problem problem({2, 4, 5}, 0);
     const Solution solution = problem.solve({0});
@@ -186,5 +235,7 @@ int main() {
     test_starts({3, 32, 32, 32, 66});
     test_fit({2, 6, 9});
     test_fit({3, 32, 32, 32, 66});
+    test_blocks(false);
+    test_blocks(true);
     return failures();
 }

@@ -228,6 +228,33 @@ void test_square(int n, int alone, Random& random) {
     }
 }
 
+// The same of a factor in blocks with a common error.
+template <class Lane>
+void test_square_of_blocks(int n, const xpkern::SampleBlocks& blocks, Random& random) {
+    const auto form = kernel::BlockForm::of(n, blocks);
+    Lanes<Lane> triangle(row_start(n)), before(row_start(n)), along(form.alone), common(form.trailing());
+    triangle.randomise(row_start(n), random);
+    along.randomise(form.alone, random);
+    common.randomise(form.trailing(), random);
+    for (int i = form.leading; i < n; ++i)
+        for (int j = 0; j < (i < form.linked ? form.alone : i); ++j)
+            triangle.get()[row_start(i) + j] =
+                i < form.linked ? common.get()[i - form.leading] * along.get()[j] : kernel::lane<Lane>(0);
+    for (int k = 0; k < row_start(n); ++k) before.get()[k] = triangle.get()[k];
+    CHECK(kernel::all(kernel::find_common_error(triangle.get(), form, along.get(), common.get())));
+    kernel::square_of_blocks(triangle.get(), form, along.get(), common.get());
+    for (int star = 0; star < Lanes<Lane>::width; ++star) {
+        for (int i = 0; i < n; ++i) {
+            for (int j = 0; j <= i; ++j) {
+                double expected = 0;
+                for (int k = 0; k <= j; ++k)
+                    expected += before.at(row_start(i) + k, star) * before.at(row_start(j) + k, star);
+                CHECK_CLOSE(triangle.at(row_start(i) + j, star), expected, 10 * ROUNDING * n);
+            }
+        }
+    }
+}
+
 void test_eigenvalue_floor(int n, Random& random) {
     // eigenvectors: a product of reflections; eigenvalues 1e-6 to 1e3
     std::vector<double> vectors(size_t(n * n)), values(static_cast<size_t>(n)), work(size_t(2 * n * n));
@@ -373,6 +400,9 @@ void test_lane() {
     test_factor<Lane>(6, 6, 6, random);
     for (const int n : {1, 2, 3, 4, 5, 6, 7, 8, 11, 18})
         for (const int alone : {0, 1, n / 2, n}) test_square<Lane>(n, alone, random);
+    test_square_of_blocks<Lane>(9, {3, 4, 8}, random);
+    test_square_of_blocks<Lane>(17, {6, 6, 17}, random);
+    test_square_of_blocks<Lane>(31, {9, 12, 26}, random);
     test_transpose<Lane>(random);
 }
 

@@ -172,6 +172,18 @@ struct ToyStars {
 
     const float* row(int star) const { return whitener.data() + star * samples * (samples + 1) / 2; }
 
+    // Gives a star a factor of blocks with a common error (core/block_factor.hpp).
+    void relate_samples(int star, const xpkern::SampleBlocks& blocks, Random& random) {
+        float* factor = whitener.data() + star * samples * (samples + 1) / 2;
+        std::vector<double> along;
+        for (int j = 0; j < blocks.alone; ++j) along.push_back(random.normal());
+        for (int i = blocks.leading; i < samples; ++i) {
+            const double common = i < blocks.linked ? factor[i * (i + 1) / 2] : 0;
+            for (int j = 0; j < (i < blocks.linked ? blocks.alone : i); ++j)
+                factor[i * (i + 1) / 2 + j] = common == 0 ? 0 : static_cast<float>(common * along[j]);
+        }
+    }
+
     // Takes a sample out, as the reader of a star without it would.
     void remove_sample(int star, int sample) {
         float* factor = whitener.data() + star * samples * (samples + 1) / 2;

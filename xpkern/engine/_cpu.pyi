@@ -77,6 +77,7 @@ def freeze_noise(
     common: NDArray[float64],
     flux: NDArray[float32],
     whitener: NDArray[float32],
+    blocks: tuple[int, int, int],
     params: NDArray[float64],
     threads: int,
 ) -> tuple[NDArray[float32], NDArray[float64]]: ...
@@ -112,6 +113,7 @@ def fit(
     whitener: NDArray[float32],
     mean: NDArray[float64],
     sigma: NDArray[float64],
+    blocks: tuple[int, int, int],
     grid: Grid | None,
     start: NDArray[float64] | None,
     terms: dict[str, bool],

@@ -34,6 +34,7 @@ from xpkern.engine.training import EpochResult, ModelArrays, ModelMoments, Steps
 from xpkern.errors import InputError, TrainingDiverged
 from xpkern.fit.candidates import CandidateGrid
 from xpkern.fit.start import StartGrid
+from xpkern.grid import BLOCKS, N_FLUX
 from xpkern.model.flux_model import FluxModel
 from xpkern.model.model_error import ModelError
 from xpkern.model.noise import Noise
@@ -128,6 +129,7 @@ class CpuEngine:
             *contained_errors(contained, model.wavelength),
             stars.flux,
             stars.whitener,
+            _blocks(stars),
             np.ascontiguousarray(params, np.float64),
             number_of_threads(threads),
         )
@@ -214,6 +216,7 @@ class CpuEngine:
                 stars.whitener,
                 stars.mean,
                 stars.sigma,
+                _blocks(stars),
                 _compiled(start, _compile_grid) if isinstance(start, StartGrid) else None,
                 None if from_grid else np.ascontiguousarray(start, np.float64),
                 asdict(terms),
@@ -366,6 +369,11 @@ def instruction_sets() -> list[str]:
 
 # What the kernels read of a model is made once and kept as long as the model itself.
 _COMPILED: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+
+
+def _blocks(stars: StarData) -> tuple[int, int, int]:
+    """How the samples of whiteners may be related; zeros where they are not the usual ones."""
+    return BLOCKS if stars.flux.shape[1] == N_FLUX else (0, 0, 0)
 
 
 def _compiled(source: Source, make: Callable[[Source], Any]) -> Any:
