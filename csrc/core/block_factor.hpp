@@ -17,8 +17,8 @@
 
 XPKERN_NAMESPACE_BEGIN
 
-// How far sums and products of stored numbers may be from the stored ones by rounding to float.
-constexpr double SAME_PRODUCT = 2e-6;
+// How far rows of sums and products of stored numbers may be from the stored ones by rounding to float, relatively.
+constexpr double SAME_PRODUCT = 1e-6;
 
 struct BlockForm {
     int samples, alone, leading, linked;
@@ -41,6 +41,37 @@ struct BlockFactor {
     const Lane* along;     // (alone,) p
     BlockForm form;
 };
+
+// Whether a factor of one star, packed in float, may be of the form: by two rows and columns of the block that relates
+// the trailing rows to the samples alone. It is no more than that, but soon known.
+XPKERN_INLINE bool may_be_in_blocks(const float* packed, const BlockForm& form) {
+    if (form.trailing() < 2) return true;
+    const float *upper = packed + row_start(form.leading), *lower = packed + row_start(form.leading + 1);
+    const double one = double(upper[0]) * lower[1], other = double(upper[1]) * lower[0];
+    return abs(one - other) <= 4 * SAME_PRODUCT * max(abs(one), abs(other));
+}
+
+// Calls work(j, c) for each column, c being one of SUMS in turn where that many are left, else the first.
+template <int SUMS, class Work>
+XPKERN_INLINE void over_columns(int columns, const Work& work) {
+    int j = 0;
+    for (; j + SUMS <= columns; j += SUMS) {
+        XPKERN_UNROLL
+        for (int c = 0; c < SUMS; ++c) work(j + c, c);
+    }
+    for (; j < columns; ++j) work(j, 0);
+}
+template <int SUMS, class Lane>
+XPKERN_INLINE Lane sum_of(const Lane (&parts)[SUMS]) {
+    Lane sum = parts[0];
+    XPKERN_UNROLL
+    for (int c = 1; c < SUMS; ++c) sum += parts[c];
+    return sum;
+}
+
+// What is left of a block of rank one is compared with it by squares; below this they may not be numbers of full
+// length.
+constexpr double SMALLEST_SQUARE = 1e-14;
 
 // u, (trailing,), and p, (alone,), of the block that relates the trailing rows to the samples alone, and the stars
 // whose factors are of the form; for any others these are no use.
@@ -71,42 +102,40 @@ XPKERN_KERNEL Mask<Lane> find_common_error(const Lane* triangle, const BlockForm
     const Lane scale = lane<Lane>(1) / select(square > zero, square, lane<Lane>(1));
 
     // Not of the form: anything that is left of the block, or in rows of samples apart. A NaN stays in the sum.
-    Lane left[SUMS];
-    XPKERN_UNROLL
-    for (int c = 0; c < SUMS; ++c) left[c] = zero;
+    Lane excess = zero, total = zero;
     for (int i = form.leading; i < form.linked; ++i) {
         const Lane* row = triangle + row_start(i);
-        Lane sum[SUMS];
+        Lane product[SUMS], size[SUMS], left[SUMS];
         XPKERN_UNROLL
-        for (int c = 0; c < SUMS; ++c) sum[c] = zero;
-        for (j = 0; j + SUMS <= form.alone; j += SUMS) {
-            XPKERN_UNROLL
-            for (int c = 0; c < SUMS; ++c) sum[c] = fma(row[j + c], along[j + c], sum[c]);
-        }
-        for (; j < form.alone; ++j) sum[0] = fma(row[j], along[j], sum[0]);
-        const Lane mine = (((sum[0] + sum[1]) + (sum[2] + sum[3])) + sum[4]) * scale;
+        for (int c = 0; c < SUMS; ++c) product[c] = size[c] = left[c] = zero;
+        over_columns<SUMS>(form.alone, [&](int at, int c) {
+            product[c] = fma(row[at], along[at], product[c]);
+            size[c] = fma(row[at], row[at], size[c]);
+        });
+        const Lane mine = sum_of(product) * scale, whole = sum_of(size);
         common[i - form.leading] = mine;
-        const auto compare = [&](int at, Lane& excess) {
+        over_columns<SUMS>(form.alone, [&](int at, int c) {
             const Lane apart = fma(-mine, along[at], row[at]);
-            excess += max(zero, fma(abs(row[at]), lane<Lane>(-SAME_PRODUCT), abs(apart)));
-        };
-        for (j = 0; j + SUMS <= form.alone; j += SUMS) {
-            XPKERN_UNROLL
-            for (int c = 0; c < SUMS; ++c) compare(j + c, left[c]);
-        }
-        for (; j < form.alone; ++j) compare(j, left[0]);
+            left[c] = fma(apart, apart, left[c]);
+        });
+        excess += max(zero, fma(whole, lane<Lane>(-SAME_PRODUCT * SAME_PRODUCT), sum_of(left)));
+        total += whole;
+    }
+    const Mask<Lane> small = total < lane<Lane>(SMALLEST_SQUARE);
+    if (any(small)) {  // then there must be nothing at all, as where BP or RP is missing
+        Lane sum = zero;
+        for (int i = form.leading; i < form.linked; ++i)
+            for (j = 0; j < form.alone; ++j) sum += abs(triangle[row_start(i) + j]);
+        excess += select(small, sum, zero);
     }
     for (int i = form.linked; i < form.samples; ++i) {
-        const Lane* row = triangle + row_start(i);
-        for (j = 0; j + SUMS <= i; j += SUMS) {
-            XPKERN_UNROLL
-            for (int c = 0; c < SUMS; ++c) left[c] += abs(row[j + c]);
-        }
-        for (; j < i; ++j) left[0] += abs(row[j]);
+        Lane size[SUMS];
+        XPKERN_UNROLL
+        for (int c = 0; c < SUMS; ++c) size[c] = zero;
+        over_columns<SUMS>(i, [&](int at, int c) { size[c] += abs(triangle[row_start(i) + at]); });
+        excess += sum_of(size);
     }
-    XPKERN_UNROLL
-    for (int c = 1; c < SUMS; ++c) left[0] += left[c];
-    return left[0] == zero;
+    return excess == zero;
 }
 
 // Puts u, (trailing,), into its places.

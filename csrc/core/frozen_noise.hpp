@@ -273,7 +273,12 @@ XPKERN_KERNEL Lane freeze_noise(const NoiseView& noise, const BlockForm& form, i
         const Mask<Lane> here = space.present[i] > zero;
         if (any(!here)) isolate_sample(triangle, m, i, here);
     }
-    cholesky(triangle, 0, m, 0);
+    const int linked = linked_rows(triangle, m);
+    cholesky(triangle, 0, linked, 0);
+    for (int i = linked; i < m; ++i) {
+        Lane& diagonal = triangle[row_start(i) + i];
+        diagonal = one / sqrt(diagonal);
+    }
     // of a missing sample the reciprocal is 1 and its logarithm 0
     Lane ln_det = zero;
     Mask<Lane> usable = most > zero;

@@ -126,11 +126,12 @@ class FitDriver {
                 members.row[s] = first_row + search[s] / starts;
             }
         }
-        // Those of the mask stay, as many as there are places; the others' searches are added to a queue.
-        void keep(const Mask<Lane>& those, int64_t places, Queue& others) {
+        // Those whom stays(s) tells stay, as many as there are places; the others' searches are added to a queue.
+        template <class Stays>
+        void keep(const Stays& stays, int64_t places, Queue& others) {
             int kept = 0;
             for (int s = 0; s < members.count; ++s) {
-                if (!get(those, s) || kept == places) {
+                if (kept == places || !stays(s)) {
                     others.add(search[s]);
                     continue;
                 }
@@ -214,14 +215,19 @@ class FitDriver {
             block_store_.load(places_of(crew).of, stars.factor);
             return true;
         }
-        stars.fill(crew.members, stars_, k_);
-        if (!form_.has_trailing()) return true;
-        FloatLane common[MAX_TRAILING];
-        const int before = crew.members.count;
-        crew.keep(find_common_error(stars.factor, form_, stars.along, common), block_store_.free_places(),
-                  books_.queues[WHOLE]);
+        if (!form_.has_trailing()) {
+            stars.fill(crew.members, stars_, k_);
+            return true;
+        }
+        crew.keep([&](int s) { return may_be_in_blocks(stars_.whitener + crew.members.row[s] * row_start(m_), form_); },
+                  block_store_.free_places(), books_.queues[WHOLE]);
         if (crew.members.count == 0) return false;
-        if (crew.members.count < before) {
+        stars.fill(crew.members, stars_, k_);
+        FloatLane common[MAX_TRAILING];
+        const Mask<FloatLane> in_blocks = find_common_error(stars.factor, form_, stars.along, common);
+        if (!all(in_blocks)) {
+            crew.keep([&](int s) { return bool(get(in_blocks, s)); }, crew.members.count, books_.queues[WHOLE]);
+            if (crew.members.count == 0) return false;
             stars.fill(crew.members, stars_, k_);
             find_common_error(stars.factor, form_, stars.along, common);
         }

@@ -256,15 +256,21 @@ void test_other_forms(int m, const xpkern::SampleBlocks& blocks) {
         return kernel::count(kernel::find_common_error(triangle.at, form, along.at, common.at));
     };
     CHECK(stars_of_form(stored.factor) == width);
-    for (int i = blocks.leading; i < m; i += 3)
-        for (int j = 0; j < i; ++j) {
+    for (int i = blocks.leading; i < m; i += 9)
+        for (int j = 0; j < i; j += 4) {
             if (i < blocks.linked && j >= blocks.alone) continue;
-            for (const float change : {1.0001f, float(NAN), float(INFINITY)}) {
+            double square = 1e-40;  // of a row apart
+            for (int k = 0; i < blocks.linked && k < blocks.alone; ++k) square += std::pow(stored.row(i)[k], 2);
+            for (const double change : {1e-5 * std::sqrt(square), double(NAN), double(INFINITY)}) {
                 StoredFactor other = stored;
-                other.at(i, j) = i < blocks.linked ? other.at(i, j) * change : 1e-20f * change;
+                other.at(i, j) += static_cast<float>(change);
                 CHECK(stars_of_form(other.factor) == width - 1);
             }
         }
+    StoredFactor tiny = stored;  // squares of which are no numbers of full length
+    for (int i = blocks.leading; i < blocks.linked; ++i)
+        for (int j = 0; j < blocks.alone; ++j) tiny.at(i, j) *= 1e-15f;
+    CHECK(stars_of_form(tiny.factor) == width - 1);
     CHECK(stars_of_form(StoredFactor(m, 10, random).factor) == width - 1);
     for (const xpkern::SampleBlocks& none : {xpkern::SampleBlocks{}, {1, 1, m}, {5, 4, m}, {5, 6, 6}, {5, 6, m + 1}})
         CHECK(!kernel::BlockForm::of(m, none).has_trailing());
