@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 #: Flags of every translation unit. ``-ffp-contract=off``: a product and a sum are fused only where the source says
-#: ``fma``, otherwise results would change with the compiler. No ``-ffast-math`` (NaN tests and the rounding step of
-#: exp need IEEE rules), never ``-march=native`` (a wheel must run on other machines). GCC 12 sees uninitialised
-#: elements in arrays that are filled up to a size it does not know, and in its own AVX-512 header (GCC bug 105593).
+#: ``fma``, otherwise results would change with the compiler. No ``-ffast-math`` (NaN tests and the rounding step of exp
+#: need IEEE rules), never ``-march=native`` (a wheel must run on other machines). Python's own flags have ``-fwrapv``,
+#: with which every index is extended where it is used: 5 % of a fit; UBSan sees that none overflows. GCC 12 sees
+#: uninitialised elements in arrays that are filled up to a size it does not know, and in its own AVX-512 header (GCC
+#: bug 105593).
 COMMON_FLAGS = [
     "-std=c++17",
     "-O3",
     "-g0",
     "-ffp-contract=off",
     "-fno-math-errno",
+    "-fno-wrapv",
     "-fvisibility=hidden",
     "-pthread",
     "-Wall",

@@ -17,7 +17,7 @@ XPKERN_NAMESPACE_BEGIN
 // a Gauss-Newton step itself, so that little of it serves.
 constexpr double START_DAMPING = 1e-4, RESCUE_DAMPING = 1e-3;
 // Gauss-Newton steps end where Newton steps converge; a Newton step in float is taken where that is still so.
-constexpr double ROUGH_DROP = 0.1, ROUGH_DROP_PER_LOSS = 1e-3;
+constexpr double ROUGH_DROP = 0.03, ROUGH_DROP_PER_LOSS = 1e-3;
 constexpr double SHARP_DROP = 0.1, SHARP_DROP_PER_LOSS = 1e-2;
 constexpr double DROP_PER_LOSS = 1e-2;
 constexpr double COPY_RISE = 0.02;
