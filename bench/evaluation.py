@@ -13,22 +13,31 @@ from typing import Any
 
 import numpy as np
 
+from xpkern.grid import BLOCKS
 from xpkern.model.flux_model import FluxModel
 
 #: Numbers of evaluations of which the times are subtracted.
 FEW, MANY = 1, 3
 
 
-def multiply_adds_of_evaluation(model: FluxModel) -> dict[str, int]:
-    """Fused multiply-adds of one single-precision evaluation (loss, gradient, Gauss-Newton matrix) of one star."""
+def multiply_adds_of_evaluation(model: FluxModel, *, in_blocks: bool) -> dict[str, int]:
+    """Fused multiply-adds of one single-precision evaluation (loss, gradient, Gauss-Newton matrix) of one star.
+
+    ``in_blocks``: where the factor of its covariance is Eq. 2's and whitening makes use of that; else it is a triangle.
+    """
     sizes = [weight.shape for weight in model.weights]
     inputs, samples = sizes[0][0], sizes[-1][1]
     parameters = inputs + 2
     columns = parameters + 1  # slopes and residual
+    of_column = samples * (samples - 1) // 2
+    if in_blocks:
+        alone, leading, linked = BLOCKS
+        rows_of_trailing = range(leading - alone + 1, linked - alone + 1)
+        of_column = leading * (leading - 1) // 2 + alone + sum(rows_of_trailing) + samples - linked
     return {
         "network, values": sum(rows * columns_ for rows, columns_ in sizes),
         "network, tangents": inputs * sum(rows * columns_ for rows, columns_ in sizes[1:]),
-        "whitening": columns * samples * (samples - 1) // 2,
+        "whitening": columns * of_column,
         "normal equations": samples * (parameters * (parameters + 1) // 2 + parameters + 1),
     }
 

@@ -173,7 +173,7 @@ def bench_peak(n_stars: int, rounds: int, _engine_name: str) -> Result:
     extra: dict[str, Any] = {}
     for isa in instruction_sets():
         fitter = Fitter(CpuEngine(isa), n_stars)
-        operations = 2.0 * sum(multiply_adds_of_evaluation(fitter.model).values())
+        operations = 2.0 * sum(multiply_adds_of_evaluation(fitter.model, in_blocks=True).values())
         fit_with_at_most, kept = _limited_fit(fitter)
         before = fma_peak(isa)
         seconds = seconds_per_evaluation(fit_with_at_most, kept, rounds=rounds)

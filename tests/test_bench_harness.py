@@ -118,8 +118,9 @@ def test_unknown_benchmark_is_refused(capsys):
 def test_multiply_adds_of_the_usual_model():
     """Counted by hand in bench/NOTES.md for 3-32-32-32-66."""
     weights = [np.zeros(shape) for shape in ((3, 32), (32, 32), (32, 32), (32, 66))]
-    count = multiply_adds_of_evaluation(SimpleNamespace(weights=weights))
-    assert list(count.values()) == [4256, 12480, 12870, 1386]
+    model = SimpleNamespace(weights=weights)
+    assert list(multiply_adds_of_evaluation(model, in_blocks=False).values()) == [4256, 12480, 12870, 1386]
+    assert list(multiply_adds_of_evaluation(model, in_blocks=True).values()) == [4256, 12480, 6120, 1386]
 
 
 def test_multiply_adds_of_training_steps_of_the_usual_model():

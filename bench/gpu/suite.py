@@ -179,7 +179,7 @@ def _resident(engine: Any, roof: Roof, n_stars: int) -> dict[str, Any]:
     evaluations = float(solution.iterations.mean())
     from_one = engine.fit(model, sample.prior, stars, start, sample.terms, sample.box, FitOptions())
     evaluations_from_one = float(from_one.iterations.mean())
-    per_evaluation = float(sum(multiply_adds_of_evaluation(model).values()))
+    per_evaluation = float(sum(multiply_adds_of_evaluation(model, in_blocks=False).values()))
     network = sum(weight.size for weight in model.weights)
     whitener = 4.0 * samples * (samples + 1) / 2
     operations: dict[str, tuple[Callable[[], Any], float, float, float]] = {
