@@ -70,7 +70,7 @@ def emulated_aarch64() -> Machine:
 #: Tests of code without vectors: the baseline's is enough.
 OF_NO_ISA = ("parquet_test",)
 
-#: Tests of code that is soon optimised: emulated, a minute or two of running becomes seconds.
+#: Tests of code that is soon optimised: a minute or two of running becomes seconds.
 SOON_OPTIMISED = ("csv_test", "parquet_test")
 
 #: What a test of kernels for GPUs is built with in place of an instruction set, by the name of its form.
@@ -88,7 +88,7 @@ def build_and_run(machine: Machine, source: Path, isa: str) -> tuple[str, int, s
         # functions are called instead of inlined, which takes a sixth of the time to compile
         defines = [f"-DXPKERN_ISA={isa}", "-DXPKERN_CALLS"]
         defines += ["-DXPKERN_SCALAR_LANES"] * (isa == "scalar")  # as isa_scalar.cpp does
-    optimised = ["-O1"] * bool(machine.runner and source.stem in SOON_OPTIMISED)  # the last one counts
+    optimised = ["-O1"] * (source.stem in SOON_OPTIMISED)  # the last one counts
     checks = [EVERY_CHECK if isa == "scalar" else INDEX_CHECKS] * machine.sanitized
     command = [machine.compiler, *flags, *machine.flags, *optimised, *checks, *defines, str(source), "-o", str(program)]
     built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
