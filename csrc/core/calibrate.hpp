@@ -122,10 +122,10 @@ XPKERN_KERNEL void add_side(const SideView& side, const Mask<Lane>& exists, doub
     Lane* flux = scratch.side_flux;
     product<Shape::rectangle, Shape::rectangle, Onto::zero>(
         side.design, rows, side.coefficients, rectangle(scratch.coefficients, 1), 1, rectangle(flux, rows));
-    const Rows<Lane> half = part_of_triangle(scratch.half, 0, 0);
+    const PackedRows<Lane> half = part_of_triangle(scratch.half, 0, 0);
     if (rest > 0) {
         // half of (1 | ratio) Sigma (1 | ratio)^T, in the leading block of `half`
-        const Rows<Lane> link = part_of_triangle(scratch.half, inner, 0);
+        const PackedRows<Lane> link = part_of_triangle(scratch.half, inner, 0);
         product<Shape::rectangle, Shape::lower, Onto::out>(side.ratio, inner, rest,
                                                            part_of_triangle(scratch.half, inner, inner), rest, link);
         symmetric_product<Shape::rectangle, Onto::out>(side.ratio, inner, rest, link, 0.5, half);
@@ -136,7 +136,7 @@ XPKERN_KERNEL void add_side(const SideView& side, const Mask<Lane>& exists, doub
     symmetric_product<Shape::lower, Onto::zero>(side.upper_reversed, inner, inner, by_upper, 0.5,
                                                 FlippedTriangle<Lane>{scratch.half, inner});
     product<Shape::lower, Shape::lower, Onto::zero>(side.lower, rows, inner, half, inner, by_lower);
-    const Rows<Lane> covariance = part_of_triangle(scratch.triangle, side.first_sample, side.first_sample);
+    const PackedRows<Lane> covariance = part_of_triangle(scratch.triangle, side.first_sample, side.first_sample);
     symmetric_product<Shape::lower, Onto::out>(side.lower, rows, inner, by_lower, 1, covariance);
 
     // Every coefficient enters flux[0], every element of half some by_lower[k][rows - 1]: these times 0 are 0, or else

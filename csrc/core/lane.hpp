@@ -141,6 +141,12 @@ XPKERN_INLINE double abs(double a) {
 }
 #endif
 
+// c - a b, rounded once where fma() is.
+template <class Lane>
+XPKERN_INLINE Lane fnma(const Lane& a, const Lane& b, const Lane& c) {
+    return fma(-a, b, c);
+}
+
 // As the SIMD instructions: the second operand where either is NaN. clamp() therefore keeps a NaN.
 XPKERN_INLINE float min(float a, float b) {
     return a < b ? a : b;

@@ -8,15 +8,27 @@
 
 XPKERN_NAMESPACE_BEGIN
 
-// Rows in memory: of a rectangle, or of a part of a packed triangle, whose rows start further and further apart.
+// What walks over a matrix goes from row to row by a pointer: addresses that are computed of indices take as many
+// instructions as the multiply-adds, and more registers than there are.
+
+// Rows of a rectangle in memory.
 template <class Lane>
 struct Rows {
+    using Element = Lane;
     Lane* origin;
-    int stride;
-    bool packed;
-    XPKERN_INLINE Lane* operator[](int k) const { return origin + k * stride + (packed ? row_start(k) : 0); }
-    XPKERN_INLINE int step(int k) const { return stride + (packed ? k + 1 : 0); }  // from row k to row k + 1
-    XPKERN_INLINE Lane& at(int i, int j) const { return (*this)[i][j]; }
+    int columns;
+    XPKERN_INLINE Lane* operator[](int k) const { return origin + k * columns; }
+    XPKERN_INLINE int step(int) const { return columns; }  // from row k to row k + 1
+};
+
+// Rows of a part of a packed triangle, which start further and further apart: the part begins in this row of it.
+template <class Lane>
+struct PackedRows {
+    using Element = Lane;
+    Lane* origin;
+    int first;
+    XPKERN_INLINE Lane* operator[](int k) const { return origin + k * first + row_start(k); }
+    XPKERN_INLINE int step(int k) const { return first + k + 1; }
 };
 
 // A packed triangle of n rows with its indices counted from the end: element (i, j) is element (n - 1 - j, n - 1 - i).
@@ -24,18 +36,40 @@ template <class Lane>
 struct FlippedTriangle {
     Lane* triangle;
     int n;
-    XPKERN_INLINE Lane& at(int i, int j) const { return triangle[row_start(n - 1 - j) + n - 1 - i]; }
 };
+
+// visit(p, q, element (i + p, j + q)) for p < P, q < Q; of a block on the diagonal only q <= p.
+template <bool DIAGONAL, int P, int Q, class Lane, class Visit>
+XPKERN_INLINE void visit_block(const PackedRows<Lane>& rows, int i, int j, const Visit& visit) {
+    Lane* row = rows[i] + j;
+    XPKERN_UNROLL
+    for (int p = 0; p < P; ++p) {
+        XPKERN_UNROLL
+        for (int q = 0; q < (DIAGONAL ? p + 1 : Q); ++q) visit(p, q, row[q]);
+        row += rows.step(i + p);
+    }
+}
+template <bool DIAGONAL, int P, int Q, class Lane, class Visit>
+XPKERN_INLINE void visit_block(const FlippedTriangle<Lane>& flipped, int i, int j, const Visit& visit) {
+    const int last = flipped.n - 1;
+    Lane* row = flipped.triangle + row_start(last - j) + last - i;
+    XPKERN_UNROLL
+    for (int q = 0; q < Q; ++q) {
+        XPKERN_UNROLL
+        for (int p = DIAGONAL ? q : 0; p < P; ++p) visit(p, q, row[-p]);
+        row -= last - j - q;
+    }
+}
 
 template <class Lane>
 XPKERN_INLINE Rows<Lane> rectangle(Lane* origin, int columns) {
-    return {origin, columns, false};
+    return {origin, columns};
 }
 
 // The part of a packed triangle that starts at (row, column).
 template <class Lane>
-XPKERN_INLINE Rows<Lane> part_of_triangle(Lane* triangle, int row, int column) {
-    return {triangle + row_start(row) + column, row, true};
+XPKERN_INLINE PackedRows<Lane> part_of_triangle(Lane* triangle, int row, int column) {
+    return {triangle + row_start(row) + column, row};
 }
 
 template <class Lane>
@@ -50,53 +84,52 @@ enum class Shape { rectangle, lower };
 enum class Onto { zero, out };
 
 // A register block of product(): out[q ... q + Q)[p ... p + P).
-template <Shape RIGHT, Onto ONTO, int P, int Q, class Lane>
-XPKERN_INLINE void product_block(const double* left, int n_left, int inner, const Rows<Lane>& right, int q,
-                                 const Rows<Lane>& out, int p) {
+template <Shape RIGHT, Onto ONTO, int P, int Q, class Right, class Out>
+XPKERN_INLINE void product_block(const double* left, int n_left, int inner, const Right& right, int q, const Out& out,
+                                 int p) {
+    using Lane = typename Right::Element;
     Lane sum[Q][P];
+    Lane* const begin = out[q] + p;
+    Lane* to = begin;
     XPKERN_UNROLL
     for (int j = 0; j < Q; ++j) {
         XPKERN_UNROLL
-        for (int i = 0; i < P; ++i) sum[j][i] = ONTO == Onto::out ? out[q + j][p + i] : lane<Lane>(0);
+        for (int i = 0; i < P; ++i) sum[j][i] = ONTO == Onto::out ? to[i] : lane<Lane>(0);
+        to += out.step(q + j);
     }
-    int k = 0;
-    left += p;
-    if constexpr (RIGHT == Shape::lower) {
-        XPKERN_UNROLL
-        for (int corner = 0; corner < Q; ++corner) {
-            const Lane* row = right[q + corner] + q;
-            XPKERN_UNROLL
-            for (int i = 0; i < P; ++i) {
-                const Lane factor(left[(q + corner) * n_left + i]);
-                XPKERN_UNROLL
-                for (int j = 0; j <= corner; ++j) sum[j][i] = fma(factor, row[j], sum[j][i]);
-            }
-        }
-        k = q + Q;
-    }
+    int k = RIGHT == Shape::lower ? q : 0;
+    const double* factor = left + k * n_left + p;
     const Lane* row = right[k] + q;
-    for (; k < inner; ++k) {
+    const auto add_row = [&](int columns) {
         Lane operand[Q];
         XPKERN_UNROLL
-        for (int j = 0; j < Q; ++j) operand[j] = row[j];
+        for (int j = 0; j < columns; ++j) operand[j] = row[j];
         XPKERN_UNROLL
         for (int i = 0; i < P; ++i) {
-            const Lane factor(left[k * n_left + i]);
+            const Lane all(factor[i]);
             XPKERN_UNROLL
-            for (int j = 0; j < Q; ++j) sum[j][i] = fma(factor, operand[j], sum[j][i]);
+            for (int j = 0; j < columns; ++j) sum[j][i] = fma(all, operand[j], sum[j][i]);
         }
-        row += right.step(k);
+        row += right.step(k++);
+        factor += n_left;
+    };
+    if constexpr (RIGHT == Shape::lower) {
+        XPKERN_UNROLL
+        for (int corner = 0; corner < Q; ++corner) add_row(corner + 1);
     }
+    while (k < inner) add_row(Q);
+    to = begin;
     XPKERN_UNROLL
     for (int j = 0; j < Q; ++j) {
         XPKERN_UNROLL
-        for (int i = 0; i < P; ++i) out[q + j][p + i] = sum[j][i];
+        for (int i = 0; i < P; ++i) to[i] = sum[j][i];
+        to += out.step(q + j);
     }
 }
 
-template <Shape LEFT, Shape RIGHT, Onto ONTO, int P, int Q, class Lane>
-XPKERN_INLINE int product_panel(const double* left, int n_left, int inner, const Rows<Lane>& right, int q,
-                                const Rows<Lane>& out, int p) {
+template <Shape LEFT, Shape RIGHT, Onto ONTO, int P, int Q, class Right, class Out>
+XPKERN_INLINE int product_panel(const double* left, int n_left, int inner, const Right& right, int q, const Out& out,
+                                int p) {
     for (; p + P <= n_left; p += P) {
         const int end = LEFT == Shape::lower && p + P < inner ? p + P : inner;
         product_block<RIGHT, ONTO, P, Q>(left, n_left, end, right, q, out, p);
@@ -104,9 +137,9 @@ XPKERN_INLINE int product_panel(const double* left, int n_left, int inner, const
     return p;
 }
 
-template <Shape LEFT, Shape RIGHT, Onto ONTO, int Q, class Lane>
-XPKERN_INLINE int product_panels(const double* left, int n_left, int inner, const Rows<Lane>& right, int n_right, int q,
-                                 const Rows<Lane>& out) {
+template <Shape LEFT, Shape RIGHT, Onto ONTO, int Q, class Right, class Out>
+XPKERN_INLINE int product_panels(const double* left, int n_left, int inner, const Right& right, int n_right, int q,
+                                 const Out& out) {
     for (; q + Q <= n_right; q += Q) {
         constexpr int P =
             LEFT == Shape::lower && Q == 4 ? 4 : 6;  // a lower block should not reach far above its diagonal
@@ -125,8 +158,8 @@ XPKERN_INLINE int product_panels(const double* left, int n_left, int inner, cons
 // out: (n_right, n_left), so that a product can be the right factor of the next. A panel of `right` stays in the
 // nearest cache while `left` passes; 6 x 4 accumulators (6 x 2 where there are 16 registers) hide the latency of the
 // multiply-adds.
-template <Shape LEFT, Shape RIGHT, Onto ONTO, class Lane>
-XPKERN_KERNEL void product(const double* left, int n_left, int inner, Rows<Lane> right, int n_right, Rows<Lane> out) {
+template <Shape LEFT, Shape RIGHT, Onto ONTO, class Right, class Out>
+XPKERN_KERNEL void product(const double* left, int n_left, int inner, Right right, int n_right, Out out) {
     constexpr int Q = ACCUMULATORS >= 16 ? 4 : 2;
     int q = product_panels<LEFT, RIGHT, ONTO, Q>(left, n_left, inner, right, n_right, 0, out);
     if constexpr (Q > 2) q = product_panels<LEFT, RIGHT, ONTO, 2>(left, n_left, inner, right, n_right, q, out);
@@ -134,8 +167,8 @@ XPKERN_KERNEL void product(const double* left, int n_left, int inner, Rows<Lane>
 }
 
 // A register block of symmetric_product(): out(i ... i + P, j ... j + Q), of which i = j needs the lower triangle.
-template <Shape SHAPE, Onto ONTO, bool DIAGONAL, int P, int Q, class Lane, class Out>
-XPKERN_INLINE void symmetric_block(const double* left, int n, int inner, const Rows<Lane>& right, int i, int j,
+template <Shape SHAPE, Onto ONTO, bool DIAGONAL, int P, int Q, class Lane, class Right, class Out>
+XPKERN_INLINE void symmetric_block(const double* left, int n, int inner, const Right& right, int i, int j,
                                    const Lane& diagonal, const Out& out) {
     Lane sum[P][Q];
     XPKERN_UNROLL
@@ -143,61 +176,47 @@ XPKERN_INLINE void symmetric_block(const double* left, int n, int inner, const R
         XPKERN_UNROLL
         for (int q = 0; q < Q; ++q) sum[p][q] = lane<Lane>(0);
     }
+    const double *left_i = left + i, *left_j = left + j;
+    const Lane *right_i = right.origin + i, *right_j = right.origin + j;
+    int k = 0;
+    const auto add_row = [&](int column) {  // what is before that column is zero
+        XPKERN_UNROLL
+        for (int q = column; q < Q; ++q) {
+            const Lane factor(left_j[q]);
+            XPKERN_UNROLL
+            for (int p = DIAGONAL ? q : 0; p < P; ++p) sum[p][q] = fma(factor, right_i[p], sum[p][q]);
+        }
+        XPKERN_UNROLL
+        for (int p = DIAGONAL ? column : 0; p < P; ++p) {
+            const Lane factor(left_i[p]);
+            XPKERN_UNROLL
+            for (int q = column; q < (DIAGONAL ? p + 1 : Q); ++q) sum[p][q] = fma(factor, right_j[q], sum[p][q]);
+        }
+        left_i += n;
+        left_j += n;
+        right_i += right.step(k);
+        right_j += right.step(k++);
+    };
     const int full = SHAPE == Shape::lower && j < inner ? j : inner;
-    const Lane* right_row = right[0];
-    for (int k = 0; k < full; ++k) {
-        const double* left_row = left + k * n;
-        XPKERN_UNROLL
-        for (int q = 0; q < Q; ++q) {
-            const Lane factor(left_row[j + q]);
-            XPKERN_UNROLL
-            for (int p = DIAGONAL ? q : 0; p < P; ++p) sum[p][q] = fma(factor, right_row[i + p], sum[p][q]);
-        }
-        XPKERN_UNROLL
-        for (int p = 0; p < P; ++p) {
-            const Lane factor(left_row[i + p]);
-            XPKERN_UNROLL
-            for (int q = 0; q < (DIAGONAL ? p + 1 : Q); ++q) sum[p][q] = fma(factor, right_row[j + q], sum[p][q]);
-        }
-        right_row += right.step(k);
-    }
+    while (k < full) add_row(0);
     if constexpr (SHAPE == Shape::lower) {
         XPKERN_UNROLL
         for (int corner = 0; corner < Q; ++corner) {
             if (j + corner >= inner) break;
-            const double* left_row = left + (j + corner) * n;
-            XPKERN_UNROLL
-            for (int q = corner; q < Q; ++q) {
-                const Lane factor(left_row[j + q]);
-                XPKERN_UNROLL
-                for (int p = DIAGONAL ? q : 0; p < P; ++p) sum[p][q] = fma(factor, right_row[i + p], sum[p][q]);
-            }
-            XPKERN_UNROLL
-            for (int p = DIAGONAL ? corner : 0; p < P; ++p) {
-                const Lane factor(left_row[i + p]);
-                XPKERN_UNROLL
-                for (int q = corner; q < (DIAGONAL ? p + 1 : Q); ++q)
-                    sum[p][q] = fma(factor, right_row[j + q], sum[p][q]);
-            }
-            right_row += right.step(j + corner);
+            add_row(corner);
         }
     }
-    XPKERN_UNROLL
-    for (int p = 0; p < P; ++p) {
-        XPKERN_UNROLL
-        for (int q = 0; q < (DIAGONAL ? p + 1 : Q); ++q) {
-            Lane& element = out.at(i + p, j + q);
-            const Lane share = DIAGONAL && q == p ? sum[p][q] * diagonal : sum[p][q];
-            element = ONTO == Onto::out ? element + share : share;
-        }
-    }
+    visit_block<DIAGONAL, P, Q>(out, i, j, [&](int p, int q, Lane& element) {
+        const Lane share = DIAGONAL && q == p ? sum[p][q] * diagonal : sum[p][q];
+        element = ONTO == Onto::out ? element + share : share;
+    });
 }
 
 // Square blocks load least; 3 x 3 is what 16 registers hold with the operands of both products.
 constexpr int SYMMETRIC_BLOCK = ACCUMULATORS >= 16 ? 4 : 3;
 
-template <Shape SHAPE, Onto ONTO, int P, class Lane, class Out>
-XPKERN_INLINE void symmetric_panel(const double* left, int n, int inner, const Rows<Lane>& right, int i,
+template <Shape SHAPE, Onto ONTO, int P, class Lane, class Right, class Out>
+XPKERN_INLINE void symmetric_panel(const double* left, int n, int inner, const Right& right, int i,
                                    const Lane& diagonal, const Out& out) {
     int j = 0;
     for (; j + SYMMETRIC_BLOCK <= i; j += SYMMETRIC_BLOCK)
@@ -209,38 +228,45 @@ XPKERN_INLINE void symmetric_panel(const double* left, int n, int inner, const R
 // out(i, j) (+)= sum_k left[k][i] right[k][j] + left[k][j] right[k][i] for j <= i; on the diagonal, a share of it.
 //
 // left, right: (inner, n); for Shape::lower they are taken as zero where k > i. out: lower triangle.
-template <Shape SHAPE, Onto ONTO, class Lane, class Out>
-XPKERN_KERNEL void symmetric_product(const double* left, int n, int inner, Rows<Lane> right, double diagonal_share,
+template <Shape SHAPE, Onto ONTO, class Right, class Out>
+XPKERN_KERNEL void symmetric_product(const double* left, int n, int inner, Right right, double diagonal_share,
                                      Out out) {
     constexpr int P = SYMMETRIC_BLOCK;
-    const Lane share = lane<Lane>(diagonal_share);
+    const auto share = lane<typename Right::Element>(diagonal_share);
     int i = 0;
     for (; i + P <= n; i += P) symmetric_panel<SHAPE, ONTO, P>(left, n, inner, right, i, share, out);
     for (; i + 2 <= n; i += 2) symmetric_panel<SHAPE, ONTO, 2>(left, n, inner, right, i, share, out);
     if (i < n) symmetric_panel<SHAPE, ONTO, 1>(left, n, inner, right, i, share, out);
 }
 
-// sum = C_ij - sum_k G_ik G_jk, k = first ... j - 1, of ROWS rows of a triangle and COLUMNS columns from j on.
-template <int ROWS, int COLUMNS, class Lane>
-XPKERN_INLINE void cholesky_sums(const Lane* const (&row)[ROWS], const Lane* triangle, int first, int j,
-                                 Lane (&sum)[ROWS][COLUMNS]) {
-    const Lane* pivot_row[COLUMNS];
+// The rows of a triangle from some row on.
+template <int ROWS, class Element>
+XPKERN_INLINE void find_rows(Element* triangle, int first, Element* (&row)[ROWS]) {
+    row[0] = triangle + row_start(first);
     XPKERN_UNROLL
-    for (int c = 0; c < COLUMNS; ++c) pivot_row[c] = triangle + row_start(j + c);
+    for (int r = 1; r < ROWS; ++r) row[r] = row[r - 1] + first + r;
+}
+
+// sum = C_ij - sum_k G_ik G_jk, k = first ... j - 1, of ROWS rows of a triangle and COLUMNS columns from j on.
+// pivot_row: the rows of these columns.
+template <int ROWS, int COLUMNS, class Element, class Lane>
+XPKERN_INLINE void cholesky_sums(Element* const (&row)[ROWS], Element* const (&pivot_row)[COLUMNS], int first, int j,
+                                 Lane (&sum)[ROWS][COLUMNS]) {
     XPKERN_UNROLL
     for (int r = 0; r < ROWS; ++r) {
+        const Lane* element = row[r] + j;
         XPKERN_UNROLL
-        for (int c = 0; c < COLUMNS; ++c) sum[r][c] = row[r][j + c];
+        for (int c = 0; c < COLUMNS; ++c) sum[r][c] = element[c];
     }
     for (int k = first; k < j; ++k) {
         Lane factor[ROWS];
         XPKERN_UNROLL
-        for (int r = 0; r < ROWS; ++r) factor[r] = -row[r][k];
+        for (int r = 0; r < ROWS; ++r) factor[r] = row[r][k];
         XPKERN_UNROLL
         for (int c = 0; c < COLUMNS; ++c) {
             const Lane pivot = pivot_row[c][k];
             XPKERN_UNROLL
-            for (int r = 0; r < ROWS; ++r) sum[r][c] = fma(factor[r], pivot, sum[r][c]);
+            for (int r = 0; r < ROWS; ++r) sum[r][c] = fnma(factor[r], pivot, sum[r][c]);
         }
     }
 }
@@ -250,20 +276,19 @@ XPKERN_INLINE void cholesky_sums(const Lane* const (&row)[ROWS], const Lane* tri
 template <int ROWS, int COLUMNS, class Lane>
 XPKERN_INLINE void cholesky_block(Lane* triangle, int first, int i, int j) {
     Lane sum[ROWS][COLUMNS];
-    const Lane* of_block[ROWS];
+    Lane *row[ROWS], *pivot_row[COLUMNS];
+    find_rows(triangle, i, row);
+    find_rows(triangle, j, pivot_row);
+    cholesky_sums(row, pivot_row, first, j, sum);
     XPKERN_UNROLL
-    for (int r = 0; r < ROWS; ++r) of_block[r] = triangle + row_start(i + r);
-    cholesky_sums(of_block, triangle, first, j, sum);
-    XPKERN_UNROLL
-    for (int r = 0; r < ROWS; ++r) {
-        Lane* row = triangle + row_start(i + r);
+    for (int c = 0; c < COLUMNS; ++c) {
+        const Lane* pivot = pivot_row[c] + j;
         XPKERN_UNROLL
-        for (int c = 0; c < COLUMNS; ++c) {
-            const Lane* pivot_row = triangle + row_start(j + c);
+        for (int r = 0; r < ROWS; ++r) {
             XPKERN_UNROLL
-            for (int k = 0; k < c; ++k) sum[r][c] = fma(-sum[r][k], pivot_row[j + k], sum[r][c]);
-            sum[r][c] = sum[r][c] * pivot_row[j + c];
-            row[j + c] = sum[r][c];
+            for (int k = 0; k < c; ++k) sum[r][c] = fnma(sum[r][k], pivot[k], sum[r][c]);
+            sum[r][c] = sum[r][c] * pivot[c];
+            row[r][j + c] = sum[r][c];
         }
     }
 }
@@ -274,18 +299,18 @@ template <int COLUMNS, class Lane>
 XPKERN_INLINE void cholesky_corner(Lane* triangle, int first, int j) {
     Lane sum[COLUMNS][COLUMNS];
     Lane* row[COLUMNS];
+    find_rows(triangle, j, row);
     XPKERN_UNROLL
     for (int r = 0; r < COLUMNS; ++r) {
-        row[r] = triangle + row_start(j + r);
         XPKERN_UNROLL
         for (int c = 0; c <= r; ++c) sum[r][c] = row[r][j + c];
     }
     for (int k = first; k < j; ++k) {
         XPKERN_UNROLL
         for (int r = 0; r < COLUMNS; ++r) {
-            const Lane factor = -row[r][k];
+            const Lane factor = row[r][k];
             XPKERN_UNROLL
-            for (int c = 0; c <= r; ++c) sum[r][c] = fma(factor, row[c][k], sum[r][c]);
+            for (int c = 0; c <= r; ++c) sum[r][c] = fnma(factor, row[c][k], sum[r][c]);
         }
     }
     XPKERN_UNROLL
@@ -293,7 +318,7 @@ XPKERN_INLINE void cholesky_corner(Lane* triangle, int first, int j) {
         XPKERN_UNROLL
         for (int k = 0; k < c; ++k) {
             XPKERN_UNROLL
-            for (int r = c; r < COLUMNS; ++r) sum[r][c] = fma(-sum[r][k], sum[c][k], sum[r][c]);
+            for (int r = c; r < COLUMNS; ++r) sum[r][c] = fnma(sum[r][k], sum[c][k], sum[r][c]);
         }
         const Lane reciprocal = lane<Lane>(1) / sqrt(sum[c][c]);
         row[c][j + c] = reciprocal;
@@ -340,28 +365,32 @@ template <int ROWS, int COLUMNS, class Lane>
 XPKERN_INLINE void solve_rows(const Lane* factor, int begin, int i, const Rows<Lane>& y) {
     Lane sum[ROWS][COLUMNS];
     const Lane* row[ROWS];
+    find_rows(factor, i, row);
+    Lane* const out = y[i - begin];
     XPKERN_UNROLL
     for (int r = 0; r < ROWS; ++r) {
-        row[r] = factor + row_start(i + r);
         XPKERN_UNROLL
-        for (int c = 0; c < COLUMNS; ++c) sum[r][c] = y[i - begin + r][c];
+        for (int c = 0; c < COLUMNS; ++c) sum[r][c] = (out + r * y.columns)[c];
     }
+    const Lane* known = y.origin;
     for (int k = begin; k < i; ++k) {
         XPKERN_UNROLL
         for (int r = 0; r < ROWS; ++r) {
-            const Lane minus = -row[r][k];
+            const Lane element = row[r][k];
             XPKERN_UNROLL
-            for (int c = 0; c < COLUMNS; ++c) sum[r][c] = fma(minus, y[k - begin][c], sum[r][c]);
+            for (int c = 0; c < COLUMNS; ++c) sum[r][c] = fnma(element, known[c], sum[r][c]);
         }
+        known += y.columns;
     }
     XPKERN_UNROLL
     for (int r = 0; r < ROWS; ++r) {
+        const Lane* element = row[r] + i;
         XPKERN_UNROLL
         for (int c = 0; c < COLUMNS; ++c) {
             XPKERN_UNROLL
-            for (int k = 0; k < r; ++k) sum[r][c] = fma(-row[r][i + k], sum[k][c], sum[r][c]);
-            sum[r][c] = sum[r][c] * row[r][i + r];
-            y[i - begin + r][c] = sum[r][c];
+            for (int k = 0; k < r; ++k) sum[r][c] = fnma(element[k], sum[k][c], sum[r][c]);
+            sum[r][c] = sum[r][c] * element[r];
+            (out + r * y.columns)[c] = sum[r][c];
         }
     }
 }

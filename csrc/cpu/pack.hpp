@@ -210,32 +210,35 @@ XPKERN_INLINE bool all(const Pack<Integer, N>& mask) {
     return count(mask) == N;
 }
 
-template <class Element, int N>
-XPKERN_INLINE Pack<Element, N> fma(const Pack<Element, N>& a, const Pack<Element, N>& b, const Pack<Element, N>& c) {
-    Pack<Element, N> result;
-    XPKERN_UNROLL
-    for (int k = 0; k < result.registers; ++k) {
+// fma() and fnma() on registers. Of a negated factor that is used more than once the compilers make no instruction of
+// its own.
 #if defined(__AVX512F__)
-        if constexpr (sizeof(Element) == 4)
-            result.v[k] = _mm512_fmadd_ps(a.v[k], b.v[k], c.v[k]);
-        else
-            result.v[k] = _mm512_fmadd_pd(a.v[k], b.v[k], c.v[k]);
+#define XPKERN_FUSED_REGISTER(x86, neon, precision, bits, plain) _mm512_##x86##_##precision(a.v[k], b.v[k], c.v[k])
 #elif defined(__FMA__)
-        if constexpr (sizeof(Element) == 4)
-            result.v[k] = _mm256_fmadd_ps(a.v[k], b.v[k], c.v[k]);
-        else
-            result.v[k] = _mm256_fmadd_pd(a.v[k], b.v[k], c.v[k]);
+#define XPKERN_FUSED_REGISTER(x86, neon, precision, bits, plain) _mm256_##x86##_##precision(a.v[k], b.v[k], c.v[k])
 #elif defined(__aarch64__)
-        if constexpr (sizeof(Element) == 4)
-            result.v[k] = vfmaq_f32(c.v[k], a.v[k], b.v[k]);
-        else
-            result.v[k] = vfmaq_f64(c.v[k], a.v[k], b.v[k]);
+#define XPKERN_FUSED_REGISTER(x86, neon, precision, bits, plain) neon##_f##bits(c.v[k], a.v[k], b.v[k])
 #else
-        result.v[k] = a.v[k] * b.v[k] + c.v[k];
+#define XPKERN_FUSED_REGISTER(x86, neon, precision, bits, plain) plain
 #endif
+#define XPKERN_PACK_FUSED(name, x86, neon, plain)                                             \
+    template <class Element, int N>                                                           \
+    XPKERN_INLINE Pack<Element, N> name(const Pack<Element, N>& a, const Pack<Element, N>& b, \
+                                        const Pack<Element, N>& c) {                          \
+        Pack<Element, N> result;                                                              \
+        XPKERN_UNROLL                                                                         \
+        for (int k = 0; k < result.registers; ++k) {                                          \
+            if constexpr (sizeof(Element) == 4)                                               \
+                result.v[k] = XPKERN_FUSED_REGISTER(x86, neon, ps, 32, plain);                \
+            else                                                                              \
+                result.v[k] = XPKERN_FUSED_REGISTER(x86, neon, pd, 64, plain);                \
+        }                                                                                     \
+        return result;                                                                        \
     }
-    return result;
-}
+XPKERN_PACK_FUSED(fma, fmadd, vfmaq, a.v[k] * b.v[k] + c.v[k])
+XPKERN_PACK_FUSED(fnma, fnmadd, vfmsq, c.v[k] - a.v[k] * b.v[k])
+#undef XPKERN_PACK_FUSED
+#undef XPKERN_FUSED_REGISTER
 
 template <class Element, int N>
 XPKERN_INLINE Pack<Element, N> sqrt(const Pack<Element, N>& a) {

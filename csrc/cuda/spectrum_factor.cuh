@@ -13,13 +13,14 @@ __device__ __forceinline__ void factor_columns_by_warp(double* triangle, int fir
     constexpr int strips = UsualSpectrum::block_strips - STRIP;
     const int top = begin + STRIP * LANES, lane = lane_in_warp();
     double sum[strips][COLUMNS];
-    const double* row[strips];
+    const double *row[strips], *pivot_row[COLUMNS];
+    find_rows<COLUMNS, const double>(triangle, j, pivot_row);
     XPKERN_UNROLL
     for (int s = 0; s < strips; ++s) {  // lanes that have no row of the strip compute what nobody asks for
         const int i = top + s * LANES + lane;
         row[s] = triangle + row_start(i < j ? j : (i < end ? i : end - 1));
     }
-    cholesky_sums(row, triangle, first, j, sum);
+    cholesky_sums(row, pivot_row, first, j, sum);
     XPKERN_UNROLL
     for (int c = 0; c < COLUMNS; ++c) {
         const double reciprocal = rsqrt(from_lane(sum[0][c], j + c - top));
