@@ -183,7 +183,7 @@ def test_what_is_written_is_what_training_reads(tmp_path):
     np.testing.assert_allclose(labels.mean[:, :3], np.column_stack([TEFF / 1000, FEH, LOGG]), atol=1e-6)
     np.testing.assert_allclose(labels.error[0, :3], [0.05, 0.02, 0.05], rtol=1e-6)
     np.testing.assert_array_equal(labels.column("snr_r"), 70.0)
-    assert labels.table.texts("survey", np.arange(2)) == ["lamost", "lamost"]
+    assert labels.table.texts("survey", np.arange(2)).tolist() == ["lamost", "lamost"]
 
 
 @pytest.mark.parametrize(

@@ -438,6 +438,33 @@ XPKERN_KERNEL InverseNorm<Lane> inverse_norm(const Lane* factor, int begin, int 
     return norm;
 }
 
+// Bounds of inverse_norm() for a quarter of its work: with the block's halves A and B and the rectangle X between them,
+//
+//     |G^-1|^2 = |A^-1|^2 + |B^-1|^2 + |B^-1 X A^-1|^2 <= |A^-1|^2 + |B^-1|^2 (1 + |X|^2 |A^-1|^2).
+template <class Lane>
+XPKERN_KERNEL InverseNorm<Lane> inverse_norm_bound(const Lane* factor, int begin, int end, int tail,
+                                                   const Lane* present, Lane* work) {
+    constexpr int SUMS = 4;  // side by side, as each waits for its last
+    const int half = (begin + end) / 2;
+    const InverseNorm<Lane> upper = inverse_norm(factor, begin, half, tail, present, work);
+    const InverseNorm<Lane> lower = inverse_norm(factor, half, end, tail, present, work);
+    Lane sum[SUMS];
+    XPKERN_UNROLL
+    for (int c = 0; c < SUMS; ++c) sum[c] = lane<Lane>(0);
+    for (int i = half; i < end; ++i) {
+        const Lane* row = factor + row_start(i);
+        int j = begin;
+        for (; j + SUMS <= half; j += SUMS) {
+            XPKERN_UNROLL
+            for (int c = 0; c < SUMS; ++c) sum[c] = fma(row[j + c], row[j + c], sum[c]);
+        }
+        for (; j < half; ++j) sum[0] = fma(row[j], row[j], sum[0]);
+    }
+    const Lane link = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+    const Lane growth = fma(link, upper.all, lane<Lane>(1));
+    return {fma(lower.all, growth, upper.all), fma(lower.tail, growth, upper.tail)};
+}
+
 // Squared Frobenius norm of B^-1 X, B the block begin ... end of a factor, X the columns before it from `first` on.
 template <class Lane>
 XPKERN_KERNEL Lane link_norm(const Lane* factor, int begin, int end, int first, Lane* work) {

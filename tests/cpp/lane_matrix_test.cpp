@@ -6,6 +6,7 @@
 
 #include <cstdlib>
 #include <memory>
+#include <utility>
 #include <vector>
 
 namespace kernel = xpkern::XPKERN_ISA;
@@ -184,6 +185,22 @@ void test_factor(int end, int link, int n, Random& random) {
                              kernel::get(between, star) * kernel::get(leading.tail, star);
         CHECK(bound >= squares * (1 - ROUNDING));
         if (link >= end - 1) CHECK_CLOSE(bound, squares, ROUNDING * squares);  // exact for one shared sample
+    }
+    // the cheaper bound of either block is one for any tail, and these blocks, far from singular, it does not miss by
+    // much
+    for (const auto& [begin, to] : {std::pair{0, end}, std::pair{end, n}}) {
+        for (int tail = begin; tail <= to; ++tail) {
+            const auto exact = kernel::inverse_norm(triangle.get(), begin, to, tail, present.get(), work.get());
+            const auto above = kernel::inverse_norm_bound(triangle.get(), begin, to, tail, present.get(), work.get());
+            for (int star = 0; star < width; ++star) {
+                const double all = kernel::get(exact.all, star), rows = kernel::get(exact.tail, star);
+                CHECK(kernel::get(above.all, star) >= all * (1 - ROUNDING));
+                CHECK(kernel::get(above.tail, star) >= rows * (1 - ROUNDING));
+                CHECK(kernel::get(above.all, star) <= all * 10);
+                CHECK(kernel::get(above.tail, star) <= kernel::get(above.all, star));
+                if (tail == to) CHECK(kernel::get(above.tail, star) == 0);
+            }
+        }
     }
 
     kernel::rank_one_update(triangle.get(), n, u.get(), work.get());

@@ -191,13 +191,14 @@ class SourceTable:
             raise InputError("not a column of numbers, but of arrays", file=self.name, field=column)
         return np.where(rows >= 0, values, np.nan)
 
-    def texts(self, column: str, rows: NDArray[np.intp]) -> list[str]:
-        """Values of a column at some rows as text; empty where the row is -1 or the table has no value."""
+    def texts(self, column: str, rows: NDArray[np.intp]) -> NDArray[np.str_]:
+        """Values of a column at some rows as text, (n,); empty where the row is -1 or the table has no value."""
         found = self._column(column)[np.maximum(rows, 0)] if len(self) else np.full(len(rows), "")
         masked = np.ma.getmaskarray(found) | (rows < 0)
         if found.dtype.kind == "U":
-            return np.where(masked, "", np.ma.getdata(found)).tolist()
-        return ["" if absent else _text(value) for value, absent in zip(np.ma.getdata(found), masked, strict=True)]
+            return np.where(masked, "", np.ma.getdata(found))
+        texts = ["" if absent else _text(value) for value, absent in zip(np.ma.getdata(found), masked, strict=True)]
+        return np.array(texts, np.str_)
 
     def _column(self, name: str) -> NDArray:
         self.require([name])
