@@ -40,8 +40,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Stars that all threads together have in memory, and stars of a block at least and at most. Each takes 25 kB.
-MOST_STARS, FEWEST_STARS_OF_A_BLOCK, MOST_STARS_OF_A_BLOCK = 16384, 256, 2048
+#: Stars that all threads together have in memory, and stars of a block at least and at most. Each takes 25 kB, 8.8 of
+#: them its whitener: those of the largest block are 31.7 MB, and 32 are what the C library asks the system for anew
+#: each time, which has to clear it.
+MOST_STARS, FEWEST_STARS_OF_A_BLOCK, MOST_STARS_OF_A_BLOCK = 16384, 256, 3584
 
 
 @dataclass
