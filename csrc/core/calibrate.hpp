@@ -27,7 +27,7 @@
 
 #include "calibration_view.hpp"
 #include "eigen_floor.hpp"
-#include "lane_matrix.hpp"
+#include "lane_factor.hpp"
 #include "status.hpp"
 
 XPKERN_NAMESPACE_BEGIN

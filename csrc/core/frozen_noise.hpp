@@ -12,7 +12,7 @@
 #pragma once
 
 #include "block_factor.hpp"
-#include "lane_matrix.hpp"
+#include "lane_factor.hpp"
 #include "views.hpp"
 
 XPKERN_NAMESPACE_BEGIN

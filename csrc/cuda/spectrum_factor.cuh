@@ -1,5 +1,5 @@
 // The linear algebra of calibration by a warp: the factor has a row a lane, inverses a column a lane. The formulas are
-// those of core/lane_matrix.hpp; here is who computes what.
+// those of core/lane_factor.hpp; here is who computes what.
 #pragma once
 
 #include "spectrum_memory.cuh"
