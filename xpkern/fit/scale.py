@@ -75,7 +75,7 @@ def marginalise_scale(
     coupling, shown = information[:, :, -1], information[:, -1, -1]
     pivot = shown + of_scale**2 / total
     marginal = np.empty_like(information)
-    for i, of_row in enumerate(coupling.T):  # whole columns: NumPy takes five times as long for matrices of 5 x 5
+    for i, of_row in enumerate(coupling.T):  # whole columns: NumPy takes twice as long for matrices of 5 x 5
         for j, of_column in enumerate(coupling.T[: i + 1]):
             marginal[:, i, j] = marginal[:, j, i] = information[:, i, j] - of_row * of_column / pivot
     marginal[:, -1, :] = marginal[:, :, -1] = coupling * (of_scale / pivot)[:, None]
