@@ -49,26 +49,31 @@ def test_tabulated_inverses_reproduce_every_flux(rng):
 
 
 def test_errors_and_correlations_of_faint_stars_are_those_of_real_ones(shared_data, rng):
-    """By magnitude: medians of the errors within 5 %, the scatter that a star's coefficients share within a third."""
+    """By magnitude: medians of the errors within 5 %, the scatter that a star's coefficients share within a tenth."""
     calibration, model = Calibration.default(), ErrorModel.default()
     with np.load(shared_data / "real" / "xp_coefficients_faint-1000.npz") as stored:
         real = {name: stored[name].astype(float) for name in stored.files if name.startswith(("bp_c", "rp_c"))}
     flux = real["bp_coefficients"] @ calibration.bp_design.T + real["rp_coefficients"] @ calibration.rp_design.T
     brightness = photometer_fluxes(calibration, flux)
     usable = (brightness[0] > 0.3) & (brightness[1] > 0.3)
-    drawn = model.draw_errors(brightness[0][usable], brightness[1][usable], rng)
+    # Many of each star: the scatter of one draw of 120 stars is itself uncertain by 9 %, and by 40 % once in a while.
+    many = np.tile(np.flatnonzero(usable), 50)
+    drawn = model.draw_errors(brightness[0][many], brightness[1][many], rng)
     for name, mean_flux, simulated in zip(("bp", "rp"), brightness, drawn, strict=True):
-        mean_flux = mean_flux[usable]
-        typical = getattr(model, name).draw_errors(mean_flux, np.zeros(len(mean_flux)))
+        photometer = getattr(model, name)
         for low, high in ((0.3, 3.0), (3.0, 10.0), (10.0, 100.0)):  # G of about 19, 17.5, 15.5
-            stars = (mean_flux >= low) & (mean_flux < high)
-            assert stars.sum() > 100
             shared = []
-            for errors in (real[f"{name}_coefficient_errors"][usable], simulated):
-                deviation = np.log(errors[stars] / typical[stars])
+            for errors, flux_of_rows in (
+                (real[f"{name}_coefficient_errors"][usable], mean_flux[usable]),
+                (simulated, mean_flux[many]),
+            ):
+                rows = (flux_of_rows >= low) & (flux_of_rows < high)
+                assert rows.sum() > 100
+                typical = photometer.draw_errors(flux_of_rows[rows], np.zeros(rows.sum()))
+                deviation = np.log(errors[rows] / typical)
                 assert np.abs(np.median(deviation, axis=0)).mean() < 0.05
                 shared.append(np.subtract(*np.percentile(np.median(deviation, axis=1), [84, 16])))
-            assert shared[1] == pytest.approx(shared[0], rel=0.35)
+            assert shared[1] == pytest.approx(shared[0], rel=0.1)
 
 
 def test_flux_errors_of_real_stars_are_those_of_the_model(shared_data):
