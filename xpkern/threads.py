@@ -16,6 +16,7 @@ from typing import Generic, TypeVar
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from xpkern.errors import InputError
+from xpkern.memory import keep_memory
 
 #: Environment variables that say how many threads to use where ``threads=`` is not given, the first one that is set.
 #: The second is what numerical libraries and those who start them (Dask's workers, batch scripts) agree on.
@@ -99,6 +100,7 @@ def in_order(
     line = _Line(source, work, 2 * threads if ahead is None else ahead)
     helpers = [threading.Thread(target=line.help, name=f"xpkern-{i}", daemon=True) for i in range(1, threads)]
     of_blas = threadpool_limits(1)  # threads of BLAS, too, would be in the way of these, and of other processes
+    keep_memory()  # items are blocks of stars, and each needs what the one before gave back
     try:
         for helper in helpers:
             helper.start()

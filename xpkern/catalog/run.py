@@ -174,7 +174,7 @@ def make_catalog(
     overwrite : bool
         Whether a catalogue of that name is replaced.
     rows : int, optional
-        Stars of a block; 2,048, fewer with many threads, when not given.
+        Stars of a block; 3,584, fewer with many threads, when not given.
     on_progress : callable, optional
         Called with the number of stars of each finished block.
 
