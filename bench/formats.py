@@ -15,10 +15,10 @@ import xpkern as xk
 from bench.coefficients import calibration_of
 from bench.fitting import Fitter
 from bench.harness import Comparison, Contestant, compare, measure_once, null_run
-from bench.ingest import peak_memory, silenced
+from bench.ingest import catalogue_contestant, peak_memory, silenced
 from bench.result import Result
 from bench.spectrum_formats import FILES, TABLES, Columns, columns_of
-from bench.stars import model_and_prior, survey_files
+from bench.stars import survey_files
 from xpkern.catalog.output import CatalogOutput
 from xpkern.catalog.provenance import provenance_of_fit
 from xpkern.catalog.rows import star_rows
@@ -68,7 +68,7 @@ def bench_formats(n_rows: int, rounds: int, engine_name: str) -> Result:
         for form, name in TO_CATALOGUE.items():
             path = folder / f"spectra.{form}"
             contestants[f"{name}: reading"] = Contestant(name, lambda path=path: _read(path), n_rows)
-            contestants[name] = _catalogue(name, path, files.gaia_source, n_rows, engine_name)
+            contestants[name] = catalogue_contestant(name, path, files.gaia_source, n_rows, engine_name)
         # in turns, as the machine's clock wanders; the best of each, as interruptions only ever slow down
         times_taken: dict[str, list[float]] = {name: [] for name in contestants}
         for _ in range(rounds):
@@ -104,25 +104,6 @@ def _made(form: str, columns: Columns, folder: Path) -> Any:
 def _read(source: Any) -> None:
     for _ in read_blocks(source, Calibration.default()):
         pass
-
-
-def _catalogue(name: str, spectra: Path, gaia_source: Path, n_rows: int, engine_name: str) -> Contestant:
-    model, prior = model_and_prior()
-
-    def run() -> None:
-        output = spectra.with_name("catalog.h5")
-        xk.make_catalog(
-            spectra,
-            output,
-            gaia_source=gaia_source,
-            model=model,
-            prior=prior,
-            engine=engine_name,
-            threads=1,
-            overwrite=True,
-        )
-
-    return Contestant(f"{name} to catalogue, end to end", run, n_rows)
 
 
 def _parts(n_rows: int, engine_name: str, scratch: Path) -> dict[str, Contestant]:

@@ -47,6 +47,24 @@ def test_contestants_take_turns_in_alternating_order():
     assert "".join(clock.calls) == "ab" + "aabb" + "bbaa" + "aabb"
 
 
+def test_what_a_call_has_written_is_cleared_after_it_apart_from_the_clock():
+    clock, written, most = Clock(), [], []
+
+    def run():
+        most.append(len(written))
+        written.append(1)
+        clock.now += 2
+
+    def clear():
+        written.clear()
+        clock.now += 100
+
+    result = null_run(Contestant("a", run, 10, clear), rounds=2, repeats=2, clock=clock)
+    assert set(most) == {0}
+    assert not written
+    assert result.ours.median == result.peer.median == pytest.approx(5)
+
+
 def test_ratio_and_band_of_a_real_difference():
     clock = Clock()
     result = compare(clock.contestant("ours", 1), clock.contestant("peer", 4), clock=clock)
