@@ -21,6 +21,7 @@ from command_lines import ENGINE, STARS, SUN, catalog_arguments, one_line
 import xpkern as xk
 from xpkern.cli import catalog, main
 from xpkern.grid import N_XP
+from xpkern.model.model_file import default_model_path
 from xpkern.observe.photometry import PhotometryCuts
 from xpkern.observe.simulate import SurveyFiles
 
@@ -168,7 +169,7 @@ def as_nobody() -> Iterator[None]:
     """Without the rights of root, whom no permission stops."""
     os.seteuid(NOBODY)
     try:
-        if not os.access(xk.model.model_file.default_model_path(), os.R_OK, effective_ids=True):
+        if not os.access(default_model_path(), os.R_OK, effective_ids=True):
             pytest.skip("other users cannot read this checkout")
         yield
     finally:

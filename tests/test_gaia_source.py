@@ -1,6 +1,8 @@
 """Tables joined by source_id: every kind, in every order, and what is wrong with them."""
 
 import gzip
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -118,6 +120,47 @@ def test_what_has_no_value_stays_so_whatever_the_type():
         assert table.texts("bytes", rows).tolist() == ["\ufffdF", "", "AB", ""]
         assert table.texts("texts", rows).tolist() == ["EF", "", "AB", ""]
     assert columns["real"].mask.tolist() == masked.tolist()
+
+
+def test_fits_is_read_as_astropys_tables_have_it_but_without_them(tmp_path, rng):
+    """Unsigned and missing integers, text of some letters or none, NaN; a table of something else before it."""
+    from astropy.io import fits
+    from astropy.table import Table
+
+    n = 40
+    source_id = rng.permutation(10**15 + np.arange(n))
+    sources = fits.BinTableHDU.from_columns(
+        [
+            fits.Column("SOURCE_ID", "K", array=source_id),
+            fits.Column("real", "E", unit="mas", array=np.where(rng.random(n) < 0.3, np.nan, rng.normal(size=n))),
+            fits.Column("unsigned", "J", bzero=2**31, array=rng.integers(2**31, 2**32, n).astype(np.uint32)),
+            fits.Column("whole", "I", null=-9, array=np.where(rng.random(n) < 0.3, -9, np.arange(n)).astype(np.int16)),
+            fits.Column("text", "3A", array=rng.choice(["ABC", "AU", ""], n)),
+            fits.Column("parallax", "D", unit="arcsec", array=rng.random(n)),
+        ]
+    )
+    path, compressed = tmp_path / "sources.fits", tmp_path / "sources.fits.gz"
+    other = fits.BinTableHDU.from_columns([fits.Column("name", "2A", array=["ab"])])
+    fits.HDUList([fits.PrimaryHDU(), other, sources]).writeto(path)
+    compressed.write_bytes(gzip.compress(path.read_bytes()))
+    wanted = ("real", "unsigned", "whole", "text", "parallax")
+    expected = SourceTable.of(Table.read(path, hdu=2), "table", wanted)
+    program = f"""
+import sys
+from xpkern.observe.gaia_source import SourceTable
+assert "parallax" in SourceTable.of({str(path)!r}, "", {wanted!r})
+assert "astropy.table" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+    rows = expected.rows_of(source_id)
+    for each in (path, compressed):
+        found = SourceTable.of(each, "table", wanted)
+        np.testing.assert_array_equal(found.rows_of(source_id), rows)
+        for name in wanted:
+            if name == "text":
+                assert found.texts(name, rows).tolist() == expected.texts(name, rows).tolist()
+            else:
+                np.testing.assert_array_equal(found.numbers(name, rows), expected.numbers(name, rows))
 
 
 def test_units_are_converted(tmp_path):

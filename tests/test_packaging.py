@@ -55,15 +55,44 @@ def test_shipped_data_is_there(package, names):
 @pytest.mark.parametrize(
     ("module", "unwanted"),
     [
-        ("xpkern", ["matplotlib", "gaiaxpy", "pandas", "pyarrow", "astropy", "sklearn"]),
-        ("xpkern.cli", ["matplotlib", "gaiaxpy", "pandas", "pyarrow"]),
-        ("xpkern.catalog.run", ["matplotlib", "gaiaxpy"]),
+        ("xpkern", ["numpy"]),
+        ("xpkern.fit.fit", ["matplotlib", "gaiaxpy", "pandas", "pyarrow", "astropy", "sklearn", "scipy"]),
+        ("xpkern.catalog.run", ["matplotlib", "gaiaxpy", "astropy.table"]),
     ],
 )
 def test_import_stays_light(module, unwanted):
     code = f"import sys, {module}; print(*(name for name in {unwanted!r} if name in sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert result.stdout.split() == []
+
+
+def test_the_command_line_is_there_before_numpy_is():
+    code = """
+import sys
+from xpkern.cli import command_line
+command_line.build_parser()
+assert "numpy" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_fit_is_the_function_whatever_was_imported_of_its_folder():
+    code = """
+import xpkern
+assert "fit" in dir(xpkern) and "Observations" in dir(xpkern)
+from xpkern.fit.result import Fit
+from xpkern.fit.fit import fit
+assert xpkern.fit is fit and xpkern.Fit is Fit
+for name in xpkern.__all__:
+    assert getattr(xpkern, name) is not None
+try:
+    xpkern.fits
+except AttributeError as error:
+    assert "fits" in str(error)
+else:
+    raise SystemExit("there is no such name")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 ABSENT = ["gaiaxpy", "isal", "astropy", "matplotlib", "pyarrow", "tqdm", "hypothesis", "cupy", "jax", "pandas"]

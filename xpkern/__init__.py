@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from xpkern.engine import available_engines, get_engine
-from xpkern.engine.contract import Box, FitOptions, LossTerms
 from xpkern.errors import (
     DeviceFailed,
     DeviceOutOfMemory,
@@ -16,12 +17,6 @@ from xpkern.errors import (
     TrainingDiverged,
     XpkernError,
 )
-from xpkern.fit.fit import fit
-from xpkern.fit.result import Fit
-from xpkern.fit.zgr23 import Zgr23Options
-from xpkern.model import Confidence, FluxModel, Noise, TypePrior, load_model, save_model
-from xpkern.observe.observations import Observations
-from xpkern.status import Status
 from xpkern.version import __version__
 
 if TYPE_CHECKING:
@@ -33,16 +28,24 @@ if TYPE_CHECKING:
     from xpkern.catalog.published import read_zgr23_catalog
     from xpkern.catalog.run import make_catalog
     from xpkern.catalog.spectra import write_spectra
+    from xpkern.engine import available_engines, get_engine
+    from xpkern.engine.contract import Box, FitOptions, LossTerms
+    from xpkern.fit.fit import fit
     from xpkern.fit.posterior import posterior
     from xpkern.fit.posterior_result import Posterior, PosteriorFlag
+    from xpkern.fit.result import Fit
     from xpkern.fit.sightline_prior import SightlinePrior
+    from xpkern.fit.zgr23 import Zgr23Options
     from xpkern.maps.make import make_map
     from xpkern.maps.map_file import read_map
     from xpkern.maps.settings import MapCuts, MapSettings
+    from xpkern.model import Confidence, FluxModel, Noise, TypePrior, load_model, save_model
     from xpkern.observe.calibration import Calibration
+    from xpkern.observe.observations import Observations
     from xpkern.observe.photometry import PhotometryCuts
     from xpkern.observe.read import iter_xp, read_xp
     from xpkern.report.run import write_report
+    from xpkern.status import Status
     from xpkern.survey.planted import Planted
     from xpkern.survey.run import simulate_survey
 
@@ -98,40 +101,73 @@ __all__ = [
     "write_spectra",
 ]
 
-#: Imported on first use: reading and writing catalogues needs libraries that computing does not.
+#: Where names are, which are imported on first use: the command line answers, and its processes start, before NumPy is
+#: there, and computing needs none of the libraries that read and write catalogues.
 _LAZY = {
+    "Box": "xpkern.engine.contract",
     "Calibration": "xpkern.observe.calibration",
-    "read_xp": "xpkern.observe.read",
-    "iter_xp": "xpkern.observe.read",
-    "PhotometryCuts": "xpkern.observe.photometry",
-    "make_catalog": "xpkern.catalog.run",
-    "make_map": "xpkern.maps.make",
-    "read_map": "xpkern.maps.map_file",
+    "Confidence": "xpkern.model",
+    "Fit": "xpkern.fit.result",
+    "FitOptions": "xpkern.engine.contract",
+    "FluxModel": "xpkern.model",
+    "LossTerms": "xpkern.engine.contract",
     "MapCuts": "xpkern.maps.settings",
     "MapSettings": "xpkern.maps.settings",
+    "Noise": "xpkern.model",
+    "Observations": "xpkern.observe.observations",
+    "PhotometryCuts": "xpkern.observe.photometry",
+    "Planted": "xpkern.survey.planted",
+    "Posterior": "xpkern.fit.posterior_result",
+    "PosteriorFlag": "xpkern.fit.posterior_result",
+    "QualityFlags": "xpkern.catalog.flags",
+    "SightlinePrior": "xpkern.fit.sightline_prior",
+    "Status": "xpkern.status",
+    "TypePrior": "xpkern.model",
+    "Zgr23Options": "xpkern.fit.zgr23",
+    "available_engines": "xpkern.engine",
     "compare_catalogs": "xpkern.catalog.compare",
     "count_cuts": "xpkern.catalog.cuts",
     "derived_columns": "xpkern.catalog.derived",
     "flag_catalog": "xpkern.catalog.flagging",
-    "QualityFlags": "xpkern.catalog.flags",
+    "get_engine": "xpkern.engine",
+    "iter_xp": "xpkern.observe.read",
+    "load_model": "xpkern.model",
+    "make_catalog": "xpkern.catalog.run",
+    "make_map": "xpkern.maps.make",
+    "posterior": "xpkern.fit.posterior",
     "read_catalog": "xpkern.catalog.compare",
+    "read_map": "xpkern.maps.map_file",
+    "read_xp": "xpkern.observe.read",
     "read_zgr23_catalog": "xpkern.catalog.published",
+    "save_model": "xpkern.model",
     "simulate_survey": "xpkern.survey.run",
     "write_report": "xpkern.report.run",
     "write_spectra": "xpkern.catalog.spectra",
-    "Planted": "xpkern.survey.planted",
-    "posterior": "xpkern.fit.posterior",
-    "Posterior": "xpkern.fit.posterior_result",
-    "PosteriorFlag": "xpkern.fit.posterior_result",
-    "SightlinePrior": "xpkern.fit.sightline_prior",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
     value = getattr(import_module(_LAZY[name]), name)
     globals()[name] = value
     return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    """The package, whose ``fit`` is the function, whatever has been imported of the folder of that name."""
+
+    @property
+    def fit(self) -> Any:
+        return import_module("xpkern.fit.fit").fit
+
+    @fit.setter
+    def fit(self, folder: ModuleType) -> None:
+        """What Python binds to the name when it has imported the folder is not kept."""
+
+
+sys.modules[__name__].__class__ = _Package

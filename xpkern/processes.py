@@ -16,8 +16,7 @@ _READ_BEFORE = (
     "xpkern.shards.workers",
     "xpkern.catalog.judgement",
     "xpkern.engine.cpu",
-    "astropy.table",
-    "astropy.io.fits",
+    "xpkern.observe.spectra_fits",
 )
 
 

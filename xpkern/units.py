@@ -55,7 +55,7 @@ def factor_to(unit: str, given: Any, field: str, file: str | None = None) -> flo
     InputError
         If it is a unit of something else.
     """
-    if not str(given or ""):
+    if str(given or "") in ("", unit):
         return 1.0
     from astropy import units
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.metadata
 import os
 import platform
 import sys
@@ -179,10 +178,12 @@ def gpu() -> str:
 
 def versions() -> list[str]:
     """Return name and version of the libraries that xpkern needs."""
+    from importlib import metadata
+
     found = []
     for library in LIBRARIES:
         try:
-            found.append(f"{library} {importlib.metadata.version(library)}")
-        except importlib.metadata.PackageNotFoundError:
+            found.append(f"{library} {metadata.version(library)}")
+        except metadata.PackageNotFoundError:
             found.append(f"{library} MISSING")
     return found

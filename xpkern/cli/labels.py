@@ -43,14 +43,21 @@ def _limits() -> str:
     return "\n".join([*lines, "  inf lifts a limit, -inf that of a signal-to-noise ratio, 0 that of a flag."])
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Help with the usual limits at its end, which are looked up when somebody reads it, not when a command runs."""
+
+    def add_text(self, text: str | None) -> None:
+        super().add_text(EPILOG + _limits() if text is EPILOG else text)
+
+
 def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     """Declare the command."""
     parser = commands.add_parser(
         "labels",
         help="labels for training from catalogues of LAMOST, APOGEE, GALAH",
         description="Read catalogues of spectroscopic surveys and write one table of stellar types by source_id.",
-        epilog=EPILOG + _limits(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=EPILOG,
+        formatter_class=_Help,
         parents=[common],
     )
     parser.add_argument("catalogues", nargs="+", metavar="SURVEY=FILE", help="the first one that has a star counts")

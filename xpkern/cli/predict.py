@@ -7,10 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from xpkern.errors import InputError
-from xpkern.grid import BANDS, N_XP, PARAMETERS
 
 if TYPE_CHECKING:
     from astropy.table import Table
@@ -53,7 +50,10 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Predict, then print, write and draw what was asked for; return the exit code."""
+    import numpy as np
+
     from xpkern.catalog.pending import PendingFile, refuse_taken
+    from xpkern.grid import PARAMETERS
     from xpkern.model import load_model
 
     if options.output is not None and Path(options.output).suffix not in FORMATS:
@@ -84,6 +84,8 @@ def spectrum_table(model: FluxModel, star: dict[str, float]) -> Table:
     from astropy import units
     from astropy.table import Column, Table
 
+    from xpkern.grid import BANDS, N_XP
+
     table = Table(
         [
             Column(model.wavelength, "wavelength", unit=units.nm),
@@ -93,7 +95,7 @@ def spectrum_table(model: FluxModel, star: dict[str, float]) -> Table:
                 unit=1e-18 * units.W / units.m**2 / units.nm,
                 description="predicted flux density",
             ),
-            Column(np.array(["XP"] * N_XP + list(BANDS)), "band"),
+            Column(["XP"] * N_XP + list(BANDS), "band"),
             Column(model.theoretical, "theoretical", description="the model of this sample was not learned from data"),
         ]
     )

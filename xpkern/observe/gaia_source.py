@@ -56,7 +56,8 @@ NULL_WORDS = ["", "null", "NULL", "nan", "NaN"]
 
 #: How files begin that are left to astropy, and endings of files that are left to it whatever they hold. What begins
 #: and ends otherwise is csv, with an ECSV header or without.
-_OF_ASTROPY, _ENDINGS_OF_ASTROPY = (b"SIMPLE  =", b"<"), (".fits", ".fits.gz", ".vot", ".xml")
+_FITS = b"SIMPLE  ="
+_OF_ASTROPY, _ENDINGS_OF_ASTROPY = (_FITS, b"<"), (".fits", ".fits.gz", ".vot", ".xml")
 
 #: What an archive answers in place of a table.
 _ERROR_OF_ARCHIVE = re.compile(rb"""<INFO\b[^>]*["']QUERY_STATUS["'][^>]*["']ERROR["'][^>]*>([^<]*)""")
@@ -322,13 +323,15 @@ def _read_columns(path: Path, wanted: Collection[str]) -> dict[str, NDArray]:
     if head.startswith(b"PAR1") or name.endswith(".parquet"):
         return _read_parquet(path, wanted)
     is_hdf5 = head.startswith(b"\x89HDF") or name.endswith((".h5", ".hdf5"))
-    if is_hdf5 and (columns := hdf5_columns(path, wanted)) is not None:
-        return {key: in_usual_unit(values, columns[1].get(key), key, str(path)) for key, values in columns[0].items()}
+    if is_hdf5 and (found := hdf5_columns(path, wanted)) is not None:
+        return {key: in_usual_unit(values, found[1].get(key), key, str(path)) for key, values in found[0].items()}
     if b"<html" in head.lower():
         raise InputError("is a web page, not a table", file=str(path))
     if refusal := _ERROR_OF_ARCHIVE.search(head):
         said = " ".join(refusal.group(1).decode(errors="replace").split())
         raise InputError(f"holds an error in place of a table: {said or 'no reason given'}", file=str(path))
+    if head.startswith(_FITS) and (columns := _read_fits(path, wanted)) is not None:
+        return columns
     if is_hdf5 or head.startswith(_OF_ASTROPY) or name.endswith(_ENDINGS_OF_ASTROPY):
         return _read_with_astropy(path, "votable" if head.startswith(b"<") else None)
     return read_csv_columns(path, wanted)
@@ -453,6 +456,29 @@ def _csv_header(path: Path) -> tuple[int, list[str], str, bool]:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"cannot be read ({reason})", file=str(path)) from error
     raise InputError("the file holds no header line", file=str(path))
+
+
+def _read_fits(path: Path, wanted: Collection[str]) -> dict[str, NDArray] | None:
+    """Some columns of a FITS file's first binary table that has source_id; None where astropy may know more of it.
+
+    astropy's tables read all columns, and to import them takes as long as a shard's fit.
+    """
+    from xpkern.observe.spectra_fits import FitsTable
+
+    columns = {}
+    try:
+        with _decompressed(path) as stream:
+            is_gzip = isinstance(stream, gzip.GzipFile)
+            table = FitsTable(stream if is_gzip else str(path), str(path), frozenset({"source_id"}))
+        names = [name for name in table.widths if name == "source_id" or name in wanted]
+        if any(table.widths[name] != 1 for name in names):
+            return None
+        for name, column in next(table.chunks(names, table.n_rows), {}).items():
+            values = np.ma.array(column.values, mask=column.absent) if column.absent.any() else column.values
+            columns[name] = in_usual_unit(values, table.units[name], name, str(path))
+    except (InputError, OSError, EOFError, zlib.error):
+        return None
+    return columns or None
 
 
 def _read_with_astropy(path: Path, kind: str | None) -> dict[str, NDArray]:

@@ -29,11 +29,18 @@ _FORMAT = re.compile(r"(\d*)([A-Z])([A-Z]?)")
 
 
 class FitsTable:
-    """See :class:`xpkern.observe.spectra_columns.ColumnTable`: the first binary table with one column of ``keys``."""
+    """See :class:`xpkern.observe.spectra_columns.ColumnTable`: the first binary table with one column of ``keys``.
+
+    Attributes
+    ----------
+    units : dict of str to str
+        Of each column, as the header has it; empty where it has none.
+    """
 
     def __init__(self, content: str | BinaryIO, file: str, keys: frozenset[str] = IDENTIFIERS) -> None:
         self._name, self._keys = file, keys
         self.widths: dict[str, int | None] = {}
+        self.units: dict[str, str] = {}
         self._columns: dict[str, _FitsColumn] = {}
         self._content: str | NDArray[np.uint8]
         self._content = content if isinstance(content, str) else np.frombuffer(content.read(), np.uint8)
@@ -76,6 +83,7 @@ class FitsTable:
             width = hdu.columns.dtype[column.name].itemsize
             self._columns[name] = _FitsColumn(column, place, self._name)
             self.widths[name] = self._columns[name].width if self.n_rows else None
+            self.units[name] = column.unit or ""
             place += width
         if place != self._row_size:
             raise InputError(f"its columns take {place} bytes of rows of {self._row_size}", file=self._name)
