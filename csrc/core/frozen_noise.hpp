@@ -147,10 +147,9 @@ XPKERN_KERNEL void square_of_blocks(Lane* triangle, const BlockForm& form, const
     square_range(triangle, 0, 0, form.leading);
 }
 
-// share_g(Theta) of the groups that any star of the lane has a share of, and their S_g: returns how many these are.
+// share_g(Theta) of each group, (g,).
 template <class Lane>
-XPKERN_INLINE int blend_groups(const NoiseView& noise, int m, int inputs, const Lane* theta, Lane* share,
-                               const double** covariance) {
+XPKERN_INLINE void blend_groups(const NoiseView& noise, int inputs, const Lane* theta, Lane* share) {
     const Lane zero = lane<Lane>(0);
     Lane least = zero;
     for (int g = 0; g < noise.n_groups; ++g) {
@@ -164,69 +163,66 @@ XPKERN_INLINE int blend_groups(const NoiseView& noise, int m, int inputs, const 
         least = g == 0 ? distance : min(least, distance);
     }
     Lane total = zero;
-    int found = 0;
     for (int g = 0; g < noise.n_groups; ++g) {
-        Lane weight = exp((least - share[g]) * lane<Lane>(0.5));
-        weight = select(weight < lane<Lane>(LEAST_WEIGHT), zero, weight);
-        total += weight;
-        if (!any(!(weight == zero))) continue;  // it would add exactly nothing
-        share[found] = weight;
-        covariance[found++] = noise.covariance + g * row_start(m);
+        const Lane weight = exp((least - share[g]) * lane<Lane>(0.5));
+        share[g] = select(weight < lane<Lane>(LEAST_WEIGHT), zero, weight);
+        total += share[g];
     }
     const Lane reciprocal = lane<Lane>(1) / total;
-    for (int g = 0; g < found; ++g) share[g] *= reciprocal;
-    return found;
+    for (int g = 0; g < noise.n_groups; ++g) share[g] *= reciprocal;
 }
 
-// Elements j ... j + COLUMNS of a row of C in place of those of G G^T, the row's first one being element `first`.
+// `columns` elements from the j-th on of a row of C in place of those of G G^T. element: of S, in all groups.
 //
 // own: common errors of the row's sample. mine: f of that sample. predicted: (m,) f.
-template <int COLUMNS, class Lane>
-XPKERN_INLINE void model_error_block(const NoiseView& noise, const double* const* covariance, int groups, int first,
-                                     const Lane (&own)[COMMON_ERRORS], const Lane& mine, const Lane* predicted, int j,
-                                     Lane* row, const FreezeSpace<Lane>& space) {
-    Lane error[COLUMNS];
+template <class Lane>
+XPKERN_INLINE void model_error_block(const NoiseView& noise, const double* element, const Lane (&own)[COMMON_ERRORS],
+                                     const Lane& mine, const Lane* predicted, int j, int columns, Lane* row,
+                                     const FreezeSpace<Lane>& space) {
+    Lane error[ERROR_COLUMNS];
     XPKERN_UNROLL
-    for (int c = 0; c < COLUMNS; ++c) error[c] = lane<Lane>(0);
-    for (int g = 0; g < groups; ++g) {
+    for (int c = 0; c < ERROR_COLUMNS; ++c) error[c] = lane<Lane>(0);
+    for (int g = 0; g < noise.n_groups; ++g) {
         const Lane share = space.share[g];
-        const double* element = covariance[g] + first + j;
         XPKERN_UNROLL
-        for (int c = 0; c < COLUMNS; ++c) error[c] = fma(share, lane<Lane>(element[c]), error[c]);
+        for (int c = 0; c < ERROR_COLUMNS; ++c) error[c] = fma(share, lane<Lane>(element[c]), error[c]);
+        element += ERROR_COLUMNS;
     }
     const Lane factor = lane<Lane>(noise.factor);
+    const Lane* common = space.common + j * COMMON_ERRORS;
     XPKERN_UNROLL
-    for (int c = 0; c < COLUMNS; ++c) {
-        const Lane* common = space.common + (j + c) * COMMON_ERRORS;
+    for (int c = 0; c < ERROR_COLUMNS; ++c) {
+        if (c >= columns) break;
         Lane archive = row[j + c];
         XPKERN_UNROLL
-        for (int q = 0; q < COMMON_ERRORS; ++q) archive = fma(-own[q], common[q], archive);
+        for (int q = 0; q < COMMON_ERRORS; ++q) archive = fnma(own[q], common[c * COMMON_ERRORS + q], archive);
         row[j + c] = fma(mine * predicted[j + c], error[c], archive * factor);
     }
 }
 
-// C in place of G G^T. covariance: of each of the groups that S is blended from. predicted: (m,) f.
+// C in place of G G^T. predicted: (m,) f.
 template <class Lane>
-XPKERN_INLINE void add_model_error(const NoiseView& noise, int m, const double* const* covariance, int groups,
-                                   const Lane* predicted, Lane* triangle, const FreezeSpace<Lane>& space) {
-    constexpr int COLUMNS = 4;  // sums over groups that do not wait for each other
+XPKERN_INLINE void add_model_error(const NoiseView& noise, int m, const Lane* predicted, Lane* triangle,
+                                   const FreezeSpace<Lane>& space) {
     for (int i = 0; i < m; ++i) {
         for (int q = 0; q < COMMON_ERRORS; ++q)
             space.common[i * COMMON_ERRORS + q] = space.observed[i] * lane<Lane>(noise.common[q * m + i]);
     }
+    const double* element = noise.covariance;
     for (int i = 0; i < m; ++i) {
-        const int first = row_start(i);
-        Lane* row = triangle + first;
+        Lane* row = triangle + row_start(i);
         Lane own[COMMON_ERRORS];
         XPKERN_UNROLL
         for (int q = 0; q < COMMON_ERRORS; ++q) own[q] = space.common[i * COMMON_ERRORS + q];
         const Lane alone = space.observed[i] * lane<Lane>(noise.independent[i]);
-        row[i] = fma(-alone, alone, row[i]);
+        row[i] = fnma(alone, alone, row[i]);
+        const auto add = [&](int j, int columns) {
+            model_error_block(noise, element, own, predicted[i], predicted, j, columns, row, space);
+            element += noise.n_groups * ERROR_COLUMNS;
+        };
         int j = 0;
-        for (; j + COLUMNS <= i + 1; j += COLUMNS)
-            model_error_block<COLUMNS>(noise, covariance, groups, first, own, predicted[i], predicted, j, row, space);
-        for (; j <= i; ++j)
-            model_error_block<1>(noise, covariance, groups, first, own, predicted[i], predicted, j, row, space);
+        for (; j + ERROR_COLUMNS <= i + 1; j += ERROR_COLUMNS) add(j, ERROR_COLUMNS);
+        if (j <= i) add(j, i + 1 - j);
     }
 }
 
@@ -266,9 +262,8 @@ XPKERN_KERNEL Lane freeze_noise(const NoiseView& noise, const BlockForm& form, i
         square_of_blocks(triangle, form, along, common);
     else
         square_of_factor(triangle, m);
-    const double* covariance[MAX_GROUPS];
-    const int groups = blend_groups(noise, m, inputs, theta, space.share, covariance);
-    add_model_error(noise, m, covariance, groups, predicted, triangle, space);
+    blend_groups(noise, inputs, theta, space.share);
+    add_model_error(noise, m, predicted, triangle, space);
     for (int i = 0; i < m; ++i) {
         const Mask<Lane> here = space.present[i] > zero;
         if (any(!here)) isolate_sample(triangle, m, i, here);

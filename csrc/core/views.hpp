@@ -117,6 +117,7 @@ struct ModelStepView {
 constexpr int COMMON_ERRORS = 3;       // of Eq. 2: of all XP samples, of those of BP, of those of RP
 constexpr int MAX_GROUPS = 32;         // of stellar types, of a learned noise;
 constexpr double LEAST_WEIGHT = 1e-4;  // one with less than this of the nearest one's weight has no share
+constexpr int ERROR_COLUMNS = 6;       // elements of a row that are blended together
 
 // A learned noise, C = factor C_gaia + (f f^T) o S(Theta) with S blended from groups of stellar types, and the terms of
 // Eq. 2 that the stored covariances have beyond C_gaia.
@@ -124,7 +125,8 @@ struct NoiseView {
     int n_groups;
     const double* centre;         // (g, inputs)
     const double* inverse_scale;  // (inputs,)
-    const double* covariance;     // (g, p) lower triangles by rows
+    const double* covariance;     // lower triangles by rows, in the order in which they are blended: of each row
+                                  // ERROR_COLUMNS elements of one group after the other, zeros where the row ends
     double factor;
     const double* independent;  // (m,)
     const double* common;       // (COMMON_ERRORS, m)

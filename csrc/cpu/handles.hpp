@@ -268,9 +268,11 @@ class ModelError {
         require_shape(covariance, "covariance", {groups, m, m});
         centre_.assign(centre.data(), centre.data() + centre.size());
         for (int t = 0; t < inputs_; ++t) inverse_scale_.push_back(1 / scale.at(t));
-        for (py::ssize_t g = 0; g < groups; ++g)
-            for (py::ssize_t i = 0; i < m; ++i)
-                for (py::ssize_t j = 0; j <= i; ++j) covariance_.push_back(covariance.at(g, i, j));
+        for (py::ssize_t i = 0; i < m; ++i)
+            for (py::ssize_t first = 0; first <= i; first += ERROR_COLUMNS)
+                for (py::ssize_t g = 0; g < groups; ++g)
+                    for (py::ssize_t j = first; j < first + ERROR_COLUMNS; ++j)
+                        covariance_.push_back(j <= i ? covariance.at(g, i, j) : 0);
         view_.n_groups = static_cast<int>(groups);
         view_.centre = centre_.data();
         view_.inverse_scale = inverse_scale_.data();

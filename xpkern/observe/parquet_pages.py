@@ -25,6 +25,9 @@ MOST_BYTES_OF_PAGE = 1 << 26
 #: Bytes in which the header of a page must end: its numbers, and the least and the largest value of the page.
 MOST_BYTES_OF_HEADER = 1 << 9
 
+#: Pieces of a file up to this many bytes are read; to map one costs ten times as much as these bytes do.
+MOST_BYTES_READ = 1 << 12
+
 #: Types of numbers as Parquet counts them, with the words as which they are moved.
 _TYPES: dict[int, tuple[np.dtype[Any], np.dtype[Any]]] = {
     4: (np.dtype(np.float32), np.dtype(np.uint32)),
@@ -74,7 +77,7 @@ class ColumnChunk(NamedTuple):
 
 
 class FileBytes:
-    """The bytes of a file, which are mapped where they are asked for, and as long as they are in use.
+    """The bytes of a file; larger pieces of it are mapped, as long as they are in use.
 
     Parameters
     ----------
@@ -115,6 +118,8 @@ class FileBytes:
         try:
             if self._file is None:
                 return np.frombuffer(self._bytes, np.uint8, size, place)
+            if size <= MOST_BYTES_READ:
+                return np.frombuffer(os.pread(self._file, size, place), np.uint8, size)
             before = place % mmap.ALLOCATIONGRANULARITY
             mapped = mmap.mmap(self._file, before + size, access=mmap.ACCESS_READ, offset=place - before)
             return np.frombuffer(mapped, np.uint8, size, before)
