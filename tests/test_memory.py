@@ -12,13 +12,14 @@ import pytest
 from xpkern.memory import VARIABLES
 
 PROGRAM = """
+import os
 import numpy as np
 from xpkern.memory import keep_memory
 from xpkern.threads import in_order
 
 def resident():
     with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * 4096
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 def block(_):
     arrays = [np.ones(20 << 20, np.uint8) for _ in range(6)]

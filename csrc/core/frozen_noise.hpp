@@ -5,7 +5,7 @@
 //     C = G' G'^T
 //
 // f and Theta are those of given parameters, G is the stored factor. For m = 66 samples, 5 of which are bands with
-// nothing left of their diagonal in G, and 8 groups with a share a star costs 40 k multiply-adds for G G^T, 18 k for S,
+// nothing left of their diagonal in G, and 8 groups a star costs 40 k multiply-adds for G G^T, 19 k for S,
 // 10 k for the rest of C and 51 k for its factor. Where G is in blocks (block_factor.hpp) G G^T takes 13 k.
 //
 // A missing sample is in C a row and column of the identity, in the result zeros.
