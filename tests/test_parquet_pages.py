@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from pathlib import Path
 from typing import Any
 
+import cramjam
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from isal import isal_zlib
 
 from xpkern.errors import InputError
 from xpkern.observe import _parquet, parquet_pages, spectra_parquet
@@ -210,7 +213,7 @@ def outcome(path: Path, columns: list[str]) -> list[bytes] | None:
     return found
 
 
-@pytest.mark.parametrize("options", ["default", "split, plain", "small second pages", "gzip"])
+@pytest.mark.parametrize("options", ["default", "split, plain", "small second pages", "gzip", "zstd"])
 def test_damaged_files_are_read_as_arrow_reads_them_or_refused(options, tmp_path, rng, monkeypatch):
     path = tmp_path / "table.parquet"
     table = table_of(rng, 12, "float32").select(["source_id", "few", "some"])
@@ -268,6 +271,20 @@ def test_pages_of_absurd_sizes_are_not_asked_for(tmp_path, rng, monkeypatch, rea
     assert_same_as_arrow(str(path), path, 50)
     assert ["many"] in read_by_arrow
     assert ["few"] not in read_by_arrow
+
+
+@pytest.mark.parametrize("codec", ["snappy", "gzip", "zstd"])
+def test_what_is_unpacked_has_the_size_that_the_page_claims(codec, rng):
+    content = rng.integers(0, 9, 1 << 17, np.uint8)
+    stored = np.frombuffer(pa.Codec(codec).compress(content.tobytes(), asbytes=True), np.uint8)
+    unpack = parquet_pages._UNPACK[{"snappy": 1, "gzip": 2, "zstd": 6}[codec]]
+    target = np.empty_like(content)
+    assert unpack(stored, target) == len(content)
+    assert target.tobytes() == content.tobytes()
+    other_sizes = np.empty(0, np.uint8), target[:100], target[:-1], np.empty(len(content) + 1, np.uint8)
+    for packed, into in [*((stored, other) for other in other_sizes), (stored[:-5], target), (stored[:0], target)]:
+        with contextlib.suppress(cramjam.DecompressionError, isal_zlib.error):
+            assert unpack(packed, into) != len(into)
 
 
 def test_functions_of_pages_refuse_arrays_that_do_not_fit():

@@ -20,6 +20,7 @@ LIBRARIES = (
     "scikit-learn",
     "h5py",
     "astropy",
+    "cramjam",
     "isal",
     "pyarrow",
     "tqdm",

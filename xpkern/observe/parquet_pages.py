@@ -2,8 +2,8 @@
 
 Arrow decodes two levels with each number of a list, which takes longer than all else that is done with it. Where every
 list of a row group has the same length and nothing is missing, the levels only have to be compared with that pattern
-(csrc/cpu/parquet_page.hpp), and the numbers are copied. Whatever is not like that, unusual or damaged, is
-:class:`Irregular` and left to Arrow.
+(csrc/cpu/parquet_page.hpp), and the numbers are what lies behind them: pages are read or unpacked to where their
+numbers are wanted. Whatever is not like that, unusual or damaged, is :class:`Irregular` and left to Arrow.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ from __future__ import annotations
 import io
 import mmap
 import os
+from collections.abc import Callable
 from typing import Any, BinaryIO, NamedTuple
 
+import cramjam
 import numpy as np
-import pyarrow as pa
+from isal import isal_zlib
 from numpy.typing import NDArray
 
 from xpkern.observe import _parquet
@@ -34,13 +36,29 @@ _TYPES: dict[int, tuple[np.dtype[Any], np.dtype[Any]]] = {
     5: (np.dtype(np.float64), np.dtype(np.uint64)),
 }
 
-#: How pages may be compressed, as Parquet counts it: where it shows, before it is done, how much will come out.
-_CODECS = {0: "", 1: "snappy", 2: "gzip", 6: "zstd"}
-
 _DATA_PAGE, _INDEX_PAGE, _DICTIONARY_PAGE, _DATA_PAGE_2 = range(4)
 _PLAIN, _PLAIN_DICTIONARY, _RLE, _RLE_DICTIONARY, _BYTE_STREAM_SPLIT = 0, 2, 3, 8, 9
 
 _Bytes = NDArray[np.uint8]
+
+
+def _inflate(stored: _Bytes, content: _Bytes) -> int:
+    """Unpack gzip; return how many bytes there are, or that there are more."""
+    stream = isal_zlib.decompressobj(isal_zlib.MAX_WBITS | 16)
+    found = stream.decompress(stored, len(content) + 1)
+    if not stream.eof or len(found) > len(content):
+        return len(content) + 1
+    content[: len(found)] = np.frombuffer(found, np.uint8)
+    return len(found)
+
+
+#: How pages may be compressed, as Parquet counts it; each function tells how many bytes it has unpacked.
+_UNPACK: dict[int, Callable[[Any, Any], int] | None] = {
+    0: None,
+    1: cramjam.snappy.decompress_raw_into,
+    2: _inflate,
+    6: cramjam.zstd.decompress_into,
+}
 
 
 class Irregular(Exception):
@@ -61,6 +79,18 @@ class _Header(NamedTuple):
     definition_size: int
     repetition_size: int
     is_compressed: int
+
+
+class _Room(NamedTuple):
+    """Where numbers are wanted: behind those that are there."""
+
+    target: _Bytes
+    filled: int
+
+    def take(self, size: int, before: int = 0) -> _Bytes:
+        """So many bytes, with some before them that are only borrowed; elsewhere, if they do not fit in here."""
+        first, end = self.filled - before, self.filled + size
+        return self.target[first:end] if first >= 0 and end <= len(self.target) else np.empty(end - first, np.uint8)
 
 
 class ColumnChunk(NamedTuple):
@@ -126,6 +156,20 @@ class FileBytes:
         except (OSError, ValueError, OverflowError):
             raise Irregular from None
 
+    def read_into(self, place: int, target: _Bytes) -> None:
+        """Fill an array (size,) with bytes; raises :class:`Irregular` where the file does not have them all."""
+        if self._file is None:
+            target[:] = self.read(place, len(target))
+            return
+        while len(target):
+            try:
+                count = os.preadv(self._file, [target.data], place)
+            except (OSError, OverflowError):
+                raise Irregular from None
+            if not count:
+                raise Irregular
+            place, target = place + count, target[count:]
+
     def close(self) -> None:
         """Close the file."""
         self._bytes = b""
@@ -158,7 +202,7 @@ class ListPages:
         self._n_values = self._values_left = chunk.n_values
         is_usual = (
             chunk.type in _TYPES
-            and chunk.codec in _CODECS
+            and chunk.codec in _UNPACK
             and not chunk.is_elsewhere
             and column.max_repetition_level == 1
             and 1 <= self._largest_definition <= 3
@@ -168,15 +212,9 @@ class ListPages:
             raise Irregular
         self.size = chunk.n_values // n_rows
         self.dtype, self._word = _TYPES[chunk.type]
-        self._compression = _CODECS[chunk.codec]
-        self._codec = pa.Codec(self._compression) if self._compression else None
+        self._unpack = _UNPACK[chunk.codec]
         self._dictionary: NDArray | None = None
         self._waiting = np.empty(0, np.uint8)
-
-    def look_ahead(self) -> None:
-        """Read the next page with numbers, unless there are some left of the last; raises :class:`Irregular`."""
-        if not len(self._waiting):
-            self._waiting = self._next_values()
 
     def fill(self, lists: NDArray[np.floating[Any]]) -> int:
         """Take lists for an array (n, size) of this type; return how many of its rows are filled.
@@ -186,26 +224,30 @@ class ListPages:
         target = lists.reshape(-1).view(np.uint8)
         filled = 0
         while filled < len(target):
-            try:
-                self.look_ahead()
-            except Irregular:
-                break
+            if not len(self._waiting):
+                try:
+                    self._waiting = self._next_values(_Room(target, filled))
+                except Irregular:
+                    break
             piece = self._waiting[: len(target) - filled]
-            target[filled : filled + len(piece)] = piece
+            target[filled : filled + len(piece)] = piece  # NumPy sees it, and moves nothing, where it is there already
             self._waiting = self._waiting[len(piece) :]
             filled += len(piece)
         return filled // (self.size * self.dtype.itemsize)
 
-    def _next_values(self) -> _Bytes:
+    def _next_values(self, room: _Room) -> _Bytes:
         """The values of the next page that has any, as bytes."""
         while True:
-            header, stored = self._next_page()
+            header = self._next_header()
+            place = self._place
+            self._place += header.stored_size
             if header.kind == _DICTIONARY_PAGE:
-                self._read_dictionary(header, stored)
+                self._read_dictionary(header, place)
             elif header.kind != _INDEX_PAGE and header.n_values:
-                return self._values(header, stored)
+                return self._values(header, place, room)
 
-    def _next_page(self) -> tuple[_Header, _Bytes]:
+    def _next_header(self) -> _Header:
+        """The header of the next page, which begins behind it."""
         found = _parquet.page_header(self._file.read(self._place, min(MOST_BYTES_OF_HEADER, self._end - self._place)))
         if found is None:
             raise Irregular
@@ -218,65 +260,81 @@ class ListPages:
         most_values = min(self._values_left, MOST_BYTES_OF_PAGE // self._word.itemsize)
         if header.kind != _INDEX_PAGE and not 0 <= header.n_values <= most_values:
             raise Irregular
-        stored = self._file.read(self._place, header.stored_size)
-        self._place += header.stored_size
-        return header, stored
+        return header
 
-    def _read_dictionary(self, header: _Header, stored: _Bytes) -> None:
-        content = self._content(stored, header.size)
+    def _read_dictionary(self, header: _Header, place: int) -> None:
+        content = np.empty(header.size, np.uint8)
+        self._read_content(place, header.stored_size, content)
         size = header.n_values * self._word.itemsize
         is_first = self._dictionary is None and self._values_left == self._n_values
         if not is_first or header.encoding not in (_PLAIN, _PLAIN_DICTIONARY) or size > len(content):
             raise Irregular
         self._dictionary = content[:size].copy().view(self._word)
 
-    def _values(self, header: _Header, stored: _Bytes) -> _Bytes:
-        """The values of a page of data, once its levels are found regular."""
-        if header.kind == _DATA_PAGE:
-            content = self._content(stored, header.size)
-            if (header.repetition_encoding, header.definition_encoding) != (_RLE, _RLE):
-                raise Irregular
-            repetition, content = _sized(content)
-            definition, content = _sized(content)
-        else:
-            sizes = header.repetition_size, header.definition_size
-            if min(sizes) < 0 or sum(sizes) > min(header.size, len(stored)):
-                raise Irregular
-            repetition, definition, content = np.split(stored, np.cumsum(sizes))
-            content = self._content(content, header.size - sum(sizes), is_compressed=bool(header.is_compressed))
-        before = -self._values_left % self.size
-        if not _parquet.are_regular(
-            repetition, definition, header.n_values, self.size, before, self._largest_definition
-        ):
+    def _values(self, header: _Header, place: int, room: _Room) -> _Bytes:
+        """The values of a page of data, in their room where they fit, once its levels are found regular."""
+        are_levels_apart = header.kind != _DATA_PAGE
+        sizes = (header.repetition_size, header.definition_size) if are_levels_apart else (0, 0)
+        n_apart = sum(sizes)
+        if min(sizes) < 0 or n_apart > min(header.size, header.stored_size):
             raise Irregular
-        self._values_left -= header.n_values
+        apart = self._file.read(place, n_apart)
+        is_plain = header.encoding == _PLAIN
         size = header.n_values * self._word.itemsize
-        if header.encoding == _PLAIN and size <= len(content):
-            return content[:size]
-        out = np.empty(header.n_values, self._word)
-        if header.encoding == _BYTE_STREAM_SPLIT and size == len(content):
-            _parquet.join_streams(content, out)
-            return out.view(np.uint8)
-        if header.encoding not in (_PLAIN_DICTIONARY, _RLE_DICTIONARY) or self._dictionary is None:
+        n_before = header.size - n_apart - size if is_plain else 0
+        if n_before < 0:
             raise Irregular
-        if not _parquet.look_up(content, self._dictionary, out):
-            raise Irregular
-        return out.view(np.uint8)
-
-    def _content(self, stored: _Bytes, size: int, is_compressed: bool = True) -> _Bytes:
-        """Some bytes of a page, decompressed."""
-        if self._codec is None or not is_compressed:
-            if len(stored) != size:
-                raise Irregular
-            return stored
-        # these two codecs do not tell when less comes out than was asked for
-        claimed = {"snappy": _size_of_snappy, "gzip": _size_of_gzip}.get(self._compression)
-        if claimed is not None and claimed(stored) != size:
-            raise Irregular
+        content = room.take(size, n_before) if is_plain else np.empty(header.size - n_apart, np.uint8)
+        covered = content[:n_before].copy()
         try:
-            return np.frombuffer(self._codec.decompress(pa.py_buffer(stored), size), np.uint8)
-        except (pa.ArrowException, OSError, ValueError):
+            is_packed = not are_levels_apart or bool(header.is_compressed)
+            self._read_content(place + n_apart, header.stored_size - n_apart, content, is_packed)
+            if are_levels_apart:
+                repetition, definition, values = apart[: sizes[0]], apart[sizes[0] :], content
+            elif (header.repetition_encoding, header.definition_encoding) == (_RLE, _RLE):
+                repetition, values = _sized(content)
+                definition, values = _sized(values)
+            else:
+                raise Irregular
+            before = -self._values_left % self.size
+            if not _parquet.are_regular(
+                repetition, definition, header.n_values, self.size, before, self._largest_definition
+            ):
+                raise Irregular
+        finally:
+            content[:n_before] = covered
+        self._values_left -= header.n_values
+        if is_plain:
+            if len(values) != size:
+                raise Irregular
+            return values
+        out = room.take(size)
+        if not self._decode(header.encoding, values, out.view(self._word)):
+            raise Irregular
+        return out
+
+    def _decode(self, encoding: int, values: _Bytes, out: NDArray[Any]) -> bool:
+        """Values that are not plain; return whether they could be read."""
+        if encoding == _BYTE_STREAM_SPLIT and len(values) == out.nbytes:
+            _parquet.join_streams(values, out)
+            return True
+        if encoding not in (_PLAIN_DICTIONARY, _RLE_DICTIONARY) or self._dictionary is None:
+            return False
+        return _parquet.look_up(values, self._dictionary, out)
+
+    def _read_content(self, place: int, stored_size: int, content: _Bytes, is_packed: bool = True) -> None:
+        """Read some bytes of a page, and unpack them."""
+        if self._unpack is None or not is_packed:
+            if stored_size != len(content):
+                raise Irregular
+            self._file.read_into(place, content)
+            return
+        try:
+            size = self._unpack(self._file.read(place, stored_size), content)
+        except (cramjam.DecompressionError, isal_zlib.error):  # type: ignore[misc] # the latter is declared an instance
             raise Irregular from None
+        if size != len(content):
+            raise Irregular
 
 
 def _sized(content: _Bytes) -> tuple[_Bytes, _Bytes]:
@@ -285,18 +343,3 @@ def _sized(content: _Bytes) -> tuple[_Bytes, _Bytes]:
     if end > len(content):
         raise Irregular
     return content[4:end], content[end:]
-
-
-def _size_of_snappy(stored: _Bytes) -> int:
-    """What compressed bytes say of their size: at their front, seven bits a byte, the lowest first."""
-    size = 0
-    for index, byte in enumerate(stored[:5].tolist()):
-        size |= (byte & 0x7F) << (7 * index)
-        if byte < 0x80:
-            return size
-    return -1
-
-
-def _size_of_gzip(stored: _Bytes) -> int:
-    """What compressed bytes say of their size, at their end."""
-    return int.from_bytes(stored[-4:].tobytes(), "little")
