@@ -49,6 +49,7 @@ from xpkern.engine.cuda.fitting import (
     solution_rows,
     star_arrays,
 )
+from xpkern.engine.cuda.inputs import checked, coefficient_inputs, doubles, star_inputs
 from xpkern.engine.cuda.lanes import Batch, Lanes
 from xpkern.engine.cuda.launching import Launcher, form
 from xpkern.engine.cuda.residents import Kept
@@ -155,10 +156,10 @@ class CudaEngine:
 
         found = self._lanes.run(
             stars,
-            _inputs_of_coefficients(coefficients, calibration.bp_design.shape[1], calibration.rp_design.shape[1])
+            coefficient_inputs(coefficients, calibration.bp_design.shape[1], calibration.rp_design.shape[1])
             | {
-                "band_flux": _doubles(photometry_flux, coefficients.bp, (stars, bands)),
-                "band_error": _doubles(photometry_error, coefficients.bp, (stars, bands)),
+                "band_flux": doubles(photometry_flux, coefficients.bp, (stars, bands)),
+                "band_error": doubles(photometry_error, coefficients.bp, (stars, bands)),
             },
             {
                 "flux": ((samples,), np.float32),
@@ -215,7 +216,7 @@ class CudaEngine:
 
         return self._lanes.run(
             len(params),
-            {"params": _doubles(params, params, (len(params), model.n_parameters))},
+            {"params": doubles(params, params, (len(params), model.n_parameters))},
             {"flux": ((model.n_samples,), np.float64)},
             lambda size: {"memory": self._launcher.memory(size, needed)},
             queue,
@@ -233,7 +234,7 @@ class CudaEngine:
     ) -> Evaluation:
         """Loss, gradient, Hessian and Fisher matrix at linear parameters (n, k)."""
         of_model, of_prior = self._table(model, model_table), self._table(prior, prior_table)
-        inputs = _inputs_of(stars, model.n_samples, model.n_parameters)
+        inputs = star_inputs(stars, model.n_samples, model.n_parameters)
         needed = self._launcher.scratch(model=of_model.view, prior=of_prior.view).evaluate
 
         def queue(batch: Batch) -> None:
@@ -250,7 +251,7 @@ class CudaEngine:
 
         found = self._lanes.run(
             len(stars),
-            inputs | {"params": _doubles(params, stars.flux, (len(stars), model.n_parameters))},
+            inputs | {"params": doubles(params, stars.flux, (len(stars), model.n_parameters))},
             evaluation_rows(model.n_parameters),
             lambda size: {"memory": self._launcher.memory(size, needed)},
             queue,
@@ -281,7 +282,7 @@ class CudaEngine:
 
         return self._lanes.run(
             len(stars),
-            _inputs_of(stars, samples, grid.n_parameters),
+            star_inputs(stars, samples, grid.n_parameters),
             {"params": ((options.starts, grid.n_parameters), np.float64)},
             lambda size: {"memory": self._launcher.memory(size, needed)},
             queue,
@@ -302,13 +303,13 @@ class CudaEngine:
         """Lowest optimum of the star loss from the starts of a grid, or that from given parameters (n, k)."""
         of_model, of_prior = self._table(model, model_table), self._table(prior, prior_table)
         view = fit_view(of_model.view, of_prior.view, terms, box)
-        inputs = _inputs_of(stars, model.n_samples, model.n_parameters)
+        inputs = star_inputs(stars, model.n_samples, model.n_parameters)
         sizes: dict[str, Any] = {}
         if isinstance(start, StartGrid):
             view.grid = self._table(start, grid_table).view
             sizes = {"n_types": len(start), "samples": model.n_samples, "inputs": model.n_inputs}
         else:
-            inputs["start"] = _doubles(start, stars.flux, (len(stars), model.n_parameters))
+            inputs["start"] = doubles(start, stars.flux, (len(stars), model.n_parameters))
         needed = self._launcher.scratch(model=of_model.view, prior=of_prior.view, **sizes)
         fitter = Fitter(self._launcher, view, options, needed)
         rows = solution_rows(model.n_parameters, model.n_samples)
@@ -334,7 +335,7 @@ class CudaEngine:
 
         found = self._lanes.run(
             stars,
-            {"information": _checked(information, "information", np.float64, (stars, *square))},
+            {"information": checked(information, "information", np.float64, (stars, *square))},
             {"covariance": (square, np.float64), "inverse": (square, np.float64), "floored": ((), np.bool_)},
             lambda size: {},
             queue,
@@ -367,7 +368,7 @@ class CudaEngine:
 
         return self._lanes.run(
             len(stars),
-            _inputs_of(stars, table.view.n_samples, parameters),
+            star_inputs(stars, table.view.n_samples, parameters),
             {"params": ((parameters,), np.float64)},
             lambda size: {
                 "best": best * size * slices(size),
@@ -405,8 +406,8 @@ class CudaEngine:
 
         return self._lanes.run(
             len(stars),
-            _inputs_of(stars, model.n_samples, model.n_parameters)
-            | {"start": _doubles(start, stars.flux, (len(stars), model.n_parameters))},
+            star_inputs(stars, model.n_samples, model.n_parameters)
+            | {"start": doubles(start, stars.flux, (len(stars), model.n_parameters))},
             {"params": ((model.n_parameters,), np.float64)},
             lambda size: {"memory": self._launcher.memory(size, needed)},
             queue,
@@ -417,8 +418,8 @@ class CudaEngine:
     ) -> tuple[float, list[Float64], list[Float64], Float64]:
         """Eq. 12 averaged over the stars, and its gradient in weights, biases and ln R."""
         trainer = self._trainer(model, None, stars)
-        _inputs_of(stars, model.n_samples, model.n_parameters)
-        loss, gradient = trainer.gradient(stars, _doubles(params, stars.flux, (len(stars), model.n_parameters)))
+        star_inputs(stars, model.n_samples, model.n_parameters)
+        loss, gradient = trainer.gradient(stars, doubles(params, stars.flux, (len(stars), model.n_parameters)))
         return loss, gradient.weights, gradient.biases, gradient.ln_ext_curve
 
     def train_epoch(
@@ -440,8 +441,8 @@ class CudaEngine:
         check_rows(batches, len(stars))
         trainer = self._trainer(model, moments, stars)
         course = Course(terms, box, model_steps, star_steps)
-        _inputs_of(stars, model.n_samples, model.n_parameters)
-        return trainer.epoch(stars, _doubles(params, stars.flux, (len(stars), model.n_parameters)), batches, course)
+        star_inputs(stars, model.n_samples, model.n_parameters)
+        return trainer.epoch(stars, doubles(params, stars.flux, (len(stars), model.n_parameters)), batches, course)
 
     def _trainer(self, model: FluxModel, moments: ModelMoments | None, stars: StarData | GroupedStars) -> Trainer:
         stream = self.device.current_stream() if on_device(stars.flux) else self.device.new_stream()
@@ -468,45 +469,3 @@ class CudaEngine:
             if key not in known:
                 known[key] = calibration_table(self.device, calibration, noise, samples)
             return known[key]
-
-
-def _doubles(values: Any, beside: Any, shape: tuple[int, ...]) -> Any:
-    """Contiguous float64 values of that shape, where another array lies."""
-    xp = namespace_of(beside)
-    values = xp.asarray(values) if on_device(beside) else to_host(values)
-    return _checked(xp.ascontiguousarray(values, xp.float64), "parameters", np.float64, shape)
-
-
-def _inputs_of(stars: StarData | GroupedStars, samples: int, parameters: int) -> dict[str, Any]:
-    """The arrays of stars, once they are what kernels take them for."""
-    n = len(stars)
-    return {
-        "flux": _checked(stars.flux, "flux", np.float32, (n, samples)),
-        "whitener": _checked(stars.whitener, "whitener", np.float32, (n, packed_size(samples))),
-        "mean": _checked(stars.mean, "mean", np.float64, (n, parameters)),
-        "sigma": _checked(stars.sigma, "sigma", np.float64, (n, parameters)),
-    }
-
-
-def _inputs_of_coefficients(coefficients: Coefficients, bp: int, rp: int) -> dict[str, Any]:
-    """The arrays of coefficients, so many of either side, once they are what kernels take them for."""
-    n, found = len(coefficients), {}
-    for side, count in (("bp", bp), ("rp", rp)):
-        for name, dtype, shape in (
-            (side, np.float64, (n, count)),
-            (f"{side}_error", np.float32, (n, count)),
-            (f"{side}_correlation", np.float32, (n, count * (count - 1) // 2)),
-            (f"{side}_standard_deviation", np.float32, (n,)),
-            (f"has_{side}", np.bool_, (n,)),
-        ):
-            found[name] = _checked(getattr(coefficients, name), name, dtype, shape)
-    return found
-
-
-def _checked(array: Any, name: str, dtype: Any, shape: tuple[int, ...]) -> Any:
-    """The array, if it is of that type and shape: kernels would read anything else as if it were."""
-    if array.dtype != dtype:
-        raise TypeError(f"{name} must be {np.dtype(dtype)}, not {array.dtype}")
-    if tuple(array.shape) != shape:
-        raise ValueError(f"{name} must have shape {shape}, not {tuple(array.shape)}")
-    return array
