@@ -28,7 +28,7 @@ from xpkern.observe.read import table_of
 from xpkern.processes import server_of_processes
 from xpkern.shards import Ledger, State, load_settings, run_survey
 from xpkern.shards.settings import shard_name
-from xpkern.shards.work import Unit, claimed
+from xpkern.shards.work import Unit, claimed, prepare_folder
 from xpkern.shards.workers import Outcome, attempt
 from xpkern.survey.run import simulate_survey
 
@@ -201,17 +201,6 @@ class TestRun:
         write_settings(survey.parent, starts=1, threads=1, attempts=7)
         assert Ledger.of(load_settings(survey)).count() == {State.DONE: FILES}
 
-    def test_another_input_or_version_is_another_shard(self, survey, monkeypatch):
-        settings = load_settings(survey)
-        run_survey(settings)
-        first, second, _ = settings.input_files()
-        first.write_bytes(second.read_bytes())
-        assert Ledger.of(settings).states == [State.CHANGED, State.DONE, State.DONE]
-        first.unlink()  # it is no longer among the inputs
-        assert Ledger.of(settings).states == [State.DONE, State.DONE]
-        monkeypatch.setattr("xpkern.shards.work.__version__", "0.0.0")
-        assert Ledger.of(settings).states == [State.CHANGED, State.CHANGED]
-
     def test_what_a_kill_left_between_the_names_is_removed(self, survey, undisturbed):
         (survey.parent / "shards").mkdir()
         first = min((survey.parent / "sim").glob("Xp*.csv.gz"))
@@ -265,6 +254,18 @@ class TestRun:
             assert summary.elsewhere == [unit]
             assert len(summary.done) == FILES - 2
         assert len(run_survey(settings).done) == 1
+
+    def test_what_another_run_has_made_meanwhile_is_not_made_again(self, survey):
+        settings = load_settings(survey)
+        ledger = Ledger.of(settings)
+        unit = ledger.units[0]
+        prepare_folder(settings)
+        assert attempt(unit, ledger.settings_digest).record is not None
+        before = unit.done.stat(), unit.catalog.stat()
+        outcome = attempt(unit, ledger.settings_digest)
+        assert outcome.elsewhere
+        assert outcome.record is None
+        assert (unit.done.stat(), unit.catalog.stat()) == before
 
     def test_two_runs_at_once(self, survey, undisturbed):
         command = [sys.executable, "-m", "xpkern", "run", str(survey)]
@@ -442,19 +443,6 @@ class TestDeaths:
 
 
 class TestDealing:
-    def test_batch_script(self, survey, tmp_path, capsys):
-        assert main(["run", str(survey), "--write-sbatch", str(tmp_path / "job.sh"), "--tasks", "7"]) == 0
-        script = (tmp_path / "job.sh").read_text()
-        assert "--array=1-7" in script
-        assert f"-m xpkern run {survey}" in script
-        subprocess.run(["bash", "-n", str(tmp_path / "job.sh")], check=True)
-        assert not list((tmp_path / "shards").glob("*.h5"))
-        (tmp_path / "job.sh").write_text(script.replace("04:00:00", "01:00:00"))
-        capsys.readouterr()
-        assert main(["run", str(survey), "--write-sbatch", str(tmp_path / "job.sh")]) == 1
-        assert "job.sh: exists, and may have been edited" in one_line(capsys)
-        assert "01:00:00" in (tmp_path / "job.sh").read_text()
-
     def test_dask(self, survey, undisturbed):
         distributed = pytest.importorskip("distributed")
         with distributed.LocalCluster(

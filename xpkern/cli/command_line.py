@@ -9,7 +9,6 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from types import FrameType
 
 from xpkern.cli import (
     catalog,
@@ -33,6 +32,7 @@ from xpkern.cli import (
     star,
     train,
 )
+from xpkern.cli.stopping import Interrupted, forget_signals, interrupt
 from xpkern.errors import XpkernError
 from xpkern.version import __version__
 
@@ -73,14 +73,6 @@ COMMANDS = (
 #: Exit codes: 1 for anything wrong with input or output, 2 for wrong options (argparse), 128 + the signal's number
 #: when interrupted, as a shell reports it.
 FAILED, WRONG_OPTIONS, BY_SIGNAL = 1, 2, 128
-
-
-class Interrupted(KeyboardInterrupt):
-    """The process was asked to stop by a signal."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        super().__init__(signal.Signals(number).name)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -136,18 +128,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     int
         Exit code: 0, or what :data:`FAILED` and its neighbours say.
     """
+    _open_closed_streams()
     parser = build_parser()
     options = parser.parse_args(arguments)
     if not hasattr(options, "run"):
         parser.print_help()
         return WRONG_OPTIONS
     debug = getattr(options, "debug", False)
-    previous = {number: signal.signal(number, _interrupt) for number in _stopping_signals()}
+    forget_signals()
+    previous = {number: signal.signal(number, interrupt) for number in _stopping_signals()}
     try:
         with _logging(getattr(options, "verbose", False)):
             code: int = options.run(options)
-        if sys.stdout is not None:  # a shell closed it: `>&-`
-            sys.stdout.flush()
+        sys.stdout.flush()
         return code
     except BrokenPipeError:
         # the reader of our output went away, as `head` does; keep Python from complaining again when it exits
@@ -160,6 +153,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _open_closed_streams() -> None:
+    """Let what is printed go nowhere where a shell has closed standard output or error: `>&-`, `2>&-`.
+
+    Python has None for these, and the next file that is opened would get their place: what libraries of C print.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
 
 
 @contextmanager
@@ -182,10 +185,6 @@ def _stopping_signals() -> list[int]:
     """Return Ctrl-C and the signal that batch systems send before they kill; one that is ignored stays ignored."""
     wanted = (signal.SIGINT, signal.SIGTERM)
     return [number for number in wanted if signal.getsignal(number) is not signal.SIG_IGN]
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise Interrupted(number)
 
 
 def _report(error: BaseException) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xpkern.cli.catalog import positive_integer
+from xpkern.cli.stopping import stop_if_asked, stopping
 from xpkern.processes import server_of_processes
 
 if TYPE_CHECKING:
@@ -117,7 +118,13 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         metavar="FILE.sh",
         help="only write a batch script for Slurm: an array of --tasks jobs, each with its part of the files",
     )
-    run.add_argument("--tasks", type=positive_integer, default=10, metavar="N", help="jobs of that array; default: 10")
+    run.add_argument(
+        "--tasks",
+        type=positive_integer,
+        default=10,
+        metavar="N",
+        help="jobs of that array, no more than there are files; default: 10",
+    )
     run.set_defaults(run=run_command, failed=False, changed=False, dry_run=False)
     rerun = _parser(
         commands, common, "rerun", "the same, and again what failed or was made by other settings", EPILOG_RERUN
@@ -205,8 +212,9 @@ def run_command(options: argparse.Namespace) -> int:
 
     settings = load_settings(options.settings)
     if options.write_sbatch is not None:
-        write_batch_script(Path(options.write_sbatch), settings, options.tasks)
-        print(f"{options.write_sbatch}: {options.tasks} jobs; edit it as your cluster wants it, then sbatch it")
+        jobs = write_batch_script(Path(options.write_sbatch), settings, options.tasks)
+        fewer = f", as there are no more files, and not {options.tasks:,}" if jobs < options.tasks else ""
+        print(f"{options.write_sbatch}: {jobs:,} jobs{fewer}; edit it as your cluster wants it, then sbatch it")
         return 0
     part, parts = options.part or part_of_batch_job()
     again = tuple(
@@ -230,6 +238,7 @@ def run_command(options: argparse.Namespace) -> int:
             say(f"{len(units):,} of {len(ledger.units):,} files to do{whole}: {settings.output_folder}")
 
         def on_unit(outcome: Outcome) -> None:
+            stop_if_asked()
             progress.set_postfix(files=f"{len(summary.done) + len(summary.failed)}/{to_do}")
             if outcome.error:
                 say(f"failed: {outcome.unit.spectra.name}: {outcome.error}")
@@ -249,7 +258,7 @@ def run_command(options: argparse.Namespace) -> int:
                 processes=options.processes,
                 again=again,
                 on_start=on_start,
-                on_progress=progress.update,
+                on_progress=stopping(progress.update),
                 on_unit=on_unit,
                 attempts=attempts,
                 summary=summary,
@@ -288,7 +297,11 @@ def _report(summary: RunSummary, seconds: float) -> int:
     if not summary.failed:
         return 0
     name, error = next(iter(summary.failed.items()))
-    print(f"xpkern: {len(summary.failed):,} files have no shard; the first: {name}: {error}", file=sys.stderr)
+    print(
+        f"xpkern: {len(summary.failed):,} files have no shard; the first: {name}: {error}. Once an input or setting is "
+        "mended they are tried again; xpkern rerun --failed tries them in any case",
+        file=sys.stderr,
+    )
     return PARTIAL
 
 

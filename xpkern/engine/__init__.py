@@ -34,6 +34,9 @@ def _make_cuda() -> Engine:
 _MAKERS: dict[str, Callable[[], Engine]] = {"cuda": _make_cuda, "cpu": _make_cpu, "reference": _make_reference}
 _AUTOMATIC = ("cuda", "cpu")
 
+#: What an engine may be asked for by.
+ENGINES = ("auto", *_MAKERS)
+
 
 def available_engines() -> dict[str, str | None]:
     """Every engine by name, with the reason why it cannot be used here, or None if it can."""
@@ -73,7 +76,7 @@ def get_engine(engine: str | Engine = "auto", *, on_gpu: bool = False) -> Engine
     if not isinstance(engine, str):
         return engine
     if engine != "auto" and engine not in _MAKERS:
-        raise InputError(f"{engine!r} is none of auto, {', '.join(_MAKERS)}", field="engine")
+        raise InputError(f"{engine!r} is none of {', '.join(ENGINES)}", field="engine")
     reasons = []
     for name in _AUTOMATIC if engine == "auto" else (engine,):
         try:

@@ -23,7 +23,7 @@ from xpkern.errors import InputError
 from xpkern.grid import WAVELENGTH
 from xpkern.shards.ledger import Ledger, State
 from xpkern.shards.settings import RunSettings
-from xpkern.shards.work import Unit
+from xpkern.shards.work import Unit, input_files
 
 #: Rows that are sorted together, and rows that are read at a time where only numbers of sources are looked at.
 SORTED_ROWS, READ_ROWS = 1 << 18, 1 << 20
@@ -63,7 +63,7 @@ def stored(columns: Sequence[Column], table: str = "") -> list[Column]:
 
 def files_to_keep(settings: RunSettings) -> Iterator[Path]:
     """What a run reads and has made: nothing that a catalogue may replace."""
-    for spectra in settings.input_files():
+    for spectra in input_files(settings):
         unit = Unit.of(spectra, settings)
         yield spectra
         yield from file_names(unit.catalog).values()

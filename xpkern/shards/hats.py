@@ -70,7 +70,8 @@ def collect_hats(
     Raises
     ------
     InputError
-        If there is no shard, some are of other settings or damaged, the folder exists, or cdshealpix is not installed.
+        If there is no shard or no row in them, some are of other settings or damaged, the folder exists, or cdshealpix
+        is not installed.
     """
     folder = Path(output)
     refuse_taken_hats(folder, overwrite=overwrite)
@@ -83,6 +84,11 @@ def collect_hats(
         pixels = healpix_index(rows["ra"], rows["dec"], rows[identifier]) >> 2 * (INDEX_ORDER - _HIGHEST_ORDER)
         counts += np.bincount(pixels, minlength=len(counts))
     partitions = list(_divided(counts, partition_rows))
+    if not partitions:
+        raise InputError(
+            "the shards have no rows, and the HATS layout has no empty catalogue: give the name of a file",
+            file=str(folder),
+        )
     partial = partial_name(folder)
     tables: dict[str, tuple[Sequence[Column], Mapping[str, object]]] = {
         "catalog": ([INDEX, *columns], shards.attributes),

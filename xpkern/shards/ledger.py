@@ -9,7 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from xpkern.shards.settings import RunSettings
-from xpkern.shards.work import Unit, digest_of, read_record
+from xpkern.shards.work import Unit, circumstances, digest_of, input_files, read_record
+
+#: What every marker has.
+_KEYS = {"made_of", "looks", "input", "input_bytes", "files", "rows", "fitted", "status", "quality_flags", "counts"}
 
 
 class State(enum.Enum):
@@ -58,7 +61,7 @@ class Ledger:
         InputError
             If a file of spectra or the model is not there.
         """
-        units = [Unit.of(spectra, settings) for spectra in settings.input_files()][part - 1 :: parts]
+        units = [Unit.of(spectra, settings) for spectra in input_files(settings)][part - 1 :: parts]
         ledger = cls(settings, digest_of(settings), units)
         for unit in units:
             state, record = state_of(unit, ledger.settings_digest)
@@ -96,18 +99,22 @@ def state_of(unit: Unit, settings_digest: str) -> tuple[State, dict[str, Any] | 
     done = read_record(unit.done)
     if done is not None and _is_whole(unit, done):
         try:
-            same = done.get("made_of") == unit.made_of(settings_digest)
+            same = done["made_of"]["settings"] == settings_digest and (
+                done["looks"] == unit.looks() or done["made_of"] == unit.made_of(settings_digest)
+            )
         except OSError:  # its input has gone; its shard has not
-            same = done.get("made_of", {}).get("settings") == settings_digest
+            same = True
         return (State.DONE if same else State.CHANGED), done
     failed = read_record(unit.failed)
-    if failed is not None and failed.get("settings") == settings_digest:
+    if failed is not None and circumstances(unit, settings_digest).items() <= failed.items() and "error" in failed:
         return State.FAILED, failed
     return State.LEFT, None
 
 
 def _is_whole(unit: Unit, done: dict[str, Any]) -> bool:
-    """Whether the files that a marker lists are there in their full size."""
+    """Whether a marker is complete, and the files that it lists are there in their full size."""
+    if not done.keys() >= _KEYS or not isinstance(done["made_of"], dict) or "settings" not in done["made_of"]:
+        return False
     try:
         sizes = [(unit.catalog.with_name(file["name"]), file["bytes"]) for file in done["files"].values()]
         return all(path.stat().st_size == size for path, size in sizes)

@@ -21,9 +21,10 @@ from xpkern.threads import number_of_threads
 #: How long [s] to wait before a unit is tried again after its first failure; twice as long after each further one.
 FIRST_PAUSE = 1.0
 
-#: Environment variables by which batch systems number the tasks of a job: the number, the lowest one, and how many.
-_ARRAY = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_COUNT")
-_STEP = ("SLURM_PROCID", "SLURM_NTASKS")
+#: Environment variables by which Slurm numbers the tasks of an array (the number, the lowest and the highest one, and
+#: how many), and those that srun starts: SLURM_NTASKS is there without srun, too, where one process is all there is.
+_ARRAY = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_MAX", "SLURM_ARRAY_TASK_COUNT")
+_STEP = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")
 
 
 @dataclass
@@ -158,15 +159,29 @@ def run_survey(
 def part_of_batch_job() -> tuple[int, int]:
     """Which part of the files this task of a Slurm job has, and of how many: (1, 1) outside of one.
 
-    An array's tasks divide the files, and the tasks of a step divide those again.
+    An array's tasks divide the files, and the tasks that srun starts divide those again.
+
+    Raises
+    ------
+    InputError
+        If the numbers of the array's tasks have gaps, so that they do not tell a part: files would be left out.
     """
     environment = os.environ
     part, parts = 1, 1
     if all(environment.get(name, "").isdigit() for name in _ARRAY):
-        number, lowest, parts = (int(environment[name]) for name in _ARRAY)
-        part = (number - lowest) // int(environment.get("SLURM_ARRAY_TASK_STEP", "1")) + 1
+        number, lowest, highest, parts = (int(environment[name]) for name in _ARRAY)
+        text = environment.get("SLURM_ARRAY_TASK_STEP", "")
+        numbers = range(lowest, highest + 1, int(text) if text.isdigit() and int(text) else 1)
+        if len(numbers) != parts or number not in numbers or numbers[-1] != highest:
+            raise InputError(
+                f"the Slurm array's {parts} tasks from {lowest} to {highest}, this one {number}, are not numbered in "
+                "even steps, so that no part of the files follows from the number: give --part K/N"
+            )
+        part = numbers.index(number) + 1
     if all(environment.get(name, "").isdigit() for name in _STEP):
         rank, ranks = (int(environment[name]) for name in _STEP)
+        if rank >= ranks:
+            raise InputError(f"Slurm's task {rank}, counted from 0, is none of the step's {ranks}: give --part K/N")
         part, parts = (part - 1) * ranks + rank + 1, parts * ranks
     return part, parts
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import fnmatch
 import glob
 import os
 import re
@@ -11,12 +12,14 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xpkern.engine import ENGINES
 from xpkern.engine.contract import FitOptions
 from xpkern.errors import InputError
 from xpkern.observe.parallax_zero_point import ZERO_POINTS
+from xpkern.observe.photometry import PhotometryCuts
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -99,6 +102,7 @@ class RunSettings:
             "optimizer": ("newton", "zgr23"),
             "noise": (None, "learned", "eq2"),
             "parallax_zero_point": ZERO_POINTS,
+            "engine": ENGINES,
         }
         for name, allowed in choices.items():
             value = getattr(self, name)
@@ -109,6 +113,10 @@ class RunSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise self._error(f"{value} is not a positive number", name)
+        try:
+            PhotometryCuts.parse(self.photometry_cuts)
+        except InputError as error:
+            raise self._error(error.message, "photometry_cuts") from None
         if self.starts is not None and self.optimizer != "newton":
             raise self._error("is for newton only", "starts")
         if not self.spectra:
@@ -138,23 +146,40 @@ class RunSettings:
         """Options of the fit; None where they are the optimizer's own."""
         return None if self.starts is None else FitOptions(starts=self.starts)
 
-    def input_files(self) -> list[Path]:
+    def input_files(self, gone: Callable[[set[str]], list[str]] | None = None) -> list[Path]:
         """Files of spectra, by their names; one that several patterns or links lead to is there once.
+
+        Parameters
+        ----------
+        gone : callable, optional
+            Called with the shards of the files that are there; tells the names, from this folder, of files that have
+            gone but have shards. Those that a pattern speaks of are among the files.
 
         Raises
         ------
         InputError
-            If a pattern leads to no file, or two files would have the same shard.
+            If there is no file, a pattern leads to none, or two files would have the same shard. A file that is named
+            and not there, beside others that are, is one whose shard cannot be made.
         """
-        found: dict[str, Path] = {}
-        seen: set[str] = set()
+        matches: dict[str, list[str]] = {}
         for pattern in self.spectra:
             # what looks like a pattern may be a name, and always is one in the folder's own
             named = self.folder / pattern
             beneath = os.path.join(glob.escape(str(self.folder)), pattern)
-            names = [str(named)] if named.exists() else glob.glob(beneath, recursive=True)
+            matches[pattern] = [str(named)] if named.exists() else glob.glob(beneath, recursive=True)
+        present = {shard_name(Path(name)) for names in matches.values() for name in names}
+        known = [] if gone is None else gone(present)
+        for pattern, names in matches.items():
+            names += [str(self.folder / name) for name in known if fnmatch.fnmatchcase(name, os.path.normpath(pattern))]
             if not names:
-                raise self._error(f"no such file: {pattern}", "spectra")
+                if glob.has_magic(pattern):
+                    raise self._error(f"no such file: {pattern}", "spectra")
+                names.append(str(self.folder / pattern))
+        if not any(os.path.lexists(name) for names in matches.values() for name in names) and not known:
+            raise self._error(f"no such file: {self.spectra[0]}", "spectra")
+        found: dict[str, Path] = {}
+        seen: set[str] = set()
+        for names in matches.values():
             for name in sorted(names):
                 real = os.path.realpath(name)
                 if real in seen:

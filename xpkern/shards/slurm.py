@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import signal
 import sys
+from collections.abc import Generator
 from pathlib import Path
 
 from xpkern.catalog.pending import PendingFile
 from xpkern.errors import InputError
+from xpkern.shards.ledger import Ledger
+from xpkern.shards.run import run_survey
 from xpkern.shards.settings import RunSettings
+from xpkern.shards.workers import Outcome
 
 #: Seconds before a job's time limit at which Slurm warns it.
 _WARNING = 120
@@ -50,8 +55,8 @@ exit "$code"
 """
 
 
-def write_batch_script(script: Path, settings: RunSettings, tasks: int) -> None:
-    """Write a script for ``sbatch``.
+def write_batch_script(script: Path, settings: RunSettings, tasks: int) -> int:
+    """Write a script for ``sbatch``, and make the folder of its jobs' output.
 
     Parameters
     ----------
@@ -59,18 +64,54 @@ def write_batch_script(script: Path, settings: RunSettings, tasks: int) -> None:
         One that has been edited is left as it is.
     settings : RunSettings
     tasks : int
-        Jobs of the array, far fewer than there are files.
+        Jobs of the array, far fewer than there are files; no more than these are taken.
+
+    Returns
+    -------
+    int
+        Jobs of the array that was written.
 
     Raises
     ------
     InputError
-        If there is another script of that name, or its folder does not exist.
+        If a run would be refused, there is another script of that name, or its folder does not exist. Nothing is made
+        then, as if a folder cannot be.
     """
+    folder = settings.output_folder
+    log = folder / "log"
+    made = [path for path in (log, folder) if not path.exists()]
+    try:
+        jobs = min(tasks, _files_of_a_run(settings))
+        log.mkdir(exist_ok=True)
+        _write(script, settings, log, jobs)
+    except BaseException:
+        for path in made:
+            with contextlib.suppress(OSError):  # it was not made, or a run that began meanwhile is at work in it
+                path.rmdir()
+        raise
+    return jobs
+
+
+def _files_of_a_run(settings: RunSettings) -> int:
+    """How many files a run of these settings has; an InputError if it would be refused."""
+    files = 0
+
+    def count(ledger: Ledger, _: object) -> None:
+        nonlocal files
+        files = len(ledger.units)
+
+    def no_attempt(*_: object) -> Generator[Outcome, None, None]:
+        yield from ()
+
+    run_survey(settings, on_start=count, attempts=no_attempt)
+    return files
+
+
+def _write(script: Path, settings: RunSettings, log: Path, jobs: int) -> None:
     command = [sys.executable, "-m", "xpkern", "run", str(Path(settings.file).resolve())]
-    log = settings.output_folder / "log"
     text = _SCRIPT.format(
         script=shlex.quote(str(script)),
-        tasks=tasks,
+        tasks=jobs,
         warning=_WARNING,
         log=str(log).replace("%", "%%"),
         resume=os.EX_TEMPFAIL,
@@ -82,4 +123,3 @@ def write_batch_script(script: Path, settings: RunSettings, tasks: int) -> None:
     with PendingFile(script) as partial:
         partial.write_text(text, encoding="utf-8")
         partial.chmod(0o755)
-    log.mkdir(parents=True, exist_ok=True)

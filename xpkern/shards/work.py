@@ -28,9 +28,9 @@ from xpkern.observe.read import table_of
 from xpkern.shards.settings import RunSettings, shard_name
 from xpkern.version import __version__
 
-#: Bytes at each end of a file that its fingerprint reads: gzip's checksum, Parquet's and FITS's descriptions of what
-#: is between are among them.
-_FINGERPRINT_BYTES = 65536
+#: Pieces of a file, and bytes of each, that its fingerprint reads: smaller files whole, larger ones at so many places
+#: from the first byte to the last. In a table of less than two hundred columns side by side one cannot change unseen.
+_PIECES, _PIECE_BYTES = 256, 65536
 
 #: Settings that do not change what is in a shard, or do so by the files they name.
 _WITHOUT_EFFECT = (
@@ -90,9 +90,18 @@ class Unit:
         """
         return {
             "settings": settings_digest,
-            "spectra": fingerprint(self.spectra),
-            **{name: " ".join(fingerprint(path) for path in paths) for name, paths in self.tables().items()},
+            **{name: " ".join(fingerprint(path) for path in paths) for name, paths in self._inputs().items()},
         }
+
+    def looks(self) -> dict[str, list[list[int]]]:
+        """Size and time of change of each input: while these stay, nothing has to be read to know that it is the same.
+
+        An input that is not there has neither.
+        """
+        return {name: [_look_of(path) for path in paths] for name, paths in self._inputs().items()}
+
+    def _inputs(self) -> dict[str, list[Path]]:
+        return {"spectra": [self.spectra], **self.tables()}
 
 
 def digest_of(settings: RunSettings) -> str:
@@ -118,14 +127,31 @@ def digest_of(settings: RunSettings) -> str:
 
 
 def fingerprint(path: Path) -> str:
-    """What tells a file from another version of it: its size and a digest of its ends."""
+    """What tells a file from another version of it: its size and a digest of it, or of many pieces of it."""
+    return _fingerprint(path, _state_of(path))
+
+
+@lru_cache(maxsize=8)
+def _fingerprint(path: Path, state: tuple[int, ...]) -> str:
+    """The same, taken once of a table that serves many units."""
     size = path.stat().st_size
     digest = hashlib.sha256()
     with open(path, "rb") as stream:
-        digest.update(stream.read(_FINGERPRINT_BYTES))
-        stream.seek(max(0, size - _FINGERPRINT_BYTES))
-        digest.update(stream.read(_FINGERPRINT_BYTES))
+        if size <= _PIECES * _PIECE_BYTES:
+            digest.update(stream.read())
+        else:
+            for piece in range(_PIECES):
+                stream.seek((size - _PIECE_BYTES) * piece // (_PIECES - 1))
+                digest.update(stream.read(_PIECE_BYTES))
     return f"{size}-{digest.hexdigest()[:32]}"
+
+
+def _look_of(path: Path) -> list[int]:
+    try:
+        status = path.stat()
+    except OSError:
+        return []
+    return [status.st_size, status.st_mtime_ns]
 
 
 def make_shard(unit: Unit, settings_digest: str, on_progress: Callable[[int], object] | None = None) -> dict[str, Any]:
@@ -151,6 +177,7 @@ def make_shard(unit: Unit, settings_digest: str, on_progress: Callable[[int], ob
         As :func:`xpkern.make_catalog`. The stars before a break are kept as it says.
     """
     settings = unit.settings
+    looks = unit.looks()
     made_of = unit.made_of(settings_digest)
     tables = {name: [_table_of(path, name, _state_of(path)) for path in paths] for name, paths in unit.tables().items()}
     unit.done.unlink(missing_ok=True)  # what it speaks of is about to be replaced
@@ -175,11 +202,12 @@ def make_shard(unit: Unit, settings_digest: str, on_progress: Callable[[int], ob
         overwrite=True,
         on_progress=on_progress,
     )
-    if unit.made_of(settings_digest) != made_of:
+    if unit.looks() != looks:
         raise OSError(errno.ESTALE, "changed while it was read", str(unit.spectra))
     record = {
         "made_of": made_of,
-        "input": unit.spectra.name,
+        "looks": looks,
+        "input": os.path.relpath(unit.spectra, settings.folder),
         "input_bytes": unit.spectra.stat().st_size,
         "files": {kind: {"name": path.name, **checksum(path)} for kind, path in summary.files.items()},
         "rows": summary.rows,
@@ -197,8 +225,34 @@ def make_shard(unit: Unit, settings_digest: str, on_progress: Callable[[int], ob
 
 def record_failure(unit: Unit, settings_digest: str, message: str, attempts: int) -> None:
     """Note why a file has no shard, and after how many attempts."""
-    record = {"settings": settings_digest, "input": unit.spectra.name, "error": message, "attempts": attempts}
+    record = {
+        **circumstances(unit, settings_digest),
+        "input": os.path.relpath(unit.spectra, unit.settings.folder),
+        "error": message,
+        "attempts": attempts,
+    }
     write_record(unit.failed, record)
+
+
+def circumstances(unit: Unit, settings_digest: str) -> dict[str, Any]:
+    """What an attempt at a unit depends on: as long as it stays the same, what failed would fail again."""
+    return {"settings": settings_digest, "engine": unit.settings.engine, "looks": unit.looks()}
+
+
+def input_files(settings: RunSettings) -> list[Path]:
+    """Files of spectra, those included that have gone since their shards were made; raises as the settings' own."""
+
+    def gone(found: set[str]) -> list[str]:
+        names = []
+        for done in sorted(settings.output_folder.glob("*.done.json")):
+            if done.name.removesuffix(".done.json") in found:
+                continue
+            name = (read_record(done) or {}).get("input")
+            if isinstance(name, str) and not os.path.lexists(settings.folder / name):
+                names.append(name)
+        return names
+
+    return settings.input_files(gone)
 
 
 def write_record(path: Path, record: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from xpkern.errors import InputError, XpkernError
 from xpkern.processes import server_of_processes
+from xpkern.shards.ledger import State, state_of
 from xpkern.shards.work import Unit, claimed, make_shard
 
 
@@ -31,7 +32,7 @@ class Outcome:
     lasting : bool
         Whether it would go wrong again: the fault is in the input.
     elsewhere : bool
-        Whether another process has the unit at the moment.
+        Whether another process has the unit at the moment, or has made its shard.
     seconds : float
         How long it took.
     memory : int
@@ -58,7 +59,8 @@ def attempt(unit: Unit, settings_digest: str, on_progress: Callable[[int], objec
 def _attempt(unit: Unit, settings_digest: str, on_progress: Callable[[int], object] | None) -> Outcome:
     try:
         with claimed(unit) as ours:
-            if not ours:
+            # whoever held it until now may have made it: to make it again would take it away for a while
+            if not ours or state_of(unit, settings_digest)[0] is State.DONE:
                 return Outcome(unit, elsewhere=True)
             return Outcome(unit, make_shard(unit, settings_digest, on_progress))
     except InputError as error:
@@ -156,17 +158,29 @@ def _work(connection: Connection, settings_digest: str, environment: dict[str, s
     os.environ.update(environment)  # that of now, not of when the server was started
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the one who deals the units out decides
     signal.signal(signal.SIGTERM, _stop)
+
+    def progress(stars: int) -> None:
+        if _stopped:  # Python forgets what a handler raises while it is in a callback of its own
+            raise KeyboardInterrupt
+        connection.send(stars)
+
     try:
         while True:
             unit = connection.recv()
-            connection.send(attempt(unit, settings_digest, connection.send))
+            connection.send(attempt(unit, settings_digest, progress))
     except (EOFError, ConnectionError, KeyboardInterrupt):
         return
     finally:
         connection.close()
 
 
+#: Whether this process was asked to stop.
+_stopped = False
+
+
 def _stop(number: int, frame: object) -> None:
+    global _stopped
+    _stopped = True
     raise KeyboardInterrupt
 
 
