@@ -32,9 +32,12 @@ class Sky:
     Attributes
     ----------
     faults : deque of str
-        What goes wrong with the next requests: "html", "500", "hang up", "silence", "".
+        What goes wrong with the next requests: "html", "500", "hang up", "silence", "xml", "text", "nothing", ""; of
+        spectra also "cut", a zip file that breaks off.
     row_limit : int
         Rows of an answer at most.
+    lost : str
+        What is lost of the next answers with spectra, though they exist: "", "some" or "all".
     silence, job_seconds : float
         How long nothing comes, and how long the next query takes [s].
     """
@@ -42,6 +45,7 @@ class Sky:
     rng: np.random.Generator
     faults: deque[str] = field(default_factory=deque)
     row_limit: int = 10_000
+    lost: str = ""
     silence: float = 0.0
     job_seconds: float = 0.0
     queries: list[str] = field(default_factory=list)
@@ -102,7 +106,10 @@ class Sky:
         ]
         stream = io.BytesIO()
         with zipfile.ZipFile(stream, "w") as archive:
-            for number, part in enumerate((lines[::2], lines[1::2])):
+            if self.lost == "all":
+                archive.writestr("readme.txt", "no data")
+            parts = {"": (lines[::2], lines[1::2]), "some": (lines[4:],), "all": ()}[self.lost]
+            for number, part in enumerate(parts):
                 archive.writestr(f"XP_{number}.csv", "source_id,bp_coefficients,solution_id\n" + "".join(part))
         return stream.getvalue()
 
@@ -136,6 +143,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.sky.ends[match[1]] = time.monotonic() + self.sky.job_seconds
             self.sky.job_seconds = 0.0
             self._redirect(f"/tap/async/{match[1]}")
+        elif not self._fault():
+            self.send_error(404)
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
@@ -148,7 +157,7 @@ class _Handler(BaseHTTPRequestHandler):
             if not self._fault():
                 self.sky.asked["query"] += 1
                 self._send(self.sky.answer(self.sky.jobs[match[1]][0]), "application/x-votable+xml")
-        else:
+        elif path != "/tap/async" or not self._fault():
             self.send_error(404)
 
     def do_DELETE(self) -> None:
@@ -164,6 +173,14 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(b"<html><body>Please log in</body></html>", "text/html")
         elif fault == "500":
             self.send_error(500, "out of order")
+        elif fault == "xml":
+            self._send(b'<?xml version="1.0"?><status>busy</status>', "text/xml")
+        elif fault == "text":
+            self._send(b"busy, come back later", "text/plain")
+        elif fault == "nothing":
+            self._send(b"", "text/plain")
+        elif fault == "cut":
+            self._send(self.sky.spectra(self.sky.source_id[:9].tolist())[:70], "application/zip")
         elif fault in ("hang up", "silence"):
             time.sleep(self.sky.silence if fault == "silence" else 0.0)
             self.close_connection = True  # without a word

@@ -118,3 +118,14 @@ def test_motion_is_that_of_astropy(rng):
     assert then.separation(expected).arcsec.max() < 1e-4
     still = moved(ra, dec, np.full(50, np.nan), pmdec * 0, 10.0)
     np.testing.assert_allclose(still, (ra, dec), atol=1e-12)
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_has_no_place_is_not_moved_to_one():
+    dec = np.array([0.0, 91.0, 95.0, -999.0, np.nan, np.inf, -90.0, 0.0, 0.0, 0.0])
+    ra = np.array([10.0, 10.0, 10.0, 10.0, 10.0, 10.0, 10.0, np.inf, np.nan, 20.0])
+    pmra = np.array([np.inf, 1.0, 0.0, np.nan, 1.0, 1.0, 0.0, 1.0, 1.0, 1e300])
+    then = moved(ra, dec, pmra, np.zeros(10), 10.0)
+    np.testing.assert_array_equal(np.isfinite(then), [[True, *[False] * 5, True, *[False] * 3]] * 2)
+    np.testing.assert_allclose((then[0][0], then[1][0], then[1][6]), (10.0, 0.0, -90.0), atol=1e-12)
+    assert np.isnan(moved([10.0], [0.0], [1.0], [0.0], np.array([np.inf]))).all()

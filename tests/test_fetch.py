@@ -91,13 +91,23 @@ class TestQueries:
             "CIRCLE 1 95 1",
             "CIRCLE 1 2 0",
             "CIRCLE 1 2 x",
+            "CIRCLE nan 30 1",
+            "CIRCLE 1 nan 1",
+            "CIRCLE 1 2 nan",
+            "CIRCLE 1 2 -1",
+            "CIRCLE 400 30 1",
+            "CIRCLE -1 30 1",
+            "CIRCLE inf 30 1",
+            "CIRCLE 1 2 inf",
+            "POLYGON 1 2 3 4 400 6",
+            "POLYGON 1 2 3 4 5 -96",
             "DISC 1 2 3",
             "POLYGON 1 2 3 4",
             "BOX 1 2 3",
         ],
     )
     def test_wrong_regions(self, text):
-        with pytest.raises(InputError, match="field region: "):
+        with pytest.raises(InputError, match="field --region: "):
             Selection.region(text)
 
     @pytest.mark.parametrize("text", ["", "3112-5263", "005263-003112"])
@@ -149,7 +159,7 @@ class TestFetch:
         assert len(told) >= 2
         assert all("timed out" in text for text in told)
         archive.attempts, sky.faults = 1, deque(["silence"])
-        with pytest.raises(InputError, match=r"no answer after 1 attempts: .*timed out"):
+        with pytest.raises(InputError, match=r"no usable answer after 1 attempts: .*timed out"):
             fetch(tmp_path / "b", sky.source_id[rows], archive=archive)
 
     @pytest.mark.parametrize(
@@ -157,11 +167,14 @@ class TestFetch:
     )
     def test_what_does_not_pass_is_told_and_nothing_is_lost(self, archive, sky, tmp_path, fault, message):
         rows = np.arange(60)
+        sky.with_spectra[:] = True  # as the archive says
 
         def then_fail(sources: int) -> None:
             sky.faults.extend([fault] * 100)
 
-        with pytest.raises(InputError, match=rf"http://127.0.0.1:\d+/\w+: no answer after 3 attempts: .*({message})"):
+        with pytest.raises(
+            InputError, match=rf"http://127.0.0.1:\d+/\w+: no usable answer after 3 attempts: .*({message})"
+        ):
             fetch(tmp_path / "a", sky.source_id[rows], archive=archive, piece=20, on_sources=then_fail)
         assert json.loads((tmp_path / "a" / "fetch.json").read_text())["pieces"][0]["sources"] == 20
         sky.faults.clear()
@@ -174,8 +187,96 @@ class TestFetch:
 
     def test_an_archive_that_is_not_there(self, tmp_path):
         archive = Archive("http://127.0.0.1:9/tap", "http://127.0.0.1:9/data", attempts=2, first_pause=0.0)
-        with pytest.raises(InputError, match="no answer after 2 attempts"):
+        with pytest.raises(InputError, match="no usable answer after 2 attempts"):
             fetch(tmp_path / "a", REGION, archive=archive)
+
+    @pytest.mark.parametrize(
+        ("fault", "message"),
+        [
+            ("html", r"no data but a web page \(HTML\): 'Please log in'"),
+            ("xml", "but '.*<status>busy</status>'"),
+            ("text", "but 'busy, come back later'"),
+            ("nothing", "but an empty answer"),
+            ("cut", "no whole zip file but a truncated or damaged one of 70 bytes"),
+        ],
+    )
+    def test_what_the_server_answered_is_said(self, archive, sky, tmp_path, fault, message):
+        archive.attempts = 2
+        places = {  # of a query the job is made, then its answer fetched; two queries for each of two tables
+            "data": [""] * 8 + [fault] * 2,
+            "tap": [fault] * 20,
+            "tap, the answer": ["", fault] * 2,
+        }
+        for where, faults in places.items() if fault != "cut" else [("data", places["data"])]:
+            sky.faults = deque(faults)
+            said = rf"^http://127.0.0.1:\d+/{where[:4].strip(',')}: no usable answer after 2 attempts: .*{message}$"
+            with pytest.raises(InputError, match=said):
+                fetch(tmp_path / where, sky.source_id[:9], archive=archive)
+
+    @pytest.mark.parametrize("url", ["notaurl", "ftp://a.b/tap", "http://", "https:/a.b", "http://[1"])
+    def test_what_is_no_address(self, url):
+        for name in ("tap_url", "data_url"):
+            with pytest.raises(InputError, match="no address of a server"):
+                Archive(**{name: url})
+
+    @pytest.mark.parametrize("lost", ["some", "all"])
+    def test_spectra_that_the_server_lost_are_asked_for_again(self, archive, sky, tmp_path, lost):
+        sky.with_spectra[:] = True
+        rows = np.arange(25)
+        sky.lost = lost
+        summary = fetch(tmp_path / "a", sky.source_id[rows], archive=archive, piece=10)
+        gone = [source_id for source_id in sky.source_id[rows].tolist() if source_id not in spectra_in(summary)]
+        assert len(gone) == {"some": 12, "all": 25}[lost]
+        assert (summary.sources, summary.with_spectra) == (25, 25 - len(gone))
+        assert summary.missing == tmp_path / "a" / "missing.csv"
+        noted = Table.read(summary.missing, format="ascii.csv")
+        assert noted["source_id"].tolist() == gone
+        assert set(noted["reason"]) == {"no spectrum came though gaia_source says that there is one"}
+        # what came is not asked for again, nor are the tables
+        sky.lost, asked = "", sky.asked.copy()
+        again = fetch(tmp_path / "a", sky.source_id[rows], archive=archive, piece=10)
+        check(again, sky, rows)
+        assert again.missing is None
+        assert not summary.missing.exists()
+        assert sky.asked - asked == {"spectra": 3}
+        fetch(tmp_path / "a", sky.source_id[rows], archive=archive, piece=10)
+        assert (sky.asked - asked)["spectra"] == 3
+
+    def test_a_break_between_lost_spectra_and_their_record(self, archive, sky, tmp_path):
+        sky.with_spectra[:] = True
+        rows, sky.lost = np.arange(25), "some"
+        fetch(tmp_path / "a", sky.source_id[rows], archive=archive, piece=10)
+        before = (tmp_path / "a" / "fetch.json").read_bytes()
+        sky.lost = ""
+        fetch(tmp_path / "a", sky.source_id[rows], archive=archive, piece=10)
+        (tmp_path / "a" / "fetch.json").write_bytes(before)
+        check(fetch(tmp_path / "a", sky.source_id[rows], archive=archive, piece=10), sky, rows)
+
+    def test_spectra_lost_before_a_break(self, archive, sky, tmp_path):
+        sky.with_spectra[:] = True
+        rows, sky.lost = np.arange(25), "all"
+
+        def then_fail(sources: int) -> None:
+            sky.faults.extend(["500"] * 100)
+
+        with pytest.raises(InputError, match="500"):
+            fetch(tmp_path / "a", sky.source_id[rows], archive=archive, piece=10, on_sources=then_fail)
+        sky.faults.clear()
+        sky.lost = ""
+        check(fetch(tmp_path / "a", sky.source_id[rows], archive=archive, piece=10), sky, rows)
+
+    def test_sources_that_are_not_there(self, archive, sky, tmp_path):
+        sky.with_spectra[:] = True
+        wrong = [5, int(sky.source_id[3]) + 1]
+        ids = [*sky.source_id[:5].tolist(), *wrong, wrong[0]]
+        summary = fetch(tmp_path / "a", ids, archive=archive, piece=3)
+        check(summary, sky, np.arange(5))
+        assert (summary.asked, summary.not_found) == (7, 2)
+        noted = Table.read(summary.missing, format="ascii.csv")
+        assert noted["source_id"].tolist() == wrong
+        assert set(noted["reason"]) == {"not in gaia_source or without XP spectra"}
+        none = fetch(tmp_path / "b", wrong, archive=archive)
+        assert (none.sources, none.asked, none.not_found) == (0, 2, 2)
 
     def test_folders(self, archive, sky, tmp_path):
         fetch(tmp_path / "a", sky.source_id[:5], archive=archive)
@@ -215,7 +316,45 @@ class TestCommand:
         )
         arguments = ["--tap", archive.tap_url, "--datalink", archive.data_url, "-o", str(tmp_path / "out")]
         assert main(["fetch", "--adql", str(query), *arguments]) == 3
-        assert "no spectra of 1 sources came" in capsys.readouterr().err
+        assert f"no spectra of 1 sources came: {tmp_path / 'out' / 'missing.csv'} lists them" in capsys.readouterr().err
+        sky.with_spectra[3] = True
+        assert main(["fetch", "--adql", str(query), *arguments]) == 0
+        said = capsys.readouterr()
+        assert "5 asked for: 5 sources, 5 with spectra" in said.out
+        assert said.err == ""
+
+    def test_sources_that_are_not_found_are_told_of(self, archive, sky, tmp_path, capsys):
+        sky.with_spectra[:] = True
+        ids = tmp_path / "ids.csv"
+        ids.write_text(f"source_id\n{sky.source_id[0]}\n7\n")
+        arguments = ["--tap", archive.tap_url, "--datalink", archive.data_url, "-o", str(tmp_path / "out")]
+        assert main(["fetch", "--ids", str(ids), *arguments]) == 3
+        said = capsys.readouterr()
+        assert "2 asked for: 1 sources, 1 with spectra" in said.out
+        assert "1 of 2 sources were not found" in said.err
+        assert str(tmp_path / "out" / "missing.csv") in said.err
+
+    @pytest.mark.parametrize(
+        ("option", "message"),
+        [
+            (("--tap", "notaurl"), "'notaurl': no address of a server: http:// or https://"),
+            (("--datalink", "notaurl"), "'notaurl': no address of a server: http:// or https://"),
+            (
+                ("--region", "CIRCLE nan 30 1"),
+                "--region: 'CIRCLE nan 30 1' has a right ascension nan, not between 0 and",
+            ),
+        ],
+    )
+    def test_wrong_options_are_refused_at_once(self, tmp_path, capsys, option, message):
+        region = () if "--region" in option else ("--region", "CIRCLE 180 30 1")
+        assert main(["fetch", *region, *option, "-o", str(tmp_path / "out")]) == 1
+        assert message in one_line(capsys)
+        assert not (tmp_path / "out").exists()
+
+    def test_help_tells_of_the_exit_code(self, capsys):
+        with pytest.raises(SystemExit):
+            main(["fetch", "--help"])
+        assert "\n  3    complete, but some spectra did not come" in capsys.readouterr().out
 
     @pytest.mark.parametrize(
         ("text", "message"),

@@ -244,6 +244,21 @@ def test_sources_are_moved_to_the_epoch(rng, tmp_path):
     assert match_tables(rows, tmp_path / "sources.h5", tmp_path / "n.h5", radius=0.001, epoch=2000).matches == 50
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("epoch", [None, 2000])
+def test_impossible_positions_are_unusable_whether_moved_or_not(tmp_path, epoch):
+    dec = np.array([10.0, 91.0, 95.0, -999.0, np.nan, np.inf, 20.0])
+    ra = np.array([30.0, 30.0, 30.0, 30.0, 30.0, 30.0, np.inf])
+    motion = {"pmra": np.zeros(7), "pmdec": np.array([0.0, 0.0, np.inf, np.nan, 0.0, 0.0, 0.0])}
+    write_hdf5(tmp_path / "sources.h5", {"source_id": np.arange(7), "ra": ra, "dec": dec, **motion})
+    rows = write_hdf5(tmp_path / "rows.h5", {"ra": np.array([30.0, 210.0, 210.0]), "dec": np.array([10.0, 89.0, 85.0])})
+    summary = match_tables(rows, tmp_path / "sources.h5", tmp_path / "m.h5", radius=0.5, epoch=epoch)
+    assert summary.matches == 1
+    assert summary.removed["sources without usable coordinates"] == 6
+    if epoch is not None:
+        assert summary.removed["sources without a proper motion, not moved"] == 2
+
+
 def test_sources_of_several_files_and_those_that_are_in_two(tmp_path):
     parts = []
     for number, some in enumerate((slice(0, 12), slice(10, N))):
@@ -290,6 +305,8 @@ class TestBadInput:
             (("--radius", 5000), "field radius: 5000 arcsec is not between 0 and 1800"),
             (("--radius", 1, "--one-to-one", "--nearest-of-each", "row"), "does not go with --one-to-one"),
             (("--radius", 1, "-o", "m.txt"), "the name must end in "),
+            (("--radius", 1, "--epoch", "nan"), "field --epoch: nan is no year"),
+            (("--radius", 1, "--epoch", "inf"), "field --epoch: inf is no year"),
         ],
     )
     def test_options(self, files, capsys, options, message):

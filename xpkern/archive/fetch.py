@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
+import io
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -11,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from xpkern.archive.queries import Selection, gaia_source_query, two_mass_query
-from xpkern.archive.service import Archive
+from xpkern.archive.service import Archive, joined
 from xpkern.catalog.pending import PendingFile
 from xpkern.errors import InputError
 
@@ -25,6 +28,11 @@ PIECE = 2000
 
 #: Record of what has been fetched, in the folder.
 _RECORD = "fetch.json"
+
+#: Sources of which something did not come, in the folder, and why.
+_MISSING = "missing.csv"
+_NO_SPECTRUM = "no spectrum came though gaia_source says that there is one"
+_NOT_FOUND = "not in gaia_source or without XP spectra"
 
 
 @dataclass
@@ -40,6 +48,11 @@ class FetchSummary:
         Tables of all sources.
     sources, with_spectra, with_two_mass : int
         Sources that the archive says have XP spectra, those whose spectra it gave, those with a 2MASS star.
+    asked, not_found : int
+        Sources of the list, or of the query of one's own, and how many of them are not in gaia_source or have no XP
+        spectra; 0 for a selection.
+    missing : Path, optional
+        Sources whose spectra did not come, and those that were not found, each with the reason, if there are any.
     """
 
     folder: Path
@@ -49,6 +62,9 @@ class FetchSummary:
     sources: int = 0
     with_spectra: int = 0
     with_two_mass: int = 0
+    asked: int = 0
+    not_found: int = 0
+    missing: Path | None = None
 
 
 def fetch(
@@ -64,7 +80,8 @@ def fetch(
     Parameters
     ----------
     folder : path-like
-        Made if its own folder exists. One that holds the beginning of the same download is completed.
+        Made if its own folder exists. One that holds the beginning of the same download is completed, and spectra that
+        did not come with it are asked for once more: servers lose some at times.
     selection : Selection, sequence of int, or str
         A selection, numbers of sources, or a query of one's own in ADQL that returns ``source_id``.
     archive : Archive, optional
@@ -92,13 +109,21 @@ def fetch(
     folder.mkdir(exist_ok=True)
     record = _Record(folder, _what(selection, piece))
     on_sources = on_sources or (lambda sources: None)
+    earlier = len(record.pieces)
     if not record.complete:
         for table in _pieces(archive, selection, record, piece):
             record.add(_fetch_piece(archive, folder, table, len(record.pieces)))
             on_sources(len(table))
         _collect(folder, len(record.pieces))
         record.finish()
-    return _summary(folder, record)
+    without_spectra = [
+        source_id
+        for number in range(len(record.pieces))
+        for source_id in _lost(archive, folder, record, number, ask=number < earlier)
+    ]
+    summary = _summary(folder, record)
+    _note_missing(summary, without_spectra, _asked(selection, record))
+    return summary
 
 
 def _what(selection: Selection | Sequence[int] | str, piece: int) -> dict[str, Any]:
@@ -108,6 +133,13 @@ def _what(selection: Selection | Sequence[int] | str, piece: int) -> dict[str, A
     if isinstance(selection, str):
         return {"adql": selection, "piece": piece}
     return {"sources": [int(number) for number in selection], "piece": piece}
+
+
+def _asked(selection: Selection | Sequence[int] | str, record: _Record) -> NDArray[np.int64] | None:
+    """Sources that were named, by a list or by the query of one's own, each once, ascending."""
+    if isinstance(selection, Selection):
+        return None
+    return np.unique(np.asarray(record.listed if isinstance(selection, str) else selection, np.int64))
 
 
 class _Record:
@@ -134,18 +166,19 @@ class _Record:
 
     def add(self, piece: dict[str, Any]) -> None:
         self.pieces.append(piece)
-        self._write()
+        self.write()
 
     def finish(self) -> None:
         self.complete = True
-        self._write()
+        self.write()
 
     def list_sources(self, source_ids: list[int]) -> None:
         """Note which sources a query of one's own gave: it might give others another time."""
         self.listed = source_ids
-        self._write()
+        self.write()
 
-    def _write(self) -> None:
+    def write(self) -> None:
+        """Put it on the disk."""
         stored = {"what": self._what, "pieces": self.pieces, "complete": self.complete, "listed": self.listed}
         with PendingFile(self._path) as partial:
             partial.write_text(json.dumps(stored) + "\n", encoding="utf-8")
@@ -205,13 +238,12 @@ def _fetch_piece(archive: Archive, folder: Path, table: Table, number: int) -> d
     if two_mass is not None:
         _write_table(two_mass, files["two_mass"])
     if spectra:
-        with PendingFile(files["spectra"]) as partial:
-            partial.write_bytes(gzip.compress(spectra, 6, mtime=0))
+        _write_spectra(spectra, files["spectra"])
     return {
         "first": source_ids[0] if source_ids else -1,
         "last": source_ids[-1] if source_ids else -1,
         "sources": len(source_ids),
-        "with_spectra": max(spectra.count(b"\n") - 1, 0),
+        "with_spectra": len(_sources_in(spectra, files["spectra"]).intersection(source_ids)),
         "with_two_mass": 0 if two_mass is None else len(two_mass),
     }
 
@@ -222,6 +254,69 @@ def _names(folder: Path, number: int) -> dict[str, Path]:
         "two_mass": folder / f"two_mass-{number:05d}.fits",
         "spectra": folder / f"xp_continuous-{number:05d}.csv.gz",
     }
+
+
+def _write_spectra(spectra: bytes, path: Path) -> None:
+    with PendingFile(path) as partial:
+        partial.write_bytes(gzip.compress(spectra, 6, mtime=0))
+
+
+def _sources_in(spectra: bytes, path: Path) -> set[int]:
+    """Sources that a table of spectra has rows of."""
+    rows = csv.reader(io.TextIOWrapper(io.BytesIO(spectra), "utf-8", newline=""))
+    try:
+        column = next(rows, ["source_id"]).index("source_id")
+        return {int(row[column]) for row in rows if row}
+    except (ValueError, IndexError, csv.Error):
+        raise InputError("no source_id", file=str(path), row=rows.line_num - 1, field="source_id") from None
+
+
+def _lost(archive: Archive, folder: Path, record: _Record, number: int, *, ask: bool) -> list[int]:
+    """Sources of a piece whose spectra did not come, nor do when they are asked for once more."""
+    piece = record.pieces[number]
+    if piece["with_spectra"] >= piece["sources"]:
+        return []
+    # by the files: they hold what came, also where a break kept the record from saying so
+    files = _names(folder, number)
+    source_ids = _source_ids(files["gaia_source"] if files["gaia_source"].exists() else folder / "gaia_source.fits")
+    of_piece = source_ids[(source_ids >= piece["first"]) & (source_ids <= piece["last"])].tolist()
+    spectra = gzip.decompress(files["spectra"].read_bytes()) if files["spectra"].exists() else b""
+    there = _sources_in(spectra, files["spectra"])
+    lost = [source_id for source_id in of_piece if source_id not in there]
+    if lost and ask and (more := archive.spectra(lost)):
+        came = _sources_in(more, files["spectra"])
+        if came.intersection(lost):
+            _write_spectra(joined([table for table in (spectra, more) if table]), files["spectra"])
+        lost = [source_id for source_id in lost if source_id not in came]
+    if piece["with_spectra"] != piece["sources"] - len(lost):
+        piece["with_spectra"] = piece["sources"] - len(lost)
+        record.write()
+    return lost
+
+
+def _source_ids(path: Path) -> NDArray[np.int64]:
+    from astropy.table import Table
+
+    if not path.exists():
+        raise InputError("no such file, which the download has made: start it anew in another folder", file=str(path))
+    return np.asarray(Table.read(path, format="fits")["source_id"], np.int64)
+
+
+def _note_missing(summary: FetchSummary, without_spectra: list[int], asked: NDArray[np.int64] | None) -> None:
+    """Write which sources lack what, if any do, and count those that were asked for."""
+    missing = [(source_id, _NO_SPECTRUM) for source_id in without_spectra]
+    if asked is not None:
+        there = _source_ids(summary.gaia_source) if len(asked) != summary.sources else asked
+        not_found = np.setdiff1d(asked, there).tolist()
+        summary.asked, summary.not_found = len(asked), len(not_found)
+        missing += [(source_id, _NOT_FOUND) for source_id in not_found]
+    path = summary.folder / _MISSING
+    if not missing:
+        path.unlink(missing_ok=True)
+        return
+    with PendingFile(path) as partial, open(partial, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([("source_id", "reason"), *missing])
+    summary.missing = path
 
 
 def _write_table(table: Table, path: Path) -> None:

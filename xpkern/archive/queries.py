@@ -56,7 +56,7 @@ class Selection:
         try:
             numbers = [float(number) for number in rest]
         except ValueError:
-            raise InputError(f"{text!r} has something that is not a number", field="region") from None
+            raise InputError(f"{text!r} has something that is not a number", field="--region") from None
         shape = word.upper()
         fits = {
             "CIRCLE": len(numbers) == 3,
@@ -65,11 +65,14 @@ class Selection:
         }
         if not fits.get(shape, False):
             known = "CIRCLE ra dec radius, BOX ra dec width height, or POLYGON with three corners or more"
-            raise InputError(f"{text!r} is not {known} [deg]", field="region")
-        declinations = numbers[1::2] if shape == "POLYGON" else numbers[1:2]
-        sizes = [] if shape == "POLYGON" else numbers[2:]
-        if not all(abs(dec) <= 90 for dec in declinations) or not all(0 < size <= 360 for size in sizes):
-            raise InputError(f"{text!r} has a declination beyond a pole, or a size that is none", field="region")
+            raise InputError(f"{text!r} is not {known} [deg]", field="--region")
+        places, sizes = (numbers, []) if shape == "POLYGON" else (numbers[:2], numbers[2:])
+        size_is = "radius" if shape == "CIRCLE" else "size"
+        wrong = [f"right ascension {ra:g}, not between 0 and 360" for ra in places[::2] if not 0 <= ra <= 360]
+        wrong += [f"declination {dec:g}, not between -90 and 90" for dec in places[1::2] if not abs(dec) <= 90]
+        wrong += [f"{size_is} {size:g}, not between 0 and 360" for size in sizes if not 0 < size <= 360]
+        if wrong:
+            raise InputError(f"{text!r} has a {wrong[0]}", field="--region")
         values = ", ".join(f"{number:.10g}" for number in numbers)
         return cls(f"1 = CONTAINS(POINT('ICRS', g.ra, g.dec), {shape}('ICRS', {values}))")
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import re
 import time
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
 from xpkern.errors import InputError
 
@@ -41,6 +44,11 @@ class Archive:
         Seconds that one answer may take; a query runs as a job, which may take as long as it likes.
     tell : callable
         Told of attempts that failed.
+
+    Raises
+    ------
+    InputError
+        If an address is none.
     """
 
     tap_url: str = TAP_URL
@@ -50,6 +58,15 @@ class Archive:
     first_pause: float = 5.0
     timeout: float = 300.0
     tell: Callable[[str], object] = field(default=lambda text: None)
+
+    def __post_init__(self) -> None:
+        for url in (self.tap_url, self.data_url):
+            try:
+                parts = urlsplit(url)
+            except ValueError:
+                parts = urlsplit("")
+            if parts.scheme not in ("http", "https") or not parts.hostname:
+                raise InputError("no address of a server: http:// or https:// and its name", file=repr(url))
 
     def query(self, adql: str) -> tuple[Table, bool]:
         """Run a query.
@@ -93,16 +110,22 @@ class Archive:
 
     def _query(self, adql: str) -> tuple[Table, bool]:
         import pyvo
+        import requests
 
         with self._session() as session, warnings.catch_warnings():  # what it warns of is asked for below
             warnings.simplefilter("ignore")
             service = pyvo.dal.TAPService(self.tap_url, session=session)
-            job = service.submit_job(adql)
+            job = None
             try:
+                job = service.submit_job(adql)
                 job.run()
-                _wait(job)
+                _wait(job, session)
                 job.raise_if_error()
                 result = job.fetch_result()
+            except requests.RequestException:
+                raise
+            except (pyvo.dal.DALFormatError, ValueError, IndexError):  # what is no XML, and what is no VOTable
+                raise _Nonsense(f"no whole XML of a job or a VOTable but {_described(session.last)}") from None
             finally:
                 _forget(job)
         infos = [info for resource in result.votable.resources for info in resource.infos]
@@ -122,14 +145,14 @@ class Archive:
         with self._session() as session:
             response = session.post(self.data_url, data=wanted)
         if response.status_code in (400, 404):
-            raise InputError(f"{response.status_code}: {_first_line(response.text)}", file=self.data_url)
+            raise InputError(f"{response.status_code}: {_described(response.content)}", file=self.data_url)
         response.raise_for_status()
         try:
             with zipfile.ZipFile(io.BytesIO(response.content)) as archive:
                 tables = [archive.read(name) for name in archive.namelist() if name.lower().endswith(".csv")]
-        except zipfile.BadZipFile:
-            raise _Nonsense(f"no zip file but {_first_line(response.text)!r}") from None
-        return _joined(tables)
+        except (zipfile.BadZipFile, zlib.error, EOFError):
+            raise _Nonsense(f"no whole zip file but {_described(response.content)}") from None
+        return joined(tables)
 
     def _session(self) -> Any:
         """A session whose answers are read whole: pyvo reads from the connection, and leaves it open."""
@@ -138,9 +161,14 @@ class Archive:
         timeout = self.timeout
 
         class Session(requests.Session):
+            last = b""
+
             def request(self, *arguments: Any, **options: Any) -> Any:
                 response = super().request(*arguments, **{**options, "timeout": timeout, "stream": False})
-                response.raw = _WholeAnswer(response.content)
+                self.last = response.content
+                if response.ok and _is_page(self.last):  # pyvo takes one for a job without a state
+                    raise _Nonsense(f"no data but {_described(self.last)}")
+                response.raw = _WholeAnswer(self.last)
                 return response
 
         return Session()
@@ -154,11 +182,8 @@ class Archive:
             raise InputError(f"{error.name} is not installed: pip install 'xpkern[survey]'") from None
         passing = (
             pyvo.dal.DALServiceError,
-            pyvo.dal.DALFormatError,
             requests.RequestException,
             OSError,
-            ValueError,  # what is no XML
-            IndexError,  # what is no VOTable
             _Nonsense,
         )
         pause = self.first_pause
@@ -170,14 +195,14 @@ class Archive:
             except passing as error:
                 reason = _first_line(str(error)) or type(error).__name__
                 if attempt == self.attempts:
-                    raise InputError(f"no answer after {attempt} attempts: {reason}", file=url) from None
+                    raise InputError(f"no usable answer after {attempt} attempts: {reason}", file=url) from None
                 self.tell(f"{url}: {reason}; trying again in {pause:g} s")
                 time.sleep(pause)
                 pause *= 2
         raise AssertionError("not reached")
 
 
-class _Nonsense(Exception):
+class _Nonsense(InputError):
     """An answer that is not what was asked for, as the page of a proxy that wants a password."""
 
 
@@ -188,34 +213,35 @@ class _WholeAnswer(io.BytesIO):
         return super().read(size)
 
 
-def _joined(tables: Sequence[bytes]) -> bytes:
-    """Tables of csv with the same columns as one."""
+def joined(tables: Sequence[bytes]) -> bytes:
+    """Tables of csv with the same columns as one; raises an InputError if they differ, or lack ``source_id``."""
     if not tables:
         return b""
     header = tables[0].partition(b"\n")[0].strip()
     if b"source_id" not in header:
-        raise _Nonsense(f"a table without source_id: {header[:80]!r}")
+        raise _Nonsense(f"a table without source_id but {_described(header)}")
     rows = []
     for table in tables:
         names, _, rest = table.partition(b"\n")
         if names.strip() != header:
-            raise _Nonsense("tables of different columns in one answer")
+            raise _Nonsense("tables of spectra with different columns")
         rows.append(rest if not rest or rest.endswith(b"\n") else rest + b"\n")
     return b"".join([header, b"\n", *rows])
 
 
-def _wait(job: Any) -> None:
+def _wait(job: Any, session: Any) -> None:
     """Ask how a job stands until it has ended: to be told when it has would take longer than one answer may."""
     pause = 0.1
     while (phase := job.phase) not in ("COMPLETED", "ERROR", "ABORTED"):
         if phase not in ("PENDING", "QUEUED", "EXECUTING", "UNKNOWN"):
-            raise _Nonsense(f"the job is {phase}")
+            state = f"the job is {phase}" if phase else f"no state of the job but {_described(session.last)}"
+            raise _Nonsense(state)
         time.sleep(pause)
         pause = min(1.5 * pause, LONGEST_PAUSE)
 
 
 def _forget(job: Any) -> None:
-    """Remove a job from the archive, whose room for them is limited; no matter if that fails."""
+    """Remove a job from the archive, whose room for them is limited; no matter if that fails, or there is none."""
     try:
         job.delete()
     except Exception:
@@ -224,3 +250,21 @@ def _forget(job: Any) -> None:
 
 def _first_line(text: str) -> str:
     return " ".join(text.split())[:200]
+
+
+def _is_page(answer: bytes) -> bool:
+    head = answer[:1000].lower()
+    return b"<html" in head or b"<!doctype html" in head
+
+
+def _described(answer: bytes) -> str:
+    """What a server has answered, in some words."""
+    if not answer.strip():
+        return "an empty answer"
+    if answer.startswith(b"PK"):  # a whole one is not described
+        return f"a truncated or damaged one of {len(answer):,} bytes"
+    text = answer[:20_000].decode("utf-8", "replace")
+    if not _is_page(answer):
+        return repr(_first_line(text))
+    text = re.sub(r"(?is)<(script|style)\b.*?</\1>|<!--.*?-->|<[^>]*>", " ", text)
+    return f"a web page (HTML): {_first_line(text)!r}"

@@ -179,7 +179,7 @@ def match_tables(
     ------
     InputError
         If a file cannot be read or has no such column, one side has no rows, the radius is not between 0 and 1800,
-        nothing matches, or the output's name is taken or that of no format.
+        the epoch is no year, nothing matches, or the output's name is taken or that of no format.
     OSError
         If the disk is full.
     """
@@ -192,6 +192,8 @@ def match_tables(
     if not 0 < radius <= LARGEST_RADIUS:
         message = "is required" if np.isnan(radius) else f"{radius:g} arcsec is not between 0 and {LARGEST_RADIUS:g}"
         raise InputError(message, field="radius")
+    if epoch is not None and not np.isfinite(epoch):
+        raise InputError(f"{epoch:g} is no year", field="--epoch")
     nearest_of = "source" if one_to_one else nearest_of or known.nearest_of
     folder, threads = final.absolute().parent, number_of_threads(threads)
     progress = on_rows or (lambda rows: None)

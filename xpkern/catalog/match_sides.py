@@ -316,7 +316,7 @@ class Sources(Side):
         if self._epoch is not None:
             motion = [numbers_of(chunk, name, file) for name in self._motion]
             self.removed["sources without a proper motion, not moved"] += int(
-                np.count_nonzero(~np.isfinite(motion[0] + motion[1]))
+                np.count_nonzero(~(np.isfinite(motion[0]) & np.isfinite(motion[1])))
             )
             years = self._epoch - (motion[2] if len(motion) > 2 else GAIA_EPOCH)
             records["ra"], records["dec"] = moved(records["ra"], records["dec"], motion[0], motion[1], years)

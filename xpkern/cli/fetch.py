@@ -27,9 +27,20 @@ what is written
   gaia_source.fits           astrometry, photometry, fidelity
   two_mass.fits              J, H, Ks of the best neighbour, where it has a band of quality A and is no extended source
   xp_continuous-NNNNN.csv.gz spectra: coefficients, errors, correlations
-  fetch.json                 what is complete: the same command goes on after any break
+  missing.csv                only if something did not come: source_id and reason of each
+  fetch.json                 what is complete: the same command goes on after any break, and asks once more for spectra
+                             that did not come
 The whole sky is better downloaded in bulk: http://cdn.gea.esac.esa.int/Gaia/gdr3/Spectroscopy/xp_continuous_mean_spectrum
+
+exit code
+  0    everything came that was asked for
+  1    nothing more came: the archive refuses or does not answer, or an option is wrong; what has come so far stays
+  3    complete, but some spectra did not come though gaia_source says that there are, or some of the sources that were
+       named were not found (not in gaia_source, or without XP spectra): one line each says how many
 """
+
+#: Exit code of a download that is complete although something in it did not come.
+PARTIAL = 3
 
 
 def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -75,22 +86,32 @@ def run(options: argparse.Namespace) -> int:
         selection = _numbers(Path(options.ids))
     else:
         selection = _text(Path(options.adql))
-    archive = Archive(tell=lambda text: tqdm.write(f"xpkern: {text}", file=sys.stderr))
-    if options.tap is not None:
-        archive.tap_url = options.tap
-    if options.datalink is not None:
-        archive.data_url = options.datalink
+    given = {"tap_url": options.tap, "data_url": options.datalink}
+    archive = Archive(
+        tell=lambda text: tqdm.write(f"xpkern: {text}", file=sys.stderr),
+        **{name: url for name, url in given.items() if url is not None},
+    )
     started = time.perf_counter()
     with tqdm(unit=" sources", desc="xpkern fetch", disable=None, leave=False) as progress:
         summary = fetch(options.output, selection, archive=archive, piece=options.piece, on_sources=progress.update)
+    asked = f"{summary.asked:,} asked for: " if summary.asked else ""
     print(
-        f"{summary.sources:,} sources, {summary.with_spectra:,} with spectra, {summary.with_two_mass:,} with 2MASS, in "
-        f"{time.perf_counter() - started:.1f} s: {summary.folder}"
+        f"{asked}{summary.sources:,} sources, {summary.with_spectra:,} with spectra, "
+        f"{summary.with_two_mass:,} with 2MASS, in {time.perf_counter() - started:.1f} s: {summary.folder}"
     )
-    if summary.with_spectra < summary.sources:
-        print(f"xpkern: no spectra of {summary.sources - summary.with_spectra:,} sources came", file=sys.stderr)
-        return 3
-    return 0
+    lost = summary.sources - summary.with_spectra
+    if lost:
+        print(
+            f"xpkern: no spectra of {lost:,} sources came: {summary.missing} lists them, the same command asks again",
+            file=sys.stderr,
+        )
+    if summary.not_found:
+        print(
+            f"xpkern: {summary.not_found:,} of {summary.asked:,} sources were not found (not in gaia_source, or "
+            f"without XP spectra): {summary.missing} lists them",
+            file=sys.stderr,
+        )
+    return PARTIAL if summary.missing else 0
 
 
 def _text(path: Path) -> str:

@@ -240,23 +240,28 @@ def moved(
     ra, dec : (n,) array_like
         [deg]
     pmra, pmdec : (n,) array_like
-        Proper motions [mas/yr], that in right ascension times cos(dec), as Gaia gives it; NaN counts as none.
+        Proper motions [mas/yr], that in right ascension times cos(dec), as Gaia gives it; what is no number counts as
+        none.
     years : (n,) array_like or float
 
     Returns
     -------
     ra, dec : (n,) float64
-        [deg], ra from 0 to 360.
+        [deg], ra from 0 to 360; NaN where the coordinates were not usable, or lead nowhere.
     """
     longitude, latitude = np.radians(np.asarray(ra, np.float64)), np.radians(np.asarray(dec, np.float64))
-    angles = [
-        np.nan_to_num(np.ma.filled(np.ma.asarray(motion, np.float64), np.nan)) / MAS * years for motion in (pmra, pmdec)
-    ]
-    east = np.column_stack([-np.sin(longitude), np.cos(longitude), np.zeros_like(longitude)])
-    north = np.column_stack(
-        [-np.sin(latitude) * np.cos(longitude), -np.sin(latitude) * np.sin(longitude), np.cos(latitude)]
-    )
-    there = unit_vectors(ra, dec)[0] + angles[0][:, None] * east + angles[1][:, None] * north
+    start, usable = unit_vectors(ra, dec)
+    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is found below
+        angles = [
+            np.nan_to_num(np.ma.filled(np.ma.asarray(motion, np.float64), np.nan), posinf=0.0, neginf=0.0) / MAS * years
+            for motion in (pmra, pmdec)
+        ]
+        east = np.column_stack([-np.sin(longitude), np.cos(longitude), np.zeros_like(longitude)])
+        north = np.column_stack(
+            [-np.sin(latitude) * np.cos(longitude), -np.sin(latitude) * np.sin(longitude), np.cos(latitude)]
+        )
+        there = start + angles[0][:, None] * east + angles[1][:, None] * north
+        there[~usable | ~np.isfinite(np.linalg.norm(there, axis=1))] = np.nan
     return (
         np.degrees(np.arctan2(there[:, 1], there[:, 0])) % 360.0,
         np.degrees(np.arctan2(there[:, 2], np.hypot(there[:, 0], there[:, 1]))),
