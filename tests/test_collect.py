@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import json
@@ -13,12 +14,14 @@ import h5py
 import numpy as np
 import pytest
 from astropy.table import Table
-from command_lines import ENGINE, first_row, one_line, read
+from command_lines import ENGINE, first_row, one_line, read, write_settings
 from judged_stars import random_confidence
+from pyarrow import dataset
 
 from xpkern.catalog import flagging
 from xpkern.catalog.derived import DERIVED
 from xpkern.catalog.flagging import flag_catalog
+from xpkern.catalog.hats import order_and_pixel
 from xpkern.catalog.manifest import ColumnStatistics, manifest_beside
 from xpkern.catalog.stream import CatalogReader
 from xpkern.cli import main
@@ -289,6 +292,40 @@ class TestHats:
         assert len(list((tmp_path / "catalog" / "dataset").rglob("Npix=*.parquet"))) < len(found)
         with pytest.raises(InputError, match="is no catalogue in the HATS layout"):
             collect_hats(load_settings(shuffled), tmp_path, overwrite=True)
+
+    @pytest.mark.filterwarnings("ignore")  # what the libraries of hats warn each other of
+    def test_a_validator_finds_the_partitions_and_nothing_else(self, shuffled, tmp_path):
+        """Those of HATS look for its naming in the whole folder; the companion has another, also once judged."""
+        pytest.importorskip("cdshealpix", reason="the extra 'survey' is not installed")
+        folder = tmp_path / "catalog"
+        collect_hats(load_settings(shuffled), folder, partition_rows=5)
+        flag_catalog(folder, tmp_path / "flagged", **dict(zip(("model", "prior"), load_model(), strict=True)))
+        for made in (folder, tmp_path / "flagged"):
+            listed = [line.split(",") for line in (made / "partition_info.csv").read_text().split()[1:]]
+            expected = sorted((int(order), int(pixel)) for order, pixel in listed)
+            assert sorted(map(order_and_pixel, made.rglob("Norder*/Dir*/Npix*"))) == expected
+            companion = dataset.dataset(made / "diagnostics", partitioning="hive")
+            assert companion.count_rows() == FILES * STARS_OF_A_FILE + 1
+            with contextlib.suppress(ModuleNotFoundError):
+                from hats.io.validation import is_valid_catalog
+
+                assert is_valid_catalog(made, strict=True)
+
+    def test_shards_without_rows_make_no_folder(self, shuffled, tmp_path, capsys):
+        """HATS has no empty catalogue, a file may be one; what is refused is what was asked for."""
+        pytest.importorskip("cdshealpix", reason="the extra 'survey' is not installed")
+        lines = gzip.decompress(min((shuffled.parent / "sim").glob("Xp*.csv.gz")).read_bytes()).splitlines(True)
+        (tmp_path / "none.csv").write_bytes(b"".join(lines[: first_row(lines)]))
+        settings = write_settings(
+            tmp_path, spectra="none.csv", gaia_source=str(shuffled.parent / "sim/gaia_source.fits")
+        )
+        assert main(["run", str(settings)]) == 0
+        assert main(["collect", str(settings), "-o", str(tmp_path / "catalog.h5")]) == 0
+        capsys.readouterr()
+        before = sorted(tmp_path.iterdir())
+        assert main(["collect", str(settings), "-o", str(tmp_path / "catalog")]) == 1
+        assert one_line(capsys).startswith(f"xpkern: {tmp_path / 'catalog'}: the shards have no rows, and ")
+        assert sorted(tmp_path.iterdir()) == before
 
     def test_flags_are_those_of_one_file(self, shuffled, tmp_path, monkeypatch, capsys):
         pytest.importorskip("cdshealpix", reason="the extra 'survey' is not installed")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -124,7 +125,13 @@ def test_what_is_there_is_not_made_again(survey, tmp_path, capsys):
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in outputs}
     outputs[0].unlink()
     assert main(arguments) == 3
-    assert "1 files converted, 1 were there" in capsys.readouterr().out
+    captured = capsys.readouterr()
+    assert "1 files converted, 1 were there" in captured.out
+    assert "; the first: row " in captured.err
+    assert main(arguments) == 3
+    captured = capsys.readouterr()
+    assert "0 files converted, 2 were there" in captured.out
+    assert re.fullmatch(r"xpkern: rows that could not be read: \d+\n", captured.err)
     assert outputs[0].read_bytes() == before[outputs[0]][1]
     assert outputs[1].stat().st_mtime_ns == before[outputs[1]][0]
     # another option, or another input, is another file
@@ -174,6 +181,14 @@ def test_bad_places(survey, tmp_path, capsys):
     (tmp_path / "file").touch()
     assert main(["convert", second, "-o", str(tmp_path / "file")]) == 1
     assert "is a file" in one_line(capsys)
+
+
+def test_where_nothing_can_be_written_it_is_told_what_would_have_been(survey, tmp_path, capsys):
+    """Not only the name of a file of which nobody has heard."""
+    (tmp_path / ".claims").touch()
+    assert main(["convert", str(files_in(survey)[0]), "-o", str(tmp_path)]) == 1
+    output = tmp_path / f"{files_in(survey)[0].name.removesuffix('.csv.gz')}.h5"
+    assert one_line(capsys).startswith(f"xpkern: failed: {output}: {tmp_path / '.claims'}")
 
 
 def test_an_input_is_never_replaced(survey, tmp_path, capsys):

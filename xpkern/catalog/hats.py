@@ -6,7 +6,10 @@
     FOLDER/manifest.json
     FOLDER/dataset/_common_metadata, _metadata
     FOLDER/dataset/Norder=K/Dir=D/Npix=P.parquet      D = P // 10000 * 10000
-    FOLDER/diagnostics/Norder=K/Dir=D/Npix=P.parquet  row by row the same stars: ours, HATS does not know it
+    FOLDER/diagnostics/Order=K/Dir=D/Pixel=P.parquet  row by row the same stars: ours, HATS does not know it
+
+Validators of HATS take every file of its naming, wherever it lies in the folder, for a partition: the companion's have
+another.
 """
 
 from __future__ import annotations
@@ -33,6 +36,12 @@ INDEX = Column(
 #: Folders of the files of each table.
 SUBFOLDERS = {"catalog": "dataset", "diagnostics": "diagnostics"}
 
+#: Names of the files of each table beneath, by order, directory and pixel; ``*`` for each finds all of them.
+_NAMES = {
+    "catalog": "Norder={}/Dir={}/Npix={}.parquet",
+    "diagnostics": "Order={}/Dir={}/Pixel={}.parquet",
+}
+
 #: Files that say what it is, by the present name and the former one.
 PROPERTIES = ("hats.properties", "properties")
 
@@ -47,8 +56,8 @@ class Partition:
 
     def file(self, folder: Path, table: str = "catalog") -> Path:
         """Its file of a table."""
-        directory = self.pixel // 10_000 * 10_000
-        return folder / SUBFOLDERS[table] / f"Norder={self.order}" / f"Dir={directory}" / f"Npix={self.pixel}.parquet"
+        name = _NAMES[table].format(self.order, self.pixel // 10_000 * 10_000, self.pixel)
+        return folder / SUBFOLDERS[table] / name
 
 
 def hats_files(folder: Path, table: str = "catalog") -> list[Path]:
@@ -59,7 +68,9 @@ def hats_files(folder: Path, table: str = "catalog") -> list[Path]:
     InputError
         If the folder is no catalogue in this layout, or has no such table.
     """
-    files = {kind: sorted(folder.glob(f"{name}/Norder=*/Dir=*/Npix=*.parquet")) for kind, name in SUBFOLDERS.items()}
+    files = {
+        kind: sorted(folder.glob(f"{name}/{_NAMES[kind].format('*', '*', '*')}")) for kind, name in SUBFOLDERS.items()
+    }
     if not files["catalog"]:
         raise InputError("is a folder, and no catalogue in the HATS layout", file=str(folder))
     if not files[table]:
@@ -91,27 +102,20 @@ def describe(folder: Path, name: str, partitions: Sequence[Partition], most: int
     name : str
         Of the catalogue.
     partitions : sequence of Partition
+        One at least.
     most : int
         Rows of a partition at most.
-
-    Raises
-    ------
-    InputError
-        If there is no partition.
     """
     from pyarrow import parquet
 
     dataset = folder / SUBFOLDERS["catalog"]
     collected = []
-    schema = None
     for partition in sorted(partitions, key=lambda each: (each.order, each.pixel)):
         path = partition.file(folder)
         metadata = parquet.read_metadata(path)
         metadata.set_file_path(str(path.relative_to(dataset)))
         collected.append(metadata)
-        schema = metadata.schema.to_arrow_schema() if schema is None else schema
-    if schema is None:
-        raise InputError("there are no rows to write", file=str(folder))
+    schema = collected[0].schema.to_arrow_schema()
     parquet.write_metadata(schema, dataset / "_common_metadata")
     parquet.write_metadata(schema, dataset / "_metadata", metadata_collector=collected)
     lines = ["Norder,Npix", *(f"{each.order},{each.pixel}" for each in partitions)]

@@ -69,7 +69,8 @@ def run(options: argparse.Namespace) -> int:
 
         def on_file(file: Converted) -> None:
             if file.error:
-                tqdm.write(f"xpkern: failed: {file.error}", file=sys.stderr)
+                what = "" if file.error.startswith(str(file.output)) else f"{file.output}: "
+                tqdm.write(f"xpkern: failed: {what}{file.error}", file=sys.stderr)
 
         summary = convert_spectra(
             list(expand(options.files)),
@@ -92,7 +93,8 @@ def run(options: argparse.Namespace) -> int:
     unreadable = summary.total("unreadable")
     if unreadable:
         first = next(file.first_reason for file in summary.files if file.unreadable)
-        print(f"xpkern: rows that could not be read: {unreadable:,}; the first: {first}", file=sys.stderr)
+        reason = f"; the first: {first}" if first else ""  # a file that was there does not tell it
+        print(f"xpkern: rows that could not be read: {unreadable:,}{reason}", file=sys.stderr)
     if failed == len(summary.files):
         return 1
     return WITH_UNUSABLE_INPUT if failed or unreadable else 0
