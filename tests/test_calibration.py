@@ -74,6 +74,9 @@ def test_arrays_cannot_be_changed():
         ("rp_design", np.ones(61)),
         ("rp_design", np.full((61, 2), np.nan)),
         ("wavelength", np.full(61, np.inf)),
+        ("bp_basis_function_id", 1.5),
+        ("rp_basis_function_id", "57"),
+        ("rp_basis_function_id", np.array([57])),
     ],
 )
 def test_impossible_arrays_are_refused(field, value):

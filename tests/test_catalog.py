@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from astropy import units
 from astropy.io.votable.ucd import check_ucd
+from astropy.table import Table
 
 import xpkern as xk
 from xpkern.catalog import hdf5_writer
@@ -116,6 +117,22 @@ class TestDefaultLayout:
         expected = fitted.cov * to_kelvin[:, None] * to_kelvin
         scale = np.sqrt(np.einsum("nii,njj->nij", expected, expected))
         assert np.abs((covariance - expected) / scale)[good].max() < 1e-5
+
+    @pytest.mark.filterwarnings("ignore:.*dex")  # no unit of the VO
+    @pytest.mark.parametrize("layout", ["default", "zgr23"])
+    def test_a_votable_holds_it(self, fitted, tmp_path, layout):
+        for table in (fitted.to_table(layout), fitted.diagnostics):
+            path = tmp_path / "table.vot"
+            table.write(path, format="votable", overwrite=True)
+            back = Table.read(path, format="votable")
+            assert back.colnames == table.colnames
+            for name in {"status", "quality_flags"} & set(back.colnames):
+                np.testing.assert_array_equal(back[name], table[name])
+            if "status" in table.colnames:
+                assert table["status"].dtype == np.int64
+                assert table["status"].description
+                assert table["status"].meta["ucd"]
+                np.testing.assert_array_equal(table["status"], fitted.status)
 
     def test_measured_columns(self, fitted, stars):
         table = fitted.to_table()

@@ -112,7 +112,7 @@ def test_a_file_that_is_none(bulk_files, tmp_path, capsys, case):
             b"source_id,parallax\n1,2\n1,2\n",
             "row 2, field source_id: 1 occurs more than once",
         ),
-        ("t.csv", b"source_id,parallax\n1.5,2\n", "cannot be read as csv"),
+        ("t.csv", b"source_id,parallax\n1.5,2\n", "row 1, field source_id: '1.5' is no 64-bit integer"),
         ("t.csv", b"parallax,parallax_error\n2,3\n", "field source_id: the table has no column source_id"),
         ("t.csv.gz", gzip.compress(b"source_id,parallax\n1,2\n" * 99, mtime=0)[:-9], "cannot be read"),
         ("t.csv", b"<html>Log in</html>", "is a web page, not a table"),

@@ -62,6 +62,17 @@ class TestBadInput:
             "catalog.incomplete.h5",
         ]
 
+    def test_a_wrong_checksum_at_the_end_leaves_every_row_in_doubt(self, shared_data, tmp_path, capsys):
+        content = bytearray((shared_data / "real" / "XpContinuousMeanSpectrum_real-30.csv.gz").read_bytes())
+        content[-8] ^= 1
+        broken = tmp_path / "broken.csv.gz"
+        broken.write_bytes(content)
+        assert main(["spectra", str(broken), "--engine", ENGINE, "-o", str(tmp_path / "s.h5")]) == 1
+        message = one_line(capsys)
+        rows = len(read(tmp_path / "s.incomplete.h5")["source_id"])
+        kept = f"rows before it, some of which may be damaged, are in {tmp_path / 's.incomplete.h5'}"
+        assert f"the {rows} {kept}" in message
+
     def test_a_file_broken_before_its_first_row_leaves_nothing(self, bulk_files, tmp_path, capsys):
         broken = tmp_path / "broken.csv.gz"
         broken.write_bytes(bulk_files.spectra.read_bytes()[:300])
@@ -190,7 +201,9 @@ class TestBadInput:
         spectra = tmp_path / "empty.csv"
         spectra.write_bytes(b"".join([*bulk_lines[:start], b"1,2\n", b"3,4\n"]))
         assert main([*catalog_arguments(spectra, bulk_files), "-o", str(tmp_path / "catalog.h5")]) == 1
-        assert "no star could be fitted" in one_line(capsys)
+        message = one_line(capsys)
+        assert message.startswith(f"xpkern: {tmp_path / 'catalog.h5'}: no star could be fitted; its column status says")
+        assert f"{tmp_path / 'catalog.reasons.csv'} of rows that could not be read; the first: row 1" in message
         assert read(tmp_path / "catalog.h5")["quality_flags"].tolist() == [ALL_BITS, ALL_BITS]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from catalog_files import read as read_table
 from command_lines import ENGINE, STARS, SUN, catalog_arguments, one_line
 
 import xpkern as xk
-from xpkern.cli import catalog, main
+from xpkern.cli import catalog, main, spectra
 from xpkern.grid import N_XP
 from xpkern.model.model_file import default_model_path
 from xpkern.observe.photometry import PhotometryCuts
@@ -63,6 +64,7 @@ class TestFormats:
         removed = {line.split()[3]: line.split()[0] for line in printed.splitlines() if " removed, " in line}
         assert removed["twomass_quality"] == "3"
         assert removed["twomass_norm_dg"] == "1"
+        assert f"\n  {len(infrared):>10,}  sources with a row in photometry table 1\n" in printed
         assert "\n              twomass_extended: off\n" in printed
         assert "unwise" not in printed  # there is none in that table
         with h5py.File(output) as file:
@@ -118,6 +120,21 @@ class TestExisting:
         assert main(["catalog", *spectra, "-o", str(output), "--overwrite", "--engine", ENGINE]) == 1
         assert f"{given}: is both input and output" in one_line(capsys)
         assert given.read_bytes() == b"precious"
+
+
+class TestHelp:
+    def test_the_example_of_spectra_fits_as_the_catalogue_does(
+        self, bulk_files, expected_catalog, tmp_path, monkeypatch
+    ):
+        monkeypatch.chdir(tmp_path)
+        assert main([*spectra_arguments(bulk_files), "-o", "spectra.h5"]) == 0
+        code = re.search(r'python -c "([^"]*)"', spectra.EPILOG)[1]
+        printed: list[xk.Fit] = []
+        exec(code, {"print": printed.append})
+        (found,) = printed
+        assert len(found) == 9
+        teff = 1000.0 * found.params[:, 0]
+        np.testing.assert_allclose(teff, expected_catalog["teff"][:9], rtol=1e-4)
 
 
 class TestModel:
@@ -250,8 +267,13 @@ class TestClosedOutput:
         assert result.stderr == "141\n"
         assert len(read_table(output)) == STARS
 
-    def test_none_at_all(self, bulk_files, tmp_path, monkeypatch, capsys):
-        monkeypatch.setattr(sys, "stdout", None)  # as Python has it after `>&-`
-        assert main([*spectra_arguments(bulk_files), "-o", str(tmp_path / "spectra.h5")]) == 0
-        assert capsys.readouterr().err == ""
-        assert len(read_table(tmp_path / "spectra.h5")) == STARS
+    @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+    @pytest.mark.parametrize("command", ["spectra", "catalog"])
+    def test_none_at_all(self, bulk_files, tmp_path, command, closed):
+        output = tmp_path / "table.h5"
+        words = [sys.executable, "-m", "xpkern", *spectra_arguments(bulk_files), "-o", str(output)]
+        words[3] = command
+        result = subprocess.run(["bash", "-c", f"{' '.join(words)} {closed}"], capture_output=True, text=True)
+        assert result.returncode == 0
+        assert result.stderr == ""
+        assert len(read_table(output)) == STARS

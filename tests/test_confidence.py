@@ -342,7 +342,7 @@ class TestModelFile:
             ("weights_3", lambda values: np.tile(values, 2), r"expected \(3, 64, 1\)"),
             ("biases_0", None, "missing"),
             ("weights_0", None, "missing"),
-            ("features", None, "missing, or not a list of texts"),
+            ("features", None, "field confidence/features: missing"),
             ("features", lambda values: values[::-1], "first that differs"),
         ],
     )

@@ -234,11 +234,16 @@ def test_source_id_must_be_integers(ids):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("ra,dec\n1,2\n", "no column source_id"),
+        ("ra,dec\n1,2\n", "no column source_id; there are ra, dec"),
+        ("SourceID,ra\n1,2\n", "no column source_id; is sourceid that of source_id?"),
         ("source_id,ra\n1,2\n,3\n", "row 2, field source_id: empty"),
-        ("source_id,ra\n1.5,2\n", "cannot be read as csv"),
-        ("source_id,ra\n1,abc\n", "cannot be read as csv"),
-        ("source_id,ra\n1,2,3\n", "cannot be read as csv"),
+        ("source_id,ra\n1.5,2\n", "row 1, field source_id: '1.5' is no 64-bit integer"),
+        (f"source_id,ra\n{2**63},2\n", f"row 1, field source_id: '{2**63}' is no 64-bit integer"),
+        ("source_id,ra\n1,2\n\n2,abc\n3,4\n", "row 2, field ra: 'abc' is no number"),
+        ("source_id,ra\n1,1_0\n", "row 1, field ra: '1_0' is no number"),
+        ("# a comment\nsource_id,x,ra\n1,b,2\n1,b,2,3\n", "row 2: 4 fields, but the header names 3 columns"),
+        ("source_id,x,ra\n1,b,2\n@#$%\n", "row 2, field x: the row ends after 1 of 3 fields"),
+        ('source_id,ra\n1,"2\n3"\n', "row 1, field ra: '2.n3' is no number"),
         ("source_id,ra\n1,2\n1,3\n", "row 2, field source_id: 1 occurs more than once"),
         ("", "no header"),
         ("# only comments\n", "no header"),
@@ -284,6 +289,31 @@ def test_what_is_no_table():
         SourceTable.of(COLUMNS, "table", ()).require(("a", "parallax", "b"))
 
 
+@pytest.mark.parametrize("name", ["t.csv", "t.csv.gz", "t.fits", "t.vot", "t.parquet", "t.h5", ""])
+def test_the_nearest_to_a_missing_column_is_named(tmp_path, name):
+    import h5py
+    import pyarrow.parquet
+    from astropy.table import Table
+
+    columns = {"source_id": IDS, "Plx": np.ones(4), "e_Plx": np.ones(4), "ra": np.ones(4)}
+    path = tmp_path / name
+    if name.endswith(".parquet"):
+        pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    elif name.endswith(".h5"):
+        with h5py.File(path, "w") as file:
+            file.update(columns)
+    elif name.endswith(".gz"):
+        path.write_bytes(gzip.compress(b"# of VizieR\nsource_id,Plx,e_Plx,ra\n1,2,3,4\n"))
+    elif name:
+        Table(columns).write(path, format={".csv": "ascii.csv", ".vot": "votable"}.get(path.suffix))
+    table = SourceTable.of(path if name else columns, "table", WANTED)
+    with pytest.raises(
+        InputError, match=r"field parallax: .*no column parallax, parallax_error; is plx that of"
+    ) as caught:
+        table.require(("ra", "parallax", "parallax_error"))
+    assert caught.value.file == (str(path) if name else "table")
+
+
 def test_parquet_with_nulls(tmp_path):
     import pyarrow.parquet
 
@@ -303,3 +333,34 @@ def test_parquet_that_is_none(tmp_path):
     (tmp_path / "t.parquet").write_text("no Parquet")
     with pytest.raises(InputError, match=r"t\.parquet: cannot be read as Parquet"):
         SourceTable.of(tmp_path / "t.parquet", "table", ())
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
+def test_a_wanted_name_that_is_there_twice(tmp_path, name):
+    import pyarrow.parquet
+
+    path = tmp_path / name
+    names = ["source_id", "Parallax", "parallax", "other", "OTHER"]
+    if name.endswith(".csv"):
+        path.write_text(",".join(names) + "\n1,2,3,4,5\n")
+    else:
+        pyarrow.parquet.write_table(pyarrow.Table.from_arrays([pyarrow.array([1])] * 5, names), path)
+    with pytest.raises(InputError, match=r"field parallax: 2 columns have this name \(Parallax, parallax\)") as caught:
+        SourceTable.of(path, "table", WANTED)
+    assert caught.value.file == str(path)
+
+
+def test_a_votable_that_the_server_has_truncated(tmp_path):
+    from astropy.io.votable import from_table, tree
+    from astropy.table import Table
+
+    path = tmp_path / "t.vot"
+    document = from_table(Table({"source_id": IDS}))
+    for status in ("OK", "OVERFLOW"):
+        document.resources[0].infos[:] = [tree.Info(name="QUERY_STATUS", value=status)]
+        document.to_xml(str(path))
+        if status == "OK":
+            assert len(SourceTable.of(path, "table", WANTED)) == len(IDS)
+    with pytest.raises(InputError, match="rows are missing, as the server has truncated it") as caught:
+        SourceTable.of(path, "table", WANTED)
+    assert caught.value.file == str(path)

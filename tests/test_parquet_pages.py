@@ -296,3 +296,29 @@ def test_functions_of_pages_refuse_arrays_that_do_not_fit():
         _parquet.are_regular(data, data, 1, 0, 0, 1)
     with pytest.raises(TypeError):
         _parquet.look_up(data, np.zeros(1, np.float32), np.zeros(1, np.float32))
+
+
+@pytest.mark.parametrize("options", [{}, {"use_dictionary": False}], ids=["dictionary", "plain"])
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+@pytest.mark.parametrize("compression", ["none", "snappy", "zstd"])
+def test_a_page_that_is_not_what_its_checksum_says(rng, tmp_path, options, version, compression):
+    path = tmp_path / "spectra.parquet"
+    values = numbers(rng, 50 * 7, "f8")
+    options = options | {"data_page_version": version, "compression": compression, "write_page_checksum": True}
+    pq.write_table(pa.table({"source_id": np.arange(50), "few": lists(values, 7)}), path, **options)
+    content = path.read_bytes()
+    chunk = pq.read_metadata(path).row_group(0).column(1)
+    begin = chunk.dictionary_page_offset or chunk.data_page_offset
+    for place in range(begin + 20, begin + chunk.total_compressed_size, 41):
+        damaged = bytearray(content)
+        damaged[place] ^= 1
+        path.write_bytes(damaged)
+        # damage of a header may change nothing that matters
+        with contextlib.suppress(InputError):
+            (found,) = ParquetTable(str(path), "table").chunks(["few"], 100)
+            assert np.array_equal(found["few"].values.view(np.uint64), values.view(np.uint64))
+    damaged = bytearray(content)
+    damaged[begin + chunk.total_compressed_size - 20] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(InputError, match="the Parquet data in rows 1 to 50 are corrupt"):
+        list(ParquetTable(str(path), "table").chunks(["few"], 100))

@@ -189,6 +189,32 @@ def test_infrared_photometry_from_either_table(real_file, real_stars):
     assert infrared.tolist() == [Status.INCOMPLETE_INFRARED, Status.INCOMPLETE_INFRARED, Status.NO_INFRARED] * (n // 3)
 
 
+@pytest.mark.parametrize("name", ["gaia_source", "VizieR", "spectra"])
+def test_photometry_that_is_none(real_file, real_table, real_stars, tmp_path, name):
+    if name == "VizieR":
+        table = tmp_path / "vizier.csv"
+        table.write_text("source_id,Jmag,e_Jmag,Hmag,e_Hmag,Kmag,e_Kmag,Qflg\n1,2,3,2,3,2,3,AAA\n")
+        expected = "nearest columns are jmag, hmag, kmag"
+    else:
+        table = {"gaia_source": tmp_path / "few.csv", "spectra": real_file}[name]
+        expected = "there are source_id, "
+        if name == "gaia_source":
+            table.write_text("source_id,parallax,parallax_error\n1,2,3\n")
+    for photometry in (table, [{"source_id": [1], "flux_w1": [1.0], "dflux_w1": [1.0]}, table]):
+        with pytest.raises(InputError, match=r"no table of infrared photometry.*j_m and .*flux_w1 and ") as caught:
+            read_xp(real_file, photometry=photometry, noise=NOISE, engine="reference")
+        assert caught.value.file == str(table)
+        assert expected in str(caught.value)
+
+
+def test_sources_that_photometry_has_are_counted(real_file, real_stars):
+    bands = {"w1mag": np.full(3, 9.0), "w1mag_error": np.full(3, 0.02)}
+    some, none = bands | {"source_id": real_stars.source_id[2:5]}, bands | {"source_id": np.arange(3)}
+    crowding = {"source_id": real_stars.source_id, "norm_dg": np.full(REAL_ROWS, -20.0)}
+    stars = read_xp(real_file, photometry=[none, some, crowding], noise=NOISE, engine="reference")
+    assert [stars.counts[f"photometry_sources_{number}"] for number in (1, 2, 3, 4)] == [0, 3, REAL_ROWS, 0]
+
+
 def test_bands_of_several_tables(real_file, real_stars, tmp_path):
     """2MASS in one, unWISE in another, crowding in gaia_source: as if all stood in one."""
     n, ids = REAL_ROWS, real_stars.source_id

@@ -73,6 +73,29 @@ def test_information_is_that_of_six_parameters_with_one_marginalised(rng):
     np.testing.assert_allclose(plx[:4], model_plx[:4], rtol=1e-12)
 
 
+def test_a_parallax_without_any_error_is_the_measured_one(rng):
+    sigma = np.array([1e-300, 5e-324, 1e-100, 1e-3])
+    measured, model_plx = np.full(4, 2.0), np.full(4, 2.5)
+    plx, information = marginalise_scale(
+        model_plx, random_information(rng, 4), with_parallaxes(measured, sigma), SCALE_SIGMA
+    )
+    np.testing.assert_allclose(plx, measured, rtol=1e-4)
+    assert np.isfinite(information).all()
+    np.testing.assert_array_equal(plx[:3], measured[:3])
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_fit_with_such_a_parallax(survey):
+    model, prior, truth, _, obs = survey
+    exact = xk.Observations.from_arrays(
+        flux=obs.flux[1:4], packed_factor=obs.whitener[1:4], plx=truth[1:4, 4], plx_err=[1e-300, 1e-3, 1e-3]
+    )
+    found = xk.fit(exact, model, prior, engine="reference", start=truth[1:4])
+    assert found.params[0, 4] == truth[1, 4]
+    assert np.isfinite(found.params).all()
+    assert np.isfinite(found.cov).all()
+
+
 def test_parallax_is_widened_where_there_is_one():
     sigma = np.array([0.1, np.inf, 0.1, 3.0])
     stars = with_parallaxes(np.array([2.0, 5.0, -1.0, 40.0]), sigma)

@@ -65,11 +65,14 @@ inline bool read_empty(const char*& p, const char* end, char separator) {
 
 inline Field read_integer(const char*& p, const char* end, char separator, std::int64_t& value, std::string& error) {
     if (read_empty(p, end, separator)) return Field::empty;
-    const auto [behind, status] = std::from_chars(p, end, value);
-    if (status != std::errc()) {
+    std::int64_t number = 0;
+    const auto [behind, status] = std::from_chars(p, end, number);
+    // of 5.05e17 the 5 is no number of a source
+    if (status != std::errc() || (behind != end && *behind != separator)) {
         error = excerpt(p, end, separator) + " is not a 64-bit integer";
         return Field::wrong;
     }
+    value = number;
     p = behind;
     return Field::read;
 }

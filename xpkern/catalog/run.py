@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -62,8 +63,8 @@ class InputSummary:
     first_reason : str
         File, row, field and message of the first row that could not be read; empty where all could.
     counts : Counter of str
-        How many infrared measurements each cut removed, how many parallaxes were corrected
-        (:class:`xpkern.Observations`).
+        How many infrared measurements each cut removed, how many sources the tables of photometry have, how many
+        parallaxes were corrected (:class:`xpkern.Observations`).
     input_rules : dict of str to str or number
         Setting of each cut and name of the zero point, or why there is none.
     """
@@ -329,7 +330,9 @@ def with_what_was_kept(
     rows = files_written.rows
     kept = files_written.commit(name.with_name(f"{name.stem}.incomplete{name.suffix}"), counts)
     *_, table = kept.values()
-    where = f"the {rows:,} rows before it are in {table}"
+    # the checksum stands behind all rows of a gzip member: if nothing else failed, any of them may be at fault
+    doubt = ", some of which may be damaged," if re.search(r"checksum|crc", str(error), re.IGNORECASE) else ""
+    where = f"the {rows:,} rows before it{doubt} are in {table}"
     if isinstance(error, DeviceFailed):
         return DeviceFailed(f"{error}; {where}")
     message = f"{error.message}; {where}"

@@ -232,7 +232,7 @@ def run(options: argparse.Namespace) -> int:
         )
     print_summary(summary, time.perf_counter() - started)
     if summary.rows and not summary.fitted:
-        print("xpkern: no star could be fitted; the status column says why", file=sys.stderr)
+        print(f"xpkern: {summary.files['catalog']}: {unfitted_input(summary)}", file=sys.stderr)
         return 1
     unusable = unusable_input(summary)
     if unusable:
@@ -257,6 +257,14 @@ def model_beside(path: str | None, output: str) -> tuple[FluxModel, TypePrior]:
     if model.wavelength.shape != WAVELENGTH.shape or not np.allclose(model.wavelength, WAVELENGTH):
         raise ModelFileError("other wavelengths than those of the spectra", file=path, field="flux/wavelength")
     return model, prior
+
+
+def unfitted_input(summary: CatalogSummary) -> str:
+    """Say in one line why there is a catalogue, but no star of it could be fitted."""
+    said = "no star could be fitted; its column status says why"
+    if "reasons" in summary.files:
+        said += f", and {summary.files['reasons']} of rows that could not be read; the first: {summary.first_reason}"
+    return said
 
 
 def unusable_input(summary: InputSummary) -> str:
@@ -293,12 +301,18 @@ def print_summary(summary: CatalogSummary, seconds: float) -> None:
 
 
 def print_input(summary: InputSummary) -> None:
-    """Say how many stars have each bit of status, what each cut of the photometry removed, and what was corrected."""
+    """Say how many stars have each bit of status, how many the tables of photometry have, what each cut removed, and
+    what was corrected.
+    """
     from xpkern.status import MEANING
 
     for bit, count in summary.status.items():
         if count:
             print(f"  {count:>10,}  status {int(bit)} {bit.name}: {MEANING[bit]}")
+    for name, count in summary.counts.items():
+        if name.startswith("photometry_sources_"):
+            table = name.removeprefix("photometry_sources_")
+            print(f"  {count:>10,}  sources with a row in photometry table {table}")
     for name, setting in summary.input_rules.items():
         cut = name.removeprefix("photometry_cut_")
         if name == "parallax_zero_point":

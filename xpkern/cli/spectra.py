@@ -23,8 +23,10 @@ examples
     xpkern spectra XpContinuousMeanSpectrum_000000-003111.csv.gz --source gaia_source.csv --no-whiteners -o spectra.fits
   all that a fit needs, for code of your own:
     xpkern spectra XpContinuousMeanSpectrum_*.csv.gz --source gaia_source.csv -o spectra.h5
-    python -c "import h5py, xpkern as xk; f = h5py.File('spectra.h5'); print(xk.Observations.from_arrays(
-        flux=f['flux'][:9], packed_factor=f['whitener'][:9], plx=f['parallax'][:9], plx_err=f['parallax_error'][:9]))"
+    python -c "import h5py, xpkern as xk; f = h5py.File('spectra.h5'); model, prior = xk.load_model(); print(
+        xk.fit(xk.Observations.from_arrays(flux=f['flux'][:9], packed_factor=f['whitener'][:9],
+        plx=f['parallax'][:9], plx_err=f['parallax_error'][:9], noise=model.noise), model, prior))"
+  noise tells what noise the whiteners hold: without it the fit takes them for those of the measurement alone
 
 what is written
   one row per source of the input, in its order: source_id, status, parallax, flux and flux_error (66 samples, in

@@ -144,10 +144,12 @@ class Fit:
         """How each fit went, as the table that accompanies a catalogue: loss, gradient, residuals, inputs of flags."""
         from xpkern.catalog.table import to_diagnostics
 
-        return to_diagnostics(self)
+        return _for_votable(to_diagnostics(self))
 
     def to_table(self, layout: str = "default") -> Table:
         """The catalogue as an astropy Table whose columns carry units and descriptions.
+
+        What files have as uint32 is int64 here: VOTable, and with it SAMP, has no such type.
 
         Parameters
         ----------
@@ -161,7 +163,7 @@ class Fit:
         """
         from xpkern.catalog.table import to_table
 
-        return to_table(self, layout)
+        return _for_votable(to_table(self, layout))
 
     def write(
         self,
@@ -191,3 +193,12 @@ class Fit:
         from xpkern.catalog.run import write_fit
 
         write_fit(self, path, layout, diagnostics=diagnostics, overwrite=overwrite)
+
+
+def _for_votable(table: Table) -> Table:
+    """A table with types that VOTable has in place of those that it lacks: wider ones, which hold the same numbers."""
+    wider = {np.dtype(np.uint32): np.int64, np.dtype(np.float16): np.float32}
+    for name in table.colnames:
+        if table[name].dtype in wider:
+            table[name] = table[name].astype(wider[table[name].dtype])
+    return table

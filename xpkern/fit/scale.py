@@ -28,6 +28,9 @@ import numpy as np
 
 from xpkern.engine.contract import Float64, StarData
 
+#: Smaller errors of a parallax [mas] count as this: the square of their inverse would be no finite number.
+LEAST_SIGMA = 1e-100
+
 
 def widen_parallax(stars: StarData, scale_sigma: float) -> StarData:
     """Stars whose measured parallax constrains plx_s: its error [mas] is hypot(sigma, tau), tau at what was measured.
@@ -68,7 +71,7 @@ def marginalise_scale(
         Fisher matrix of the linear parameters, the last of which is ``plx``.
     """
     of_scale = (0.5 * scale_sigma * model_plx) ** -2.0
-    of_measured = stars.sigma[:, -1] ** -2.0
+    of_measured = np.maximum(stars.sigma[:, -1], LEAST_SIGMA) ** -2.0
     total = of_scale + of_measured
     plx = (of_scale * model_plx + of_measured * stars.mean[:, -1]) / total
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ import h5py
 import numpy as np
 
 from xpkern.errors import InputError, ModelFileError
+from xpkern.model.arrays import shape_text
 from xpkern.model.confidence import Confidence
 from xpkern.model.flux_model import FluxModel
 from xpkern.model.model_error import ModelError
@@ -29,6 +31,9 @@ _NOISE_NUMBERS = ("common", "bp", "rp", "floor")
 _MODEL_ERROR_ARRAYS = ("centre", "scale", "covariance")
 _CONFIDENCE_ARRAYS = ("centre", "scale", "fill")
 _PROVENANCE = "provenance_"
+
+#: No array of a model has more numbers than this; a dataset of a damaged file may announce any size.
+_MOST_NUMBERS = 1 << 25
 
 
 def default_model_path() -> Path:
@@ -116,13 +121,16 @@ def load_model(path: str | os.PathLike[str] | None = None) -> tuple[FluxModel, T
     """
     name = str(default_model_path() if path is None else path)
     try:
+        with open(name, "rb") as stream:
+            stream.read(1)  # what the system refuses it says in fewer words than HDF5
         with h5py.File(name, "r") as file:
             reader = _Reader(file, name)
             return reader.flux_model(), reader.type_prior()
     except FileNotFoundError:
         raise ModelFileError("no such model file", file=name) from None
     except OSError as error:
-        raise ModelFileError(f"not a readable HDF5 file ({error})", file=name) from None
+        reason = os.strerror(error.errno) if error.errno else error
+        raise ModelFileError(f"not a readable HDF5 file ({reason})", file=name) from None
 
 
 class _Reader:
@@ -134,22 +142,30 @@ class _Reader:
             raise ModelFileError("missing: this is no model file of xpkern", file=name, field="format_version")
         version = self.attribute("/", "format_version")
         if version != FORMAT_VERSION:
-            message = f"version {version!r} of the model format; this version of xpkern reads {FORMAT_VERSION}"
+            message = f"version {version} of the model format; this version of xpkern reads {FORMAT_VERSION}"
             raise ModelFileError(message, file=name, field="format_version")
 
-    def array(self, field: str) -> np.ndarray:
+    def dataset(self, field: str) -> h5py.Dataset:
+        """A dataset that is small enough to be read."""
         item = self.file.get(field)
         if not isinstance(item, h5py.Dataset):
             raise ModelFileError("missing", file=self.name, field=field)
+        if (item.size or 0) > _MOST_NUMBERS:
+            message = f"shape {shape_text(item.shape, '')} is larger than that of any model"
+            raise ModelFileError(message, file=self.name, field=field)
+        return item
+
+    def array(self, field: str) -> np.ndarray:
+        item = self.dataset(field)
         try:
             return np.asarray(item[()], dtype=np.float64)
         except (TypeError, ValueError, OSError) as error:
             raise ModelFileError(f"not an array of numbers ({error})", file=self.name, field=field) from None
 
     def texts(self, field: str) -> tuple[str, ...]:
-        item = self.file.get(field)
-        if not isinstance(item, h5py.Dataset) or item.ndim != 1 or h5py.check_string_dtype(item.dtype) is None:
-            raise ModelFileError("missing, or not a list of texts", file=self.name, field=field)
+        item = self.dataset(field)
+        if item.ndim != 1 or h5py.check_string_dtype(item.dtype) is None:
+            raise ModelFileError("not a list of texts", file=self.name, field=field)
         return tuple(item.asstr()[()])
 
     def attribute(self, group: str, field: str) -> Any:
@@ -161,7 +177,8 @@ class _Reader:
     def number(self, group: str, field: str) -> float:
         value = self.attribute(group, field)
         if not isinstance(value, (int, float, np.integer, np.floating)) or not np.isfinite(value):
-            raise ModelFileError(f"{value!r} is not a finite number", file=self.name, field=f"{group}/{field}")
+            given = value.item() if isinstance(value, np.generic) else value
+            raise ModelFileError(f"{given!r} is not a finite number", file=self.name, field=f"{group}/{field}")
         return float(value)
 
     @contextmanager
@@ -178,7 +195,6 @@ class _Reader:
     def flux_model(self) -> FluxModel:
         layers, noise, confidence = self.layers("flux"), self.noise(), self.confidence()
         with self.named("flux"):
-            card = self.file.get("card")
             return FluxModel(
                 weights=[self.array(f"flux/weights_{layer}") for layer in layers],
                 biases=[self.array(f"flux/biases_{layer}") for layer in layers],
@@ -193,7 +209,7 @@ class _Reader:
                     if key.startswith(_PROVENANCE)
                 },
                 licence=str(self.attribute("/", "licence")),
-                card=card.asstr()[()] if isinstance(card, h5py.Dataset) else "",
+                card=self.dataset("card").asstr()[()] if "card" in self.file else "",
                 confidence=confidence,
             )
 
@@ -205,11 +221,11 @@ class _Reader:
         return self.array(f"flux/{field}")
 
     def layers(self, group: str) -> range:
-        """Numbers of the layers that a group has weights of; the first one must be there."""
-        count = 0
-        while f"{group}/weights_{count}" in self.file:
-            count += 1
-        return range(max(count, 1))
+        """Numbers of the layers of a group, up to the last one of which it has anything; all of them must be there."""
+        found = self.file.get(group)
+        names = " ".join(found) if isinstance(found, h5py.Group) else ""
+        numbers = [int(number) for number in re.findall(r"\b(?:weights|biases)_(\d{1,4})\b", names)]
+        return range(max(numbers, default=0) + 1)
 
     def confidence(self) -> Confidence | None:
         """Classifiers of confidence; None in a file without them."""

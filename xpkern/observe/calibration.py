@@ -54,7 +54,7 @@ class Calibration:
     Raises
     ------
     InputError
-        If the shapes disagree or a number is not finite.
+        If the shapes disagree, a number is not finite, or an identifier is not a whole number.
     """
 
     release: str
@@ -72,6 +72,11 @@ class Calibration:
                 raise InputError("not every number is finite", field=name)
             array.setflags(write=False)
             object.__setattr__(self, name, array)
+        for name in ("bp_basis_function_id", "rp_basis_function_id"):
+            number = np.asarray(getattr(self, name))
+            if number.shape != () or number.dtype.kind not in "iuf" or not float(number).is_integer():
+                raise InputError(f"{getattr(self, name)!r} is not a whole number", field=name)
+            object.__setattr__(self, name, int(number))
         for name in ("bp_design", "rp_design"):
             shape = getattr(self, name).shape
             if len(shape) != 2 or shape[0] != self.wavelength.size:
@@ -115,8 +120,8 @@ class Calibration:
                     bp_design=stored["bp_design"],
                     rp_design=stored["rp_design"],
                     wavelength=stored["wavelength"],
-                    bp_basis_function_id=int(stored["bp_basis_function_id"]),
-                    rp_basis_function_id=int(stored["rp_basis_function_id"]),
+                    bp_basis_function_id=stored["bp_basis_function_id"],
+                    rp_basis_function_id=stored["rp_basis_function_id"],
                 )
         except InputError as error:
             raise InputError(error.message, file=str(path), field=error.field) from error

@@ -59,7 +59,8 @@ class Column:
     def dense(self, size: int, dtype: DTypeLike) -> NDArray:
         """The arrays of ``size`` numbers as a matrix (n, size), contiguous; 0 in rows with other arrays or none."""
         fits = self.array_lengths() == size
-        with np.errstate(over="ignore"):  # what is too large for the type becomes infinite, and is refused for it
+        # what is too large for the type becomes infinite, and is refused for it; so is NaN, whatever bits it has
+        with np.errstate(over="ignore", invalid="ignore"):
             if self.starts is None:
                 if fits.all():
                     return np.ascontiguousarray(self.values, dtype)
@@ -93,7 +94,8 @@ class Column:
         """
         if self.is_array:
             raise TypeError("arrays")
-        return np.where(self.absent, np.nan, np.where(self.absent, 0, self.values).astype(np.float64))
+        with np.errstate(invalid="ignore"):  # as above
+            return np.where(self.absent, np.nan, np.where(self.absent, 0, self.values).astype(np.float64))
 
 
 def joined(columns: Sequence[Column]) -> Column:
@@ -189,6 +191,11 @@ def _numbers_of(item: Any) -> NDArray[np.floating[Any]]:
     if isinstance(item, np.ndarray) and item.dtype.kind == "f":
         return item.ravel()
     return np.array(item, np.float64).ravel()
+
+
+def some_rows(first: int, end: int) -> str:
+    """Rows ``first`` to before ``end`` in words, which count them from 1."""
+    return f"row {end}" if end == first + 1 else f"rows {first + 1} to {end}"
 
 
 def reason_of(error: Exception) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import gzip
 import os
 import re
@@ -15,7 +17,14 @@ from numpy.typing import NDArray
 
 from xpkern.engine.contract import Float64
 from xpkern.errors import InputError
-from xpkern.observe.text import GZIP_MAGIC, column_names
+from xpkern.observe.source_files import (
+    csv_error,
+    csv_header,
+    decompressed,
+    names_in_file,
+    refuse_truncated_votable,
+)
+from xpkern.observe.text import refuse_repeated
 from xpkern.units import factor_to
 
 if TYPE_CHECKING:
@@ -153,10 +162,32 @@ class SourceTable:
         return column in self._columns
 
     def require(self, columns: Collection[str]) -> None:
-        """Raise an InputError if a column is missing."""
+        """Raise an InputError if a column is missing; it names what the table may have in place of the first."""
         missing = [column for column in columns if column not in self]
         if missing:
-            raise InputError(f"the table has no column {', '.join(missing)}", file=self.name, field=missing[0])
+            near = self.nearest(missing[:1])
+            suggestion = f"is {near[0]} that of {missing[0]}?" if near else self.content
+            message = f"the table has no column {', '.join(missing)}; {suggestion}"
+            raise InputError(message, file=self.name, field=missing[0])
+
+    def nearest(self, columns: Collection[str]) -> list[str]:
+        """Of each of some columns the name in the table that is most like it, if any is, and has no other meaning."""
+        strangers = [name for name in self._all_names() if name not in ("source_id", *GAIA_COLUMNS)]
+        near = [difflib.get_close_matches(column, strangers, n=1, cutoff=0.5) for column in columns]
+        return [*dict.fromkeys(name for found in near for name in found)]
+
+    @property
+    def content(self) -> str:
+        """The first names in the table, for messages."""
+        names = self._all_names()
+        return f"there are {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}"
+
+    def _all_names(self) -> list[str]:
+        """Names of its columns, those of its file that were not wanted included."""
+        names = list(self._columns)
+        with contextlib.suppress(InputError):
+            names = names if self.file is None else names_in_file(self.file)
+        return [name for name in names if name]
 
     def completed(self, columns: Collection[str]) -> SourceTable:
         """The same table, with columns of no value in place of those that are missing."""
@@ -315,7 +346,7 @@ def as_array(column: Any) -> NDArray:
 def _read_columns(path: Path, wanted: Collection[str]) -> dict[str, NDArray]:
     name = path.name.lower()
     try:
-        with _decompressed(path) as stream:
+        with decompressed(path) as stream:
             head = stream.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
@@ -333,15 +364,10 @@ def _read_columns(path: Path, wanted: Collection[str]) -> dict[str, NDArray]:
     if head.startswith(_FITS) and (columns := _read_fits(path, wanted)) is not None:
         return columns
     if is_hdf5 or head.startswith(_OF_ASTROPY) or name.endswith(_ENDINGS_OF_ASTROPY):
+        if head.startswith(b"<"):
+            refuse_truncated_votable(path)
         return _read_with_astropy(path, "votable" if head.startswith(b"<") else None)
     return read_csv_columns(path, wanted)
-
-
-def _decompressed(path: Path) -> Any:
-    """A file to read bytes from, decompressed if it begins as gzip does."""
-    with open(path, "rb") as stream:
-        is_gzip = stream.read(2) == GZIP_MAGIC
-    return gzip.open(path) if is_gzip else open(path, "rb")
 
 
 def _read_parquet(path: Path, wanted: Collection[str]) -> dict[str, NDArray]:
@@ -350,7 +376,9 @@ def _read_parquet(path: Path, wanted: Collection[str]) -> dict[str, NDArray]:
     from pyarrow import parquet
 
     try:
-        names = {name.lower(): name for name in parquet.read_schema(path).names}
+        written = parquet.read_schema(path).names
+        refuse_repeated(("source_id", *wanted), written, str(path))
+        names = {name.lower(): name for name in written}
         found = [names[name] for name in dict.fromkeys(("source_id", *wanted)) if name in names]
         table = parquet.read_table(path, columns=found)
     except (pyarrow.ArrowException, OSError) as error:
@@ -418,7 +446,8 @@ def read_csv_columns(path: Path, wanted: Collection[str]) -> dict[str, NDArray]:
     import pyarrow
     import pyarrow.csv
 
-    n_comments, names, delimiter, is_gzip = _csv_header(path)
+    n_comments, names, delimiter, is_gzip = csv_header(path)
+    refuse_repeated(("source_id", *wanted), names, str(path))
     types = {name: pyarrow.string() if name in _TEXT_COLUMNS else pyarrow.float64() for name in wanted}
     types["source_id"] = pyarrow.int64()
     types = {name: types[name.lower()] for name in names if name.lower() in types}
@@ -431,8 +460,12 @@ def read_csv_columns(path: Path, wanted: Collection[str]) -> dict[str, NDArray]:
                 include_columns=list(types), column_types=types, null_values=NULL_WORDS, strings_can_be_null=True
             ),
         )
-    except (pyarrow.ArrowException, OSError) as error:
+    except OSError as error:
         raise InputError(f"cannot be read as csv ({error})", file=str(path)) from error
+    except pyarrow.ArrowException as error:
+        is_text = pyarrow.types.is_string
+        kinds = {name: pyarrow.types.is_integer(kind) for name, kind in types.items() if not is_text(kind)}
+        raise csv_error(path, n_comments + 1, names, delimiter, kinds, NULL_WORDS, error) from error
     columns = {}
     for name in types:
         column = table.column(name)
@@ -441,21 +474,6 @@ def read_csv_columns(path: Path, wanted: Collection[str]) -> dict[str, NDArray]:
             raise InputError("empty", file=str(path), row=row, field=name)
         columns[name.lower()] = _without_nulls(column) if pyarrow.types.is_string(column.type) else column.to_numpy()
     return columns
-
-
-def _csv_header(path: Path) -> tuple[int, list[str], str, bool]:
-    """Number of lines before the header line, the names in it, what separates them, whether the file is gzipped."""
-    try:
-        with _decompressed(path) as stream:
-            for number, data in enumerate(stream):
-                line = data.decode("utf-8-sig", errors="replace")
-                if not line.startswith("#"):
-                    names, delimiter = column_names(line)
-                    return number, names, delimiter, isinstance(stream, gzip.GzipFile)
-    except (OSError, EOFError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"cannot be read ({reason})", file=str(path)) from error
-    raise InputError("the file holds no header line", file=str(path))
 
 
 def _read_fits(path: Path, wanted: Collection[str]) -> dict[str, NDArray] | None:
@@ -467,7 +485,7 @@ def _read_fits(path: Path, wanted: Collection[str]) -> dict[str, NDArray] | None
 
     columns = {}
     try:
-        with _decompressed(path) as stream:
+        with decompressed(path) as stream:
             is_gzip = isinstance(stream, gzip.GzipFile)
             table = FitsTable(stream if is_gzip else str(path), str(path), frozenset({"source_id"}))
         names = [name for name in table.widths if name == "source_id" or name in wanted]

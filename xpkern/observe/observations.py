@@ -50,8 +50,9 @@ class Observations:
     reasons : list of (source_id, row, field, message)
         Why rows of the input could not be used.
     counts : Counter of str
-        How many infrared measurements each cut removed (``photometry_removed_*``), and how many parallaxes a zero
-        point was subtracted from (``parallaxes_corrected``).
+        How many infrared measurements each cut removed (``photometry_removed_*``), how many sources each table given
+        as photometry has (``photometry_sources_1``, ...), and how many parallaxes a zero point was subtracted from
+        (``parallaxes_corrected``).
     """
 
     source_id: NDArray[np.int64]

@@ -41,6 +41,9 @@ _PLAIN, _PLAIN_DICTIONARY, _RLE, _RLE_DICTIONARY, _BYTE_STREAM_SPLIT = 0, 2, 3, 
 
 _Bytes = NDArray[np.uint8]
 
+#: What stands before a number of 32 bits that is the next field of a structure.
+_NEXT_FIELD_IS_INTEGER = 0x15
+
 
 def _inflate(stored: _Bytes, content: _Bytes) -> int:
     """Unpack gzip; return how many bytes there are, or that there are more."""
@@ -247,8 +250,9 @@ class ListPages:
                 return self._values(header, place, room)
 
     def _next_header(self) -> _Header:
-        """The header of the next page, which begins behind it."""
-        found = _parquet.page_header(self._file.read(self._place, min(MOST_BYTES_OF_HEADER, self._end - self._place)))
+        """The header of the next page, which begins behind it and is what its checksum says, if it has one."""
+        front = self._file.read(self._place, min(MOST_BYTES_OF_HEADER, self._end - self._place))
+        found = _parquet.page_header(front)
         if found is None:
             raise Irregular
         header = _Header(*found)
@@ -260,6 +264,9 @@ class ListPages:
         most_values = min(self._values_left, MOST_BYTES_OF_PAGE // self._word.itemsize)
         if header.kind != _INDEX_PAGE and not 0 <= header.n_values <= most_values:
             raise Irregular
+        checksum = _checksum(front[: header.length].tobytes())
+        if checksum is not None and checksum != isal_zlib.crc32(self._file.read(self._place, header.stored_size)):
+            raise Irregular  # Arrow finds so, too, and says it
         return header
 
     def _read_dictionary(self, header: _Header, place: int) -> None:
@@ -335,6 +342,25 @@ class ListPages:
             raise Irregular from None
         if size != len(content):
             raise Irregular
+
+
+def _checksum(header: bytes) -> int | None:
+    """The CRC-32 in the header of a page: the fourth of the numbers at its front, if there are so many.
+
+    Those before it, kind and sizes, are in every header. Each is stored seven bits a byte, its sign in the lowest bit.
+    """
+    number = place = 0
+    for _ in range(4):
+        if header[place] != _NEXT_FIELD_IS_INTEGER:
+            return None
+        number = shift = 0
+        more = True
+        while more:
+            place += 1
+            number |= (header[place] & 0x7F) << shift
+            shift, more = shift + 7, header[place] >= 0x80
+        place += 1
+    return ((number >> 1) ^ -(number & 1)) & 0xFFFFFFFF
 
 
 def _sized(content: _Bytes) -> tuple[_Bytes, _Bytes]:

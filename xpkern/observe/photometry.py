@@ -199,6 +199,24 @@ QUALITY_COLUMNS = (
 COLUMN_NAMES = (*(name for column in COLUMNS for name in (column.value, column.error)), *QUALITY_COLUMNS)
 
 
+def check_photometry(table: SourceTable) -> None:
+    """Refuse a table that says nothing of any infrared measurement.
+
+    Raises
+    ------
+    InputError
+        If it has neither a band nor ``norm_dg``; the message names what is looked for, and what is most like it.
+    """
+    if _columns_in(table) or "norm_dg" in table:
+        return
+    first = {column.band: f"{column.value} and {column.error}" for column in reversed(COLUMNS)}
+    wanted = f"neither magnitudes of 2MASS ({first['J']}, ...) nor fluxes of unWISE ({first['W1']}, ...)"
+    near = table.nearest([name for column in COLUMNS for name in (column.value, column.error)])
+    found = f"the nearest columns are {', '.join(near)}" if near else table.content
+    message = f"is no table of infrared photometry: it has {wanted}; {found}"
+    raise InputError(message, file=table.name)
+
+
 def infrared_flux(
     table: SourceTable,
     rows: np.ndarray,

@@ -21,7 +21,7 @@ from xpkern.observe.gaia_source import GAIA_COLUMNS, SourceTable
 from xpkern.observe.observations import Observations
 from xpkern.observe.parallax_zero_point import INPUTS as ZERO_POINT_INPUTS
 from xpkern.observe.parallax_zero_point import ZERO_POINTS, parallax_zero_point
-from xpkern.observe.photometry import COLUMN_NAMES, Infrared, PhotometryCuts
+from xpkern.observe.photometry import COLUMN_NAMES, Infrared, PhotometryCuts, check_photometry
 from xpkern.observe.spectra import one_by_one, read_blocks
 from xpkern.observe.whiteners import drop_samples
 from xpkern.observe.xp_block import BLOCK_ROWS, SeenSources, XpBlock
@@ -151,9 +151,12 @@ def table_of(table: Any, kind: str) -> SourceTable:
     Raises
     ------
     InputError
-        If it cannot be read.
+        If it cannot be read, or holds no photometry although that is what it is for.
     """
-    return SourceTable.of(table, kind, WANTED[kind])
+    found = SourceTable.of(table, kind, WANTED[kind])
+    if kind == "photometry":
+        check_photometry(found)
+    return found
 
 
 class XpReader:
@@ -200,8 +203,10 @@ class XpReader:
         self.sources = None if gaia_source is None else table_of(gaia_source, "gaia_source")
         if self.sources is not None:
             self.sources.require(("parallax", "parallax_error"))
-        tables = [table_of(table, "photometry") for table in one_by_one(photometry)]
-        self.infrared = Infrared([*tables, *([] if self.sources is None else [self.sources])], self.photometry_cuts)
+        self.photometry = [table_of(table, "photometry") for table in one_by_one(photometry)]
+        self.infrared = Infrared(
+            [*self.photometry, *([] if self.sources is None else [self.sources])], self.photometry_cuts
+        )
         self.engine = get_engine(engine)
         absent = [name for name in ZERO_POINT_INPUTS if self.sources is None or name not in self.sources]
         self.correct_parallaxes = parallax_zero_point != "none" and not absent
@@ -321,8 +326,13 @@ class XpReader:
         return np.where(known, archive - zero_point, archive)
 
     def _infrared(self, block: XpBlock, counts: Counter[str]) -> tuple[Float64, Float64]:
-        """Fluxes and errors (n, 5) of the infrared bands; a row that cannot be read has none."""
+        """Fluxes and errors (n, 5) of the infrared bands; a row that cannot be read has none. What was found and what
+        was removed is counted.
+        """
         removed: Counter[str] = Counter()
+        known = block.source_id[~block.bad]
+        for number, table in enumerate(self.photometry, 1):
+            counts[f"photometry_sources_{number}"] = int(np.count_nonzero(table.rows_of(known) >= 0))
         flux, error = self.infrared.flux(np.where(block.bad, -1, block.source_id), removed)
         counts.update({f"photometry_removed_{cut}": number for cut, number in removed.items()})
         return flux, error

@@ -81,10 +81,11 @@ def read_blocks(
     Raises
     ------
     InputError
-        If the file cannot be opened, is empty or of no known form, lacks a column, holds a line that never ends, or if
-        none of the rows of its first block belongs to the calibration. If it breaks off or is corrupt behind some of
-        its rows, then *after* the blocks of every complete row before the break have been yielded, where its format
-        allows that (csv, AVRO); the error names the row reached.
+        If the file cannot be opened, is empty or of no known form, lacks a column or has it twice, holds a line that
+        never ends, is what a server has truncated, or if none of the rows of its first block belongs to the
+        calibration. If it breaks off or is corrupt behind some of its rows, then *after* the blocks of every complete
+        row before the break have been yielded, where its format allows that (csv, AVRO), or else the whole blocks
+        before it (HDF5, Parquet); the error names the row reached.
     """
     if is_table(source):
         from xpkern.observe.spectra_memory import MemoryTable

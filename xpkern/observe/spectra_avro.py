@@ -50,6 +50,7 @@ class AvroTable:
         self._paths: Mapping[str, tuple[str, ...]] = (
             _PIPELINE if is_pipeline else {name.lower(): (name,) for name in names}
         )
+        self.names: list[str] = list(_PIPELINE) if is_pipeline else names
         self.widths: dict[str, int | None] = dict.fromkeys(self._paths)
 
     def chunks(self, columns: Sequence[str], rows: int) -> Iterator[Chunk]:

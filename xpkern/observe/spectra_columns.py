@@ -16,7 +16,14 @@ from xpkern.observe import _csv
 from xpkern.observe.calibration import Calibration
 from xpkern.observe.columns import Column
 from xpkern.observe.spectra_csv import read_text
-from xpkern.observe.xp_block import BandColumns, SpectrumTable, XpBlock, missing_columns, other_calibration
+from xpkern.observe.text import refuse_repeated
+from xpkern.observe.xp_block import (
+    BandColumns,
+    SpectrumTable,
+    XpBlock,
+    missing_columns,
+    other_calibration,
+)
 
 #: Endings of columns that hold the covariance matrix of the coefficients (packed lower triangle with its diagonal, or
 #: square) where there are no errors and correlations. They do not contain the standard deviation s of the solution,
@@ -34,11 +41,14 @@ class ColumnTable(Protocol):
 
     Attributes
     ----------
+    names : list of str
+        Its columns as it spells them; one that occurs twice, in any case, is one of ``widths``.
     widths : dict of str to (int or None)
         Its columns by lower-case name, each with the length of its arrays where the table has one for all rows, 1 for
         single numbers, and None where rows may differ.
     """
 
+    names: list[str]
     widths: dict[str, int | None]
 
     @property
@@ -62,7 +72,8 @@ def read_columns(
     """Read a table of spectra; parameters and what is yielded as :func:`xpkern.observe.spectra.read_blocks`."""
     table = SpectrumTable.of(source.widths, calibration)
     covariances = [_covariance_column(band, source.widths) for band in table.bands]
-    wanted = _wanted_columns(table, covariances, source.widths, file)
+    wanted = _wanted_columns(table, covariances, source, file)
+    refuse_repeated(wanted, source.names, file)
     chunks = source.chunks(wanted, rows)
     first = next(chunks, None)
     if first is None:
@@ -105,10 +116,9 @@ def _covariance_column(band: BandColumns, columns: Mapping[str, int | None]) -> 
     return next((name for name in (band.prefix + ending for ending in COVARIANCES) if name in columns), "")
 
 
-def _wanted_columns(
-    table: SpectrumTable, covariances: Sequence[str], columns: Mapping[str, int | None], file: str
-) -> list[str]:
+def _wanted_columns(table: SpectrumTable, covariances: Sequence[str], source: ColumnTable, file: str) -> list[str]:
     """The columns to read; raises an InputError if one is not there, or of no possible shape."""
+    columns = source.widths
     needed, optional = {"source_id": {1}}, []
     for band, covariance in zip(table.bands, covariances, strict=True):
         n = band.n_coefficients
@@ -125,7 +135,7 @@ def _wanted_columns(
             ]
     missing = [name for name in needed if name not in columns]
     if missing:
-        raise missing_columns(missing, columns, table, file)
+        raise missing_columns(missing, source.names, table, file)
     for name, sizes in needed.items():
         width = columns[name]
         if width not in (None, 0, *sizes):

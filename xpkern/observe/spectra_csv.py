@@ -16,8 +16,14 @@ from isal import igzip_lib
 from xpkern.errors import InputError
 from xpkern.observe import _csv
 from xpkern.observe.calibration import Calibration
-from xpkern.observe.text import GZIP_MAGIC, column_names
-from xpkern.observe.xp_block import SpectrumTable, XpBlock, first_rows, missing_columns, other_calibration
+from xpkern.observe.text import GZIP_MAGIC, column_names, refuse_repeated
+from xpkern.observe.xp_block import (
+    SpectrumTable,
+    XpBlock,
+    first_rows,
+    missing_columns,
+    other_calibration,
+)
 
 #: Bytes of gzip read at a time, and of text at most at a time, made of them or read: some 20 rows. Fewer cost more
 #: calls, each of which moves the line that the one before broke off in.
@@ -25,6 +31,12 @@ PIECE, TEXT_PIECE = 1 << 18, 800_000
 
 #: No line of a csv file is that long; a file that holds one is something else.
 LONGEST_LINE = 1 << 22
+
+#: What is said of a file whose first line has no column that is known.
+_NO_FORMAT = (
+    "there is no column source_id, nor any other of a table of spectra: this is none of the formats that are read (csv "
+    "with commas, tabs or spaces between its fields, ECSV, VOTable, FITS, HDF5, Parquet, AVRO)"
+)
 
 
 def read_text(
@@ -40,8 +52,12 @@ def read_text(
         As :func:`xpkern.observe.spectra.read_blocks`, which tells what is yielded and raised.
     """
     text = _Text(pieces, file)
-    header, separator = text.read_header()
+    names, separator = text.read_header()
+    header = [name.lower() for name in names]
     table = SpectrumTable.of(header, calibration)
+    if table.known_columns.isdisjoint(header):
+        raise InputError(_NO_FORMAT, file=file, field="source_id")
+    refuse_repeated(sorted(table.known_columns), names, file)
     if table.is_sampled:
         parser = _csv.RowParser.of_sampled(header, separator=separator, n_samples=table.bands[0].n_coefficients)
     else:
@@ -54,7 +70,7 @@ def read_text(
             rp_basis_function_id=calibration.rp_basis_function_id,
         )
     if missing := parser.missing_columns():
-        raise missing_columns(missing, header, table, file)
+        raise missing_columns(missing, names, table, file)
 
     rows_before, more_text = 0, True
     broken: InputError | None = None
@@ -178,8 +194,7 @@ class _Text:
         while (line := self.read_line()) is not None:
             line = line.removeprefix("\ufeff")
             if line.strip() and not line.startswith("#"):
-                names, separator = column_names(line)
-                return [name.lower() for name in names], separator
+                return column_names(line)
         raise InputError("the file holds no header line", file=self._file)
 
 

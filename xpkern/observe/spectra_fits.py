@@ -39,6 +39,7 @@ class FitsTable:
 
     def __init__(self, content: str | BinaryIO, file: str, keys: frozenset[str] = IDENTIFIERS) -> None:
         self._name, self._keys = file, keys
+        self.names: list[str] = []
         self.widths: dict[str, int | None] = {}
         self.units: dict[str, str] = {}
         self._columns: dict[str, _FitsColumn] = {}
@@ -69,6 +70,7 @@ class FitsTable:
         else:
             key = "source_id" if self._keys is IDENTIFIERS else next(iter(self._keys))
             raise InputError(f"none of its HDUs is a table with {key}: {'; '.join(seen)}", file=self._name, field=key)
+        self.names = list(hdu.columns.names)
         header = hdu.header
         self.attributes = attributes_of(header.get("XPKERN"))
         self._row_size, self.n_rows = int(header["NAXIS1"]), int(header["NAXIS2"])
@@ -208,4 +210,5 @@ class _FitsColumn:
             # how FITS has integers of the other sign: the highest bit says it
             unsigned = native.view(f"u{native.itemsize}") ^ np.array(half, f"u{native.itemsize}")
             return unsigned if native.dtype.kind == "i" else unsigned.view(np.int8)
-        return native * np.float64(self._scale) + np.float64(self._zero)
+        with np.errstate(over="ignore", invalid="ignore"):  # what is no finite number is refused for it
+            return native * np.float64(self._scale) + np.float64(self._zero)

@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 
 from xpkern.errors import InputError
-from xpkern.observe.columns import Column, column_of
+from xpkern.observe.columns import Column, column_of, reason_of, some_rows
 from xpkern.observe.spectra_columns import IDENTIFIERS, Chunk
 
 #: A dataset that claims more bytes than this for each byte of the file is not read: deflate makes at most 1032 of one.
@@ -44,26 +44,31 @@ class Hdf5Table:
 
     def _find_columns(self) -> None:
         self._columns: dict[str, Any] = {}
+        self.names: list[str] = []
         self.widths: dict[str, int | None] = {}
         self.n_rows = 0
         for place in chain([self._file], self._file.values()):
             if isinstance(place, h5py.Dataset):
-                names = place.dtype.names or ()
+                names = list(place.dtype.names or ())
                 columns = {name.lower(): (place.fields(name), place.dtype[name], place.shape) for name in names}
             elif isinstance(place, h5py.Group):
                 # a name that is no text is none of ours
-                items = {name.lower(): item for name, item in place.items() if isinstance(name, str)}
-                datasets = {name: item for name, item in items.items() if isinstance(item, h5py.Dataset)}
-                columns = {name: (data, data.dtype, data.shape) for name, data in datasets.items()}
+                datasets = {
+                    name: item
+                    for name, item in place.items()
+                    if isinstance(name, str) and isinstance(item, h5py.Dataset)
+                }
+                names = list(datasets)
+                columns = {name.lower(): (data, data.dtype, data.shape) for name, data in datasets.items()}
             else:
                 continue
+            self.names += names
             self.widths |= dict.fromkeys(columns)
             if self._keys & columns.keys():
                 break
         else:
             return  # the names found tell what is missing
-        size = self._file.id.get_filesize()
-        self.widths = {}
+        self.names, self.widths = names, {}
         n_rows = None
         for name, (data, dtype, shape) in columns.items():
             shape = (*(shape or ()), *dtype.shape)
@@ -73,8 +78,9 @@ class Hdf5Table:
             is_ragged = dtype.kind in "OSU"
             self.widths[name] = None if is_ragged or shape[0] == 0 else width
             whole = data if isinstance(data, h5py.Dataset) else place
+            size = whole.file.id.get_filesize()  # a link may lead to another file
             claimed, most = shape[0] * width * dtype.base.itemsize, MOST_INFLATION * (size + 4096)
-            if isinstance(whole, h5py.Dataset) and whole.is_virtual:  # its rows are in other files
+            if whole.is_virtual or whole.external:  # its rows are in other files
                 claimed, most = width * dtype.base.itemsize, LARGEST_CHUNK
             if claimed > most:
                 raise InputError(f"its shape {shape} is absurd in a file of {size} bytes", file=self._name, field=name)
@@ -98,23 +104,27 @@ class Hdf5Table:
                 raise InputError(f"{n_rows} rows, but {self.n_rows} of {key}", file=self._name, field=name)
         sources = {name: self._mapped(self._columns[name][0]) for name in columns}
         for first in range(0, self.n_rows, rows):
-            chunk = {}
+            chunk, end = {}, min(first + rows, self.n_rows)
             for name, source in sources.items():
                 try:
-                    values = np.asarray(source[first : min(first + rows, self.n_rows)])
+                    values = np.asarray(source[first:end])
                     chunk[name] = _native(values) if values.dtype.kind in "iufb" else column_of(values)
                 except (OSError, RuntimeError, ValueError, TypeError) as error:
-                    raise InputError(f"cannot be read ({error})", file=self._name, row=first + 1, field=name) from error
+                    message = f"cannot be read in {some_rows(first, end)} ({reason_of(error)})"
+                    raise InputError(message, file=self._name, row=first + 1, field=name) from error
             yield chunk
 
     def _mapped(self, data: Any) -> Any:
-        """A dataset, as a :class:`_Mapped` one if its numbers lie in the file as they do in memory."""
+        """A dataset, as a :class:`_Mapped` one if its numbers lie in this very file as they do in memory."""
         if not (isinstance(data, h5py.Dataset) and isinstance(self._content, str) and data.dtype.isnative):
+            return data
+        handle = self._file.id.get_vfd_handle()
+        if data.is_virtual or data.external or data.file.id.get_vfd_handle() != handle:
             return data
         offset = data.id.get_offset() if data.dtype.kind in "iuf" and not self._file.userblock_size else None
         if offset is None or offset % data.dtype.itemsize or 0 in data.shape:
             return data
-        return _Mapped(self._file.id.get_vfd_handle(), offset, data.dtype, data.shape[1:])
+        return _Mapped(handle, offset, data.dtype, data.shape[1:])
 
     def close(self) -> None:
         """See :class:`ColumnTable`."""

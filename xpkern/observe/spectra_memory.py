@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from xpkern.errors import InputError
 from xpkern.observe.columns import Column, column_of
 from xpkern.observe.gaia_source import columns_of_table
@@ -40,6 +42,7 @@ class MemoryTable:
     def __init__(self, table: Any, name: str = "table", *, every_column: bool = False) -> None:
         self._columns: dict[str, Column] = {}
         columns: Mapping[str, Any] = columns_of_table(table, name)
+        self.names = _names_of(table)
         self.widths: dict[str, int | None] = {}
         self.attributes: dict[str, object] = {}
         n_rows = None
@@ -70,3 +73,11 @@ class MemoryTable:
 
     def close(self) -> None:
         """See :class:`ColumnTable`."""
+
+
+def _names_of(table: Any) -> list[str]:
+    """Names of the columns of a table in memory as it spells them."""
+    if isinstance(table, np.ndarray):
+        return list(table.dtype.names or ())
+    names = getattr(table, "colnames", None) or getattr(table, "column_names", None)
+    return [str(name) for name in (table if names is None else names)]  # of mappings and of pandas

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from xpkern.errors import InputError
-from xpkern.observe.columns import Column, attributes_of, joined, reason_of
+from xpkern.observe.columns import Column, attributes_of, joined, reason_of, some_rows
 from xpkern.observe.parquet_pages import ColumnChunk, FileBytes, Irregular, ListPages
 from xpkern.observe.spectra_columns import Chunk
 
@@ -31,7 +31,7 @@ class ParquetTable:
     def __init__(self, content: str | BinaryIO, file: str) -> None:
         self._name = file
         try:
-            self._file = pq.ParquetFile(content, buffer_size=BUFFER, pre_buffer=False)
+            self._file = pq.ParquetFile(content, buffer_size=BUFFER, pre_buffer=False, page_checksum_verification=True)
             schema, self._metadata = self._file.schema_arrow, self._file.metadata
             self._names = {field.name.lower(): field.name for field in schema}
         except (pa.ArrowException, OSError, ValueError) as error:
@@ -44,6 +44,7 @@ class ParquetTable:
             self.close()
             raise InputError(f"not a readable Parquet file ({reason_of(error)})", file=file) from error
         self.n_rows = self._metadata.num_rows
+        self.names: list[str] = schema.names
         self.attributes = attributes_of((self._metadata.metadata or {}).get(b"XPKERN"))
         self.widths: dict[str, int | None] = {
             field.name.lower(): _width(field.type) if self.n_rows else None for field in schema
@@ -72,9 +73,9 @@ class ParquetTable:
             if read != self.n_rows:
                 raise ValueError(f"there are {read} rows, not {self.n_rows}")
         except (pa.ArrowException, OSError, ValueError) as error:
-            raise InputError(
-                f"the Parquet data are corrupt ({reason_of(error)})", file=self._name, row=read + 1
-            ) from error
+            where = f" in {some_rows(read, min(read + rows, self.n_rows))}" if read < self.n_rows else ""
+            message = f"the Parquet data{where} are corrupt ({reason_of(error)})"
+            raise InputError(message, file=self._name, row=read + 1) from error
 
     def _paged(self, name: str, rows: int) -> _PagedLists | None:
         """A column of lists of floating-point numbers that all seem to have one length; None for any other."""

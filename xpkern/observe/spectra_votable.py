@@ -29,23 +29,21 @@ class VOTable:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # archives bend the standard; what matters is checked
                 document = votable.parse(content, verify="ignore")
-                _refuse_error_document(document, file)
-                tables = [
-                    {field.name.lower(): field.name for field in table.fields} for table in document.iter_tables()
-                ]
-                found = [(table, names) for table, names in zip(document.iter_tables(), tables, strict=True) if names]
-                chosen = next((pair for pair in found if keys & pair[1].keys()), found[0] if found else None)
+                _refuse_bad_status(document, file)
+                found = [table for table in document.iter_tables() if table.fields]
+                with_key = (table for table in found if keys & {field.name.lower() for field in table.fields})
+                chosen = next(with_key, found[0] if found else None)
         except InputError:
             raise
         except Exception as error:  # a damaged document fails in any way at any place
             raise InputError(f"not a readable VOTable ({reason_of(error)})", file=file) from error
         if chosen is None:
             raise InputError("the VOTable holds no table", file=file)
-        array, names = chosen[0].array, chosen[1]
+        array, self.names = chosen.array, [field.name for field in chosen.fields]
         columns = array.dtype.names or ()
         # fields that are not named as the table says carry their ID
-        by_name = {name: own if own in columns else columns[i] for i, (name, own) in enumerate(names.items())}
-        values = {name: _masked(array, own) for name, own in by_name.items()}
+        own = [name if name in columns else columns[i] for i, name in enumerate(self.names)]
+        values = {name.lower(): _masked(array, column) for name, column in zip(self.names, own, strict=True)}
         self._table = MemoryTable(values, file, every_column=True)
         self.widths, self.n_rows, self.attributes = self._table.widths, self._table.n_rows, self._table.attributes
 
@@ -81,9 +79,16 @@ def _check_votable(content: str | BinaryIO, file: str) -> None:
             raise InputError(f"{int(rows)} rows in a file of {size} bytes are absurd", file=file)
 
 
-def _refuse_error_document(document: Any, file: str) -> None:
-    for resource in document.resources:
-        for info in resource.infos:
-            if info.name == "QUERY_STATUS" and str(info.value).upper() == "ERROR":
-                said = " ".join(str(info.content or "no reason given").split())
-                raise InputError(f"holds an error in place of a table: {said}", file=file)
+def _refuse_bad_status(document: Any, file: str) -> None:
+    """Refuse what a server says, before its table or behind it, to be an error, or not all of the rows asked for."""
+    for info in document.iter_info():
+        status = str(info.value).upper() if info.name == "QUERY_STATUS" else ""
+        if status == "ERROR":
+            said = " ".join(str(info.content or "no reason given").split())
+            raise InputError(f"holds an error in place of a table: {said}", file=file)
+        if status == "OVERFLOW":
+            raise InputError(
+                "rows are missing, as the server has truncated it (QUERY_STATUS is OVERFLOW): ask for it again with a "
+                "larger MAXREC",
+                file=file,
+            )

@@ -113,8 +113,8 @@ class CsvTable:
     def __init__(self, file: str) -> None:
         self._name = file
         self._comments, line = _header_lines(file)
-        self._names, self._separator = column_names(line, _SEPARATORS)
-        self.widths: dict[str, int | None] = dict.fromkeys(name.lower() for name in self._names if name)
+        self.names, self._separator = column_names(line, _SEPARATORS)
+        self.widths: dict[str, int | None] = dict.fromkeys(name.lower() for name in self.names if name)
         for name, (_, size) in self._arrays.items():
             self.widths[name] = size
 
@@ -152,7 +152,7 @@ class CsvTable:
         """Types of columns by their names in the file, as far as they are known."""
         import pyarrow as pa
 
-        types: dict[str, Any] = {name: pa.int64() for name in self._names if name.lower() == "source_id"}
+        types: dict[str, Any] = {name: pa.int64() for name in self.names if name.lower() == "source_id"}
         for column in self._header.get("datatype", ()):
             kind = str(column.get("datatype", ""))
             if kind in _ECSV_NUMBERS:
@@ -166,7 +166,7 @@ class CsvTable:
         import pyarrow as pa
         from pyarrow import csv
 
-        wanted = {name.lower(): name for name in reversed(self._names)}
+        wanted = {name.lower(): name for name in reversed(self.names)}
         names = [wanted[name] for name in columns]
         types = self._types()
         waiting, read = None, 0
@@ -176,7 +176,7 @@ class CsvTable:
                     stream,
                     csv.ReadOptions(
                         skip_rows=len(self._comments) + 1,
-                        column_names=self._names,
+                        column_names=self.names,
                         block_size=_TEXT_BLOCK,
                         use_threads=False,
                     ),

@@ -1,8 +1,11 @@
-"""How files of columns in text begin, whoever reads on."""
+"""Names of columns, and how files of columns in text begin, whoever reads on."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+
+from xpkern.errors import InputError
 
 #: First bytes of a gzipped file.
 GZIP_MAGIC = b"\x1f\x8b"
@@ -15,3 +18,12 @@ def column_names(header: str, separators: Sequence[str] = SEPARATORS) -> tuple[l
     """Names in a header line, and what separates them: the first of the separators that it holds, a comma if none."""
     separator = next((each for each in separators if each in header), ",")
     return [name.strip().strip('"') for name in header.split(separator)], separator
+
+
+def refuse_repeated(wanted: Sequence[str], names: Sequence[str], file: str) -> None:
+    """Raise an InputError if a column that is wanted (lower case) is there twice, in upper or lower case."""
+    lower = Counter(name.lower() for name in names)
+    for name in wanted:
+        if lower[name] > 1:
+            found = ", ".join(each for each in names if each.lower() == name)
+            raise InputError(f"{lower[name]} columns have this name ({found}): which is meant?", file=file, field=name)

@@ -140,8 +140,10 @@ class SpectrumTable:
 
     @classmethod
     def of(cls, columns: Collection[str], calibration: Calibration) -> SpectrumTable:
-        """Tell by the names of its columns (lower case) which of the two a table holds."""
-        if {"flux", "flux_error"} <= set(columns) and "bp_coefficients" not in columns:
+        """Tell by the names of its columns (lower case) which of the two a table holds, or was to hold."""
+        with_flux = {"flux", "flux_error"}.intersection(columns)
+        has_coefficients = any(name.startswith(("bp_coef", "rp_coef")) for name in columns)
+        if with_flux and "bp_coefficients" not in columns and (len(with_flux) == 2 or not has_coefficients):
             of_samples = BandColumns("flux", "flux_error", "", "", N_SAMPLES, 0)
             return cls(sampled_calibration(), (of_samples, BandColumns("", "", "", "", 0, 0)), True)
 
@@ -252,11 +254,26 @@ def first_rows(coefficients: Coefficients, count: int) -> Coefficients:
     )
 
 
-def missing_columns(missing: Sequence[str], columns: Collection[str], table: SpectrumTable, file: str) -> InputError:
-    """Return the error that names columns which a table lacks, and what it may have in place of the first."""
-    strangers = set(columns) - table.known_columns - {""}
-    near = difflib.get_close_matches(missing[0], sorted(strangers), n=1, cutoff=0.75)
-    suggestion = f"; is {near[0]} that of {missing[0]}?" if near else ""
+def missing_columns(missing: Sequence[str], names: Sequence[str], table: SpectrumTable, file: str) -> InputError:
+    """Return the error that names columns which a table lacks, and what it may have in place of one of them.
+
+    Parameters
+    ----------
+    missing : sequence of str
+        In lower case.
+    names : sequence of str
+        Of the columns that it has, as it spells them.
+    table : SpectrumTable
+    file : str
+    """
+    strangers = {name.lower(): name for name in names if name and name.lower() not in table.known_columns}
+    suggestion = ""
+    for name in missing:
+        # the other band's are nearer than abbreviations
+        of_band = sorted(each for each in strangers if {each[:3], name[:3]} != {"bp_", "rp_"})
+        if near := difflib.get_close_matches(name, of_band, n=1, cutoff=0.65):
+            suggestion = f"; is {strangers[near[0]]} that of {name}?"
+            break
     return InputError(f"there is no column {', '.join(missing)}{suggestion}", file=file, field=missing[0])
 
 
