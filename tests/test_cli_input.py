@@ -43,6 +43,21 @@ class TestBadInput:
         for name, values in kept.items():
             np.testing.assert_array_equal(values, expected_catalog[name][: sum(seen)], err_msg=name)
 
+    def test_what_was_not_read_is_told(self, bulk_files, tmp_path, capsys):
+        broken = tmp_path / "broken.csv"
+        broken.write_bytes(b"source_id\n")
+        arguments = catalog_arguments(bulk_files.spectra, bulk_files)
+        place = arguments.index(str(bulk_files.spectra)) + 1
+        for others, told in ((["c.csv"], "c.csv was not read"), (["c.csv", "d.csv"], "c.csv and 1 after it were not")):
+            given = [*arguments[:place], str(broken), *(str(tmp_path / name) for name in others), *arguments[place:]]
+            for name in others:
+                (tmp_path / name).write_bytes(broken.read_bytes())
+            assert main([*given, "-o", str(tmp_path / "catalog.h5"), "--overwrite"]) == 1
+            message = one_line(capsys)
+            assert str(broken) in message
+            assert f"the {STARS} rows before it are in {tmp_path / 'catalog.incomplete.h5'}; " in message
+            assert told in message
+
     def test_truncated_gzip(self, bulk_files, expected_catalog, tmp_path, capsys):
         content = bulk_files.spectra.read_bytes()
         broken = tmp_path / "broken.csv.gz"

@@ -258,7 +258,7 @@ def make_catalog(
                 if on_progress is not None:
                     on_progress(len(block))
         except (InputError, DeviceFailed) as error:
-            raise with_what_was_kept(error, files_written, summary.counts) from error
+            raise with_what_was_kept(error, files_written, summary.counts, reader.files) from error
         summary.files = files_written.commit(attributes=summary.counts)
     log.info("written: %s", ", ".join(str(name) for name in summary.files.values()))
     return summary
@@ -321,19 +321,28 @@ def check_files(inputs: list[Path]) -> None:
 
 
 def with_what_was_kept(
-    error: InputError | DeviceFailed, files_written: TableOutput, counts: Counter[str]
+    error: InputError | DeviceFailed, files_written: TableOutput, counts: Counter[str], files: Sequence[object] = ()
 ) -> InputError | DeviceFailed:
-    """Keep the stars before a break under a name that says so; return the error that tells."""
-    if files_written.rows == 0:
-        return error
-    name = files_written.path
-    rows = files_written.rows
-    kept = files_written.commit(name.with_name(f"{name.stem}.incomplete{name.suffix}"), counts)
-    *_, table = kept.values()
-    # the checksum stands behind all rows of a gzip member: if nothing else failed, any of them may be at fault
-    doubt = ", some of which may be damaged," if re.search(r"checksum|crc", str(error), re.IGNORECASE) else ""
-    where = f"the {rows:,} rows before it{doubt} are in {table}"
+    """Keep the stars before a break under a name that says so; return the error that tells, and what was not read.
+
+    Parameters
+    ----------
+    error, files_written, counts
+    files : sequence of path-like, optional
+        All files that were to be read, in their order.
+    """
+    told = [error.message if isinstance(error, InputError) else str(error)]
+    if files_written.rows:
+        name, rows = files_written.path, files_written.rows
+        *_, table = files_written.commit(name.with_name(f"{name.stem}.incomplete{name.suffix}"), counts).values()
+        # the checksum stands behind all rows of a gzip member: if nothing else failed, any of them may be at fault
+        doubt = ", some of which may be damaged," if re.search(r"checksum|crc", str(error), re.IGNORECASE) else ""
+        told.append(f"the {rows:,} rows before it{doubt} are in {table}")
     if isinstance(error, DeviceFailed):
-        return DeviceFailed(f"{error}; {where}")
-    message = f"{error.message}; {where}"
-    return InputError(message, file=error.file, row=error.row, field=error.field)
+        return DeviceFailed("; ".join(told))
+    names = [str(file) for file in files]
+    unread = names[names.index(error.file) + 1 :] if error.file in names else []
+    if unread:
+        which = f"{unread[0]} was" if len(unread) == 1 else f"{unread[0]} and {len(unread) - 1:,} after it were"
+        told.append(f"{which} not read (xpkern run goes on with other files)")
+    return InputError("; ".join(told), file=error.file, row=error.row, field=error.field)

@@ -199,7 +199,7 @@ def write_spectra(
                 if on_progress is not None:
                     on_progress(len(observations))
         except (InputError, DeviceFailed) as error:
-            raise with_what_was_kept(error, files_written, summary.counts) from error
+            raise with_what_was_kept(error, files_written, summary.counts, reader.files) from error
         summary.files = files_written.commit(attributes=summary.counts)
     log.info("written: %s", ", ".join(str(name) for name in summary.files.values()))
     return summary
