@@ -209,7 +209,8 @@ def test_places_and_healpix_pixels(rng):
     assert named == 0
     np.testing.assert_array_equal(found, pixels(longitude, latitude, 8))
     middle = SkyCoord(*(angle * units.rad for angle in centres(found, 8)), frame="galactic")
-    assert middle.separation(own).arcmin.max() < 13.74
+    # from the middle of a pixel of this order to the farthest corner that any has: at z = 2/3
+    assert middle.separation(own).arcmin.max() < 14.345
     healpy = pytest.importorskip("healpy")
     np.testing.assert_array_equal(found, healpy.ang2pix(256, 0.5 * np.pi - latitude, longitude, nest=True))
 
