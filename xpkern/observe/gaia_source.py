@@ -21,6 +21,7 @@ from xpkern.observe.source_files import (
     csv_error,
     csv_header,
     decompressed,
+    hdf5_columns,
     names_in_file,
     refuse_truncated_votable,
 )
@@ -385,41 +386,6 @@ def _read_parquet(path: Path, wanted: Collection[str]) -> dict[str, NDArray]:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise InputError(f"cannot be read as Parquet ({reason})", file=str(path)) from error
     return {name.lower(): _without_nulls(table.column(name)) for name in found}
-
-
-def hdf5_columns(path: Path, wanted: Collection[str] | None = None) -> tuple[dict[str, NDArray], dict[str, str]] | None:
-    """Columns of an HDF5 file with a dataset for each, by lower-case name, and their units.
-
-    Parameters
-    ----------
-    path : Path
-    wanted : collection of str, optional
-        Which of them, and source_id; all when not given.
-
-    Returns
-    -------
-    tuple or None
-        None if there is no ``source_id`` among its datasets: it is of another kind.
-
-    Raises
-    ------
-    InputError
-        If it cannot be read.
-    """
-    import h5py
-
-    try:
-        with h5py.File(path) as file:
-            found = {key.lower(): item for key, item in file.items() if isinstance(item, h5py.Dataset)}
-            if "source_id" not in found:
-                return None
-            chosen = found if wanted is None else {"source_id", *wanted}
-            found = {key: item for key, item in found.items() if item.ndim == 1 and key in chosen}
-            units = {key: str(item.attrs["unit"]) for key, item in found.items() if item.attrs.get("unit")}
-            return {key: np.asarray(item[()]) for key, item in found.items()}, units
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise InputError(f"cannot be read as HDF5 ({reason})", file=str(path)) from error
 
 
 def _without_nulls(column: pyarrow.ChunkedArray) -> NDArray:

@@ -13,6 +13,9 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from xpkern.errors import InputError
 from xpkern.observe.text import GZIP_MAGIC, column_names
 
@@ -43,15 +46,20 @@ def csv_header(path: Path) -> tuple[int, list[str], str, bool]:
 _TRUNCATED = re.compile(rb"<INFO[^>]*(QUERY_STATUS[^>]*OVERFLOW|OVERFLOW[^>]*QUERY_STATUS)")
 
 
+def truncated(file: str) -> InputError:
+    """Return the error of a table that a server has cut."""
+    return InputError(
+        "rows are missing, as the server has truncated it (QUERY_STATUS is OVERFLOW): ask for it again with a larger "
+        "MAXREC",
+        file=file,
+    )
+
+
 def refuse_truncated_votable(path: Path) -> None:
     """Raise an InputError if a VOTable says that rows are missing."""
     with decompressed(path) as stream:
         if _TRUNCATED.search(stream.read()):
-            raise InputError(
-                "rows are missing, as the server has truncated it (QUERY_STATUS is OVERFLOW): ask for it again with a "
-                "larger MAXREC",
-                file=str(path),
-            )
+            raise truncated(str(path))
 
 
 def names_in_file(path: Path) -> list[str]:
@@ -68,6 +76,41 @@ def names_in_file(path: Path) -> list[str]:
         with contextlib.closing(open_table(path)) as table:
             return list(table.widths)
     return [name.lower() for name in csv_header(path)[1]]
+
+
+def hdf5_columns(path: Path, wanted: Collection[str] | None = None) -> tuple[dict[str, NDArray], dict[str, str]] | None:
+    """Columns of an HDF5 file with a dataset for each, by lower-case name, and their units.
+
+    Parameters
+    ----------
+    path : Path
+    wanted : collection of str, optional
+        Which of them, and source_id; all when not given.
+
+    Returns
+    -------
+    tuple or None
+        None if there is no ``source_id`` among its datasets: it is of another kind.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read.
+    """
+    import h5py
+
+    try:
+        with h5py.File(path) as file:
+            found = {key.lower(): item for key, item in file.items() if isinstance(item, h5py.Dataset)}
+            if "source_id" not in found:
+                return None
+            chosen = found if wanted is None else {"source_id", *wanted}
+            found = {key: item for key, item in found.items() if item.ndim == 1 and key in chosen}
+            units = {key: str(item.attrs["unit"]) for key, item in found.items() if item.attrs.get("unit")}
+            return {key: np.asarray(item[()]) for key, item in found.items()}, units
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise InputError(f"cannot be read as HDF5 ({reason})", file=str(path)) from error
 
 
 def csv_error(

@@ -17,13 +17,7 @@ from xpkern.observe.calibration import Calibration
 from xpkern.observe.columns import Column
 from xpkern.observe.spectra_csv import read_text
 from xpkern.observe.text import refuse_repeated
-from xpkern.observe.xp_block import (
-    BandColumns,
-    SpectrumTable,
-    XpBlock,
-    missing_columns,
-    other_calibration,
-)
+from xpkern.observe.xp_block import BandColumns, SpectrumTable, XpBlock, missing_columns, other_calibration
 
 #: Endings of columns that hold the covariance matrix of the coefficients (packed lower triangle with its diagonal, or
 #: square) where there are no errors and correlations. They do not contain the standard deviation s of the solution,

@@ -17,13 +17,7 @@ from xpkern.errors import InputError
 from xpkern.observe import _csv
 from xpkern.observe.calibration import Calibration
 from xpkern.observe.text import GZIP_MAGIC, column_names, refuse_repeated
-from xpkern.observe.xp_block import (
-    SpectrumTable,
-    XpBlock,
-    first_rows,
-    missing_columns,
-    other_calibration,
-)
+from xpkern.observe.xp_block import SpectrumTable, XpBlock, first_rows, missing_columns, other_calibration
 
 #: Bytes of gzip read at a time, and of text at most at a time, made of them or read: some 20 rows. Fewer cost more
 #: calls, each of which moves the line that the one before broke off in.

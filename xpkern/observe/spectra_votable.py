@@ -13,6 +13,7 @@ from astropy.io import votable
 
 from xpkern.errors import InputError
 from xpkern.observe.columns import reason_of
+from xpkern.observe.source_files import truncated
 from xpkern.observe.spectra_columns import IDENTIFIERS, Chunk
 from xpkern.observe.spectra_memory import MemoryTable
 
@@ -87,8 +88,4 @@ def _refuse_bad_status(document: Any, file: str) -> None:
             said = " ".join(str(info.content or "no reason given").split())
             raise InputError(f"holds an error in place of a table: {said}", file=file)
         if status == "OVERFLOW":
-            raise InputError(
-                "rows are missing, as the server has truncated it (QUERY_STATUS is OVERFLOW): ask for it again with a "
-                "larger MAXREC",
-                file=file,
-            )
+            raise truncated(file)

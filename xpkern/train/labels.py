@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from xpkern.engine.contract import Float64
 from xpkern.errors import InputError
-from xpkern.observe.gaia_source import SourceTable, as_array, hdf5_columns, read_csv_columns
+from xpkern.observe.gaia_source import SourceTable, as_array, read_csv_columns
+from xpkern.observe.source_files import hdf5_columns
 from xpkern.train.cuts import CUT_COLUMNS
 
 #: Labels every table has, and the one it may have; errors are called ``<label>_err``.
