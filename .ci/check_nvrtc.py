@@ -27,7 +27,7 @@ CUPY_FLAGS = ["-ftz=true"]
 
 #: Kernels that a star passes through most often: no spill at all.
 WITHOUT_SPILLS = {
-    *("calibrate", "evaluate", "start", "fit_start", "fit_finish"),
+    *("calibrate", "freeze_noise", "evaluate", "start", "fit_start", "fit_finish"),
     *("train_stars", "train_products", "train_gradient", "train_step", "train_star_steps"),
 }
 
@@ -40,7 +40,10 @@ LARGEST_STACK = {"predict": 13_500, "fit_rescue": 36_000}
 LARGEST_STACK_OF_OTHERS = 20_500
 
 #: Files of ``csrc/cuda`` that are compiled side by side; what is in no one of them takes little.
-PARTS = ("fit_float", "fit_fine", "fit_finish", "starts", "stars", "calibrate", "train", "descent", "information")
+PARTS = (
+    *("fit_float", "fit_fine", "fit_finish", "starts", "stars", "calibrate", "freeze_warp", "train", "descent"),
+    *("information", "curvature"),
+)
 
 
 @dataclass(frozen=True)

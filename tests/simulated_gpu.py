@@ -7,6 +7,7 @@ NumPy's unasked. Streams run at once. What only a real GPU can show, its timing 
 from __future__ import annotations
 
 import ctypes
+from contextlib import contextmanager
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -37,17 +38,20 @@ class SimulatedGpu:
         Bytes that can be allocated.
     says_free : int, optional
         Bytes that it says are free; ``memory`` when not given.
+    keeps_arrays : bool
+        Whether there are arrays on it, as with CuPy.
     """
 
     facts = FACTS
 
-    def __init__(self, memory: int = 1 << 34, says_free: int | None = None) -> None:
+    def __init__(self, memory: int = 1 << 34, says_free: int | None = None, keeps_arrays: bool = False) -> None:
         self._memory, self._says_free, self.used = memory, says_free, 0
         self.launches: list[str] = []
         self.copied_from: list[int] = []
         self.bytes_copied = 0
         self.lost_at: str | None = None  # the kernel at which the GPU is lost
         self.pinned: set[int] = set()
+        self.keeps_arrays = keeps_arrays
         self.moments: list[SimpleNamespace] = []
         self.waited_for: list[SimpleNamespace] = []
 
@@ -72,6 +76,10 @@ class SimulatedGpu:
 
     def empty(self, shape, dtype):
         return GpuArray(np.full(shape, -1 if np.dtype(dtype).kind != "u" else 99, dtype))
+
+    @contextmanager
+    def keeping(self):
+        yield (lambda array: GpuArray(np.array(array))) if self.keeps_arrays else np.asarray
 
     def pointer_of(self, array):
         return array.data.ptr
@@ -181,6 +189,10 @@ class GpuArray(np.lib.mixins.NDArrayOperatorsMixin):
     def set(self, values, stream=None):
         """Copy an array of the host."""
         self._array[:] = values
+
+    @property
+    def T(self):  # noqa: N802
+        return GpuArray(self._array.T)
 
     def mean(self):
         return GpuArray(np.asarray(self._array.mean()))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import fields, replace
 
 import h5py
@@ -200,6 +201,50 @@ def test_a_lost_gpu_leaves_no_catalogue_and_a_new_run_makes_one(tmp_path):
     with h5py.File(output) as file:
         assert file.attrs["engine"] == "cuda"
         assert file.attrs["instruction_set"] == "compute capability 0.0, host compiler"
+
+
+def catalogue_of(folder, files, gpu, rows):
+    output = folder / "catalog.h5"
+    engine, (model, prior) = CudaEngine(gpu), xk.load_model()
+    for _ in range(2):
+        gpu.copied_from.clear()  # what kernels read of the model and the like is there the second time
+        xk.make_catalog(
+            files.spectra,
+            output,
+            gaia_source=files.gaia_source,
+            model=model,
+            prior=prior,
+            engine=engine,
+            threads=1,
+            rows=rows,
+            overwrite=True,
+        )
+    return [path.read_bytes() for path in (output, folder / "catalog.diagnostics.h5")]
+
+
+def test_a_block_stays_on_the_gpu_from_coefficients_to_rows(tmp_path, cupy):
+    files = simulate(*xk.load_model(), 12, seed=5).write(tmp_path / "survey")
+    by_host, there = SimulatedGpu(), SimulatedGpu(keeps_arrays=True)
+    expected = catalogue_of(tmp_path, files, by_host, rows=5)
+    assert by_host.copied_from
+    assert catalogue_of(tmp_path, files, there, rows=5) == expected
+    assert there.copied_from == []
+    assert there.launches == by_host.launches
+
+
+def test_a_block_that_has_no_room_on_the_gpu_passes_through_the_host(tmp_path, cupy, caplog):
+    files = simulate(*xk.load_model(), 12, seed=5).write(tmp_path / "survey")
+    expected = catalogue_of(tmp_path, files, SimulatedGpu(), rows=5)
+    full = SimulatedGpu(keeps_arrays=True)
+
+    def no_room(array):
+        raise xk.DeviceOutOfMemory("no room for it")
+
+    full.keeping = lambda: nullcontext(no_room)
+    caplog.clear()
+    assert catalogue_of(tmp_path, files, full, rows=5) == expected
+    said = [record.message for record in caplog.records if "room" in record.message]
+    assert said == ["the GPU has no room for 5 stars at once: they pass through the host (no room for it)"] * 2
 
 
 def test_threads_may_call_at_the_same_time(mock):

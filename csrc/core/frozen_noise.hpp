@@ -147,25 +147,36 @@ XPKERN_KERNEL void square_of_blocks(Lane* triangle, const BlockForm& form, const
     square_range(triangle, 0, 0, form.leading);
 }
 
+// Square of how far a type is from the centre of a group, in units of the groups' scale.
+template <class Lane>
+XPKERN_INLINE Lane group_distance(const NoiseView& noise, int inputs, const Lane* theta, int group) {
+    Lane distance = lane<Lane>(0);
+    for (int t = 0; t < inputs; ++t) {
+        const Lane apart =
+            (theta[t] - lane<Lane>(noise.centre[group * inputs + t])) * lane<Lane>(noise.inverse_scale[t]);
+        distance = fma(apart, apart, distance);
+    }
+    return distance;
+}
+
+// What a group weighs at that distance, beside the nearest one's 1.
+template <class Lane>
+XPKERN_INLINE Lane group_weight(const Lane& distance, const Lane& least) {
+    const Lane weight = exp((least - distance) * lane<Lane>(0.5));
+    return select(weight < lane<Lane>(LEAST_WEIGHT), lane<Lane>(0), weight);
+}
+
 // share_g(Theta) of each group, (g,).
 template <class Lane>
 XPKERN_INLINE void blend_groups(const NoiseView& noise, int inputs, const Lane* theta, Lane* share) {
-    const Lane zero = lane<Lane>(0);
-    Lane least = zero;
+    Lane least = lane<Lane>(0);
     for (int g = 0; g < noise.n_groups; ++g) {
-        Lane distance = zero;
-        for (int t = 0; t < inputs; ++t) {
-            const Lane apart =
-                (theta[t] - lane<Lane>(noise.centre[g * inputs + t])) * lane<Lane>(noise.inverse_scale[t]);
-            distance = fma(apart, apart, distance);
-        }
-        share[g] = distance;
-        least = g == 0 ? distance : min(least, distance);
+        share[g] = group_distance(noise, inputs, theta, g);
+        least = g == 0 ? share[g] : min(least, share[g]);
     }
-    Lane total = zero;
+    Lane total = lane<Lane>(0);
     for (int g = 0; g < noise.n_groups; ++g) {
-        const Lane weight = exp((least - share[g]) * lane<Lane>(0.5));
-        share[g] = select(weight < lane<Lane>(LEAST_WEIGHT), zero, weight);
+        share[g] = group_weight(share[g], least);
         total += share[g];
     }
     const Lane reciprocal = lane<Lane>(1) / total;
@@ -239,6 +250,12 @@ XPKERN_INLINE void isolate_sample(Lane* triangle, int m, int i, const Mask<Lane>
     }
 }
 
+// Whether a reciprocal on the factor's diagonal is one of a covariance that is positive definite.
+template <class Lane>
+XPKERN_INLINE Mask<Lane> is_usable(const Lane& reciprocal) {
+    return (reciprocal > lane<Lane>(0)) & (reciprocal < lane<Lane>(LARGEST_RECIPROCAL));
+}
+
 // The factor of C, its diagonal reciprocal, in place of the stored factor. Returns ln det C of the samples that are not
 // missing; NaN, and a factor of zeros, where C is not positive definite or there is no sample.
 //
@@ -279,7 +296,7 @@ XPKERN_KERNEL Lane freeze_noise(const NoiseView& noise, const BlockForm& form, i
     Mask<Lane> usable = most > zero;
     for (int i = 0; i < m; ++i) {
         Lane& reciprocal = triangle[row_start(i) + i];
-        usable = usable & (reciprocal > zero) & (reciprocal < lane<Lane>(LARGEST_RECIPROCAL));
+        usable = usable & is_usable(reciprocal);
         ln_det = fma(log(reciprocal), lane<Lane>(-2), ln_det);
         reciprocal = select(space.present[i] > zero, reciprocal, zero);
     }

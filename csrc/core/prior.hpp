@@ -23,6 +23,12 @@ struct PriorValue {
     Lane gradient[MAX_INPUTS];                          // of ln p
     Lane definite[MAX_INPUTS * (MAX_INPUTS + 1) / 2];   // sum r_k P_k, packed
     Lane remainder[MAX_INPUTS * (MAX_INPUTS + 1) / 2];  // Hessian of ln p + definite
+
+    // Element (i, j) of minus the Hessian of ln p.
+    XPKERN_INLINE Lane curvature(int i, int j) const {
+        const int packed = i < j ? row_start(j) + i : row_start(i) + j;
+        return definite[packed] - remainder[packed];
+    }
 };
 
 // One Gaussian at theta: q_k, and P_k d_k in slope. theta, slope: (N,).

@@ -24,8 +24,7 @@ inline void curve_prior(const PriorView& prior, const double* theta, double* cur
                 evaluate_mixture<d>(prior.in_double, prior.n_components, at, reinterpret_cast<DoubleLane*>(scratch));
             for (int i = 0; i < d; ++i)
                 for (int j = 0; j < d; ++j) {
-                    const int packed = i < j ? row_start(j) + i : row_start(i) + j;
-                    const DoubleLane bend = value.definite[packed] - value.remainder[packed];
+                    const DoubleLane bend = value.curvature(i, j);
                     for (int s = 0; s < members.count; ++s) curvature[(members.row[s] * d + i) * d + j] = get(bend, s);
                 }
         }

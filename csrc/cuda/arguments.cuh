@@ -30,6 +30,23 @@ struct PredictArguments {
     ThreadScratch scratch;
 };
 
+struct FreezeArguments {
+    NoiseView noise;               // covariance: in the order of FreezeTiles (freeze_warp.cuh)
+    const float *flux, *whitener;  // (n, m), (n, p)
+    const double* params;          // (n, k) linear
+    const double* predicted;       // (n, m) f there
+    FrozenArrays out;
+    int64_t n, parameters, inputs;
+};
+
+struct CurvatureArguments {
+    PriorView prior;
+    const double* theta;  // (n, d)
+    double* curvature;    // (n, d, d) out: minus the Hessian of ln p
+    int64_t n;
+    ThreadScratch scratch;
+};
+
 struct EvaluateArguments {
     ModelView model;
     PriorView prior;
@@ -144,7 +161,7 @@ struct TrainArguments {
 
 // Bytes that a thread of a kernel's _any form needs. 0 where the usual form serves: it needs none, and is faster.
 struct KernelScratch {
-    int64_t calibrate, predict, evaluate, start, fit, search, descend, train;
+    int64_t calibrate, predict, curvature, evaluate, start, fit, search, descend, train;
     int64_t rescue;            // that of a fit, which takes more than its other stages
     int64_t tape;              // elements of TrainArguments::tape
     int64_t design, spectrum;  // bytes of shared memory that the usual form of calibrate takes: a block, and each warp
@@ -160,10 +177,11 @@ struct ScratchArguments {
 
 // Bytes of the structs that a host fills or allocates: a host that has types of its own checks them.
 struct ArgumentSizes {
-    int64_t calibrate, predict, evaluate, start, fit, invert, search, descend, train, scratch;
+    int64_t calibrate, predict, freeze, curvature, evaluate, start, fit, invert, search, descend, train, scratch;
     int64_t search_progress, best_candidate, training_state, kernel_scratch;
-    // Of fit_float, fit_fine, the starts and fit_finish: most warps of a block, its shared memory without stars, and
-    // that of a star.
+    // Of freeze_noise, fit_float, fit_fine, the starts and fit_finish: most warps of a block, its shared memory without
+    // stars, and that of a star.
+    int64_t freeze_warps, freeze_common, freeze_star;
     int64_t float_warps, float_common, float_star, fine_warps, fine_common, fine_star;
     int64_t start_warps, start_common, start_star, finish_warps, finish_common, finish_star;
 };

@@ -4,10 +4,12 @@
 // The same text is compiled by nvcc and by NVRTC at run time: once for the usual sizes, and with XPKERN_GENERAL for
 // any, which few need. What kernels are given is in arguments.cuh.
 #include "cuda/calibrate.cuh"
+#include "cuda/curvature.cuh"
 #include "cuda/descent.cuh"
 #include "cuda/fit_fine.cuh"
 #include "cuda/fit_finish.cuh"
 #include "cuda/fit_float.cuh"
+#include "cuda/freeze_warp.cuh"
 #include "cuda/information.cuh"
 #include "cuda/roof.cuh"
 #include "cuda/sizes.cuh"

@@ -2,8 +2,10 @@
 #pragma once
 
 #include "calibrate.cuh"
+#include "curvature.cuh"
 #include "descent.cuh"
 #include "fit_finish.cuh"
+#include "freeze_warp.cuh"
 #include "stars.cuh"
 #include "starts.cuh"
 #include "train.cuh"
@@ -25,6 +27,9 @@ XPKERN_INLINE KernelScratch bytes_of_kernels(const ScratchArguments& a) {
         }
         bytes.tape = TapeLayout(shape).size;
     }
+    if (a.prior.n_components > USUAL_COMPONENTS ||
+        (a.prior.n_components > 0 && a.prior.n_dimensions != UsualShape::inputs()))
+        bytes.curvature = curvature_bytes(a.prior);
     if (a.n_types > 0) {
         const bool usual =
             a.n_types <= USUAL_TYPES && a.samples == UsualShape::samples() && a.inputs == UsualShape::inputs();
@@ -59,6 +64,8 @@ extern "C" __global__ void argument_sizes(const __grid_constant__ xpkern::SizesA
     if (blockIdx.x > 0 || threadIdx.x > 0) return;
     *a.sizes = {sizeof(xpkern::CalibrateArguments),
                 sizeof(xpkern::PredictArguments),
+                sizeof(xpkern::FreezeArguments),
+                sizeof(xpkern::CurvatureArguments),
                 sizeof(xpkern::EvaluateArguments),
                 sizeof(xpkern::StartArguments),
                 sizeof(xpkern::FitArguments),
@@ -71,6 +78,9 @@ extern "C" __global__ void argument_sizes(const __grid_constant__ xpkern::SizesA
                 sizeof(kernels::BestCandidate),
                 sizeof(xpkern::TrainingState),
                 sizeof(xpkern::KernelScratch),
+                kernels::FreezeBlock::most_warps,
+                sizeof(kernels::FreezeBlock) - sizeof(kernels::FreezeStar),
+                sizeof(kernels::FreezeStar),
                 kernels::FitBlock<float>::most_warps,
                 sizeof(kernels::FitBlock<float>) - sizeof(kernels::FitStar<float>),
                 sizeof(kernels::FitStar<float>),

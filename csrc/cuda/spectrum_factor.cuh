@@ -6,11 +6,11 @@
 
 XPKERN_NAMESPACE_BEGIN
 
-// COLUMNS columns of cholesky() from column j on. A lane has rows begin + lane, and LANES further; those of the columns
-// themselves are in STRIP, and what is before it is done.
-template <int COLUMNS, int STRIP>
+// COLUMNS columns of cholesky() from column j on. A lane has rows begin + lane, and LANES further, STRIPS of them;
+// those of the columns themselves are in STRIP, and what is before it is done.
+template <int COLUMNS, int STRIP, int STRIPS>
 __device__ __forceinline__ void factor_columns_by_warp(double* triangle, int first, int begin, int end, int j) {
-    constexpr int strips = UsualSpectrum::block_strips - STRIP;
+    constexpr int strips = STRIPS - STRIP;
     const int top = begin + STRIP * LANES, lane = lane_in_warp();
     double sum[strips][COLUMNS];
     const double *row[strips], *pivot_row[COLUMNS];
@@ -45,15 +45,16 @@ __device__ __forceinline__ void factor_columns_by_warp(double* triangle, int fir
     __syncwarp();
 }
 
-template <int STRIP>
+template <int STRIP, int STRIPS>
 __device__ __forceinline__ void factor_strip_by_warp(double* triangle, int first, int begin, int end) {
     constexpr int COLUMNS = 4;
     static_assert(LANES % COLUMNS == 0, "columns that are found together have their rows in one strip");
     int j = begin + STRIP * LANES;
     const int last = j + LANES < end ? j + LANES : end;
-    for (; j + COLUMNS <= last; j += COLUMNS) factor_columns_by_warp<COLUMNS, STRIP>(triangle, first, begin, end, j);
-    for (; j < last; ++j) factor_columns_by_warp<1, STRIP>(triangle, first, begin, end, j);
-    if constexpr (STRIP + 1 < UsualSpectrum::block_strips) factor_strip_by_warp<STRIP + 1>(triangle, first, begin, end);
+    for (; j + COLUMNS <= last; j += COLUMNS)
+        factor_columns_by_warp<COLUMNS, STRIP, STRIPS>(triangle, first, begin, end, j);
+    for (; j < last; ++j) factor_columns_by_warp<1, STRIP, STRIPS>(triangle, first, begin, end, j);
+    if constexpr (STRIP + 1 < STRIPS) factor_strip_by_warp<STRIP + 1, STRIPS>(triangle, first, begin, end);
 }
 
 // The core's cholesky() for a warp.
@@ -64,7 +65,7 @@ __device__ __forceinline__ void cholesky_by_warp(int begin, int end, int first) 
         for (int i = begin + lane_in_warp(); i < end; i += LANES) cholesky_block<1, 1>(triangle, first, i, j);
     }
     __syncwarp();
-    factor_strip_by_warp<0>(triangle, first, begin, end);
+    factor_strip_by_warp<0, UsualSpectrum::block_strips>(triangle, first, begin, end);
 }
 
 // The core's inverse_norm() and, as `link`, link_norm() of a block for a warp: a lane has a column.

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from xpkern.engine.arrays import on_device, to_host
 from xpkern.engine.contract import Float32, Float64
-from xpkern.engine.packed import diagonal_positions
+from xpkern.engine.packed import diagonal_positions, present_samples
 from xpkern.grid import BANDS, N_PARAMETERS, N_XP, XP_WAVELENGTH
 from xpkern.model.confidence import CONFIDENT_PARAMETERS
 
@@ -127,7 +128,8 @@ def star_rows(fit: Fit) -> StarRows:
     # which reads columns, made of these rows
     from xpkern.catalog.judgement import FLAGGED_BY, JUDGED_BY, judge, stored_judgement_columns
 
-    fit = fit.on_host()
+    used = to_host(_used(fit.residual, fit.observations.whitener))
+    fit = fit.without_spectra().on_host()
     observed, fitted = fit.observations, fit.fitted
     all_fitted = bool(fitted.all())
 
@@ -153,7 +155,7 @@ def star_rows(fit: Fit) -> StarRows:
         gradient_norm=of_fitted(fit.gradient_norm),
         decrement=of_fitted(fit.decrement),
         residual=of_fitted(fit.residual),
-        used=_used(fit.residual, observed.whitener) & fitted[:, None],
+        used=used & fitted[:, None],
         confidence=np.full((len(fit), len(CONFIDENT_PARAMETERS)), np.nan),
         quality_flags=np.zeros(len(fit), np.uint8),
         status=fit.status,
@@ -174,6 +176,8 @@ def _used(residual: Float32, whitener: Float32) -> NDArray[np.bool_]:
     The whiteners are no longer in the cache, and few samples are missing.
     """
     used = residual != 0
+    if on_device(residual):
+        return used | present_samples(whitener)
     row, sample = np.divmod(np.flatnonzero(~used), used.shape[1])  # ten times as fast as np.nonzero() in two dimensions
     used[row, sample] = whitener[row, diagonal_positions(residual.shape[1])[sample]] > 0
     return used

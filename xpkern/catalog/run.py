@@ -20,13 +20,13 @@ from xpkern.catalog.output import CATALOG_KINDS, CatalogOutput, TableOutput, che
 from xpkern.catalog.provenance import provenance, provenance_of_fit
 from xpkern.catalog.rows import StarRows, star_rows
 from xpkern.catalog.schema import columns_of
-from xpkern.engine import Engine, get_engine
+from xpkern.engine import Engine, block_stars, get_engine, keeping
 from xpkern.engine.contract import FitOptions, LossTerms
-from xpkern.errors import DeviceFailed, InputError
+from xpkern.errors import DeviceFailed, DeviceOutOfMemory, InputError
 from xpkern.fit.fit import default_terms, fit, noise_of, options_of
 from xpkern.fit.start import start_grid
 from xpkern.model import load_model
-from xpkern.status import Status
+from xpkern.status import UNFITTED, Status
 from xpkern.threads import in_order, number_of_threads
 
 if TYPE_CHECKING:
@@ -45,6 +45,9 @@ log = logging.getLogger(__name__)
 #: them its whitener: those of the largest block are 31.7 MB, and 32 are what the C library asks the system for anew
 #: each time, which has to clear it.
 MOST_STARS, FEWEST_STARS_OF_A_BLOCK, MOST_STARS_OF_A_BLOCK = 16384, 256, 3584
+
+#: Threads that have a block on a GPU at a time: one reads, others copy and write, and the GPU is never without work.
+MOST_GPU_THREADS = 6
 
 
 @dataclass
@@ -175,7 +178,7 @@ def make_catalog(
     overwrite : bool
         Whether a catalogue of that name is replaced.
     rows : int, optional
-        Stars of a block; 3,584, fewer with many threads, when not given.
+        Stars of a block; 3,584, fewer with many threads, 16,384 on a GPU, when not given.
     on_progress : callable, optional
         Called with the number of stars of each finished block.
 
@@ -226,13 +229,16 @@ def make_catalog(
         engine=engine.name,
         instruction_set=getattr(engine, "instruction_set", ""),
     )
-    threads = number_of_threads(threads)
-    rows = rows_of_block(rows, threads)
+    threads, rows = threads_and_rows(engine, threads, rows)
     log_reader(reader, threads, rows)
     grid = start_grid(model, prior) if optimizer == "newton" else None
 
-    def rows_of(block: XpBlock | None) -> tuple[StarRows, NDArray[np.bool_], Observations]:
-        observations = reader.observe(block)
+    without_room: list[DeviceOutOfMemory] = []  # said once
+
+    def finish(
+        block: XpBlock | None, bring: Callable[[np.ndarray], Any]
+    ) -> tuple[StarRows, NDArray[np.bool_], Observations]:
+        observations = reader.observe(block, bring=bring)
         solution = fit(
             observations,
             model,
@@ -245,9 +251,21 @@ def make_catalog(
             start=grid,
             noise=kind,
         )
-        return star_rows(solution), solution.fitted, observations
+        rows = star_rows(solution)
+        return rows, (rows.status & np.uint32(UNFITTED)) == 0, observations
 
-    blocks = in_order(reader.blocks(rows), rows_of, threads=min(threads, max(1, MOST_STARS // rows)))
+    def rows_of(block: XpBlock | None) -> tuple[StarRows, NDArray[np.bool_], Observations]:
+        try:
+            with keeping(engine) as bring:
+                return finish(block, bring)
+        except DeviceOutOfMemory as error:
+            if not without_room:
+                without_room.append(error)
+                stars = 0 if block is None else len(block)
+                log.warning("the GPU has no room for %d stars at once: they pass through the host (%s)", stars, error)
+            return finish(block, np.asarray)
+
+    blocks = in_order(reader.blocks(rows), rows_of, threads=threads)
     summary = CatalogSummary(input_rules=reader.provenance)
     with CatalogOutput(output, layout, attributes) as files_written, contextlib.closing(blocks):
         try:
@@ -304,9 +322,14 @@ def log_reader(reader: XpReader, threads: int, rows: int) -> None:
     log.info("engine %s, %d threads, blocks of %d stars", reader.engine.name, threads, rows)
 
 
-def rows_of_block(rows: int | None, threads: int) -> int:
-    """Stars of a block, if the user does not say: fewer with many threads."""
-    return max(FEWEST_STARS_OF_A_BLOCK, min(MOST_STARS_OF_A_BLOCK, MOST_STARS // threads)) if rows is None else rows
+def threads_and_rows(engine: Engine, threads: int | None, rows: int | None) -> tuple[int, int]:
+    """How many threads have a block of stars each, and stars of a block: fewer with many threads, if nobody says."""
+    threads, wanted = number_of_threads(threads), block_stars(engine)
+    if wanted is not None:
+        return min(threads, MOST_GPU_THREADS), wanted if rows is None else rows
+    if rows is None:
+        rows = max(FEWEST_STARS_OF_A_BLOCK, min(MOST_STARS_OF_A_BLOCK, MOST_STARS // threads))
+    return min(threads, max(1, MOST_STARS // rows)), rows
 
 
 def check_files(inputs: list[Path]) -> None:

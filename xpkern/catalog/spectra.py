@@ -16,11 +16,10 @@ import numpy as np
 from xpkern.catalog.output import SPECTRA_KINDS, TableOutput, checked_output
 from xpkern.catalog.provenance import provenance_of_spectra
 from xpkern.catalog.run import (
-    MOST_STARS,
     InputSummary,
     check_files,
     log_reader,
-    rows_of_block,
+    threads_and_rows,
     with_what_was_kept,
 )
 from xpkern.catalog.schema import SOURCE_ID, STATUS, Column
@@ -30,7 +29,7 @@ from xpkern.engine.packed import present_samples, sample_variance
 from xpkern.errors import DeviceFailed, InputError
 from xpkern.grid import N_FLUX, N_PACKED, WAVELENGTH
 from xpkern.model import load_model
-from xpkern.threads import in_order, number_of_threads
+from xpkern.threads import in_order
 
 if TYPE_CHECKING:
     from xpkern.model import FluxModel
@@ -172,8 +171,7 @@ def write_spectra(
     calibration = Calibration.default() if calibration is None else calibration
     engine = get_engine(engine)
     reader = XpReader(files, gaia_source, photometry, calibration, noise, engine, photometry_cuts, parallax_zero_point)
-    threads = number_of_threads(threads)
-    rows = rows_of_block(rows, threads)
+    threads, rows = threads_and_rows(engine, threads, rows)
     log_reader(reader, threads, rows)
     attributes = {
         **reader.provenance,
@@ -185,7 +183,7 @@ def write_spectra(
         return reader.observe(block).on_host()
 
     columns = (*SPECTRA, WHITENER) if whiteners else SPECTRA
-    blocks = in_order(reader.blocks(rows), observe, threads=min(threads, max(1, MOST_STARS // rows)))
+    blocks = in_order(reader.blocks(rows), observe, threads=threads)
     summary = InputSummary(input_rules=reader.provenance)
     with (
         TableOutput(output, {"spectra": (columns, attributes)}, SPECTRA_KINDS) as files_written,

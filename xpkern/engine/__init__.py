@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
+from typing import Any
+
+import numpy as np
 
 from xpkern.engine.contract import Engine
 from xpkern.errors import DeviceUnavailable, InputError, XpkernError
 
-__all__ = ["Engine", "available_engines", "get_engine"]
+__all__ = ["Engine", "available_engines", "block_stars", "get_engine", "keeping"]
 
 
 def _make_reference() -> Engine:
@@ -86,3 +90,18 @@ def get_engine(engine: str | Engine = "auto", *, on_gpu: bool = False) -> Engine
     raise InputError(
         f"not available here ({'; '.join(reasons)}); the slow engine 'reference' always is", field="engine"
     )
+
+
+def keeping(engine: Engine) -> AbstractContextManager[Callable[[np.ndarray], Any]]:
+    """A context in which a block of stars goes through several calls of an engine.
+
+    What it yields brings arrays of the host to where the engine computes, and they stay there from call to call; where
+    that is the host it does nothing. Results are arrays of the same kind.
+    """
+    wanted: Callable[[], AbstractContextManager[Callable[[np.ndarray], Any]]] | None = getattr(engine, "keeping", None)
+    return nullcontext(np.asarray) if wanted is None else wanted()
+
+
+def block_stars(engine: Engine) -> int | None:
+    """Stars that an engine likes to be given at a time; None where it does not matter to it."""
+    return getattr(engine, "block_stars", None)

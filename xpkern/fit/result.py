@@ -139,6 +139,11 @@ class Fit:
         arrays = {name: to_host(array) for name, array in arrays.items() if on_device(array)}
         return replace(self, observations=self.observations.on_host(), **arrays)
 
+    def without_spectra(self) -> Fit:
+        """The same fit, of whose observations only what is a number of each star is left: no fluxes, no whiteners."""
+        observed = self.observations
+        return replace(self, observations=replace(observed, flux=observed.flux[:0], whitener=observed.whitener[:0]))
+
     @property
     def diagnostics(self) -> Table:
         """How each fit went, as the table that accompanies a catalogue: loss, gradient, residuals, inputs of flags."""

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from xpkern.engine import Engine, get_engine
-from xpkern.engine.contract import Float64
+from xpkern.engine.arrays import namespace_of, to_host
+from xpkern.engine.contract import Coefficients, Float64
 from xpkern.engine.packed import present_samples
 from xpkern.errors import InputError
 from xpkern.grid import BANDS, N_FLUX, N_PACKED, XP_WAVELENGTH
@@ -254,7 +255,9 @@ class XpReader:
         if is_empty:
             yield None
 
-    def observe(self, block: XpBlock | None, threads: int | None = 1) -> Observations:
+    def observe(
+        self, block: XpBlock | None, threads: int | None = 1, bring: Callable[[np.ndarray], Any] = np.asarray
+    ) -> Observations:
         """Calibrate the spectra of a block and join what the tables know of its sources; no other block matters.
 
         Parameters
@@ -263,6 +266,8 @@ class XpReader:
             None has no stars.
         threads : int, optional
             That the engine may use.
+        bring : callable
+            Brings an array to where the observations are to be, as :func:`xpkern.engine.keeping` yields it.
         """
         if block is None:
             return Observations.from_arrays(flux=np.empty((0, N_FLUX)), packed_factor=np.empty((0, N_PACKED)))
@@ -292,24 +297,25 @@ class XpReader:
         measured = np.isfinite(plx) & np.isfinite(plx_err) & (plx_err > 0)
         mark(Status.NO_PARALLAX, ~measured)
 
+        coefficients = Coefficients(**{name: bring(array) for name, array in vars(block.coefficients).items()})
         calibrated = self.engine.calibrate(
-            block.calibration, block.coefficients, self.noise, band_flux, band_error, threads=threads
+            block.calibration, coefficients, self.noise, bring(band_flux), bring(band_error), threads=threads
         )
         flux, whitener = calibrated.flux, calibrated.whitener
         if block.missing is not None:
             # beyond what an absent band leaves out
-            lost = np.zeros(flux.shape, bool)
-            lost[:, : block.missing.shape[1]] = block.missing
+            lost = namespace_of(flux).zeros(flux.shape, bool)
+            lost[:, : block.missing.shape[1]] = bring(block.missing)
             lost &= present_samples(whitener)
-            mark(Status.MISSING_SAMPLES, np.asarray(lost.any(axis=1)))
+            mark(Status.MISSING_SAMPLES, to_host(lost.any(axis=1)))
             flux, whitener = np.where(lost, np.float32(0), flux), drop_samples(whitener, lost)
         return Observations(
             source_id=block.source_id,
             flux=flux,
             whitener=whitener,
-            plx=np.where(measured, plx, 0.0),
-            plx_err=np.where(measured, plx_err, np.inf),
-            status=status | calibrated.status,
+            plx=bring(np.where(measured, plx, 0.0)),
+            plx_err=bring(np.where(measured, plx_err, np.inf)),
+            status=bring(status) | calibrated.status,
             columns=columns,
             noise=self.noise,
             reasons=block.reasons,

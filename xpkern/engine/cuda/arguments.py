@@ -172,6 +172,17 @@ class FitView(ctypes.Structure):
     )
 
 
+class NoiseView(ctypes.Structure):
+    """A learned noise."""
+
+    _fields_ = (
+        ("n_groups", c_int),
+        *((name, c_void_p) for name in ("centre", "inverse_scale", "covariance")),
+        ("factor", c_double),
+        *((name, c_void_p) for name in ("independent", "common")),
+    )
+
+
 class SideView(ctypes.Structure):
     """One side of the spectrograph."""
 
@@ -237,6 +248,28 @@ class PredictArguments(ctypes.Structure):
         ("model", ModelView),
         ("params", c_void_p),
         ("flux", c_void_p),
+        ("n", c_int64),
+        ("scratch", ThreadScratch),
+    )
+
+
+class FreezeArguments(ctypes.Structure):
+    """Of ``freeze_noise``."""
+
+    _fields_ = (
+        ("noise", NoiseView),
+        *((name, c_void_p) for name in ("flux", "whitener", "params", "predicted", "frozen", "ln_det")),
+        *((name, c_int64) for name in ("n", "parameters", "inputs")),
+    )
+
+
+class CurvatureArguments(ctypes.Structure):
+    """Of ``prior_curvature``."""
+
+    _fields_ = (
+        ("prior", PriorView),
+        ("theta", c_void_p),
+        ("curvature", c_void_p),
         ("n", c_int64),
         ("scratch", ThreadScratch),
     )
@@ -387,8 +420,8 @@ class KernelScratch(ctypes.Structure):
     _fields_ = tuple(
         (name, c_int64)
         for name in (
-            *("calibrate", "predict", "evaluate", "start", "fit", "search", "descend", "train", "rescue", "tape"),
-            *("design", "spectrum"),
+            *("calibrate", "predict", "curvature", "evaluate", "start", "fit", "search", "descend", "train"),
+            *("rescue", "tape", "design", "spectrum"),
         )
     )
 
@@ -415,6 +448,8 @@ class SizesArguments(ctypes.Structure):
 SIZES: dict[str, type[ctypes.Structure] | None] = {
     "CalibrateArguments": CalibrateArguments,
     "PredictArguments": PredictArguments,
+    "FreezeArguments": FreezeArguments,
+    "CurvatureArguments": CurvatureArguments,
     "EvaluateArguments": EvaluateArguments,
     "StartArguments": StartArguments,
     "FitArguments": FitArguments,
@@ -429,7 +464,7 @@ SIZES: dict[str, type[ctypes.Structure] | None] = {
     "KernelScratch": KernelScratch,
     **{
         f"{stage}_{name}": None
-        for stage in ("float", "fine", "start", "finish")
+        for stage in ("freeze", "float", "fine", "start", "finish")
         for name in ("warps", "common", "star")
     },
 }

@@ -65,6 +65,7 @@ class CupyDevice:
     def __init__(self, cupy: Any) -> None:
         self._cupy = cupy
         self._lock = threading.Lock()
+        self._of_thread = threading.local()
         self._modules: dict[bool, Any] = {}
         self._kernels: dict[str, Any] = {}
 
@@ -118,6 +119,15 @@ class CupyDevice:
         """One of CuPy's arrays."""
         with self._failures():
             return self._cupy.empty(shape, dtype)
+
+    @contextmanager
+    def keeping(self) -> Iterator[Callable[[np.ndarray], Any]]:
+        """CuPy's arrays, in a stream of this thread: always the same, as CuPy keeps memory for each stream."""
+        with self._failures():
+            if not hasattr(self._of_thread, "stream"):
+                self._of_thread.stream = self.new_stream()
+            with self._of_thread.stream:
+                yield self._cupy.asarray
 
     def pointer_of(self, array: Any) -> int:
         """Address of one of CuPy's arrays."""

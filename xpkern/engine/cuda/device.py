@@ -11,6 +11,7 @@ import ctypes
 import importlib.util
 import os
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -129,6 +130,13 @@ class Device(Protocol):
         DeviceOutOfMemory
         DeviceUnavailable
             If this is a library without arrays.
+        """
+        ...
+
+    def keeping(self) -> AbstractContextManager[Callable[[np.ndarray], Any]]:
+        """A context in which arrays stay on the GPU: what it yields brings them there.
+
+        What this thread queues goes to a stream of its own. Without CuPy nothing is brought anywhere.
         """
         ...
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -30,9 +31,11 @@ from xpkern.engine.cuda.arguments import (
     MAX_PARAMETERS,
     CalibrateArguments,
     CalibrationRows,
+    CurvatureArguments,
     DescendArguments,
     DescentView,
     EvaluateArguments,
+    FreezeArguments,
     InvertArguments,
     PredictArguments,
     SearchArguments,
@@ -59,15 +62,18 @@ from xpkern.engine.cuda.tables import (
     candidate_table,
     grid_table,
     model_table,
+    noise_table,
     prior_table,
 )
 from xpkern.engine.cuda.training import Course, Trainer
 from xpkern.engine.epoch import check_epoch, check_rows
 from xpkern.engine.groups import GroupedStars
 from xpkern.engine.packed import packed_size
+from xpkern.engine.tables import learned_error
 from xpkern.engine.training import EpochResult, ModelMoments, Steps
 from xpkern.fit.candidates import CandidateGrid
 from xpkern.fit.start import StartGrid
+from xpkern.grid import N_FLUX
 from xpkern.model.flux_model import FluxModel
 from xpkern.model.noise import Noise
 from xpkern.model.type_prior import TypePrior
@@ -103,8 +109,16 @@ class CudaEngine:
         self._lanes = Lanes(self.device)
         self._tables: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
         self._calibrations: WeakKeyDictionary[Any, dict[Any, Any]] = WeakKeyDictionary()
+        self._noises: WeakKeyDictionary[Any, dict[Any, Any]] = WeakKeyDictionary()
         self._kept = Kept(self.device)
         self._lock = threading.Lock()
+
+    #: Stars that it likes to be given at a time: with fewer it waits for the slowest of them more often.
+    block_stars = 16384
+
+    def keeping(self) -> AbstractContextManager[Callable[[np.ndarray], Any]]:
+        """A context in which what a thread brings to the GPU stays there; see :func:`xpkern.engine.keeping`."""
+        return self.device.keeping()
 
     @property
     def instruction_set(self) -> str:
@@ -194,16 +208,58 @@ class CudaEngine:
     ) -> FrozenNoise:
         """Whiteners of C = (f f^T) o S(Theta) + archive_factor C_gaia, f and S those of linear parameters (n, k).
 
-        The kernels of the CPU do it: stars on a GPU pass through the host.
+        Spectra that have not the archive's samples are the CPU's work.
         """
-        on_host = StarData(**{name: to_host(array) for name, array in vars(stars).items()})
-        frozen = CpuEngine().freeze_noise(model, noise, on_host, contained, to_host(params), threads=threads)
-        xp = namespace_of(stars.flux)
-        return FrozenNoise(whitener=xp.asarray(frozen.whitener), ln_det=xp.asarray(frozen.ln_det))
+        samples, k = model.n_samples, model.n_parameters
+        of_model, of_noise = self._table(model, model_table), self._noise(noise, contained, model)
+        if samples != N_FLUX:
+            on_host = StarData(**{name: to_host(array) for name, array in vars(stars).items()})
+            frozen = CpuEngine().freeze_noise(model, noise, on_host, contained, to_host(params), threads=threads)
+            xp = namespace_of(stars.flux)
+            return FrozenNoise(whitener=xp.asarray(frozen.whitener), ln_det=xp.asarray(frozen.ln_det))
+        needed = self._launcher.scratch(model=of_model.view).predict
+
+        def queue(batch: Batch) -> None:
+            at = PredictArguments(model=of_model.view, params=batch["params"], flux=batch["predicted"], n=batch.size)
+            self._launch("predict", batch, at, needed)
+            arguments = FreezeArguments(
+                noise=of_noise.view,
+                n=batch.size,
+                parameters=k,
+                inputs=model.n_inputs,
+                **{name: batch[name] for name in ("flux", "whitener", "params", "predicted", "frozen", "ln_det")},
+            )
+            self._launcher.launch_fits("freeze_noise", "freeze", batch.size, arguments, batch.stream)
+
+        found = self._lanes.run(
+            len(stars),
+            {
+                "flux": checked(stars.flux, "flux", np.float32, (len(stars), samples)),
+                "whitener": checked(stars.whitener, "whitener", np.float32, (len(stars), packed_size(samples))),
+                "params": doubles(params, stars.flux, (len(stars), k)),
+            },
+            {"frozen": ((packed_size(samples),), np.float32), "ln_det": ((), np.float64)},
+            lambda size: {"predicted": 8 * samples * size, "memory": self._launcher.memory(size, needed)},
+            queue,
+        )
+        return FrozenNoise(whitener=found["frozen"], ln_det=found["ln_det"])
 
     def prior_curvature(self, prior: TypePrior, theta: Float64, *, threads: int | None = None) -> Float64:
-        """Minus the Hessian of ln p_GMM, (n, d, d), at stellar types (n, d); the kernels of the CPU do it, as above."""
-        return namespace_of(theta).asarray(CpuEngine().prior_curvature(prior, to_host(theta), threads=threads))
+        """Minus the Hessian of ln p_GMM, (n, d, d), at stellar types (n, d)."""
+        table, d = self._table(prior, prior_table), prior.means.shape[1]
+        needed = self._launcher.scratch(prior=table.view).curvature
+
+        def queue(batch: Batch) -> None:
+            arguments = CurvatureArguments(table.view, batch["theta"], batch["curvature"], batch.size)
+            self._launch("prior_curvature", batch, arguments, needed)
+
+        return self._lanes.run(
+            len(theta),
+            {"theta": doubles(theta, theta, (len(theta), d))},
+            {"curvature": ((d, d), np.float64)},
+            lambda size: {"memory": self._launcher.memory(size, needed)},
+            queue,
+        )["curvature"]
 
     def predict(self, model: FluxModel, params: Float64, *, threads: int | None = None) -> Float64:
         """Flux (n, m) of linear parameters (n, k) (Eq. 8)."""
@@ -468,4 +524,12 @@ class CudaEngine:
             key = (noise.digest, samples)
             if key not in known:
                 known[key] = calibration_table(self.device, calibration, noise, samples)
+            return known[key]
+
+    def _noise(self, noise: Noise, contained: Noise | None, model: FluxModel) -> Table[Any]:
+        with self._lock:
+            known = self._noises.setdefault(learned_error(noise), {})
+            key = (None if contained is None else contained.digest, model.wavelength.tobytes())
+            if key not in known:
+                known[key] = noise_table(self.device, noise, contained, model.wavelength)
             return known[key]

@@ -96,6 +96,11 @@ class ExtensionDevice:
         """There are no arrays without CuPy."""
         raise DeviceUnavailable("arrays on the GPU need CuPy: pip install 'xpkern[cuda13]' (or [cuda12])")
 
+    @contextmanager
+    def keeping(self) -> Iterator[Callable[[np.ndarray], Any]]:
+        """Arrays of the host, which every call brings to the GPU anew."""
+        yield np.asarray
+
     def pointer_of(self, array: Any) -> int:
         """Address of anything with ``__cuda_array_interface__``."""
         return int(array.__cuda_array_interface__["data"][0])

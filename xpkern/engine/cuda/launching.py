@@ -96,9 +96,9 @@ class Launcher:
         self.device.launch(kernel, blocks, STAR_WARPS * _WARP, [parameter(arguments)], stream)
 
     def launch_fits(self, kernel: str, stage: str, fits: int, arguments: Any, stream: Any) -> None:
-        """Queue a kernel whose warps take up fits: a block a processor, with as many as its shared memory holds.
+        """Queue a kernel whose warps have a star each: a block a processor, with as many as its shared memory holds.
 
-        ``stage`` is that of :attr:`sizes`: "start", "float", "fine" or "finish".
+        ``stage`` is that of :attr:`sizes`: "freeze", "start", "float", "fine" or "finish".
         """
         facts, sizes = self.device.facts, self.sizes
         most, common, star = (sizes[f"{stage}_{name}"] for name in ("warps", "common", "star"))

@@ -20,11 +20,12 @@ from xpkern.engine.cuda.arguments import (
     ModelView,
     NetworkDouble,
     NetworkFloat,
+    NoiseView,
     PriorView,
     SideView,
 )
 from xpkern.engine.cuda.device import Device, Memory
-from xpkern.engine.tables import grid_rows, mixture
+from xpkern.engine.tables import contained_errors, grid_rows, learned_error, mixture
 from xpkern.engine.training import ModelArrays
 from xpkern.errors import InputError
 from xpkern.fit.candidates import CandidateGrid
@@ -39,6 +40,9 @@ _STORED_TOGETHER = 16
 
 #: Arrays begin at multiples of this [bytes].
 _ALIGNMENT = 256
+
+#: Rows and columns of a tile of csrc/cuda/freeze_warp.cuh.
+_TILE = 8
 
 View = TypeVar("View", bound=ctypes.Structure)
 
@@ -234,6 +238,38 @@ def calibration_table(device: Device, calibration: Calibration, noise: Noise, sa
         unit_variance=noise.sigma == "zgr23",
     )
     return Table(view, block.memory)
+
+
+def noise_table(device: Device, noise: Noise, contained: Noise | None, wavelength: Float64) -> Table[NoiseView]:
+    """A learned noise, and what it takes out of stored covariances."""
+    error = learned_error(noise)
+    independent, common = contained_errors(contained, wavelength)
+    arrays = {
+        "centre": np.ascontiguousarray(error.centre, np.float64),
+        "inverse_scale": 1.0 / np.asarray(error.scale, np.float64),
+        "covariance": in_tiles(error.covariance),
+        "independent": independent,
+        "common": common,
+    }
+    block = Block(device, arrays)
+    view = NoiseView(
+        n_groups=len(error.covariance), factor=error.archive_factor, **{name: block[name] for name in arrays}
+    )
+    return Table(view, block.memory)
+
+
+def in_tiles(covariance: Float64) -> Float64:
+    """Covariances of groups (g, m, m) in the order in which csrc/cuda/freeze_warp.cuh reads them.
+
+    Tiles of the lower triangle, column by column, (tiles, g, 8, 8); zeros beyond the last sample.
+    """
+    groups, samples, _ = covariance.shape
+    tiles = -(-samples // _TILE)
+    padded = np.zeros((groups, tiles * _TILE, tiles * _TILE))
+    padded[:, :samples, :samples] = covariance
+    cut = padded.reshape(groups, tiles, _TILE, tiles, _TILE).transpose(1, 3, 0, 2, 4)
+    columns, rows = np.triu_indices(tiles)
+    return np.ascontiguousarray(cut[rows, columns])
 
 
 def _single(values: Float64) -> Float32:
