@@ -58,8 +58,11 @@ why=$("$python" -c 'from xpkern.engine.cuda.device import open_device; open_devi
 
 step bench 150 "$python" -m bench gpu --output "$folder"
 sed -n '/times as fast:$/,$p' "$folder/bench.log"
+step paper 120 "$python" -m bench gpu --paper --output "$folder"
+cat "$folder/paper.log"
 # only the files that need nothing else than what is listed above
-step tests 200 "$python" -m pytest -q -m gpu -p no:cacheprovider -W default tests/test_engine_*.py tests/test_gpu.py
+step tests 200 "$python" -m pytest -q -m gpu -p no:cacheprovider -W default tests/test_engine_*.py tests/test_gpu.py \
+    tests/test_learned_noise.py tests/test_second_pass.py tests/test_type_prior.py
 if sanitizer=$(tool compute-sanitizer); then
     for which in memcheck racecheck initcheck; do
         step "$which" 90 "$sanitizer" --tool "$which" --error-exitcode 9 "$python" -m bench gpu --only-run
@@ -69,7 +72,7 @@ else
 fi
 if profiler=$(tool ncu); then # the heaviest of the fit, of the calibration, of the training
     step ncu 120 "$profiler" --force-overwrite --set full --clock-control none --launch-count 12 \
-        --kernel-name 'regex:^(fit_start|fit_float|fit_fine|fit_finish|invert_information|calibrate|train_stars)$' \
+        --kernel-name 'regex:^(fit_start|fit_float|fit_fine|fit_finish|freeze_noise|calibrate|train_stars)$' \
         --export "$folder/ncu" "$python" -m bench gpu --only-run --stars 16384 &&
         "$profiler" --import "$folder/ncu.ncu-rep" --page details >"$folder/ncu.txt"
 else

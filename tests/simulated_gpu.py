@@ -52,8 +52,6 @@ class SimulatedGpu:
         self.lost_at: str | None = None  # the kernel at which the GPU is lost
         self.pinned: set[int] = set()
         self.keeps_arrays = keeps_arrays
-        self.moments: list[SimpleNamespace] = []
-        self.waited_for: list[SimpleNamespace] = []
 
     def load(self, *, general=False):
         kernel_library(general=general)
@@ -116,13 +114,6 @@ class SimulatedGpu:
 
     def synchronise(self, stream):
         pass
-
-    def mark(self, stream):
-        self.moments.append(SimpleNamespace(stream=stream, copied=self.bytes_copied))
-        return self.moments[-1]
-
-    def wait_for(self, stream, moment):
-        self.waited_for.append(moment)
 
     def elapsed(self, work, stream):
         work(stream)

@@ -12,7 +12,7 @@ from simulated_gpu import SimulatedGpu, simulated_cupy
 
 import xpkern.engine
 from bench.__main__ import main
-from bench.gpu import roof, suite
+from bench.gpu import paper, roof, suite
 from bench.gpu.checks import Check
 from xpkern.engine.cuda import device as door
 from xpkern.engine.cuda.engine import CudaEngine
@@ -48,11 +48,13 @@ class Stream:
     def synchronize(self):
         pass
 
-    def record(self):
-        return self
 
-    def wait_event(self, moment):
-        assert isinstance(moment, Stream)
+def test_the_papers_training_is_timed_phase_by_phase():
+    found = paper.measure_paper(xpkern.engine.get_engine("cpu"), 512, share=64)
+    for phase in ("model", "joint", "refine", "clean", "joint_clean", "final"):
+        assert found[f"the paper's phase {phase}, 1/64 of it, 512 stars [s]"] > 0
+    whole = found["the paper's six phases on 512 stars, from 1/64 of them [min]"]
+    assert whole > found["the paper's phase final, 1/64 of it, 512 stars [s]"] * 64 / 60
 
 
 def test_the_suite_on_a_simulated_gpu(monkeypatch, tmp_path, capsys):
@@ -94,17 +96,20 @@ def test_the_suite_on_a_simulated_gpu(monkeypatch, tmp_path, capsys):
         "calibrate, share of the memory's roof",
         "step of 8 stars, model and stars [us]",
         "coefficients in pinned memory to finished stars [stars/s]",
+        "HDF5 to catalogue, GPU [stars/s]",
     ):
         assert record["figures"][figure] > 0, figure
     assert record["figures"]["A peer. Not measured"] == "no JAX here"
     assert record["complete"]
     said = capsys.readouterr().out
-    assert "at dd960aa44, times as fast:" in said
+    (stored,) = suite.RESULTS.glob("nvidia-*/gpu.json")
+    assert f"at {json.loads(stored.read_text())['commit'][:9]}, times as fast:" in said
     assert "start + fit + Fisher, resident [stars/s]" in said[said.index("times as fast") :]
     monkeypatch.setattr(suite, "check_everything", lambda engine, sample: [Check("loss", 2.0, 1.0)])
     monkeypatch.setattr(suite, "_resident", _no_peer)
     monkeypatch.setattr(suite, "_training", _no_peer)
     monkeypatch.setattr(suite, "_from_host", _no_peer)
+    monkeypatch.setattr(suite, "measure_catalogues", _no_peer)
     assert main(["gpu", "--stars", "16", "--output", str(tmp_path)]) == 1
     assert "1 checks failed: loss" in capsys.readouterr().err
 

@@ -9,7 +9,7 @@ import numpy as np
 import xpkern as xk
 from bench.stars import infrared, model_and_prior, observed, survey
 from xpkern.engine import Engine
-from xpkern.engine.contract import Calibrated, Descent, FitOptions, LossTerms, Solution, StarData
+from xpkern.engine.contract import Calibrated, Descent, FitOptions, FrozenNoise, LossTerms, Solution, StarData
 from xpkern.engine.packed import unpack_factor
 from xpkern.engine.training import EpochResult, ModelArrays, Steps
 from xpkern.fit.candidates import CandidateGrid
@@ -48,6 +48,7 @@ class Sample:
 
     def __init__(self, n_stars: int) -> None:
         self.model, self.prior = model_and_prior()
+        self.learned = xk.load_model()[0].noise
         self.survey = survey(n_stars)
         self.stars = observed(self.survey, engine="cpu").star_data()
         self.truth = self.survey.truth
@@ -67,6 +68,8 @@ def run_everything(engine: Engine, sample: Sample) -> None:
     engine.evaluate(sample.model, sample.prior, sample.stars, sample.truth, sample.terms)
     engine.invert_information(_fit(engine, sample).fisher)
     engine.fit(sample.model, sample.prior, sample.stars, start, sample.terms, sample.box, FitOptions())
+    _frozen(engine, sample)
+    engine.prior_curvature(sample.prior, sample.truth[:, :3])
     engine.search(_candidates(sample), sample.stars)
     _descended(engine, sample)
     _gradient(engine, sample)
@@ -80,6 +83,7 @@ def check_everything(engine: Engine, sample: Sample) -> list[Check]:
         *_check_calibration(engine, reference, sample),
         *_check_loss(engine, reference, sample),
         *_check_fit(engine, reference, sample),
+        *_check_second_pass(engine, reference, sample),
         *_check_descent(engine, reference, sample),
         *_check_training(engine, reference, sample),
         *_check_bytes(engine, sample),
@@ -146,6 +150,22 @@ def _check_covariance(engine: Engine, reference: Engine, fisher: np.ndarray) -> 
     ]
 
 
+def _check_second_pass(engine: Engine, reference: Engine, sample: Sample) -> list[Check]:
+    ours, theirs = _frozen(engine, sample), _frozen(reference, sample)
+    factor, expected = (unpack_factor(each.whitener) for each in (ours, theirs))
+    size = np.sqrt(np.einsum("nij,nij->ni", expected, expected))[:, :, None]
+    curvature = [each.prior_curvature(sample.prior, sample.truth[:, :3]) for each in (engine, reference)]
+    return [
+        Check(
+            "freeze: factor, share of its row",
+            float(np.max(np.abs(factor - expected) / np.maximum(size, 1e-30))),
+            1e-4,
+        ),
+        Check("freeze: ln det", float(np.max(np.abs(ours.ln_det - theirs.ln_det))), 1e-6),
+        Check("prior's curvature, share of its largest", _relative(*curvature), 1e-9),
+    ]
+
+
 def _check_descent(engine: Engine, reference: Engine, sample: Sample) -> list[Check]:
     found = [each.search(_candidates(sample), sample.stars) for each in (engine, reference)]
     steps = [_descended(each, sample) for each in (engine, reference)]
@@ -209,6 +229,10 @@ def _calibrated(engine: Engine, sample: Sample) -> Calibrated:
 
 def _fit(engine: Engine, sample: Sample) -> Solution:
     return engine.fit(sample.model, sample.prior, sample.stars, sample.grid, sample.terms, sample.box, FitOptions())
+
+
+def _frozen(engine: Engine, sample: Sample) -> FrozenNoise:
+    return engine.freeze_noise(sample.model, sample.learned, sample.stars, sample.model.noise, sample.truth)
 
 
 def _candidates(sample: Sample) -> CandidateGrid:

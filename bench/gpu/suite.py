@@ -24,7 +24,9 @@ import numpy as np
 
 import xpkern as xk
 from bench.evaluation import multiply_adds_of_evaluation
+from bench.gpu.catalogue import measure_catalogues
 from bench.gpu.checks import FEW_STARS, Sample, check_everything, run_everything
+from bench.gpu.paper import PAPERS_STARS, measure_paper
 from bench.gpu.roof import Roof, host_copy_rate, measure_roof, seconds
 from bench.harness import machine
 from bench.training import bytes_of_star, multiply_adds_of_steps
@@ -34,6 +36,9 @@ from xpkern.observe.calibration import Calibration
 
 #: Fused multiply-adds in double of one star's calibration; NOTES.md derives it.
 _CALIBRATION = 164_000
+
+#: Those of its covariance under a learned noise: G G^T and the factor; csrc/core/frozen_noise.hpp counts them.
+_FREEZING = 120_000
 
 #: Fused multiply-adds of a star's start, and evaluations of a fit by kind, as NOTES.md counts them.
 _START = 76_000
@@ -46,9 +51,6 @@ _BATCH, _STEPS = 512, 256
 
 #: Steps of the descent that is timed.
 _DESCENT_STEPS = 16
-
-#: The paper's training: stars, epochs of its phases 1, 2, 3 and 5 together, and steps of Adam of each star in phase 6.
-_PAPERS_STARS, _PAPERS_EPOCHS, _PAPERS_DESCENT = 2_066_000, 4 * 128, 4096
 
 #: Streams that carry coefficients in and results out, stars of one of their batches, and how often all pass by: the
 #: first batch's copy and the last one's kernels run alone, which is to be a small part of all.
@@ -69,6 +71,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--only-run", action="store_true", help="each operation once, without a clock: for sanitizers and profilers"
     )
+    parser.add_argument(
+        "--paper", action="store_true", help=f"the paper's training instead: {PAPERS_STARS:,} stars, 20 GB, two minutes"
+    )
     options = parser.parse_args(arguments)
     try:
         engine = xk.get_engine("cuda")
@@ -79,8 +84,29 @@ def main(arguments: list[str]) -> int:
         run_everything(engine, Sample(options.stars or 96))
         print("every operation was run once")
         return 0
+    if options.paper:
+        return _paper(engine, options)
     options.stars = options.stars or 131072
     return _suite(engine, options)
+
+
+def _paper(engine: Any, options: argparse.Namespace) -> int:
+    """Add the figures of the paper's training to those that the suite has left."""
+    path = _path(engine, options)
+    record = json.loads(path.read_text()) if path.exists() else {"gpu": asdict(engine.device.facts), "figures": {}}
+    found = measure_paper(engine, options.stars or PAPERS_STARS)
+    record["figures"] |= found
+    path.write_text(json.dumps(record, indent=2) + "\n")
+    for name, value in found.items():
+        print(f"{name:84s} {value:>14,.4g}")
+    return 0
+
+
+def _path(engine: Any, options: argparse.Namespace) -> Path:
+    name_of_gpu = re.sub(r"[^a-z0-9]+", "-", engine.device.facts.name.lower()).strip("-")
+    path: Path = options.output / name_of_gpu / "gpu.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def _suite(engine: Any, options: argparse.Namespace) -> int:
@@ -102,10 +128,8 @@ def _suite(engine: Any, options: argparse.Namespace) -> int:
         "checks": {check.name: {"found": check.found, "allowed": check.allowed} for check in checks},
         "figures": figures,
     }
-    name_of_gpu = re.sub(r"[^a-z0-9]+", "-", facts.name.lower()).strip("-")
-    held = _held(name_of_gpu)  # before it is written anew
-    path = options.output / name_of_gpu / "gpu.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = _path(engine, options)
+    held = _held(path.parent.name)  # before it is written anew
 
     def write() -> None:
         path.write_text(json.dumps(record, indent=2) + "\n")
@@ -113,7 +137,7 @@ def _suite(engine: Any, options: argparse.Namespace) -> int:
     roof = measure_roof(engine.device)
     figures |= roof.as_dict() | {"host's memory, one thread [GB/s]": 1e-9 * host_copy_rate()}
     write()  # and after everything that is measured: a run that is cut off leaves what it has
-    for measure in (_resident, _training, _from_host, _peer):
+    for measure in (_resident, _training, _from_host, measure_catalogues, _peer):
         try:
             found = measure(engine, roof, options.stars)
         except ImportError as error:
@@ -122,7 +146,6 @@ def _suite(engine: Any, options: argparse.Namespace) -> int:
         write()
         for name, value in found.items():
             print(f"{name:74s} {value:>14,.4g}" if isinstance(value, float) else f"{name:74s} {value}", flush=True)
-    figures |= _papers_training(figures)
     record["complete"] = True
     write()
     print(f"written to {path}")
@@ -210,6 +233,12 @@ def _resident(engine: Any, roof: Roof, n_stars: int) -> dict[str, Any]:
             roof.float32,
             whitener,
         ),
+        "freeze": (
+            lambda: engine.freeze_noise(model, sample.learned, stars, model.noise, solution.params),
+            _FREEZING,
+            roof.float64,
+            2.0 * whitener,
+        ),
         "covariance": (lambda: engine.invert_information(solution.fisher), 0.0, roof.float64, 3.0 * 200),
         f"descend, {_DESCENT_STEPS} steps of Adam": (
             lambda: engine.descend(
@@ -272,22 +301,6 @@ def _training(engine: Any, roof: Roof, n_stars: int) -> dict[str, Any]:
     return figures
 
 
-def _papers_training(figures: dict[str, Any]) -> dict[str, Any]:
-    """The paper's six phases, from the figures of one step: every star in each, and moved in all of them."""
-    names = (
-        f"step of {_BATCH} stars, model and stars [us]",
-        f"descend, {_DESCENT_STEPS} steps of Adam, resident [stars/s]",
-    )
-    if any(name not in figures for name in names):
-        return {}
-    steps, stars = (figures[name] for name in names)
-    phases = _PAPERS_EPOCHS * _PAPERS_STARS / _BATCH * 1e-6 * steps
-    descent = _PAPERS_STARS * _PAPERS_DESCENT / _DESCENT_STEPS / stars
-    name = "the paper's six phases on 2.07 million stars, projected [min]"
-    print(f"{name:74s} {(phases + descent) / 60:>14,.4g}")
-    return {name: (phases + descent) / 60}
-
-
 def _from_host(engine: Any, roof: Roof, n_stars: int) -> dict[str, Any]:
     """From arrays of the host to arrays of the host."""
     sample, rows = _many(n_stars)
@@ -306,8 +319,6 @@ def _from_host(engine: Any, roof: Roof, n_stars: int) -> dict[str, Any]:
     figures["start + fit + Fisher, whiteners in the host's memory [stars/s]"] = timed(
         lambda: engine.fit(sample.model, sample.prior, stars, sample.grid, sample.terms, sample.box, FitOptions())
     )
-    shared = _PASSES * timed(_streamed(engine, sample, rows, in_order=False))
-    figures["coefficients in pinned memory to finished stars, batches sharing the link [stars/s]"] = shared
     rate = _PASSES * timed(_streamed(engine, sample, rows))
     figures["coefficients in pinned memory to finished stars [stars/s]"] = rate
     figures["coefficients in pinned memory to finished stars, share of the link"] = (
@@ -316,11 +327,8 @@ def _from_host(engine: Any, roof: Roof, n_stars: int) -> dict[str, Any]:
     return figures
 
 
-def _streamed(engine: Any, sample: Sample, rows: np.ndarray, *, in_order: bool = True) -> Callable[[], None]:
-    """What carries coefficients of pinned memory through calibration and fit, a few streams side by side.
-
-    Their batches share the link, or cross it in order, one at a time.
-    """
+def _streamed(engine: Any, sample: Sample, rows: np.ndarray) -> Callable[[], None]:
+    """What carries coefficients of pinned memory through calibration and fit, a few streams side by side."""
     import cupy
 
     def pinned(array: np.ndarray) -> np.ndarray:
@@ -337,7 +345,6 @@ def _streamed(engine: Any, sample: Sample, rows: np.ndarray, *, in_order: bool =
     of_thread = (
         threading.local()
     )  # its stream: CuPy keeps memory for each, and a new one's has to be asked of the driver
-    link, crossed = threading.Lock(), []
 
     def keep(name: str, array: Any, stream: Any) -> None:
         if name not in results or results[name].shape != array.shape:
@@ -355,12 +362,8 @@ def _streamed(engine: Any, sample: Sample, rows: np.ndarray, *, in_order: bool =
                 there.set(array[some], stream=stream)
                 return there
 
-            with link:  # batches cross one after the other, as in xpkern/engine/cuda/lanes.py
-                if crossed and in_order:
-                    stream.wait_event(crossed.pop())
-                on_gpu = Coefficients(**{name: bring(array) for name, array in coefficients.items()})
-                there = [bring(array) for array in (*bands, mean, sigma)]
-                crossed[:] = [stream.record()]
+            on_gpu = Coefficients(**{name: bring(array) for name, array in coefficients.items()})
+            there = [bring(array) for array in (*bands, mean, sigma)]
             calibrated = engine.calibrate(calibration, on_gpu, noise, *there[:2])
             stars = StarData(calibrated.flux, calibrated.whitener, *there[2:])
             solution = engine.fit(

@@ -100,8 +100,6 @@ class Event {
     Event(const Event&) = delete;
     Event& operator=(const Event&) = delete;
     void record(const Stream& stream) const { check(cudaEventRecord(event_, stream.get())); }
-    // Lets what is queued in a stream from now on wait for this moment.
-    void hold(const Stream& stream) const { check(cudaStreamWaitEvent(stream.get(), event_, 0)); }
     float seconds_since(const Event& begin) const {
         float milliseconds = 0;
         const py::gil_scoped_release release;
@@ -254,10 +252,7 @@ PYBIND11_MODULE(_cuda, module) {
         .def(py::init<size_t>())
         .def_buffer(&HostMemory::buffer);
     py::class_<Event> event(module, "Event");
-    py::class_<Stream>(module, "Stream")
-        .def(py::init<>())
-        .def("synchronise", &Stream::synchronise)
-        .def("wait", [](const Stream& stream, const Event& moment) { moment.hold(stream); }, py::arg("moment"));
+    py::class_<Stream>(module, "Stream").def(py::init<>()).def("synchronise", &Stream::synchronise);
     py::class_<Graph>(module, "Graph").def("launch", &Graph::launch, py::arg("stream"));
     event.def(py::init<>())
         .def("record", &Event::record, py::arg("stream"))

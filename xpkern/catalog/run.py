@@ -252,7 +252,7 @@ def make_catalog(
             noise=kind,
         )
         rows = star_rows(solution)
-        return rows, (rows.status & np.uint32(UNFITTED)) == 0, observations
+        return rows, (rows.status & np.uint32(UNFITTED)) == 0, solution.without_spectra().observations
 
     def rows_of(block: XpBlock | None) -> tuple[StarRows, NDArray[np.bool_], Observations]:
         try:

@@ -188,18 +188,6 @@ class CupyDevice:
         with self._failures():
             stream.synchronize()
 
-    def mark(self, stream: Any) -> Any:
-        """When everything that is in a stream now is done."""
-        with self._failures():
-            moment = self._cupy.cuda.Event(disable_timing=True)
-            moment.record(stream)
-            return moment
-
-    def wait_for(self, stream: Any, moment: Any) -> None:
-        """Let what is queued from now on wait for a moment."""
-        with self._failures():
-            stream.wait_event(moment)
-
     def elapsed(self, work: Callable[[Any], None], stream: Any) -> float:
         """Seconds that what a function queues takes."""
         cuda = self._cupy.cuda

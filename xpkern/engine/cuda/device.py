@@ -181,14 +181,6 @@ class Device(Protocol):
         """Wait until everything in a stream is done."""
         ...
 
-    def mark(self, stream: Any) -> Any:
-        """A moment: when everything that is in a stream now is done."""
-        ...
-
-    def wait_for(self, stream: Any, moment: Any) -> None:
-        """Let what is queued in a stream from now on wait for a moment in another."""
-        ...
-
     def elapsed(self, work: Callable[[Any], None], stream: Any) -> float:
         """Seconds that what a function queues takes, by the GPU's own clock."""
         ...

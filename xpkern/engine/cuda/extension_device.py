@@ -157,18 +157,6 @@ class ExtensionDevice:
         with self._failures():
             stream.synchronise()
 
-    def mark(self, stream: Any) -> Any:
-        """When everything that is in a stream now is done."""
-        with self._failures():
-            moment = self._cuda.Event()
-            moment.record(stream)
-            return moment
-
-    def wait_for(self, stream: Any, moment: Any) -> None:
-        """Let what is queued from now on wait for a moment."""
-        with self._failures():
-            stream.wait(moment)
-
     def elapsed(self, work: Callable[[Any], None], stream: Any) -> float:
         """Seconds that what a function queues takes."""
         with self._failures():
