@@ -108,33 +108,6 @@ struct FitStar {
     }
 };
 
-// How many groups the warps of a block are in. Those of a group begin their evaluations together, each with a star of
-// its own: they read the same code, and what fits no cache comes once for all of them.
-#ifndef XPKERN_STEP_GROUPS
-#define XPKERN_STEP_GROUPS 4
-#endif
-constexpr int STEP_GROUPS = XPKERN_STEP_GROUPS;
-
-// Waits for the warps of this one's group. Returns whether any of them is at work.
-__device__ __forceinline__ bool meet_group([[maybe_unused]] bool at_work) {
-#if defined(__CUDA_ARCH__)
-    const int warps = int(blockDim.x) / LANES, group = int(threadIdx.x) / LANES % STEP_GROUPS;
-    const int members = (warps - group + STEP_GROUPS - 1) / STEP_GROUPS;
-    int found;
-    asm volatile(
-        "{ .reg .pred mine, all;\n"
-        "setp.ne.s32 mine, %1, 0;\n"
-        "barrier.cta.red.or.pred all, %2, %3, mine;\n"
-        "selp.s32 %0, 1, 0, all; }"
-        : "=r"(found)
-        : "r"(at_work ? 1 : 0), "r"(1 + group), "r"(members * LANES)
-        : "memory");
-    return found != 0;
-#else
-    return false;  // where a processor stands for the GPU there is nothing to be won
-#endif
-}
-
 // What stands in the shared memory of a block: behind the networks as many stars as there is room for, a warp each.
 template <class Wide>
 struct FitBlock {

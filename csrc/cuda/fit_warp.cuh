@@ -212,7 +212,7 @@ __device__ __forceinline__ void evaluate_loss(const ModelView& model, const FitS
     constexpr bool narrow = SameType<Wide, float>::value;
     FitStar<Wide>& star = fit_star<Wide>();
     const NetworkInShared<float>& network = fit_block<Wide>().networks.narrow;
-    meet_group(true);
+    __syncthreads();  // the block's warps, each with a star of its own, read the same code together: what fits no cache
     FitTape<Wide> tape;
     predict_by_warp<true>(model, state.u, star, tape);
     Columns<k + 1> column;

@@ -87,68 +87,84 @@ __device__ __forceinline__ double share_of_lane(const FreezeArguments& a, int64_
     return weight / sum_over_lanes(weight);
 }
 
-// Core: add_model_error(), of a lane's two elements of the tile in row s and column t of tiles, in place of those of
-// G G^T; rows and columns of missing samples become those of the identity.
-__device__ __forceinline__ void finish_tile(const FreezeArguments& a, double share, int s, int t,
-                                            const double (&square)[2], FreezeStar& star) {
-    constexpr int m = FreezeTiles::samples, tile = FreezeTiles::tile, elements = FreezeTiles::elements;
-    const NoiseView& noise = a.noise;
-    const int lane = lane_in_warp(), i = s * tile + lane / 4, first = t * tile + lane % 4 * 2;
-    const double* of_group =
-        noise.covariance + int64_t(FreezeTiles::number(s, t)) * noise.n_groups * elements + 2 * lane;
-    double error[2] = {};
-    XPKERN_UNROLL_BY(4)
-    for (int g = 0; g < noise.n_groups; ++g) {
-        const double weight = from_lane(share, g);
-        if (weight != 0) {
-            const Pair element = *reinterpret_cast<const Pair*>(of_group + g * elements);
-            XPKERN_UNROLL
-            for (int h = 0; h < 2; ++h) error[h] = fma(weight, element.at[h], error[h]);
-        }
-    }
-    XPKERN_UNROLL
-    for (int h = 0; h < 2; ++h) {
-        const int j = first + h;
-        if (i >= m || j > i) continue;
-        double archive = square[h];
-        if (i == j) {
-            const double alone = star.observed[i] * noise.independent[i];
-            archive = fma(-alone, alone, archive);
-        }
-        XPKERN_UNROLL
-        for (int q = 0; q < COMMON_ERRORS; ++q)
-            archive =
-                fma(-star.observed[i] * noise.common[q * m + i], star.observed[j] * noise.common[q * m + j], archive);
-        const double element = fma(star.predicted[i] * star.predicted[j], error[h], archive * noise.factor);
-        const bool here = star.diagonal[i] > 0 && star.diagonal[j] > 0;
-        star.triangle[row_start(i) + j] = here ? element : (i == j ? 1.0 : 0.0);
-    }
-}
+// A lane's two elements of the tiles of one column of tiles, from the t-th down: (s, h).
+using TileColumn = double[FreezeTiles::count][2];
 
-__device__ __forceinline__ void form_covariance(const FreezeArguments& a, double share, FreezeStar& star) {
+// G G^T.
+__device__ __forceinline__ void square_column(const FreezeStar& star, int t, TileColumn& sum) {
     constexpr int tiles = FreezeTiles::count, tile = FreezeTiles::tile, together = 4;  // columns of one product
     const int row = lane_in_warp() / 4, column = lane_in_warp() % 4;
     XPKERN_ROLLED
-    for (int t = 0; t < tiles; ++t) {
-        double sum[tiles][2] = {};
-        XPKERN_ROLLED
-        for (int k = 0; k < (t + 1) * tile; k += together) {
-            const double right = star.element(t * tile + row, k + column);
-            XPKERN_UNROLL
-            for (int s = 0; s < tiles; ++s)
-                if (s >= t) multiply_tiles(s == t ? right : star.element(s * tile + row, k + column), right, sum[s]);
-        }
+    for (int k = 0; k < (t + 1) * tile; k += together) {
+        const double right = star.element(t * tile + row, k + column);
         XPKERN_UNROLL
         for (int s = 0; s < tiles; ++s)
-            if (s >= t) finish_tile(a, share, s, t, sum[s], star);
+            if (s >= t) multiply_tiles(s == t ? right : star.element(s * tile + row, k + column), right, sum[s]);
     }
-    __syncwarp();
+}
+
+// S: the elements of all tiles of a group are on their way at once.
+__device__ __forceinline__ void blend_column(const NoiseView& noise, double share, int t, TileColumn& error) {
+    constexpr int tiles = FreezeTiles::count, elements = FreezeTiles::elements;
+    XPKERN_ROLLED
+    for (int g = 0; g < noise.n_groups; ++g) {
+        const double weight = from_lane(share, g);
+        if (weight == 0) continue;
+        XPKERN_UNROLL
+        for (int s = 0; s < tiles; ++s) {
+            if (s < t) continue;
+            const int64_t at = (int64_t(FreezeTiles::number(s, t)) * noise.n_groups + g) * elements;
+            const Pair element = *reinterpret_cast<const Pair*>(noise.covariance + at + 2 * lane_in_warp());
+            XPKERN_UNROLL
+            for (int h = 0; h < 2; ++h) error[s][h] = fma(weight, element.at[h], error[s][h]);
+        }
+    }
+}
+
+// Core: add_model_error(), of a column of tiles; rows and columns of missing samples become those of the identity.
+__device__ __forceinline__ void finish_column(const NoiseView& noise, int t, const TileColumn& square,
+                                              const TileColumn& error, FreezeStar& star) {
+    constexpr int m = FreezeTiles::samples, tiles = FreezeTiles::count, tile = FreezeTiles::tile;
+    const int row = lane_in_warp() / 4, first = t * tile + lane_in_warp() % 4 * 2;
+    XPKERN_UNROLL
+    for (int h = 0; h < 2; ++h) {
+        const int j = first + h < m ? first + h : m - 1;
+        const double predicted = star.predicted[j], observed = star.observed[j];
+        const bool present = star.diagonal[j] > 0;
+        double common[COMMON_ERRORS];
+        XPKERN_UNROLL
+        for (int q = 0; q < COMMON_ERRORS; ++q) common[q] = observed * noise.common[q * m + j];
+        XPKERN_UNROLL
+        for (int s = 0; s < tiles; ++s) {
+            const int i = s * tile + row;
+            if (s < t || i >= m || i < first + h) continue;
+            double archive = square[s][h];
+            if (i == j) {
+                const double alone = observed * noise.independent[i];
+                archive = fma(-alone, alone, archive);
+            }
+            XPKERN_UNROLL
+            for (int q = 0; q < COMMON_ERRORS; ++q)
+                archive = fma(-star.observed[i] * noise.common[q * m + i], common[q], archive);
+            const double element = fma(star.predicted[i] * predicted, error[s][h], archive * noise.factor);
+            const bool here = present && star.diagonal[i] > 0;
+            star.triangle[row_start(i) + j] = here ? element : (i == j ? 1.0 : 0.0);
+        }
+    }
 }
 
 __device__ __forceinline__ void freeze_star_by_warp(const FreezeArguments& a, int64_t row, FreezeStar& star) {
     constexpr int m = FreezeTiles::samples, packed = FreezeStar::packed;
     const int present = load_frozen_star(a, row, star);
-    form_covariance(a, share_of_lane(a, row), star);
+    const double share = share_of_lane(a, row);
+    XPKERN_ROLLED
+    for (int t = 0; t < FreezeTiles::count; ++t) {
+        TileColumn square = {}, error = {};
+        square_column(star, t, square);
+        blend_column(a.noise, share, t, error);
+        finish_column(a.noise, t, square, error, star);
+    }
+    __syncwarp();
     factor_strip_by_warp<0, FreezeTiles::strips>(star.triangle, 0, 0, m);
     double ln_det = 0;
     int unusable = present > 0 ? 0 : 1;

@@ -16,8 +16,7 @@ __device__ __forceinline__ void add_to_queue(const SearchQueue& queue, int64_t s
     queue.searches[place] = search;
 }
 
-// work(item) by a warp for each of so many items, whichever warp is free; one that finds nothing to do stays as long as
-// others of its group wait for it. The networks are the block's.
+// work(item) by a warp for each of so many items, whichever warp is free. The networks are the block's.
 template <class Wide, class Work>
 __device__ __forceinline__ void over_fits(const FitArguments& a, int64_t n, const Work& work) {
     fit_block<Wide>().networks.take(a.fit.model);
@@ -26,10 +25,8 @@ __device__ __forceinline__ void over_fits(const FitArguments& a, int64_t n, cons
         int item = 0;
         if (lane_in_warp() == 0) item = int(atomicAdd(reinterpret_cast<unsigned long long*>(a.begun), 1ull));
         item = from_lane(item, 0);
-        if (item >= n) break;
+        if (item >= n) return;
         work(item);
-    }
-    while (meet_group(false)) {
     }
 }
 

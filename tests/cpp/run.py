@@ -1,9 +1,10 @@
 """Build the C++ tests of csrc with sanitizers and run them.
 
 Every ``*_test.cpp`` in this folder is one program, built with the flags of the real build but for the
-optimisation level: for the baseline and for the widest instruction set that this processor has. ``cuda_test.cpp`` is
-built with the text of the CUDA kernels, in each of its two forms. With ``--aarch64`` all others are cross-compiled for
-NEON (Debian's package g++-aarch64-linux-gnu), without sanitizers, and run by qemu-aarch64. Needs nothing of PyPI.
+optimisation level: for the baseline and for the widest instruction set that this processor has. Those of
+:data:`CUDA_TESTS` are built with the text of the CUDA kernels, in one or both of its forms. With ``--aarch64`` all
+others are cross-compiled for NEON (Debian's package g++-aarch64-linux-gnu), without sanitizers, and run by
+qemu-aarch64. Needs nothing of PyPI.
 Usage: ``python tests/cpp/run.py [--every-isa | --aarch64] [name ...]``.
 """
 
@@ -73,8 +74,10 @@ OF_NO_ISA = ("parquet_test",)
 #: Tests of code that is soon optimised: a minute or two of running becomes seconds.
 SOON_OPTIMISED = ("csv_test", "parquet_test")
 
-#: What a test of kernels for GPUs is built with in place of an instruction set, by the name of its form.
+#: What a test of kernels for GPUs is built with in place of an instruction set, by the name of its form; and the forms
+#: of each such test.
 CUDA_FORMS = {"cuda": [], "cuda_general": ["-DXPKERN_GENERAL"]}
+CUDA_TESTS = {"cuda_test": ["cuda", "cuda_general"], "cuda_freeze_test": ["cuda"]}
 
 
 def build_and_run(machine: Machine, source: Path, isa: str) -> tuple[str, int, str]:
@@ -111,10 +114,11 @@ def main(arguments: list[str]) -> int:
         (source, isa)
         for source in sources
         for isa in (machine.isas[:1] if source.stem in OF_NO_ISA else isas)
-        if source.stem != "cuda_test"
+        if source.stem not in CUDA_TESTS
     ]
     if "--aarch64" not in arguments:  # what takes longest first
-        jobs = [(source, form) for source in sources for form in CUDA_FORMS if source.stem == "cuda_test"] + jobs
+        of_gpu = [source for source in reversed(sources) if source.stem in CUDA_TESTS]
+        jobs = [(source, form) for source in of_gpu for form in CUDA_TESTS[source.stem]] + jobs
     failures = 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for name, code, output in pool.map(lambda job: build_and_run(machine, *job), jobs):
