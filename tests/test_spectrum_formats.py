@@ -121,16 +121,33 @@ def test_the_real_files_read_as_gaiaxpy_reads_them(shared_data, capsys):
         assert_same(read_all(frame, calibration, rows=100), read_all(path, calibration, rows=100))
 
 
-@pytest.mark.parametrize("form", ["lists", "fits", "parquet", "avro", "binary2.xml", "h5"])
-def test_nothing_but_nan_is_a_band_that_is_not_there(form, tmp_path, rng):
-    columns = some_columns(rng, 3)
-    for name in columns:
-        if spectrum_formats.is_array(name):
-            columns[name][1] = np.full_like(columns[name][1], np.nan)
+@pytest.mark.parametrize("form", ALL)
+@pytest.mark.parametrize("filling", [np.nan, 0])
+def test_nothing_but_nan_or_0_is_a_band_that_is_not_there(form, filling, tmp_path, rng):
+    columns = some_columns(rng, 4)
+    for row, bands in ((1, ("bp", "rp")), (2, ("rp",))):
+        for name in columns:
+            if spectrum_formats.is_array(name) and name.startswith(bands):
+                columns[name][row] = np.full_like(columns[name][row], filling)
     stars = xk.read_xp(make(form, columns, tmp_path), calibration=FEW, engine="reference")
     assert stars.reasons == []
     nothing = Status.NO_BP | Status.NO_RP
-    assert ((stars.status & np.uint32(nothing)) == nothing).tolist() == [False, True, False]
+    assert (stars.status & np.uint32(nothing)).tolist() == [0, nothing, Status.NO_RP, 0]
+
+
+@pytest.mark.parametrize("form", ALL)
+def test_some_arrays_filled_up_are_a_bad_row(form, tmp_path, rng):
+    columns = some_columns(rng, 4)
+    for row, (name, filling) in enumerate(
+        [("bp_coefficients", np.nan), ("rp_coefficient_errors", 0), ("rp_coefficient_correlations", np.nan)]
+    ):
+        columns[name][row] = np.full_like(columns[name][row], filling)
+    reasons = read_all(make(form, columns, tmp_path)).reasons
+    assert [(row, name, message.split(": ")[1]) for _, row, name, message in reasons] == [
+        (1, "bp_coefficients", "element 1, nan, is not a finite number"),
+        (2, "rp_coefficient_errors", "element 1, 0, is not a positive error"),
+        (3, "rp_coefficient_correlations", "element 1, nan, is not a finite number"),
+    ]
 
 
 def test_errors_and_correlations_of_a_covariance(tmp_path, rng):

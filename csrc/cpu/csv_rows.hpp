@@ -186,7 +186,6 @@ class RowParser {
         const std::int64_t row = state.row, n = format.n_coefficients, n_pairs = format.n_pairs();
         Field result = Field::wrong;
         double number = 0.0;
-        std::string wrong;
         switch (role) {
             case Role::skip:
                 p = end_of_field(p, end, separator_);
@@ -216,18 +215,15 @@ class RowParser {
                     state.fail("the standard deviation is not positive");
                 return result;
             case Role::coefficients:
-                result = read_array(p, end, separator_, format.is_sampled, band.coefficients + row * n, n, error);
+                result = read_array(p, end, separator_, band.coefficients + row * n, n, error);
                 break;
             case Role::errors:
-                result = read_array(p, end, separator_, format.is_sampled, band.errors + row * n, n, error);
-                if (result == Field::read) wrong = wrong_errors(band.errors + row * n, n, format.is_sampled);
+                result = read_array(p, end, separator_, band.errors + row * n, n, error);
                 break;
             case Role::correlations:
-                result = read_array(p, end, separator_, false, band.correlations + row * n_pairs, n_pairs, error);
-                if (result == Field::read) wrong = wrong_correlations(band.correlations + row * n_pairs, n_pairs);
+                result = read_array(p, end, separator_, band.correlations + row * n_pairs, n_pairs, error);
                 break;
         }
-        if (!wrong.empty()) state.fail(std::move(wrong));
         if (result == Field::read) ++state.arrays_read[b];
         if (result == Field::empty) state.empty_array[b] = state.column;
         return result;
@@ -235,12 +231,16 @@ class RowParser {
 
     // A band is there with its three arrays or not at all; what is not there is zero.
     void finish_row(const Rows& rows, State& state) const {
-        for (int b = 0; b < 2; ++b) {
-            if (state.arrays_read[b] == 0 || state.empty_array[b] < 0) continue;
-            state.column = state.empty_array[b];
-            state.fail("empty, although the other arrays of the band are there");
-        }
         const std::int64_t row = state.row;
+        for (int b = 0; b < 2; ++b) {
+            if (state.arrays_read[b] == 0) continue;
+            if (state.empty_array[b] >= 0) {
+                state.column = state.empty_array[b];
+                state.fail("empty, although the other arrays of the band are there");
+            } else if (state.arrays_read[b] == format_[b].n_arrays()) {
+                check_band(rows.band[b], b, state);
+            }
+        }
         rows.bad[row] = state.bad;
         for (int b = 0; b < 2; ++b) {
             const BandRows& band = rows.band[b];
@@ -252,6 +252,22 @@ class RowParser {
             std::fill_n(band.errors + row * n, n, 0.0f);
             std::fill_n(band.correlations + row * n_pairs, n_pairs, 0.0f);
         }
+    }
+
+    // Sees what the numbers of a band are, once all are read; a band that is filled up counts as not read.
+    void check_band(const BandRows& band, int b, State& state) const {
+        const std::int64_t row = state.row, n = format_[b].n_coefficients, n_pairs = format_[b].n_pairs();
+        const double* const coefficients = band.coefficients + row * n;
+        const float *const errors = band.errors + row * n, *const correlations = band.correlations + row * n_pairs;
+        if (is_filled_up(coefficients, errors, correlations, n, n_pairs)) {
+            state.arrays_read[b] = 0;
+            return;
+        }
+        auto [array, wrong] = wrong_array(coefficients, errors, correlations, n, n_pairs, format_[b].is_sampled);
+        if (array < 0) return;
+        const auto is_it = [&](const Column& column) { return column.role == array_roles[array] && column.band == b; };
+        state.column = static_cast<int>(std::find_if(columns_.begin(), columns_.end(), is_it) - columns_.begin());
+        state.fail(std::move(wrong));
     }
 
     char separator_;
