@@ -49,13 +49,11 @@ GAIA_COLUMNS = (
     "rp_chi_squared",
 )
 
-#: Units in which columns are meant. Where a table says another one, they are converted; unWISE's ``flux`` is of no such
-#: unit, and stays.
+#: Units in which columns are meant. Where a table says another one, they are converted.
 UNITS = {
     **dict.fromkeys(("ra", "dec", "ecl_lat"), "deg"),
     **dict.fromkeys(("parallax", "parallax_error"), "mas"),
     **dict.fromkeys(("separation", "unwise_separation"), "arcsec"),
-    **dict.fromkeys(("flux", "flux_error"), "W m-2 nm-1"),
 }
 
 #: Columns that are text; all others but source_id are numbers.
@@ -317,12 +315,7 @@ def in_usual_unit(column: Any, unit: Any, field: str, name: str) -> Any:
     """
     if field not in UNITS:
         return column
-    try:
-        factor = factor_to(UNITS[field], unit, field, name)
-    except InputError:
-        if field.startswith("flux"):
-            return column
-        raise
+    factor = factor_to(UNITS[field], unit, field, name)
     return column if factor == 1.0 else as_array(column) * factor
 
 

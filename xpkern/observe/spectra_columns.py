@@ -53,6 +53,10 @@ class ColumnTable(Protocol):
     def attributes(self) -> dict[str, object]:
         """What its writer says of the table as a whole."""
 
+    @property
+    def units(self) -> Mapping[str, str]:
+        """Units of its columns by lower-case name, as it spells them; empty or left out where it names none."""
+
     def chunks(self, columns: Sequence[str], rows: int) -> Iterator[Chunk]:
         """Yield some columns of all rows, so many rows at a time; the last chunk may be shorter, none is empty."""
 
@@ -65,6 +69,8 @@ def read_columns(
 ) -> Generator[XpBlock, None, None]:
     """Read a table of spectra; parameters and what is yielded as :func:`xpkern.observe.spectra.read_blocks`."""
     table = SpectrumTable.of(source.widths, calibration)
+    units = {name: source.units.get(name, "") for name in table.bands[0].arrays} if table.is_sampled else {}
+    table = table.in_units(units, file)
     covariances = [_covariance_column(band, source.widths) for band in table.bands]
     wanted = _wanted_columns(table, covariances, source, file)
     refuse_repeated(wanted, source.names, file)
@@ -77,7 +83,12 @@ def read_columns(
         _require_integers(first["source_id"], file)
     if any(first[name].is_text for band in table.bands for name in band.arrays if name in first):
         yield from read_text(
-            _as_text(wanted, chunks), file, calibration, rows=rows, need_standard_deviation=need_standard_deviation
+            _as_text(wanted, chunks),
+            file,
+            calibration,
+            rows=rows,
+            need_standard_deviation=need_standard_deviation,
+            units=units,
         )
         return
     rows_before = 0

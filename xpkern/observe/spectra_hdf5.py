@@ -96,6 +96,16 @@ class Hdf5Table:
         """See :class:`ColumnTable`."""
         return dict(self._file.attrs)
 
+    @property
+    def units(self) -> dict[str, str]:
+        """See :class:`ColumnTable`; those of compound rows have no place to be named."""
+        units = {}
+        for name, (data, _) in self._columns.items():
+            attributes = data.attrs if isinstance(data, h5py.Dataset) else {}
+            unit = attributes.get("unit", attributes.get("units", ""))
+            units[name] = unit.decode(errors="replace") if isinstance(unit, bytes) else str(unit)
+        return units
+
     def chunks(self, columns: Sequence[str], rows: int) -> Iterator[Chunk]:
         """See :class:`ColumnTable`."""
         for name in columns:

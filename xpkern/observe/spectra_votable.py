@@ -47,6 +47,7 @@ class VOTable:
         values = {name.lower(): _masked(array, column) for name, column in zip(self.names, own, strict=True)}
         self._table = MemoryTable(values, file, every_column=True)
         self.widths, self.n_rows, self.attributes = self._table.widths, self._table.n_rows, self._table.attributes
+        self.units = {field.name.lower(): str(field.unit or "") for field in chosen.fields}
 
     def chunks(self, columns: Sequence[str], rows: int) -> Iterator[Chunk]:
         """See :class:`ColumnTable`."""

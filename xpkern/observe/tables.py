@@ -26,7 +26,7 @@ from xpkern.observe.spectra_csv import PIECE, decompressed
 from xpkern.observe.spectra_fits import FitsTable
 from xpkern.observe.spectra_hdf5 import Hdf5Table
 from xpkern.observe.spectra_votable import VOTable
-from xpkern.observe.text import GZIP_MAGIC, column_names
+from xpkern.observe.text import GZIP_MAGIC, column_names, ecsv_header, units_of_ecsv
 
 #: What may stand between two fields of text.
 _SEPARATORS = (",", "|", "\t", ";", " ")
@@ -121,20 +121,17 @@ class CsvTable:
     @cached_property
     def _header(self) -> dict[str, Any]:
         """What an ECSV header says; nothing where there is none, or none that can be understood."""
-        if not (self._comments and self._comments[0].strip().startswith("%ECSV")):
-            return {}
-        from astropy.table.meta import YamlParseError, get_header_from_yaml
-
-        try:
-            header = get_header_from_yaml(self._comments)
-        except YamlParseError:
-            header = None
-        return header if isinstance(header, dict) else {}
+        return ecsv_header(self._comments)
 
     @cached_property
     def attributes(self) -> dict[str, object]:
         """See :class:`ColumnTable`."""
         return dict(self._header.get("meta") or {})
+
+    @property
+    def units(self) -> dict[str, str]:
+        """See :class:`ColumnTable`."""
+        return units_of_ecsv(self._comments)
 
     @cached_property
     def _arrays(self) -> dict[str, tuple[np.dtype, int | None]]:
