@@ -436,7 +436,7 @@ def read_csv_columns(path: Path, wanted: Collection[str]) -> dict[str, NDArray]:
 
 
 def _read_fits(path: Path, wanted: Collection[str]) -> dict[str, NDArray] | None:
-    """Some columns of a FITS file's first binary table that has source_id; None where astropy may know more of it.
+    """Some columns of that table of a FITS file which has most of them; None where astropy may know more of it.
 
     astropy's tables read all columns, and to import them takes as long as a shard's fit.
     """
@@ -446,7 +446,7 @@ def _read_fits(path: Path, wanted: Collection[str]) -> dict[str, NDArray] | None
     try:
         with decompressed(path) as stream:
             is_gzip = isinstance(stream, gzip.GzipFile)
-            table = FitsTable(stream if is_gzip else str(path), str(path), frozenset({"source_id"}))
+            table = FitsTable(stream if is_gzip else str(path), str(path), frozenset({"source_id"}), frozenset(wanted))
         names = [name for name in table.widths if name == "source_id" or name in wanted]
         if any(table.widths[name] != 1 for name in names):
             return None

@@ -27,6 +27,14 @@ COVARIANCES = ("_coefficient_covariances", "_covariance_matrix")
 #: Names of the column by which a table of sources is known: the archive's, and the published catalogue's.
 IDENTIFIERS = frozenset({"source_id", "gdr3_source_id"})
 
+#: Columns by which a table of spectra is known among the tables of a file.
+SPECTRUM_COLUMNS = frozenset(
+    [
+        *(f"{band}_coefficient{ending}" for band in ("bp", "rp") for ending in ("s", "_errors", "_correlations")),
+        *("flux", "flux_error"),
+    ]
+)
+
 Chunk = Mapping[str, Column]
 
 

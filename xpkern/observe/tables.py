@@ -23,9 +23,6 @@ from xpkern.observe.gaia_source import NULL_WORDS
 from xpkern.observe.spectra import reader_of, unpacked
 from xpkern.observe.spectra_columns import IDENTIFIERS, Chunk, ColumnTable
 from xpkern.observe.spectra_csv import PIECE, decompressed
-from xpkern.observe.spectra_fits import FitsTable
-from xpkern.observe.spectra_hdf5 import Hdf5Table
-from xpkern.observe.spectra_votable import VOTable
 from xpkern.observe.text import GZIP_MAGIC, column_names, ecsv_header, units_of_ecsv
 
 #: What may stand between two fields of text.
@@ -70,16 +67,11 @@ def open_table(path: str | os.PathLike[str], key: str | None = None) -> ColumnTa
             head = stream.read(PIECE)
             if not head:
                 raise InputError("the file is empty: it holds no header line", file=file)
-            reader = reader_of(head, file)
+            reader = reader_of(head, file, keys)
             content: str | BinaryIO = file
             if reader is not None and head.startswith(GZIP_MAGIC):
                 content = unpacked(decompressed(head, stream, file), file)
-        if reader is None:
-            table: ColumnTable = CsvTable(file)
-        elif reader in (FitsTable, Hdf5Table, VOTable):  # of which one file may hold several
-            table = reader(content, file, keys)
-        else:
-            table = reader(content, file)
+        table: ColumnTable = CsvTable(file) if reader is None else reader(content, file)
     except OSError as error:
         reason = "no such file" if not os.path.exists(file) else f"cannot be read ({error.strerror or error})"
         raise InputError(reason, file=file) from error
