@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import h5py
 import numpy as np
+import pandas
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from astropy.table import Table
 from gaia_rows import assert_same
 
 import xpkern as xk
@@ -272,6 +277,39 @@ def test_a_row_without_source_id(form, tmp_path, rng):
     ((_, row, field, message),) = block.reasons
     assert (row, field) == (2, "source_id")
     assert "empty" in message
+
+
+@pytest.mark.parametrize("form", ["dict", "pandas", "arrow", "fits", "h5", "parquet"])
+def test_source_id_in_text_beside_numbers(form, tmp_path, rng):
+    """Arrays in text are those of a csv file; beside arrays of numbers, something went wrong with the table."""
+    columns = some_columns(rng, 3)
+    table: Any = dict(make("dict", columns, tmp_path)) | {"source_id": np.array([str(i) for i in columns["source_id"]])}
+    sources = {"source_id": table["source_id"], "parallax": np.ones(3), "parallax_error": np.ones(3)}
+
+    def made(values: dict[str, np.ndarray], name: str) -> Any:
+        path = tmp_path / f"{name}.{form}"
+        if form == "dict":
+            return values
+        if form == "pandas":
+            return pandas.DataFrame({name: list(each) for name, each in values.items()})
+        if form == "h5":
+            with h5py.File(path, "w") as file:
+                for each in values:
+                    file[each] = values[each].astype("S") if each == "source_id" else values[each]
+            return path
+        if form == "fits":
+            Table(values).write(path)
+            return path
+        arrow = pa.table({name: list(each) for name, each in values.items()})
+        if form == "parquet":
+            pq.write_table(arrow, path)
+        return path if form == "parquet" else arrow
+
+    good = make("dict", columns, tmp_path)
+    for arguments in ((made(table, "spectra"),), (good, made(sources, "sources"))):
+        with pytest.raises(InputError, match="must be 64-bit integers, not text; convert it") as caught:
+            xk.read_xp(*arguments, calibration=FEW, engine="reference")
+        assert caught.value.field == "source_id"
 
 
 @pytest.mark.parametrize("form", [form for form in ALL if "csv" not in form and "text" not in form])

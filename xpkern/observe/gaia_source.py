@@ -98,9 +98,7 @@ class SourceTable:
                 self._columns |= {f"{column}_w1": values[:, 0], f"{column}_w2": values[:, 1]}
         source_id = self._column("source_id")
         if np.ma.is_masked(source_id) or source_id.dtype.kind not in "iu":
-            raise InputError(
-                f"must be 64-bit integers, not {source_id.dtype}; other types lose digits", file=name, field="source_id"
-            )
+            raise no_integers(source_id, name)
         for column, values in columns.items():
             if values.shape[:1] != source_id.shape:
                 found = len(values) if values.ndim else "no"
@@ -317,6 +315,14 @@ def in_usual_unit(column: Any, unit: Any, field: str, name: str) -> Any:
         return column
     factor = factor_to(UNITS[field], unit, field, name)
     return column if factor == 1.0 else as_array(column) * factor
+
+
+def no_integers(values: NDArray, file: str) -> InputError:
+    """Return the error of a column source_id that is made of something else."""
+    is_text = values.dtype.kind in "SU" or all(isinstance(value, (str, bytes)) for value in values[:100].tolist())
+    message = f"must be 64-bit integers, not {'text' if is_text else values.dtype}; "
+    message += "convert it, not by way of floats, which lose digits" if is_text else "other types lose digits"
+    return InputError(message, file=file, field="source_id")
 
 
 def as_array(column: Any) -> NDArray:

@@ -15,6 +15,7 @@ from xpkern.errors import InputError
 from xpkern.observe import _csv
 from xpkern.observe.calibration import Calibration
 from xpkern.observe.columns import Column
+from xpkern.observe.gaia_source import no_integers
 from xpkern.observe.spectra_csv import read_text
 from xpkern.observe.text import refuse_repeated
 from xpkern.observe.xp_block import BandColumns, SpectrumTable, XpBlock, missing_columns, other_calibration
@@ -161,11 +162,7 @@ def _wanted_columns(table: SpectrumTable, covariances: Sequence[str], source: Co
 
 def _require_integers(source_id: Column, file: str) -> None:
     if source_id.is_array or source_id.values.dtype.kind not in "iu":
-        raise InputError(
-            f"must be 64-bit integers, not {source_id.values.dtype}; other types lose digits",
-            file=file,
-            field="source_id",
-        )
+        raise no_integers(source_id.values, file)
 
 
 class _Rows:
