@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import gzip
 import os
 import re
 import zlib
@@ -361,12 +360,19 @@ def _read_columns(path: Path, wanted: Collection[str]) -> dict[str, NDArray]:
     if refusal := _ERROR_OF_ARCHIVE.search(head):
         said = " ".join(refusal.group(1).decode(errors="replace").split())
         raise InputError(f"holds an error in place of a table: {said or 'no reason given'}", file=str(path))
-    if head.startswith(_FITS) and (columns := _read_fits(path, wanted)) is not None:
-        return columns
+    if head.startswith(_FITS):
+        with contextlib.suppress(InputError):  # astropy may know more of it
+            if columns := _read_table(path, wanted):
+                return columns
     if is_hdf5 or head.startswith(_OF_ASTROPY) or name.endswith(_ENDINGS_OF_ASTROPY):
         if head.startswith(b"<"):
             refuse_truncated_votable(path)
-        return _read_with_astropy(path, "votable" if head.startswith(b"<") else None)
+        try:
+            return _read_with_astropy(path, "votable" if head.startswith(b"<") else None)
+        except InputError as of_astropy:
+            if head.startswith((b"\x89HDF", b"<")) and (columns := _read_one_of_several(path, wanted, of_astropy)):
+                return columns
+            raise
     return read_csv_columns(path, wanted)
 
 
@@ -441,27 +447,32 @@ def read_csv_columns(path: Path, wanted: Collection[str]) -> dict[str, NDArray]:
     return columns
 
 
-def _read_fits(path: Path, wanted: Collection[str]) -> dict[str, NDArray] | None:
-    """Some columns of that table of a FITS file which has most of them; None where astropy may know more of it.
+def _read_table(path: Path, wanted: Collection[str]) -> dict[str, NDArray]:
+    """Some columns of that table of a FITS, VOTable or HDF5 file which has most of them; none if one is unusual.
 
     astropy's tables read all columns, and to import them takes as long as a shard's fit.
     """
-    from xpkern.observe.spectra_fits import FitsTable
+    from xpkern.observe.tables import open_table
 
     columns = {}
-    try:
-        with decompressed(path) as stream:
-            is_gzip = isinstance(stream, gzip.GzipFile)
-            table = FitsTable(stream if is_gzip else str(path), str(path), frozenset({"source_id"}), frozenset(wanted))
+    with contextlib.closing(open_table(path, "source_id", wanted)) as table:
         names = [name for name in table.widths if name == "source_id" or name in wanted]
-        if any(table.widths[name] != 1 for name in names):
-            return None
-        for name, column in next(table.chunks(names, table.n_rows), {}).items():
-            values = np.ma.array(column.values, mask=column.absent) if column.absent.any() else column.values
-            columns[name] = in_usual_unit(values, table.units[name], name, str(path))
-    except (InputError, OSError, EOFError, zlib.error):
-        return None
-    return columns or None
+        for name, column in next(table.chunks(names, table.n_rows or 1), {}).items():
+            if column.starts is not None or column.values.ndim > 1:
+                return {}
+            values = column.values.astype(str) if column.values.dtype.kind == "O" else column.values
+            values = np.ma.array(values, mask=column.absent) if column.absent.any() else values
+            columns[name] = in_usual_unit(values, table.units.get(name), name, str(path))
+    return columns
+
+
+def _read_one_of_several(path: Path, wanted: Collection[str], of_astropy: InputError) -> dict[str, NDArray]:
+    """The same, of a file that astropy has refused as it holds several tables, or in HDF5 one in a group."""
+    try:
+        return _read_table(path, wanted)
+    except InputError as error:
+        # it says what is missing; or what the file is
+        raise (error if error.field else of_astropy) from error
 
 
 def _read_with_astropy(path: Path, kind: str | None) -> dict[str, NDArray]:

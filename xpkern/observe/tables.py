@@ -11,7 +11,7 @@ import difflib
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
 from typing import Any, BinaryIO
 
@@ -41,7 +41,9 @@ _ECSV_NUMBERS = frozenset(
 _NO_COLUMN = "there is no such column"
 
 
-def open_table(path: str | os.PathLike[str], key: str | None = None) -> ColumnTable:
+def open_table(
+    path: str | os.PathLike[str], key: str | None = None, wanted: Collection[str] = frozenset()
+) -> ColumnTable:
     """Open a table of any format; ``contextlib.closing`` closes it.
 
     Parameters
@@ -51,6 +53,8 @@ def open_table(path: str | os.PathLike[str], key: str | None = None) -> ColumnTa
     key : str, optional
         A column that it must have, in lower case: of files with several tables, the first with this column is meant.
         That by which sources are known, ``source_id`` or ``gdr3_source_id``, when not given.
+    wanted : collection of str
+        Other columns: among tables with the first, that with most of these is meant.
 
     Returns
     -------
@@ -67,7 +71,7 @@ def open_table(path: str | os.PathLike[str], key: str | None = None) -> ColumnTa
             head = stream.read(PIECE)
             if not head:
                 raise InputError("the file is empty: it holds no header line", file=file)
-            reader = reader_of(head, file, keys)
+            reader = reader_of(head, file, keys, frozenset(wanted))
             content: str | BinaryIO = file
             if reader is not None and head.startswith(GZIP_MAGIC):
                 content = unpacked(decompressed(head, stream, file), file)
