@@ -26,7 +26,7 @@ from xpkern.errors import DeviceFailed, InputError
 from xpkern.fit.fit import default_terms, fit, noise_of, options_of
 from xpkern.fit.start import start_grid
 from xpkern.model import load_model
-from xpkern.status import Status
+from xpkern.status import UNFITTED, Status
 from xpkern.threads import in_order, number_of_threads
 
 if TYPE_CHECKING:
@@ -58,6 +58,8 @@ class InputSummary:
         could not be read.
     rows : int
         Stars.
+    usable : int
+        Stars that can be fitted: their rows could be read, and hold a spectrum or photometry.
     status : Counter
         How many stars have each bit, by the bit.
     first_reason : str
@@ -71,6 +73,7 @@ class InputSummary:
 
     files: dict[str, Path] = field(default_factory=dict)
     rows: int = 0
+    usable: int = 0
     status: Counter[Status] = field(default_factory=Counter)
     first_reason: str = ""
     counts: Counter[str] = field(default_factory=Counter)
@@ -79,6 +82,7 @@ class InputSummary:
     def count_input(self, observations: Observations, status: NDArray[np.uint32]) -> None:
         """Add a block of stars, whose status may tell more than that of the observations."""
         self.rows += len(observations)
+        self.usable += int(np.count_nonzero((status & np.uint32(UNFITTED)) == 0))
         some = int(np.bitwise_or.reduce(status))
         for bit in Status:
             self.status[bit] += int(np.count_nonzero(status & np.uint32(bit))) if some & bit else 0

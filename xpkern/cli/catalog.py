@@ -259,8 +259,8 @@ def model_beside(path: str | None, output: str) -> tuple[FluxModel, TypePrior]:
     return model, prior
 
 
-def unfitted_input(summary: CatalogSummary) -> str:
-    """Say in one line why there is a catalogue, but no star of it could be fitted."""
+def unfitted_input(summary: InputSummary) -> str:
+    """Say in one line why there is a catalogue or a file of spectra, but no star of it can be fitted."""
     said = "no star could be fitted; its column status says why"
     if "reasons" in summary.files:
         said += f", and {summary.files['reasons']} of rows that could not be read; the first: {summary.first_reason}"
