@@ -376,3 +376,24 @@ def test_a_pipe_is_read_as_a_file(tmp_path, rng):
         os.close(writer)
         assert read_as_far_as_it_goes(Path(f"/dev/fd/{reader}")) == (columns["source_id"], [], None)
         os.close(reader)
+
+
+def test_sources_of_earlier_files_are_counted(bulk_files, tmp_path, capsys):
+    """Not marked: what is in a row does not depend on the files beside its own. A bad row is not known to be one."""
+    (block,) = read_blocks(bulk_files.spectra, Calibration.default())
+    columns = columns_of(block.source_id, block.coefficients)
+    halves = [{name: values[rows] for name, values in columns.items()} for rows in (slice(0, 10), slice(6, STARS))]
+    halves[1]["source_id"][1] = halves[1]["source_id"][0]  # the same file's
+    halves[1]["rp_coefficient_errors"][2] = -halves[1]["rp_coefficient_errors"][2]
+    files = [make("parquet", half, tmp_path, name) for half, name in zip(halves, "ab", strict=True)]
+    stars = xk.read_xp(files, engine=ENGINE)
+    assert np.flatnonzero(stars.status & Status.REPEATED_SOURCE).tolist() == [11]
+    assert stars.counts["sources_in_earlier_files"] == 2
+    blocks = xk.iter_xp(files, engine=ENGINE, rows=3)
+    assert sum(stars.counts["sources_in_earlier_files"] for stars in blocks) == 2
+    assert "sources_in_earlier_files" not in xk.read_xp(files[1], engine=ENGINE).counts
+    output = tmp_path / "spectra.h5"
+    assert main(["spectra", *map(str, files), "--engine", ENGINE, "--no-whiteners", "-o", str(output)]) == 3
+    assert "         2  rows of sources that an earlier file has, too" in capsys.readouterr().out
+    with h5py.File(output) as file:
+        assert file.attrs["sources_in_earlier_files"] == 2

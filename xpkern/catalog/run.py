@@ -66,7 +66,7 @@ class InputSummary:
         File, row, field and message of the first row that could not be read; empty where all could.
     counts : Counter of str
         How many infrared measurements each cut removed, how many sources the tables of photometry have, how many
-        parallaxes were corrected (:class:`xpkern.Observations`).
+        parallaxes were corrected, and how many sources were in an earlier file, too (:class:`xpkern.Observations`).
     input_rules : dict of str to str or number
         Setting of each cut and name of the zero point, or why there is none.
     """

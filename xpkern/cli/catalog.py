@@ -313,6 +313,8 @@ def print_input(summary: InputSummary) -> None:
         if name.startswith("photometry_sources_"):
             table = name.removeprefix("photometry_sources_")
             print(f"  {count:>10,}  sources with a row in photometry table {table}")
+    if again := summary.counts.get("sources_in_earlier_files"):
+        print(f"  {again:>10,}  rows of sources that an earlier file has, too")
     for name, setting in summary.input_rules.items():
         cut = name.removeprefix("photometry_cut_")
         if name == "parallax_zero_point":

@@ -44,7 +44,9 @@ class XpBlock:
     missing : (n, n_xp) bool, optional
         Samples that a sampled spectrum lacks.
     repeated : (n,) bool
-        Rows whose source has occurred before.
+        Rows whose source has occurred before in the same file.
+    in_earlier_files : int
+        How many other rows have a source that has occurred in an earlier file.
     unknown_deviation : (2, n) bool
         Rows of which the file does not tell the standard deviation of BP, of RP: 1 is taken.
     """
@@ -57,6 +59,7 @@ class XpBlock:
     is_sampled: bool = False
     missing: NDArray[np.bool_] | None = None
     repeated: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
+    in_earlier_files: int = 0
     unknown_deviation: NDArray[np.bool_] = field(default_factory=lambda: np.zeros((2, 0), np.bool_))
 
     def __post_init__(self) -> None:
@@ -70,7 +73,7 @@ class XpBlock:
 
 
 class SeenSources:
-    """The sources of a file so far: 8 bytes each, in sorted runs that are merged as they grow."""
+    """The sources of a file, or of several, so far: 8 bytes each, in sorted runs that are merged as they grow."""
 
     def __init__(self) -> None:
         self._runs: list[NDArray[np.int64]] = []
