@@ -250,6 +250,7 @@ class _Rows:
         with np.errstate(over="ignore", invalid="ignore"):
             in_float32 = deviation.astype(np.float32)
         wrong = ~np.isnan(deviation) & ~((in_float32 > 0) & np.isfinite(in_float32))
+        # whether the band is there or not: so converted files keep the rows that could not be read
         self._fail(wrong, f"{band.prefix}_standard_deviation", "the standard deviation is not positive")
         names = [name for name, _, _ in fields]
         if covariance:
