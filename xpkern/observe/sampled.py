@@ -26,9 +26,11 @@ from xpkern.units import factor_to
 SAMPLE_WAVELENGTH = np.arange(336.0, 1021.0, 2.0)
 N_SAMPLES = SAMPLE_WAVELENGTH.size
 
-#: Unit of fluxes and errors for which a table names none, in the ways in which archive and astropy write it.
+#: Unit of fluxes and errors for which a table names none.
 SAMPLE_UNIT = "W m-2 nm-1"
-_SPELLINGS = frozenset({SAMPLE_UNIT, "W.m**-2.nm**-1", "W.nm-1.m-2", "W / (m2 nm)", "W / (nm m2)"})
+
+#: How the archive and astropy write it, and nothing.
+_SPELLINGS = frozenset({SAMPLE_UNIT, "W.m**-2.nm**-1", "W.nm-1.m-2", "W / (m2 nm)", "W / (nm m2)", ""})
 
 #: Where BP and RP overlap [nm]; between its ends, the weight of BP falls from 1 to 0 along a line.
 OVERLAP = (635.0, 643.0)
