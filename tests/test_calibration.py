@@ -49,6 +49,20 @@ def test_sides_overlap_at_642_nm_only():
     assert XP_WAVELENGTH[has_bp & has_rp].tolist() == [642.0]
 
 
+def test_a_saved_file_is_replaced_only_if_that_is_said(tmp_path):
+    path = tmp_path / "a.npz"
+    path.write_bytes(b"precious")
+    with pytest.raises(InputError, match=r"exists; --overwrite \(overwrite=True\) replaces it") as caught:
+        small_calibration().save(path)
+    assert caught.value.file == str(path)
+    assert path.read_bytes() == b"precious"
+    small_calibration().save(str(path), overwrite=True)
+    assert Calibration.load(path).release == "test"
+    assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(InputError, match="its folder does not exist"):
+        small_calibration().save(tmp_path / "absent" / "a.npz")
+
+
 def test_saved_file_gives_the_same_calibration_and_the_same_bytes(tmp_path):
     calibration = small_calibration()
     calibration.save(tmp_path / "a.npz")

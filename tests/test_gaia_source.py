@@ -4,6 +4,7 @@ import gzip
 import subprocess
 import sys
 
+import h5py
 import numpy as np
 import pytest
 
@@ -120,6 +121,45 @@ def test_what_has_no_value_stays_so_whatever_the_type():
         assert table.texts("bytes", rows).tolist() == ["\ufffdF", "", "AB", ""]
         assert table.texts("texts", rows).tolist() == ["EF", "", "AB", ""]
     assert columns["real"].mask.tolist() == masked.tolist()
+
+
+@pytest.mark.parametrize("form", ["h5", "xml", "fits"])
+def test_one_of_several_tables(form, tmp_path):
+    """In HDF5, groups; the one that has most of the columns is read, in the units that it names."""
+    from astropy import units
+    from astropy.io import fits, votable
+    from astropy.table import Table
+
+    other = Table({"source_id": [7, 8], "text": ["a", "b"]})
+    sources = Table({"source_id": [3, 5], "parallax": [0.001, 0.002] * units.arcsec, "parallax_error": [0.1, 0.2]})
+
+    def written(tables, name):
+        path = tmp_path / f"{name}.{form}"
+        if form == "fits":
+            fits.HDUList([fits.PrimaryHDU(), *(fits.BinTableHDU(table) for table in tables)]).writeto(path)
+        elif form == "h5":
+            with h5py.File(path, "w") as file:
+                for number, table in enumerate(tables):
+                    for column in table.itercols():
+                        values = np.asarray(column)
+                        values = values.astype("S") if values.dtype.kind == "U" else values
+                        place = file.create_dataset(f"{number}/{column.name}", data=values)
+                        place.attrs["unit"] = str(column.unit or "")
+        else:
+            document = votable.from_table(tables[0])
+            document.resources.extend(votable.from_table(table).resources[0] for table in tables[1:])
+            votable.writeto(document, str(path))
+        return path
+
+    wanted = ("parallax", "parallax_error")
+    for number, tables in enumerate([[other, sources], [sources, other]]):
+        found = SourceTable.of(written(tables, number), "table", wanted)
+        np.testing.assert_allclose(found.numbers("parallax", found.rows_of(np.array([5, 3, 7]))), [2, 1, np.nan])
+    sources.rename_column("source_id", "sourceid")
+    path = written([sources], "one")
+    with pytest.raises(InputError, match="source_id") as caught:
+        SourceTable.of(path, "table", wanted)
+    assert (caught.value.file, caught.value.field) == (str(path), "source_id")
 
 
 def test_fits_is_read_as_astropys_tables_have_it_but_without_them(tmp_path, rng):

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+import h5py
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from astropy.table import Column, Table
 from command_lines import ENGINE, read
 
 import xpkern as xk
@@ -71,6 +78,78 @@ def test_fluxes_in_other_units(rng):
     expected = xk.read_xp({name: np.array(v) for name, v in columns.items()}, noise=NOISE, engine="reference")
     np.testing.assert_allclose(stars.flux, expected.flux, rtol=3e-7)
     np.testing.assert_allclose(stars.whitener, expected.whitener, rtol=1e-5)
+
+
+def with_units(form: str, columns: Columns, unit: str, folder: Path) -> Any:
+    """A table of sampled spectra that says in which unit its fluxes and errors are."""
+    arrays = {name: np.array(values) for name, values in columns.items()}
+    path = folder / f"{unit.replace('/', '')}.{form}"
+    if form == "ecsv":
+        make("ecsv", columns, folder)
+        text = (folder / "spectra.ecsv").read_text()
+        for name in ("flux", "flux_error"):
+            text = text.replace(f"{{name: {name}, ", f"{{name: {name}, unit: '{unit}', ")
+        path.write_text(text)
+        return path
+    if form == "h5":
+        with h5py.File(path, "w") as file:
+            for name, values in arrays.items():
+                file[name] = values
+                file[name].attrs["unit"] = unit if name.startswith("flux") else ""
+        return path
+    if form == "arrow":
+        kinds = {name: pa.from_numpy_dtype(values.dtype) for name, values in arrays.items()}
+        fields = [
+            pa.field(name, pa.list_(kind), metadata={"unit": unit}) if name.startswith("flux") else pa.field(name, kind)
+            for name, kind in kinds.items()
+        ]
+        return pa.table([pa.array(list(values)) for values in arrays.values()], schema=pa.schema(fields))
+    if form == "parquet":
+        pq.write_table(with_units("arrow", columns, unit, folder), path)
+        return path
+    table = Table(arrays)
+    for name in ("flux", "flux_error"):
+        table[name].unit = unit
+    if form == "astropy":
+        return table
+    if form == "text":  # arrays as the csv file has them
+        for name in ("flux", "flux_error"):
+            table[name] = Column([str(list(map(float, values))) for values in arrays[name]], unit=unit, dtype=object)
+        return table
+    kind = {"fits": "fits", "xml": "votable", "astropy.parquet": "parquet"}[form]
+    table.write(path, format=kind)
+    return path
+
+
+FORMS_WITH_UNITS = ["ecsv", "h5", "arrow", "parquet", "astropy.parquet", "astropy", "text", "fits", "xml"]
+
+
+@pytest.mark.filterwarnings("ignore::astropy.units.UnitsWarning")
+@pytest.mark.parametrize("form", FORMS_WITH_UNITS)
+def test_units_that_the_table_names(form, tmp_path, rng):
+    columns = some_spectra(rng)
+    expected = xk.read_xp(make("dict", columns, tmp_path), noise=NOISE, engine="reference")
+    for unit, factor in (("W m-2 nm-1", 1.0), ("W m-2 Angstrom-1", 0.1), ("erg s-1 cm-2 nm-1", 1e3)):
+        numbers = {
+            name: [(v * factor).astype(v.dtype) for v in values] if name.startswith("flux") else values
+            for name, values in columns.items()
+        }
+        stars = xk.read_xp(with_units(form, numbers, unit, tmp_path), noise=NOISE, engine="reference")
+        np.testing.assert_allclose(stars.flux, expected.flux, rtol=4e-7)
+        np.testing.assert_allclose(stars.whitener, expected.whitener, rtol=1e-5)
+    for unit in ("Jy", "K"):
+        source = with_units(form, columns, unit, tmp_path)
+        with pytest.raises(InputError, match=f"its unit is {unit}, which is no W m-2 nm-1") as caught:
+            xk.read_xp(source, noise=NOISE, engine="reference")
+        assert caught.value.field == "flux"
+        assert caught.value.file == (str(source) if isinstance(source, Path) else "table")
+
+
+@pytest.mark.parametrize("form", ["ecsv", "h5", "parquet"])
+def test_units_that_nobody_understands(form, tmp_path, rng):
+    source = with_units(form, some_spectra(rng), "counts of mine", tmp_path)
+    with pytest.raises(InputError, match="its unit, counts of mine, is not understood"):
+        xk.read_xp(source, noise=NOISE, engine="reference")
 
 
 def test_engines_agree(rng, engine, tmp_path):

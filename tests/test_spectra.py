@@ -58,6 +58,24 @@ def test_what_a_fit_would_see(bulk_files, observed, tmp_path, capsys, suffix):
     assert about["noise_digest"] == xk.load_model()[0].noise.digest
 
 
+def test_exit_codes_are_those_of_a_catalogue(bulk_files, bulk_lines, tmp_path, capsys):
+    start = first_row(bulk_lines)
+    good, bad, nothing = tmp_path / "good.csv", tmp_path / "bad.csv", tmp_path / "nothing.csv"
+    good.write_bytes(b"".join([*bulk_lines[: start + 2], b"3,4\n"]))
+    bad.write_bytes(b"".join([*bulk_lines[:start], b"1,2\n", b"3,4\n"]))
+    nothing.write_bytes(b"".join(bulk_lines[:start]))
+    for spectra, code, said in (
+        (good, 3, "rows that could not be read: 1"),
+        (bad, 1, f"no star could be fitted; its column status says why, and {tmp_path / 'bad.reasons.csv'} of rows"),
+        (nothing, 0, ""),
+    ):
+        for command in ("catalog", "spectra"):
+            output = tmp_path / f"{spectra.stem}.h5"
+            assert main([command, *arguments(spectra, bulk_files, "-o", str(output), "--overwrite")[1:]]) == code
+            assert said in (one_line(capsys) if code else capsys.readouterr().out)
+            assert output.exists()
+
+
 def test_a_fit_of_the_file_is_that_of_the_spectra(bulk_files, observed, tmp_path):
     xk.write_spectra(bulk_files.spectra, tmp_path / "s.h5", gaia_source=bulk_files.gaia_source, engine=ENGINE)
     with h5py.File(tmp_path / "s.h5") as file:

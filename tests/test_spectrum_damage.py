@@ -15,8 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from astropy.io import fits
+from astropy.io import fits, votable
+from astropy.table import Table
 from command_lines import ENGINE, STARS, catalog_arguments, one_line, read
+from gaia_rows import assert_same
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -153,6 +155,57 @@ def test_the_wrong_hdu(tmp_path):
         InputError, match="none of its HDUs is a table with source_id: 0 is PrimaryHDU; 1 is a table of ra"
     ):
         list(read_blocks(path, FEW))
+
+
+def in_one_file(form: str, tables: list[Table], path: Path) -> Path:
+    """A file with several tables; in HDF5 they are groups."""
+    if form == "fits":
+        fits.HDUList([fits.PrimaryHDU(), *(fits.BinTableHDU(table) for table in tables)]).writeto(path)
+    elif form == "h5":
+        with h5py.File(path, "w") as file:
+            for number, table in enumerate(tables):
+                for name in table.colnames:
+                    file[f"{number}/{name}"] = np.asarray(table[name])
+    else:
+        document = votable.from_table(tables[0])
+        for table in tables[1:]:
+            document.resources.append(votable.from_table(table).resources[0])
+        votable.writeto(document, str(path))
+    return path
+
+
+@pytest.mark.parametrize("form", ["fits", "h5", "xml"])
+def test_the_table_of_spectra_is_found_among_others(form, tmp_path, rng, caplog):
+    columns = some_columns(rng)
+    (expected,) = read_blocks(make("dict", columns, tmp_path), FEW)
+    spectra = Table(make("dict", columns, tmp_path))
+    sources = Table({"source_id": columns["source_id"], "parallax": rng.random(5)})
+    other = Table({"ra": rng.random(5)})
+    for number, tables in enumerate([[sources, spectra], [spectra, sources], [other, sources, spectra, spectra]]):
+        caplog.clear()
+        (block,) = read_blocks(in_one_file(form, tables, tmp_path / f"{number}.{form}"), FEW)
+        assert_same(block, expected)
+        assert ("2 tables hold what is asked for" in caplog.text) == (number == 2)
+    path = in_one_file(form, [sources, sources], tmp_path / f"none.{form}")
+    with pytest.raises(InputError, match="is a table with source_id and any of flux, flux_error, bp_coeff") as caught:
+        list(read_blocks(path, FEW))
+    assert caught.value.file == str(path)
+    path = in_one_file(form, [other, other], tmp_path / f"no key.{form}")
+    with pytest.raises(InputError, match="source_id"):
+        list(read_blocks(path, FEW))
+    # of the one that is meant, it is told what is missing
+    del spectra["rp_coefficients"]
+    path = in_one_file(form, [sources, spectra], tmp_path / f"missing.{form}")
+    with pytest.raises(InputError, match="no column rp_coefficients"):
+        list(read_blocks(path, FEW))
+
+
+def test_gaia_source_is_found_behind_spectra(tmp_path, rng):
+    columns = some_columns(rng)
+    sources = Table({"source_id": columns["source_id"], "parallax": rng.random(5), "parallax_error": np.ones(5)})
+    path = in_one_file("fits", [Table(make("dict", columns, tmp_path)), sources], tmp_path / "both.fits")
+    stars = xk.read_xp(path, path, calibration=FEW, engine="reference")
+    assert (stars.columns["parallax"] == sources["parallax"]).all()
 
 
 def test_absent_and_unreadable_files_and_folders(bulk_files, tmp_path, capsys):
@@ -323,3 +376,24 @@ def test_a_pipe_is_read_as_a_file(tmp_path, rng):
         os.close(writer)
         assert read_as_far_as_it_goes(Path(f"/dev/fd/{reader}")) == (columns["source_id"], [], None)
         os.close(reader)
+
+
+def test_sources_of_earlier_files_are_counted(bulk_files, tmp_path, capsys):
+    """Not marked: what is in a row does not depend on the files beside its own. A bad row is not known to be one."""
+    (block,) = read_blocks(bulk_files.spectra, Calibration.default())
+    columns = columns_of(block.source_id, block.coefficients)
+    halves = [{name: values[rows] for name, values in columns.items()} for rows in (slice(0, 10), slice(6, STARS))]
+    halves[1]["source_id"][1] = halves[1]["source_id"][0]  # the same file's
+    halves[1]["rp_coefficient_errors"][2] = -halves[1]["rp_coefficient_errors"][2]
+    files = [make("parquet", half, tmp_path, name) for half, name in zip(halves, "ab", strict=True)]
+    stars = xk.read_xp(files, engine=ENGINE)
+    assert np.flatnonzero(stars.status & Status.REPEATED_SOURCE).tolist() == [11]
+    assert stars.counts["sources_in_earlier_files"] == 2
+    blocks = xk.iter_xp(files, engine=ENGINE, rows=3)
+    assert sum(stars.counts["sources_in_earlier_files"] for stars in blocks) == 2
+    assert "sources_in_earlier_files" not in xk.read_xp(files[1], engine=ENGINE).counts
+    output = tmp_path / "spectra.h5"
+    assert main(["spectra", *map(str, files), "--engine", ENGINE, "--no-whiteners", "-o", str(output)]) == 3
+    assert "         2  rows of sources that an earlier file has, too" in capsys.readouterr().out
+    with h5py.File(output) as file:
+        assert file.attrs["sources_in_earlier_files"] == 2

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import h5py
 import numpy as np
+import pandas
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from astropy.table import Table
 from gaia_rows import assert_same
 
 import xpkern as xk
@@ -121,16 +126,35 @@ def test_the_real_files_read_as_gaiaxpy_reads_them(shared_data, capsys):
         assert_same(read_all(frame, calibration, rows=100), read_all(path, calibration, rows=100))
 
 
-@pytest.mark.parametrize("form", ["lists", "fits", "parquet", "avro", "binary2.xml", "h5"])
-def test_nothing_but_nan_is_a_band_that_is_not_there(form, tmp_path, rng):
-    columns = some_columns(rng, 3)
-    for name in columns:
-        if spectrum_formats.is_array(name):
-            columns[name][1] = np.full_like(columns[name][1], np.nan)
+@pytest.mark.parametrize("form", ALL)
+@pytest.mark.parametrize("filling", [np.nan, 0])
+def test_nothing_but_nan_or_0_is_a_band_that_is_not_there(form, filling, tmp_path, rng):
+    columns = some_columns(rng, 4)
+    for row, bands in ((1, ("bp", "rp")), (2, ("rp",))):
+        for name in columns:
+            if spectrum_formats.is_array(name) and name.startswith(bands):
+                columns[name][row] = np.full_like(columns[name][row], filling)
+            elif filling == 0 and name.startswith(bands) and not name.endswith("standard_deviation"):
+                columns[name][row] = 0
     stars = xk.read_xp(make(form, columns, tmp_path), calibration=FEW, engine="reference")
     assert stars.reasons == []
     nothing = Status.NO_BP | Status.NO_RP
-    assert ((stars.status & np.uint32(nothing)) == nothing).tolist() == [False, True, False]
+    assert (stars.status & np.uint32(nothing)).tolist() == [0, nothing, Status.NO_RP, 0]
+
+
+@pytest.mark.parametrize("form", ALL)
+def test_some_arrays_filled_up_are_a_bad_row(form, tmp_path, rng):
+    columns = some_columns(rng, 4)
+    for row, (name, filling) in enumerate(
+        [("bp_coefficients", np.nan), ("rp_coefficient_errors", 0), ("rp_coefficient_correlations", np.nan)]
+    ):
+        columns[name][row] = np.full_like(columns[name][row], filling)
+    reasons = read_all(make(form, columns, tmp_path)).reasons
+    assert [(row, name, message.split(": ")[1]) for _, row, name, message in reasons] == [
+        (1, "bp_coefficients", "element 1, nan, is not a finite number"),
+        (2, "rp_coefficient_errors", "element 1, 0, is not a positive error"),
+        (3, "rp_coefficient_correlations", "element 1, nan, is not a finite number"),
+    ]
 
 
 def test_errors_and_correlations_of_a_covariance(tmp_path, rng):
@@ -255,6 +279,39 @@ def test_a_row_without_source_id(form, tmp_path, rng):
     ((_, row, field, message),) = block.reasons
     assert (row, field) == (2, "source_id")
     assert "empty" in message
+
+
+@pytest.mark.parametrize("form", ["dict", "pandas", "arrow", "fits", "h5", "parquet"])
+def test_source_id_in_text_beside_numbers(form, tmp_path, rng):
+    """Arrays in text are those of a csv file; beside arrays of numbers, something went wrong with the table."""
+    columns = some_columns(rng, 3)
+    table: Any = dict(make("dict", columns, tmp_path)) | {"source_id": np.array([str(i) for i in columns["source_id"]])}
+    sources = {"source_id": table["source_id"], "parallax": np.ones(3), "parallax_error": np.ones(3)}
+
+    def made(values: dict[str, np.ndarray], name: str) -> Any:
+        path = tmp_path / f"{name}.{form}"
+        if form == "dict":
+            return values
+        if form == "pandas":
+            return pandas.DataFrame({name: list(each) for name, each in values.items()})
+        if form == "h5":
+            with h5py.File(path, "w") as file:
+                for each in values:
+                    file[each] = values[each].astype("S") if each == "source_id" else values[each]
+            return path
+        if form == "fits":
+            Table(values).write(path)
+            return path
+        arrow = pa.table({name: list(each) for name, each in values.items()})
+        if form == "parquet":
+            pq.write_table(arrow, path)
+        return path if form == "parquet" else arrow
+
+    good = make("dict", columns, tmp_path)
+    for arguments in ((made(table, "spectra"),), (good, made(sources, "sources"))):
+        with pytest.raises(InputError, match="must be 64-bit integers, not text; convert it") as caught:
+            xk.read_xp(*arguments, calibration=FEW, engine="reference")
+        assert caught.value.field == "source_id"
 
 
 @pytest.mark.parametrize("form", [form for form in ALL if "csv" not in form and "text" not in form])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -47,20 +48,24 @@ def numbers_in(values: Any, unit: str | None, field: str) -> Any:
     return data if factor == 1.0 else data * factor
 
 
-def factor_to(unit: str, given: Any, field: str, file: str | None = None) -> float:
+def factor_to(unit: str, given: Any, field: str, file: str | None = None, *, must_be_understood: bool = False) -> float:
     """By what numbers in a unit that is given are multiplied to be in ``unit``; 1 if none is given that is understood.
 
     Raises
     ------
     InputError
-        If it is a unit of something else.
+        If it is a unit of something else; with ``must_be_understood``, also if it is none that is known.
     """
-    if str(given or "") in ("", unit):
+    if str(given or "").strip() in ("", unit):
         return 1.0
     from astropy import units
 
-    its_unit = units.Unit(given, parse_strict="silent")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of spellings that are discouraged, but understood
+        its_unit = units.Unit(given, parse_strict="silent")
     if isinstance(its_unit, units.UnrecognizedUnit):
+        if must_be_understood:
+            raise InputError(f"its unit, {given}, is not understood: name one like {unit}", file=file, field=field)
         return 1.0
     try:
         return float(its_unit.to(unit))

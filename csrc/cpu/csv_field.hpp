@@ -88,22 +88,22 @@ inline Field read_scalar(const char*& p, const char* end, char separator, double
     return Field::read;
 }
 
-// A word for a number that is not there, in an array that may have gaps; returns its end, or nullptr.
+// A word for a number that is not there; returns its end, or nullptr.
 inline const char* read_gap(const char* p, double& value) {
     value = std::numeric_limits<double>::quiet_NaN();
     if (detail::starts_with_word(p, "nan")) return p + 3;
     return detail::starts_with_word(p, "null") ? p + 4 : nullptr;
 }
 
-// Reads finite numbers up to `closing` and moves `p` behind it; the first n of them go to `out`, `found` counts all.
-// What read_numbers does for any spelling, and it says what is wrong. `gaps`: a number may be missing, which is NaN.
+// Reads numbers up to `closing` and moves `p` behind it; the first n of them go to `out`, `found` counts all. What
+// read_numbers does for any spelling, and it says what is wrong. Numbers are finite, or missing, which is NaN.
 template <class Out>
-bool read_unusual_numbers(const char*& p, const char* end, char closing, bool gaps, Out* out, std::int64_t n,
-                          std::int64_t& found, std::string& error) {
+bool read_unusual_numbers(const char*& p, const char* end, char closing, Out* out, std::int64_t n, std::int64_t& found,
+                          std::string& error) {
     p = skip_spaces(p);
     for (found = 0; *p != closing;) {
         double value = 0.0;
-        const char* const gap = gaps ? read_gap(p, value) : nullptr;
+        const char* const gap = read_gap(p, value);
         const char* const behind = gap == nullptr ? read_number(p, value) : gap;
         // The negated comparison also catches NaN.
         if (behind == nullptr ||
@@ -126,11 +126,11 @@ bool read_unusual_numbers(const char*& p, const char* end, char closing, bool ga
     return true;
 }
 
-// Reads an array "[a,b,...]" or "(a, b, ...)" of exactly `n` finite numbers, each rounded to float64 first and then to
-// `Out`. No field, `null` and empty brackets are Field::empty.
+// Reads an array "[a,b,...]" or "(a, b, ...)" of exactly `n` numbers, each rounded to float64 first and then to `Out`:
+// finite, or NaN where one is missing, which is for the caller to judge. No field, `null` and empty brackets are
+// Field::empty.
 template <class Out>
-Field read_array(const char*& p, const char* end, char separator, bool gaps, Out* out, std::int64_t n,
-                 std::string& error) {
+Field read_array(const char*& p, const char* end, char separator, Out* out, std::int64_t n, std::string& error) {
     if (read_empty(p, end, separator)) return Field::empty;
     const bool is_quoted = *p == '"';
     p += is_quoted;
@@ -141,7 +141,7 @@ Field read_array(const char*& p, const char* end, char separator, bool gaps, Out
     const char closing = *p == '[' ? ']' : ')';
     ++p;
     std::int64_t found = n;
-    if (!read_numbers(p, end, closing, out, n) && !read_unusual_numbers(p, end, closing, gaps, out, n, found, error))
+    if (!read_numbers(p, end, closing, out, n) && !read_unusual_numbers(p, end, closing, out, n, found, error))
         return Field::wrong;
     if (is_quoted && *p++ != '"') {
         error = "the quote is not closed behind the array";

@@ -88,14 +88,8 @@ std::vector<std::tuple<std::int64_t, int, std::string>> check_rows(const Array<d
     const py::gil_scoped_release release;
     for (std::int64_t row = 0; row < rows; ++row) {
         if (!is_present[row]) continue;
-        std::string wrong[] = {xpkern::csv::wrong_numbers(x + row * n, n, gaps),
-                               xpkern::csv::wrong_errors(e + row * n, n, gaps),
-                               xpkern::csv::wrong_correlations(c + row * n_pairs, n_pairs)};
-        for (int i = 0; i < 3; ++i) {
-            if (wrong[i].empty()) continue;
-            problems.emplace_back(row, i, std::move(wrong[i]));
-            break;
-        }
+        auto [array, wrong] = xpkern::csv::wrong_array(x + row * n, e + row * n, c + row * n_pairs, n, n_pairs, gaps);
+        if (array >= 0) problems.emplace_back(row, array, std::move(wrong));
     }
     return problems;
 }

@@ -128,6 +128,14 @@ class RowParser {
         Problem problem{};
         int arrays_read[2] = {0, 0};    // in each band
         int empty_array[2] = {-1, -1};  // column of an array that was empty
+        bool is_there[2] = {};          // an array of the band holds something
+        // What its single numbers say of a band, which matters if it is there; no message: nothing.
+        Problem of_numbers[2]{};
+
+        void note(int b, std::string message, bool other_calibration = false) {
+            if (of_numbers[b].message.empty() || (other_calibration && !of_numbers[b].other_calibration))
+                of_numbers[b] = {row, column, other_calibration, std::move(message)};
+        }
 
         // The first problem of a row is reported, unless a later one says that the row is of another calibration.
         void fail(std::string message, bool other_calibration = false) {
@@ -186,7 +194,6 @@ class RowParser {
         const std::int64_t row = state.row, n = format.n_coefficients, n_pairs = format.n_pairs();
         Field result = Field::wrong;
         double number = 0.0;
-        std::string wrong;
         switch (role) {
             case Role::skip:
                 p = end_of_field(p, end, separator_);
@@ -201,8 +208,8 @@ class RowParser {
                 const char* const field = p;
                 result = read_scalar(p, end, separator_, number, error);
                 if (result == Field::read && number != static_cast<double>(expected))
-                    state.fail(
-                        excerpt(field, end, separator_) + ", but the calibration is for " + std::to_string(expected),
+                    state.note(
+                        b, excerpt(field, end, separator_) + ", but the calibration is for " + std::to_string(expected),
                         true);
                 return result;
             }
@@ -213,21 +220,19 @@ class RowParser {
                 if (static_cast<float>(number) > 0 && number <= static_cast<double>(std::numeric_limits<float>::max()))
                     band.standard_deviation[row] = static_cast<float>(number);
                 else
-                    state.fail("the standard deviation is not positive");
+                    state.fail("the standard deviation is not positive");  // whether the band is there or not
                 return result;
             case Role::coefficients:
-                result = read_array(p, end, separator_, format.is_sampled, band.coefficients + row * n, n, error);
+                result = read_array(p, end, separator_, band.coefficients + row * n, n, error);
                 break;
             case Role::errors:
-                result = read_array(p, end, separator_, format.is_sampled, band.errors + row * n, n, error);
-                if (result == Field::read) wrong = wrong_errors(band.errors + row * n, n, format.is_sampled);
+                result = read_array(p, end, separator_, band.errors + row * n, n, error);
                 break;
             case Role::correlations:
-                result = read_array(p, end, separator_, false, band.correlations + row * n_pairs, n_pairs, error);
-                if (result == Field::read) wrong = wrong_correlations(band.correlations + row * n_pairs, n_pairs);
+                result = read_array(p, end, separator_, band.correlations + row * n_pairs, n_pairs, error);
                 break;
         }
-        if (!wrong.empty()) state.fail(std::move(wrong));
+        if (result != Field::empty) state.is_there[b] = true;
         if (result == Field::read) ++state.arrays_read[b];
         if (result == Field::empty) state.empty_array[b] = state.column;
         return result;
@@ -235,12 +240,25 @@ class RowParser {
 
     // A band is there with its three arrays or not at all; what is not there is zero.
     void finish_row(const Rows& rows, State& state) const {
-        for (int b = 0; b < 2; ++b) {
-            if (state.arrays_read[b] == 0 || state.empty_array[b] < 0) continue;
-            state.column = state.empty_array[b];
-            state.fail("empty, although the other arrays of the band are there");
-        }
         const std::int64_t row = state.row;
+        for (int b = 0; b < 2; ++b) {
+            const bool is_read = state.arrays_read[b] == format_[b].n_arrays();
+            if (is_read && is_filled_up(rows.band[b], b, row)) {
+                state.arrays_read[b] = 0;
+                continue;
+            }
+            if (!state.is_there[b]) continue;
+            if (Problem& noted = state.of_numbers[b]; !noted.message.empty()) {
+                state.column = noted.column;
+                state.fail(std::move(noted.message), noted.other_calibration);
+            }
+            if (state.empty_array[b] >= 0) {
+                state.column = state.empty_array[b];
+                state.fail("empty, although the other arrays of the band are there");
+            } else if (is_read) {
+                check_band(rows.band[b], b, state);
+            }
+        }
         rows.bad[row] = state.bad;
         for (int b = 0; b < 2; ++b) {
             const BandRows& band = rows.band[b];
@@ -252,6 +270,24 @@ class RowParser {
             std::fill_n(band.errors + row * n, n, 0.0f);
             std::fill_n(band.correlations + row * n_pairs, n_pairs, 0.0f);
         }
+    }
+
+    bool is_filled_up(const BandRows& band, int b, std::int64_t row) const {
+        const std::int64_t n = format_[b].n_coefficients, n_pairs = format_[b].n_pairs();
+        return csv::is_filled_up(band.coefficients + row * n, band.errors + row * n, band.correlations + row * n_pairs,
+                                 n, n_pairs);
+    }
+
+    // Sees what the numbers of a band are, once all are read.
+    void check_band(const BandRows& band, int b, State& state) const {
+        const std::int64_t row = state.row, n = format_[b].n_coefficients, n_pairs = format_[b].n_pairs();
+        const double* const coefficients = band.coefficients + row * n;
+        const float *const errors = band.errors + row * n, *const correlations = band.correlations + row * n_pairs;
+        auto [array, wrong] = wrong_array(coefficients, errors, correlations, n, n_pairs, format_[b].is_sampled);
+        if (array < 0) return;
+        const auto is_it = [&](const Column& column) { return column.role == array_roles[array] && column.band == b; };
+        state.column = static_cast<int>(std::find_if(columns_.begin(), columns_.end(), is_it) - columns_.begin());
+        state.fail(std::move(wrong));
     }
 
     char separator_;

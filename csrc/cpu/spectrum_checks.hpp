@@ -4,11 +4,13 @@
 // element to name.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
 #include <string>
+#include <utility>
 
 namespace xpkern::csv {
 
@@ -69,6 +71,29 @@ inline std::string wrong_correlations(const float* x, std::int64_t n) {
     if (!problem.empty()) return problem;
     return detail::first_problem(x, n, "is no correlation: outside -1 ... 1",
                                  [](float v) { return std::fabs(v) <= max_correlation; });
+}
+
+// The first of the arrays of a band that is wrong, 0 coefficients, 1 errors, 2 correlations, and how; -1 if none is.
+inline std::pair<int, std::string> wrong_array(const double* coefficients, const float* errors,
+                                               const float* correlations, std::int64_t n, std::int64_t n_pairs,
+                                               bool gaps) {
+    std::string wrong = wrong_numbers(coefficients, n, gaps);
+    if (!wrong.empty()) return {0, std::move(wrong)};
+    wrong = wrong_errors(errors, n, gaps);
+    if (!wrong.empty()) return {1, std::move(wrong)};
+    wrong = wrong_correlations(correlations, n_pairs);
+    return {wrong.empty() ? -1 : 2, std::move(wrong)};
+}
+
+// Whether the arrays of a band hold nothing but NaN, or nothing but 0: how tables whose arrays have one length, and
+// what is made of them, leave a band out.
+inline bool is_filled_up(const double* coefficients, const float* errors, const float* correlations, std::int64_t n,
+                         std::int64_t n_pairs) {
+    const auto all = [&](auto is_filling) {
+        return std::all_of(coefficients, coefficients + n, is_filling) && std::all_of(errors, errors + n, is_filling) &&
+               std::all_of(correlations, correlations + n_pairs, is_filling);
+    };
+    return all([](auto x) { return std::isnan(x); }) || all([](auto x) { return x == 0; });
 }
 
 }  // namespace xpkern::csv

@@ -100,7 +100,7 @@ void compare_ways(const char* begin, const char* end, const std::uint8_t* data, 
             if (!read_numbers(fast_end, end, closing, fast, n)) continue;
             std::string error;
             std::int64_t found = -1;
-            REQUIRE(read_unusual_numbers(slow_end, end, closing, false, slow, n, found, error));
+            REQUIRE(read_unusual_numbers(slow_end, end, closing, slow, n, found, error));
             REQUIRE(fast_end == slow_end && found == n);
             REQUIRE(std::memcmp(fast, slow, sizeof(Out) * static_cast<std::size_t>(n)) == 0);
         }

@@ -61,19 +61,22 @@ class InputSummary:
         could not be read.
     rows : int
         Stars.
+    usable : int
+        Stars that can be fitted: their rows could be read, and hold a spectrum or photometry.
     status : Counter
         How many stars have each bit, by the bit.
     first_reason : str
         File, row, field and message of the first row that could not be read; empty where all could.
     counts : Counter of str
         How many infrared measurements each cut removed, how many sources the tables of photometry have, how many
-        parallaxes were corrected (:class:`xpkern.Observations`).
+        parallaxes were corrected, and how many sources were in an earlier file, too (:class:`xpkern.Observations`).
     input_rules : dict of str to str or number
         Setting of each cut and name of the zero point, or why there is none.
     """
 
     files: dict[str, Path] = field(default_factory=dict)
     rows: int = 0
+    usable: int = 0
     status: Counter[Status] = field(default_factory=Counter)
     first_reason: str = ""
     counts: Counter[str] = field(default_factory=Counter)
@@ -82,6 +85,7 @@ class InputSummary:
     def count_input(self, observations: Observations, status: NDArray[np.uint32]) -> None:
         """Add a block of stars, whose status may tell more than that of the observations."""
         self.rows += len(observations)
+        self.usable += int(np.count_nonzero((status & np.uint32(UNFITTED)) == 0))
         some = int(np.bitwise_or.reduce(status))
         for bit in Status:
             self.status[bit] += int(np.count_nonzero(status & np.uint32(bit))) if some & bit else 0

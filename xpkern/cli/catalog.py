@@ -259,8 +259,8 @@ def model_beside(path: str | None, output: str) -> tuple[FluxModel, TypePrior]:
     return model, prior
 
 
-def unfitted_input(summary: CatalogSummary) -> str:
-    """Say in one line why there is a catalogue, but no star of it could be fitted."""
+def unfitted_input(summary: InputSummary) -> str:
+    """Say in one line why there is a catalogue or a file of spectra, but no star of it can be fitted."""
     said = "no star could be fitted; its column status says why"
     if "reasons" in summary.files:
         said += f", and {summary.files['reasons']} of rows that could not be read; the first: {summary.first_reason}"
@@ -313,6 +313,8 @@ def print_input(summary: InputSummary) -> None:
         if name.startswith("photometry_sources_"):
             table = name.removeprefix("photometry_sources_")
             print(f"  {count:>10,}  sources with a row in photometry table {table}")
+    if again := summary.counts.get("sources_in_earlier_files"):
+        print(f"  {again:>10,}  rows of sources that an earlier file has, too")
     for name, setting in summary.input_rules.items():
         cut = name.removeprefix("photometry_cut_")
         if name == "parallax_zero_point":

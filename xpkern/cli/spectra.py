@@ -14,6 +14,7 @@ from xpkern.cli.catalog import (
     expand,
     input_of,
     print_input,
+    unfitted_input,
     unusable_input,
 )
 
@@ -31,7 +32,12 @@ examples
 what is written
   one row per source of the input, in its order: source_id, status, parallax, flux and flux_error (66 samples, in
   1e-18 W m-2 nm-1, at the wavelengths of the attribute wavelength), whitener (2,211 numbers, 8.8 kB);
-  NAME.reasons.csv only if rows could not be read. Exit codes are those of `xpkern catalog --help`.
+  NAME.reasons.csv only if rows could not be read
+
+exit code
+  0    every source of the input was read, and found in the gaia_source table if one was given
+  1    no file (its name is taken, an input is unusable, ...), or none of its stars has anything to fit
+  3    the file is complete, but some rows could not be read or have no gaia_source row: one line says how many
 """
 
 
@@ -81,6 +87,9 @@ def run(options: argparse.Namespace) -> int:
     *_, table = summary.files.values()
     print(f"{summary.rows:,} stars in {time.perf_counter() - started:.1f} s: {table}")
     print_input(summary)
+    if summary.rows and not summary.usable:
+        print(f"xpkern: {table}: {unfitted_input(summary)}", file=sys.stderr)
+        return 1
     unusable = unusable_input(summary)
     if unusable:
         print(f"xpkern: {unusable}", file=sys.stderr)

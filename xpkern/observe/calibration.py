@@ -128,9 +128,25 @@ class Calibration:
         except Exception as error:  # a damaged file fails in any way at any place
             raise InputError(f"not a readable calibration file ({error})", file=str(path)) from error
 
-    def save(self, path: str | Path) -> None:
-        """Write everything to an ``.npz`` file; the same calibration gives the same bytes."""
-        with open(path, "wb") as stream:
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write everything to an ``.npz`` file; the same calibration gives the same bytes.
+
+        Parameters
+        ----------
+        path : path-like
+        overwrite : bool
+            Whether a file of that name is replaced.
+
+        Raises
+        ------
+        InputError
+            If there is one and it is not, or its folder does not exist.
+        """
+        from xpkern.catalog.pending import PendingFile, refuse_taken
+
+        pending = PendingFile(Path(path))
+        refuse_taken(pending.final, overwrite=overwrite)
+        with pending as partial, open(partial, "wb") as stream:
             np.savez(
                 stream,
                 release=np.array(self.release),
@@ -216,4 +232,4 @@ def _unit_spectra(n_bp: int, n_rp: int) -> Iterable[dict[str, object]]:
 
 
 if __name__ == "__main__":
-    Calibration.from_gaiaxpy().save(Path(__file__).parent / "data" / DEFAULT_FILE)
+    Calibration.from_gaiaxpy().save(Path(__file__).parent / "data" / DEFAULT_FILE, overwrite=True)

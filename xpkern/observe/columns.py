@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from xpkern.errors import InputError
 from xpkern.observe.gaia_source import as_array
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -191,6 +195,67 @@ def _numbers_of(item: Any) -> NDArray[np.floating[Any]]:
     if isinstance(item, np.ndarray) and item.dtype.kind == "f":
         return item.ravel()
     return np.array(item, np.float64).ravel()
+
+
+def chosen_table(
+    tables: Sequence[Collection[str]], keys: Collection[str], wanted: Collection[str], file: str
+) -> int | None:
+    """Which of the tables of a file is meant: of those with a key, the first of those with most of what is wanted.
+
+    Parameters
+    ----------
+    tables : sequence of collection of str
+        The columns of each (lower case).
+    keys : collection of str
+        Columns one of which it must have.
+    wanted : collection of str
+        Other columns, those that are asked for. One that has nothing of them is not meant if it is one of several.
+    file : str
+
+    Returns
+    -------
+    int or None
+        None if there is none.
+    """
+    found = {number: len(set(wanted) & set(names)) for number, names in enumerate(tables) if set(keys) & set(names)}
+    most = max(found.values(), default=0)
+    if not most and wanted and len(found) > 1:
+        return None
+    meant = [number for number, count in found.items() if count == most]
+    if wanted and len(meant) > 1:
+        log.warning("%s: %d tables hold what is asked for; the first of them is read", file, len(meant))
+    return meant[0] if meant else None
+
+
+def no_table(
+    parts: str,
+    kinds: Sequence[str],
+    tables: Sequence[Collection[str]],
+    keys: Collection[str],
+    wanted: Collection[str],
+    file: str,
+) -> InputError:
+    """Return the error of a file of which :func:`chosen_table` has chosen none.
+
+    Parameters
+    ----------
+    parts : str
+        What its tables are in.
+    kinds : sequence of str
+        What each of these is, in words.
+    tables, keys, wanted, file
+        As there.
+    """
+    key = lacking = min(keys, key=len)
+    if any(set(keys) & set(names) for names in tables):
+        lacking = f"{key} and any of {some_names(sorted(wanted, key=lambda name: (len(name), name)))}"
+    seen = "; ".join(f"{number} is {kind}" for number, kind in enumerate(kinds)) or "there are none"
+    return InputError(f"none of its {parts} is a table with {lacking}: {seen}", file=file, field=key)
+
+
+def some_names(names: Sequence[str]) -> str:
+    """The first of some names."""
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def some_rows(first: int, end: int) -> str:

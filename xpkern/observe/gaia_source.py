@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import gzip
 import os
 import re
 import zlib
@@ -49,13 +48,11 @@ GAIA_COLUMNS = (
     "rp_chi_squared",
 )
 
-#: Units in which columns are meant. Where a table says another one, they are converted; unWISE's ``flux`` is of no such
-#: unit, and stays.
+#: Units in which columns are meant. Where a table says another one, they are converted.
 UNITS = {
     **dict.fromkeys(("ra", "dec", "ecl_lat"), "deg"),
     **dict.fromkeys(("parallax", "parallax_error"), "mas"),
     **dict.fromkeys(("separation", "unwise_separation"), "arcsec"),
-    **dict.fromkeys(("flux", "flux_error"), "W m-2 nm-1"),
 }
 
 #: Columns that are text; all others but source_id are numbers.
@@ -100,9 +97,7 @@ class SourceTable:
                 self._columns |= {f"{column}_w1": values[:, 0], f"{column}_w2": values[:, 1]}
         source_id = self._column("source_id")
         if np.ma.is_masked(source_id) or source_id.dtype.kind not in "iu":
-            raise InputError(
-                f"must be 64-bit integers, not {source_id.dtype}; other types lose digits", file=name, field="source_id"
-            )
+            raise no_integers(source_id, name)
         for column, values in columns.items():
             if values.shape[:1] != source_id.shape:
                 found = len(values) if values.ndim else "no"
@@ -317,13 +312,16 @@ def in_usual_unit(column: Any, unit: Any, field: str, name: str) -> Any:
     """
     if field not in UNITS:
         return column
-    try:
-        factor = factor_to(UNITS[field], unit, field, name)
-    except InputError:
-        if field.startswith("flux"):
-            return column
-        raise
+    factor = factor_to(UNITS[field], unit, field, name)
     return column if factor == 1.0 else as_array(column) * factor
+
+
+def no_integers(values: NDArray, file: str) -> InputError:
+    """Return the error of a column source_id that is made of something else."""
+    is_text = values.dtype.kind in "SU" or all(isinstance(value, (str, bytes)) for value in values[:100].tolist())
+    message = f"must be 64-bit integers, not {'text' if is_text else values.dtype}; "
+    message += "convert it, not by way of floats, which lose digits" if is_text else "other types lose digits"
+    return InputError(message, file=file, field="source_id")
 
 
 def as_array(column: Any) -> NDArray:
@@ -362,12 +360,19 @@ def _read_columns(path: Path, wanted: Collection[str]) -> dict[str, NDArray]:
     if refusal := _ERROR_OF_ARCHIVE.search(head):
         said = " ".join(refusal.group(1).decode(errors="replace").split())
         raise InputError(f"holds an error in place of a table: {said or 'no reason given'}", file=str(path))
-    if head.startswith(_FITS) and (columns := _read_fits(path, wanted)) is not None:
-        return columns
+    if head.startswith(_FITS):
+        with contextlib.suppress(InputError):  # astropy may know more of it
+            if columns := _read_table(path, wanted):
+                return columns
     if is_hdf5 or head.startswith(_OF_ASTROPY) or name.endswith(_ENDINGS_OF_ASTROPY):
         if head.startswith(b"<"):
             refuse_truncated_votable(path)
-        return _read_with_astropy(path, "votable" if head.startswith(b"<") else None)
+        try:
+            return _read_with_astropy(path, "votable" if head.startswith(b"<") else None)
+        except InputError as of_astropy:
+            if head.startswith((b"\x89HDF", b"<")) and (columns := _read_one_of_several(path, wanted, of_astropy)):
+                return columns
+            raise
     return read_csv_columns(path, wanted)
 
 
@@ -442,27 +447,32 @@ def read_csv_columns(path: Path, wanted: Collection[str]) -> dict[str, NDArray]:
     return columns
 
 
-def _read_fits(path: Path, wanted: Collection[str]) -> dict[str, NDArray] | None:
-    """Some columns of a FITS file's first binary table that has source_id; None where astropy may know more of it.
+def _read_table(path: Path, wanted: Collection[str]) -> dict[str, NDArray]:
+    """Some columns of that table of a FITS, VOTable or HDF5 file which has most of them; none if one is unusual.
 
     astropy's tables read all columns, and to import them takes as long as a shard's fit.
     """
-    from xpkern.observe.spectra_fits import FitsTable
+    from xpkern.observe.tables import open_table
 
     columns = {}
-    try:
-        with decompressed(path) as stream:
-            is_gzip = isinstance(stream, gzip.GzipFile)
-            table = FitsTable(stream if is_gzip else str(path), str(path), frozenset({"source_id"}))
+    with contextlib.closing(open_table(path, "source_id", wanted)) as table:
         names = [name for name in table.widths if name == "source_id" or name in wanted]
-        if any(table.widths[name] != 1 for name in names):
-            return None
-        for name, column in next(table.chunks(names, table.n_rows), {}).items():
-            values = np.ma.array(column.values, mask=column.absent) if column.absent.any() else column.values
-            columns[name] = in_usual_unit(values, table.units[name], name, str(path))
-    except (InputError, OSError, EOFError, zlib.error):
-        return None
-    return columns or None
+        for name, column in next(table.chunks(names, table.n_rows or 1), {}).items():
+            if column.starts is not None or column.values.ndim > 1:
+                return {}
+            values = column.values.astype(str) if column.values.dtype.kind == "O" else column.values
+            values = np.ma.array(values, mask=column.absent) if column.absent.any() else values
+            columns[name] = in_usual_unit(values, table.units.get(name), name, str(path))
+    return columns
+
+
+def _read_one_of_several(path: Path, wanted: Collection[str], of_astropy: InputError) -> dict[str, NDArray]:
+    """The same, of a file that astropy has refused as it holds several tables, or in HDF5 one in a group."""
+    try:
+        return _read_table(path, wanted)
+    except InputError as error:
+        # it says what is missing; or what the file is
+        raise (error if error.field else of_astropy) from error
 
 
 def _read_with_astropy(path: Path, kind: str | None) -> dict[str, NDArray]:

@@ -238,6 +238,8 @@ class XpReader:
 
     def _blocks(self, rows: int) -> Generator[XpBlock | None, None, None]:
         is_empty = True
+        # counted only: what is in a row of a catalogue does not depend on the files beside its own
+        of_all_files = SeenSources() if len(self.files) > 1 else None
         for file in self.files:
             with contextlib.closing(
                 read_blocks(
@@ -251,6 +253,9 @@ class XpReader:
                 for block in blocks:
                     is_empty = False
                     block.repeated = seen.add(block.source_id, ~block.bad)
+                    if of_all_files is not None:
+                        again = of_all_files.add(block.source_id, ~block.bad)
+                        block.in_earlier_files = int(np.count_nonzero(again & ~block.repeated))
                     yield block
         if is_empty:
             yield None
@@ -284,6 +289,8 @@ class XpReader:
         mark(Status.REPEATED_SOURCE, block.repeated)
 
         counts: Counter[str] = Counter()
+        if block.in_earlier_files:
+            counts["sources_in_earlier_files"] = block.in_earlier_files
         rows = np.full(len(block), -1) if self.sources is None else self.sources.rows_of(block.source_id)
         band_flux, band_error = self._infrared(block, counts)
         n_bands = np.isfinite(band_error).sum(axis=1)

@@ -11,6 +11,7 @@ so that the variance of the sum, (w_BP e')² + (w_RP e')², is e² as the file s
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 
 import numpy as np
@@ -19,10 +20,17 @@ from numpy.typing import NDArray
 from xpkern.engine.contract import Coefficients, Float64
 from xpkern.grid import XP_WAVELENGTH
 from xpkern.observe.calibration import FLUX_UNIT, Calibration
+from xpkern.units import factor_to
 
 #: Samples of the archive's product [nm].
 SAMPLE_WAVELENGTH = np.arange(336.0, 1021.0, 2.0)
 N_SAMPLES = SAMPLE_WAVELENGTH.size
+
+#: Unit of fluxes and errors for which a table names none.
+SAMPLE_UNIT = "W m-2 nm-1"
+
+#: How the archive and astropy write it, and nothing.
+_SPELLINGS = frozenset({SAMPLE_UNIT, "W.m**-2.nm**-1", "W.nm-1.m-2", "W / (m2 nm)", "W / (nm m2)", ""})
 
 #: Where BP and RP overlap [nm]; between its ends, the weight of BP falls from 1 to 0 along a line.
 OVERLAP = (635.0, 643.0)
@@ -55,14 +63,41 @@ def sampled_calibration() -> Calibration:
     )
 
 
-def coefficients_of_samples(samples: Coefficients) -> tuple[Coefficients, NDArray[np.bool_]]:
+def sample_factors(units: Mapping[str, str], file: str) -> tuple[float, float]:
+    """Return by what fluxes and their errors are multiplied to be in :data:`SAMPLE_UNIT`.
+
+    Parameters
+    ----------
+    units : mapping of str to str
+        What a table says of its columns.
+    file : str
+
+    Raises
+    ------
+    InputError
+        If a unit is none of a flux density per wavelength.
+    """
+
+    def factor(name: str) -> float:
+        unit = units.get(name, "").strip()
+        # without astropy, as nearly every file has it
+        return 1.0 if unit in _SPELLINGS else factor_to(SAMPLE_UNIT, unit, name, file, must_be_understood=True)
+
+    return factor("flux"), factor("flux_error")
+
+
+def coefficients_of_samples(
+    samples: Coefficients, factors: tuple[float, float] = (1.0, 1.0)
+) -> tuple[Coefficients, NDArray[np.bool_]]:
     """Turn sampled spectra into coefficients of :func:`sampled_calibration`.
 
     Parameters
     ----------
     samples : Coefficients
-        Fluxes and errors [W m-2 nm-1] of n stars at :data:`SAMPLE_WAVELENGTH` in ``bp`` and ``bp_error``; a sample
-        whose flux or error is NaN is missing. ``has_bp`` says which stars have a spectrum.
+        Fluxes and errors of n stars at :data:`SAMPLE_WAVELENGTH` in ``bp`` and ``bp_error``; a sample whose flux or
+        error is NaN is missing. ``has_bp`` says which stars have a spectrum.
+    factors : (float, float)
+        By what fluxes, errors are multiplied to be in W m-2 nm-1.
 
     Returns
     -------
@@ -72,8 +107,8 @@ def coefficients_of_samples(samples: Coefficients) -> tuple[Coefficients, NDArra
         Samples that are missing; their coefficients are 0 ± 1.
     """
     # the archive's fluxes are float32, which is all that text and binary files agree in
-    flux = samples.bp[:, _USED].astype(np.float32).astype(np.float64) / FLUX_UNIT
-    error = samples.bp_error[:, _USED].astype(np.float64) / FLUX_UNIT * _ERROR_SCALE
+    flux = samples.bp[:, _USED].astype(np.float32).astype(np.float64) * factors[0] / FLUX_UNIT
+    error = samples.bp_error[:, _USED].astype(np.float64) * factors[1] / FLUX_UNIT * _ERROR_SCALE
     missing = ~(np.isfinite(flux) & np.isfinite(error)) | ~samples.has_bp[:, None]
     flux, error = np.where(missing, 0.0, flux), np.where(missing, 1.0, error).astype(np.float32)
     n = len(flux)

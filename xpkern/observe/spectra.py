@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 from xpkern.errors import InputError
 from xpkern.observe import spectra_csv
 from xpkern.observe.calibration import Calibration
-from xpkern.observe.spectra_columns import ColumnTable, read_columns
+from xpkern.observe.spectra_columns import IDENTIFIERS, SPECTRUM_COLUMNS, ColumnTable, read_columns
 from xpkern.observe.spectra_csv import decompressed, lines_with, read_text
 from xpkern.observe.text import GZIP_MAGIC
 from xpkern.observe.xp_block import BLOCK_ROWS, XpBlock
@@ -101,7 +102,7 @@ def read_blocks(
             head = stream.read(spectra_csv.PIECE)
             if not head:
                 raise InputError("the file is empty: it holds no header line", file=file)
-            reader = reader_of(head, file)
+            reader = reader_of(head, file, wanted=SPECTRUM_COLUMNS)
             if reader is None:
                 text = decompressed(head, stream, file)
                 if source_id is not None:
@@ -121,8 +122,14 @@ def read_blocks(
         raise InputError(f"cannot be read ({error.strerror or error})", file=file) from error
 
 
-def reader_of(head: bytes, file: str) -> Callable[[str | BinaryIO, str], ColumnTable] | None:
-    """Return what opens a file that begins so; None for text."""
+def reader_of(
+    head: bytes, file: str, keys: frozenset[str] = IDENTIFIERS, wanted: frozenset[str] = frozenset()
+) -> Callable[[str | BinaryIO, str], ColumnTable] | None:
+    """Return what opens a file that begins so; None for text.
+
+    Of a file with several tables it opens the one that :func:`xpkern.observe.columns.chosen_table` chooses by its
+    columns, ``keys`` and ``wanted``.
+    """
     if head.startswith(GZIP_MAGIC):
         with contextlib.suppress(InputError):
             head = next(decompressed(head, io.BytesIO(), file), b"")
@@ -132,7 +139,7 @@ def reader_of(head: bytes, file: str) -> Callable[[str | BinaryIO, str], ColumnT
     if head.startswith(b"\x89HDF\r\n\x1a\n"):
         from xpkern.observe.spectra_hdf5 import Hdf5Table
 
-        return Hdf5Table
+        return partial(Hdf5Table, keys=keys, wanted=wanted)
     if head.startswith(b"PAR1"):
         from xpkern.observe.spectra_parquet import ParquetTable
 
@@ -140,7 +147,7 @@ def reader_of(head: bytes, file: str) -> Callable[[str | BinaryIO, str], ColumnT
     if head.startswith(b"SIMPLE  ="):
         from xpkern.observe.spectra_fits import FitsTable
 
-        return FitsTable
+        return partial(FitsTable, keys=keys, wanted=wanted)
     if head.startswith(b"Obj\x01"):
         from xpkern.observe.spectra_avro import AvroTable
 
@@ -148,7 +155,7 @@ def reader_of(head: bytes, file: str) -> Callable[[str | BinaryIO, str], ColumnT
     if head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"<"):
         from xpkern.observe.spectra_votable import VOTable
 
-        return VOTable
+        return partial(VOTable, keys=keys, wanted=wanted)
     return None
 
 

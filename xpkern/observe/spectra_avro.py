@@ -36,6 +36,7 @@ class AvroTable:
         self._name = file
         self.n_rows: int | None = None
         self.attributes: dict[str, object] = {}
+        self.units: dict[str, str] = {}
         self._stream = _Bounded(open(content, "rb") if isinstance(content, str) else content)  # noqa: SIM115
         self._reader = fastavro.reader
         try:

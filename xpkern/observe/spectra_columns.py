@@ -15,6 +15,7 @@ from xpkern.errors import InputError
 from xpkern.observe import _csv
 from xpkern.observe.calibration import Calibration
 from xpkern.observe.columns import Column
+from xpkern.observe.gaia_source import no_integers
 from xpkern.observe.spectra_csv import read_text
 from xpkern.observe.text import refuse_repeated
 from xpkern.observe.xp_block import BandColumns, SpectrumTable, XpBlock, missing_columns, other_calibration
@@ -26,6 +27,14 @@ COVARIANCES = ("_coefficient_covariances", "_covariance_matrix")
 
 #: Names of the column by which a table of sources is known: the archive's, and the published catalogue's.
 IDENTIFIERS = frozenset({"source_id", "gdr3_source_id"})
+
+#: Columns by which a table of spectra is known among the tables of a file.
+SPECTRUM_COLUMNS = frozenset(
+    [
+        *(f"{band}_coefficient{ending}" for band in ("bp", "rp") for ending in ("s", "_errors", "_correlations")),
+        *("flux", "flux_error"),
+    ]
+)
 
 Chunk = Mapping[str, Column]
 
@@ -53,6 +62,10 @@ class ColumnTable(Protocol):
     def attributes(self) -> dict[str, object]:
         """What its writer says of the table as a whole."""
 
+    @property
+    def units(self) -> Mapping[str, str]:
+        """Units of its columns by lower-case name, as it spells them; empty or left out where it names none."""
+
     def chunks(self, columns: Sequence[str], rows: int) -> Iterator[Chunk]:
         """Yield some columns of all rows, so many rows at a time; the last chunk may be shorter, none is empty."""
 
@@ -65,6 +78,8 @@ def read_columns(
 ) -> Generator[XpBlock, None, None]:
     """Read a table of spectra; parameters and what is yielded as :func:`xpkern.observe.spectra.read_blocks`."""
     table = SpectrumTable.of(source.widths, calibration)
+    units = {name: source.units.get(name, "") for name in table.bands[0].arrays} if table.is_sampled else {}
+    table = table.in_units(units, file)
     covariances = [_covariance_column(band, source.widths) for band in table.bands]
     wanted = _wanted_columns(table, covariances, source, file)
     refuse_repeated(wanted, source.names, file)
@@ -77,7 +92,12 @@ def read_columns(
         _require_integers(first["source_id"], file)
     if any(first[name].is_text for band in table.bands for name in band.arrays if name in first):
         yield from read_text(
-            _as_text(wanted, chunks), file, calibration, rows=rows, need_standard_deviation=need_standard_deviation
+            _as_text(wanted, chunks),
+            file,
+            calibration,
+            rows=rows,
+            need_standard_deviation=need_standard_deviation,
+            units=units,
         )
         return
     rows_before = 0
@@ -142,11 +162,7 @@ def _wanted_columns(table: SpectrumTable, covariances: Sequence[str], source: Co
 
 def _require_integers(source_id: Column, file: str) -> None:
     if source_id.is_array or source_id.values.dtype.kind not in "iu":
-        raise InputError(
-            f"must be 64-bit integers, not {source_id.values.dtype}; other types lose digits",
-            file=file,
-            field="source_id",
-        )
+        raise no_integers(source_id.values, file)
 
 
 class _Rows:
@@ -234,6 +250,7 @@ class _Rows:
         with np.errstate(over="ignore", invalid="ignore"):
             in_float32 = deviation.astype(np.float32)
         wrong = ~np.isnan(deviation) & ~((in_float32 > 0) & np.isfinite(in_float32))
+        # whether the band is there or not: so converted files keep the rows that could not be read
         self._fail(wrong, f"{band.prefix}_standard_deviation", "the standard deviation is not positive")
         names = [name for name, _, _ in fields]
         if covariance:

@@ -7,7 +7,7 @@ line; lines before it that start with ``#`` (ECSV) are skipped. Fields are separ
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from typing import BinaryIO
 
 import numpy as np
@@ -16,7 +16,7 @@ from isal import igzip_lib
 from xpkern.errors import InputError
 from xpkern.observe import _csv
 from xpkern.observe.calibration import Calibration
-from xpkern.observe.text import GZIP_MAGIC, column_names, refuse_repeated
+from xpkern.observe.text import GZIP_MAGIC, column_names, refuse_repeated, units_of_ecsv
 from xpkern.observe.xp_block import SpectrumTable, XpBlock, first_rows, missing_columns, other_calibration
 
 #: Bytes of gzip read at a time, and of text at most at a time, made of them or read: some 20 rows. Fewer cost more
@@ -34,7 +34,13 @@ _NO_FORMAT = (
 
 
 def read_text(
-    pieces: Iterator[bytes], file: str, calibration: Calibration, *, rows: int, need_standard_deviation: bool
+    pieces: Iterator[bytes],
+    file: str,
+    calibration: Calibration,
+    *,
+    rows: int,
+    need_standard_deviation: bool,
+    units: Mapping[str, str] | None = None,
 ) -> Generator[XpBlock, None, None]:
     """Read a table of spectra from its text.
 
@@ -44,15 +50,18 @@ def read_text(
         Of any lengths; may raise InputError where the text breaks off.
     file, calibration, rows, need_standard_deviation
         As :func:`xpkern.observe.spectra.read_blocks`, which tells what is yielded and raised.
+    units : mapping of str to str, optional
+        Of its columns; those of its ECSV header when not given.
     """
     text = _Text(pieces, file)
-    names, separator = text.read_header()
+    comments, names, separator = text.read_header()
     header = [name.lower() for name in names]
     table = SpectrumTable.of(header, calibration)
     if table.known_columns.isdisjoint(header):
         raise InputError(_NO_FORMAT, file=file, field="source_id")
     refuse_repeated(sorted(table.known_columns), names, file)
     if table.is_sampled:
+        table = table.in_units(units_of_ecsv(comments) if units is None else units, file)
         parser = _csv.RowParser.of_sampled(header, separator=separator, n_samples=table.bands[0].n_coefficients)
     else:
         parser = _csv.RowParser(
@@ -183,12 +192,26 @@ class _Text:
         self.begin = line_feed + 1
         return line.removesuffix("\r")
 
-    def read_header(self) -> tuple[list[str], str]:
-        """Take the comments and the header line off the window; return the columns' names and what separates them."""
+    def read_header(self) -> tuple[list[str], list[str], str]:
+        """Take the comments and the header line off the window.
+
+        Returns
+        -------
+        comments : list of str
+            Without their sign; no more of them than a line may have bytes.
+        names : list of str
+            Of the columns.
+        separator : str
+        """
+        comments: list[str] = []
+        most = LONGEST_LINE
         while (line := self.read_line()) is not None:
             line = line.removeprefix("\ufeff")
             if line.strip() and not line.startswith("#"):
-                return column_names(line)
+                return comments, *column_names(line)
+            most -= len(line) + 1
+            if line.startswith("#") and most > 0:
+                comments.append(line[1:])
         raise InputError("the file holds no header line", file=self._file)
 
 

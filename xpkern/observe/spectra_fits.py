@@ -18,7 +18,7 @@ from astropy.io import fits
 from numpy.typing import NDArray
 
 from xpkern.errors import InputError
-from xpkern.observe.columns import Column, attributes_of, reason_of
+from xpkern.observe.columns import Column, attributes_of, chosen_table, no_table, reason_of, some_names
 from xpkern.observe.spectra_columns import IDENTIFIERS, Chunk
 
 #: Types of FITS columns as NumPy's, big-endian; of a logical value the letter T or F.
@@ -29,7 +29,7 @@ _FORMAT = re.compile(r"(\d*)([A-Z])([A-Z]?)")
 
 
 class FitsTable:
-    """See :class:`xpkern.observe.spectra_columns.ColumnTable`: the first binary table with one column of ``keys``.
+    """See :class:`xpkern.observe.spectra_columns.ColumnTable`: a binary table that :func:`chosen_table` chooses.
 
     Attributes
     ----------
@@ -37,8 +37,14 @@ class FitsTable:
         Of each column, as the header has it; empty where it has none.
     """
 
-    def __init__(self, content: str | BinaryIO, file: str, keys: frozenset[str] = IDENTIFIERS) -> None:
-        self._name, self._keys = file, keys
+    def __init__(
+        self,
+        content: str | BinaryIO,
+        file: str,
+        keys: frozenset[str] = IDENTIFIERS,
+        wanted: frozenset[str] = frozenset(),
+    ) -> None:
+        self._name, self._keys, self._wanted = file, keys, wanted
         self.names: list[str] = []
         self.widths: dict[str, int | None] = {}
         self.units: dict[str, str] = {}
@@ -60,16 +66,18 @@ class FitsTable:
             raise InputError(f"the file ends too early: it has {size} bytes of at least {self._heap_end}", file=file)
 
     def _choose(self, hdus: Any) -> None:
-        seen = []
-        for number, hdu in enumerate(hdus):
-            names = [name.lower() for name in hdu.columns.names] if isinstance(hdu, fits.BinTableHDU) else []
-            if self._keys.intersection(names):
-                break
-            what = f"a table of {', '.join(names[:3])}, ..." if names else type(hdu).__name__
-            seen.append(f"{number} is {what}")
-        else:
-            key = "source_id" if self._keys is IDENTIFIERS else next(iter(self._keys))
-            raise InputError(f"none of its HDUs is a table with {key}: {'; '.join(seen)}", file=self._name, field=key)
+        tables = [
+            [(name or "").lower() for name in hdu.columns.names] if isinstance(hdu, fits.BinTableHDU) else []
+            for hdu in hdus
+        ]
+        chosen = chosen_table(tables, self._keys, self._wanted, self._name)
+        if chosen is None:
+            kinds = [
+                f"a table of {some_names(names)}" if names else type(hdu).__name__
+                for names, hdu in zip(tables, hdus, strict=True)
+            ]
+            raise no_table("HDUs", kinds, tables, self._keys, self._wanted, self._name)
+        hdu, names = hdus[chosen], tables[chosen]
         self.names = list(hdu.columns.names)
         header = hdu.header
         self.attributes = attributes_of(header.get("XPKERN"))

@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 
 from xpkern.errors import InputError
-from xpkern.observe.columns import Column, column_of, reason_of, some_rows
+from xpkern.observe.columns import Column, chosen_table, column_of, no_table, reason_of, some_names, some_rows
 from xpkern.observe.spectra_columns import IDENTIFIERS, Chunk
 
 #: A dataset that claims more bytes than this for each byte of the file is not read: deflate makes at most 1032 of one.
@@ -24,11 +24,17 @@ LARGEST_CHUNK = 1 << 28
 class Hdf5Table:
     """See :class:`xpkern.observe.spectra_columns.ColumnTable`.
 
-    Columns are sought in the root, then in its groups: where one of ``keys`` is among them.
+    Columns are sought in the root and in its groups; :func:`chosen_table` chooses among these.
     """
 
-    def __init__(self, content: str | BinaryIO, file: str, keys: frozenset[str] = IDENTIFIERS) -> None:
-        self._name, self._content, self._keys = file, content, keys
+    def __init__(
+        self,
+        content: str | BinaryIO,
+        file: str,
+        keys: frozenset[str] = IDENTIFIERS,
+        wanted: frozenset[str] = frozenset(),
+    ) -> None:
+        self._name, self._content, self._keys, self._wanted = file, content, keys, wanted
         try:
             self._file = h5py.File(content, "r")
         except (OSError, RuntimeError, ValueError, KeyError) as error:
@@ -47,6 +53,7 @@ class Hdf5Table:
         self.names: list[str] = []
         self.widths: dict[str, int | None] = {}
         self.n_rows = 0
+        found: list[tuple[Any, list[str], dict[str, Any]]] = []
         for place in chain([self._file], self._file.values()):
             if isinstance(place, h5py.Dataset):
                 names = list(place.dtype.names or ())
@@ -62,13 +69,18 @@ class Hdf5Table:
                 columns = {name.lower(): (data, data.dtype, data.shape) for name, data in datasets.items()}
             else:
                 continue
-            self.names += names
-            self.widths |= dict.fromkeys(columns)
-            if self._keys & columns.keys():
-                break
-        else:
-            return  # the names found tell what is missing
-        self.names, self.widths = names, {}
+            if columns:
+                found.append((place, names, columns))
+        tables = [list(columns) for _, _, columns in found]
+        chosen = chosen_table(tables, self._keys, self._wanted, self._name)
+        if chosen is None and any(self._keys.intersection(names) for names in tables):
+            kinds = [f"{place.name}: {some_names(names)}" for place, names, _ in found]
+            raise no_table("groups", kinds, tables, self._keys, self._wanted, self._name)
+        if chosen is None:  # the names found tell what is missing
+            self.names = [name for _, names, _ in found for name in names]
+            self.widths = dict.fromkeys(name for names in tables for name in names)
+            return
+        place, self.names, columns = found[chosen]
         n_rows = None
         for name, (data, dtype, shape) in columns.items():
             shape = (*(shape or ()), *dtype.shape)
@@ -95,6 +107,16 @@ class Hdf5Table:
     def attributes(self) -> dict[str, object]:
         """See :class:`ColumnTable`."""
         return dict(self._file.attrs)
+
+    @property
+    def units(self) -> dict[str, str]:
+        """See :class:`ColumnTable`; those of compound rows have no place to be named."""
+        units = {}
+        for name, (data, _) in self._columns.items():
+            attributes = data.attrs if isinstance(data, h5py.Dataset) else {}
+            unit = attributes.get("unit", attributes.get("units", ""))
+            units[name] = unit.decode(errors="replace") if isinstance(unit, bytes) else str(unit)
+        return units
 
     def chunks(self, columns: Sequence[str], rows: int) -> Iterator[Chunk]:
         """See :class:`ColumnTable`."""

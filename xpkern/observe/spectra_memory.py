@@ -45,9 +45,12 @@ class MemoryTable:
         self.names = _names_of(table)
         self.widths: dict[str, int | None] = {}
         self.attributes: dict[str, object] = {}
+        self.units = _units_of(table)
         n_rows = None
         for key, values in columns.items():
             self.widths[key] = None
+            if unit := getattr(values, "unit", None):
+                self.units[key] = str(unit)
             of_spectra = key.endswith(_ENDINGS)
             if not of_spectra and not every_column:
                 continue
@@ -73,6 +76,15 @@ class MemoryTable:
 
     def close(self) -> None:
         """See :class:`ColumnTable`."""
+
+
+def _units_of(table: Any) -> dict[str, str]:
+    """Units that a pyarrow table has beside its columns; those of others are with them."""
+    if not hasattr(table, "column_names"):
+        return {}
+    from xpkern.observe.spectra_parquet import units_of_schema
+
+    return units_of_schema(table.schema)
 
 
 def _names_of(table: Any) -> list[str]:

@@ -14,6 +14,7 @@ from xpkern.errors import InputError
 from xpkern.observe.columns import Column, attributes_of, joined, reason_of, some_rows
 from xpkern.observe.parquet_pages import ColumnChunk, FileBytes, Irregular, ListPages
 from xpkern.observe.spectra_columns import Chunk
+from xpkern.observe.text import units_of_ecsv
 
 #: Numbers that a row may have in a column, on average over a row group: a correlation matrix of 512 coefficients.
 MOST_NUMBERS = 1 << 18
@@ -49,6 +50,11 @@ class ParquetTable:
         self.widths: dict[str, int | None] = {
             field.name.lower(): _width(field.type) if self.n_rows else None for field in schema
         }
+
+    @property
+    def units(self) -> dict[str, str]:
+        """See :class:`ColumnTable`."""
+        return units_of_schema(self._file.schema_arrow)
 
     def chunks(self, columns: Sequence[str], rows: int) -> Iterator[Chunk]:
         """See :class:`ColumnTable`."""
@@ -244,6 +250,16 @@ def _width(kind: pa.DataType) -> int | None:
     if pa.types.is_fixed_size_list(kind):
         return int(kind.list_size)
     return 1 if pa.types.is_integer(kind) or pa.types.is_floating(kind) else None
+
+
+def units_of_schema(schema: pa.Schema) -> dict[str, str]:
+    """Units of columns by lower-case name, from what this library or astropy writes of them."""
+    about = (schema.metadata or {}).get(b"table_meta_yaml", b"").decode(errors="replace")
+    units = units_of_ecsv(about.splitlines())
+    for field in schema:
+        if unit := (field.metadata or {}).get(b"unit"):
+            units[field.name.lower()] = unit.decode(errors="replace")
+    return units
 
 
 def column_of_arrow(array: Any) -> Column:

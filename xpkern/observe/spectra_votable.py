@@ -12,7 +12,7 @@ import numpy as np
 from astropy.io import votable
 
 from xpkern.errors import InputError
-from xpkern.observe.columns import reason_of
+from xpkern.observe.columns import chosen_table, no_table, reason_of, some_names
 from xpkern.observe.source_files import truncated
 from xpkern.observe.spectra_columns import IDENTIFIERS, Chunk
 from xpkern.observe.spectra_memory import MemoryTable
@@ -22,9 +22,15 @@ _HEAD = 1 << 20
 
 
 class VOTable:
-    """See :class:`xpkern.observe.spectra_columns.ColumnTable`: the first table with one of the columns ``keys``."""
+    """See :class:`xpkern.observe.spectra_columns.ColumnTable`: a table that :func:`chosen_table` chooses."""
 
-    def __init__(self, content: str | BinaryIO, file: str, keys: frozenset[str] = IDENTIFIERS) -> None:
+    def __init__(
+        self,
+        content: str | BinaryIO,
+        file: str,
+        keys: frozenset[str] = IDENTIFIERS,
+        wanted: frozenset[str] = frozenset(),
+    ) -> None:
         _check_votable(content, file)
         try:
             with warnings.catch_warnings():
@@ -32,14 +38,17 @@ class VOTable:
                 document = votable.parse(content, verify="ignore")
                 _refuse_bad_status(document, file)
                 found = [table for table in document.iter_tables() if table.fields]
-                with_key = (table for table in found if keys & {field.name.lower() for field in table.fields})
-                chosen = next(with_key, found[0] if found else None)
         except InputError:
             raise
         except Exception as error:  # a damaged document fails in any way at any place
             raise InputError(f"not a readable VOTable ({reason_of(error)})", file=file) from error
-        if chosen is None:
+        if not found:
             raise InputError("the VOTable holds no table", file=file)
+        tables = [[field.name.lower() for field in table.fields] for table in found]
+        number = chosen_table(tables, keys, wanted, file)
+        if number is None and len(found) > 1:
+            raise no_table("tables", [f"one of {some_names(names)}" for names in tables], tables, keys, wanted, file)
+        chosen = found[number or 0]  # the names of the only one tell what is missing
         array, self.names = chosen.array, [field.name for field in chosen.fields]
         columns = array.dtype.names or ()
         # fields that are not named as the table says carry their ID
@@ -47,6 +56,7 @@ class VOTable:
         values = {name.lower(): _masked(array, column) for name, column in zip(self.names, own, strict=True)}
         self._table = MemoryTable(values, file, every_column=True)
         self.widths, self.n_rows, self.attributes = self._table.widths, self._table.n_rows, self._table.attributes
+        self.units = {field.name.lower(): str(field.unit or "") for field in chosen.fields}
 
     def chunks(self, columns: Sequence[str], rows: int) -> Iterator[Chunk]:
         """See :class:`ColumnTable`."""

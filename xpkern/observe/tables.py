@@ -11,7 +11,7 @@ import difflib
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
 from typing import Any, BinaryIO
 
@@ -23,10 +23,7 @@ from xpkern.observe.gaia_source import NULL_WORDS
 from xpkern.observe.spectra import reader_of, unpacked
 from xpkern.observe.spectra_columns import IDENTIFIERS, Chunk, ColumnTable
 from xpkern.observe.spectra_csv import PIECE, decompressed
-from xpkern.observe.spectra_fits import FitsTable
-from xpkern.observe.spectra_hdf5 import Hdf5Table
-from xpkern.observe.spectra_votable import VOTable
-from xpkern.observe.text import GZIP_MAGIC, column_names
+from xpkern.observe.text import GZIP_MAGIC, column_names, ecsv_header, units_of_ecsv
 
 #: What may stand between two fields of text.
 _SEPARATORS = (",", "|", "\t", ";", " ")
@@ -44,7 +41,9 @@ _ECSV_NUMBERS = frozenset(
 _NO_COLUMN = "there is no such column"
 
 
-def open_table(path: str | os.PathLike[str], key: str | None = None) -> ColumnTable:
+def open_table(
+    path: str | os.PathLike[str], key: str | None = None, wanted: Collection[str] = frozenset()
+) -> ColumnTable:
     """Open a table of any format; ``contextlib.closing`` closes it.
 
     Parameters
@@ -54,6 +53,8 @@ def open_table(path: str | os.PathLike[str], key: str | None = None) -> ColumnTa
     key : str, optional
         A column that it must have, in lower case: of files with several tables, the first with this column is meant.
         That by which sources are known, ``source_id`` or ``gdr3_source_id``, when not given.
+    wanted : collection of str
+        Other columns: among tables with the first, that with most of these is meant.
 
     Returns
     -------
@@ -70,16 +71,11 @@ def open_table(path: str | os.PathLike[str], key: str | None = None) -> ColumnTa
             head = stream.read(PIECE)
             if not head:
                 raise InputError("the file is empty: it holds no header line", file=file)
-            reader = reader_of(head, file)
+            reader = reader_of(head, file, keys, frozenset(wanted))
             content: str | BinaryIO = file
             if reader is not None and head.startswith(GZIP_MAGIC):
                 content = unpacked(decompressed(head, stream, file), file)
-        if reader is None:
-            table: ColumnTable = CsvTable(file)
-        elif reader in (FitsTable, Hdf5Table, VOTable):  # of which one file may hold several
-            table = reader(content, file, keys)
-        else:
-            table = reader(content, file)
+        table: ColumnTable = CsvTable(file) if reader is None else reader(content, file)
     except OSError as error:
         reason = "no such file" if not os.path.exists(file) else f"cannot be read ({error.strerror or error})"
         raise InputError(reason, file=file) from error
@@ -121,20 +117,17 @@ class CsvTable:
     @cached_property
     def _header(self) -> dict[str, Any]:
         """What an ECSV header says; nothing where there is none, or none that can be understood."""
-        if not (self._comments and self._comments[0].strip().startswith("%ECSV")):
-            return {}
-        from astropy.table.meta import YamlParseError, get_header_from_yaml
-
-        try:
-            header = get_header_from_yaml(self._comments)
-        except YamlParseError:
-            header = None
-        return header if isinstance(header, dict) else {}
+        return ecsv_header(self._comments)
 
     @cached_property
     def attributes(self) -> dict[str, object]:
         """See :class:`ColumnTable`."""
         return dict(self._header.get("meta") or {})
+
+    @property
+    def units(self) -> dict[str, str]:
+        """See :class:`ColumnTable`."""
+        return units_of_ecsv(self._comments)
 
     @cached_property
     def _arrays(self) -> dict[str, tuple[np.dtype, int | None]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from xpkern.engine.contract import Coefficients, Float32
 from xpkern.errors import InputError
 from xpkern.observe.calibration import Calibration
-from xpkern.observe.sampled import N_SAMPLES, coefficients_of_samples, sampled_calibration
+from xpkern.observe.sampled import N_SAMPLES, coefficients_of_samples, sample_factors, sampled_calibration
 
 #: Rows of a block: 14 MB of numbers. Many enough that the work on them outweighs the overhead of a block, few enough
 #: that every thread can have a block of its own.
@@ -44,7 +44,9 @@ class XpBlock:
     missing : (n, n_xp) bool, optional
         Samples that a sampled spectrum lacks.
     repeated : (n,) bool
-        Rows whose source has occurred before.
+        Rows whose source has occurred before in the same file.
+    in_earlier_files : int
+        How many other rows have a source that has occurred in an earlier file.
     unknown_deviation : (2, n) bool
         Rows of which the file does not tell the standard deviation of BP, of RP: 1 is taken.
     """
@@ -57,6 +59,7 @@ class XpBlock:
     is_sampled: bool = False
     missing: NDArray[np.bool_] | None = None
     repeated: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
+    in_earlier_files: int = 0
     unknown_deviation: NDArray[np.bool_] = field(default_factory=lambda: np.zeros((2, 0), np.bool_))
 
     def __post_init__(self) -> None:
@@ -70,7 +73,7 @@ class XpBlock:
 
 
 class SeenSources:
-    """The sources of a file so far: 8 bytes each, in sorted runs that are merged as they grow."""
+    """The sources of a file, or of several, so far: 8 bytes each, in sorted runs that are merged as they grow."""
 
     def __init__(self) -> None:
         self._runs: list[NDArray[np.int64]] = []
@@ -132,11 +135,14 @@ class SpectrumTable:
     bands : (BandColumns, BandColumns)
         BP and RP; for sampled spectra the one spectrum that there is, and nothing.
     is_sampled : bool
+    factors : (float, float)
+        By what sampled fluxes, their errors are multiplied to be in W m-2 nm-1.
     """
 
     calibration: Calibration
     bands: tuple[BandColumns, BandColumns]
     is_sampled: bool
+    factors: tuple[float, float] = (1.0, 1.0)
 
     @classmethod
     def of(cls, columns: Collection[str], calibration: Calibration) -> SpectrumTable:
@@ -155,6 +161,10 @@ class SpectrumTable:
 
         bp = band("bp", calibration.n_bp, calibration.bp_basis_function_id)
         return cls(calibration, (bp, band("rp", calibration.n_rp, calibration.rp_basis_function_id)), False)
+
+    def in_units(self, units: Mapping[str, str], file: str) -> SpectrumTable:
+        """The same table with fluxes in units that it names; raises as :func:`sampled.sample_factors`."""
+        return replace(self, factors=sample_factors(units, file))
 
     @property
     def known_columns(self) -> frozenset[str]:
@@ -230,7 +240,7 @@ class SpectrumTable:
         arrays.has_bp[bad] = arrays.has_rp[bad] = False
         missing = None
         if self.is_sampled:
-            arrays, missing = coefficients_of_samples(arrays)
+            arrays, missing = coefficients_of_samples(arrays, self.factors)
         name = os.path.basename(file)
         return XpBlock(
             source_id=source_id,
