@@ -12,7 +12,7 @@ from simulated_gpu import SimulatedGpu, simulated_cupy
 
 import xpkern.engine
 from bench.__main__ import main
-from bench.gpu import paper, roof, suite
+from bench.gpu import catalogue, paper, roof, suite
 from bench.gpu.checks import Check
 from xpkern.engine.cuda import device as door
 from xpkern.engine.cuda.engine import CudaEngine
@@ -84,6 +84,7 @@ def test_the_suite_on_a_simulated_gpu(monkeypatch, tmp_path, capsys):
         monkeypatch.setattr(suite, name, value)
     monkeypatch.setattr(suite, "host_copy_rate", lambda: 1e9)
     monkeypatch.setattr(suite, "_peer", _no_peer)
+    monkeypatch.setattr(catalogue, "_ROUNDS", 1)
     monkeypatch.setattr(suite, "check_everything", lambda engine, sample: [Check("loss", 0.0, 1.0)])
     assert main(["gpu", "--stars", "16", "--output", str(tmp_path)]) == 0
     record = json.loads((tmp_path / "simulated-gpu" / "gpu.json").read_text())

@@ -94,7 +94,7 @@ def on_gpu(cupy, stars: StarData) -> StarData:
 
 
 def test_every_operation_gives_what_the_reference_does():
-    checks = check_everything(CudaEngine(SimulatedGpu()), Sample(40))
+    checks = check_everything(CudaEngine(SimulatedGpu()), Sample(24))
     assert len(checks) == 24
     assert [str(check) for check in checks if not check.passed] == []
 
@@ -209,18 +209,18 @@ def catalogue_of(folder, files, gpu, rows):
 
 
 def test_a_block_stays_on_the_gpu_from_coefficients_to_rows(tmp_path, cupy):
-    files = simulate(*xk.load_model(), 12, seed=5).write(tmp_path / "survey")
+    files = simulate(*xk.load_model(), 6, seed=5).write(tmp_path / "survey")
     by_host, there = SimulatedGpu(), SimulatedGpu(keeps_arrays=True)
-    expected = catalogue_of(tmp_path, files, by_host, rows=5)
+    expected = catalogue_of(tmp_path, files, by_host, rows=4)
     assert by_host.copied_from
-    assert catalogue_of(tmp_path, files, there, rows=5) == expected
+    assert catalogue_of(tmp_path, files, there, rows=4) == expected
     assert there.copied_from == []
     assert there.launches == by_host.launches
 
 
 def test_a_block_that_has_no_room_on_the_gpu_passes_through_the_host(tmp_path, cupy, caplog):
-    files = simulate(*xk.load_model(), 12, seed=5).write(tmp_path / "survey")
-    expected = catalogue_of(tmp_path, files, SimulatedGpu(), rows=5)
+    files = simulate(*xk.load_model(), 6, seed=5).write(tmp_path / "survey")
+    expected = catalogue_of(tmp_path, files, SimulatedGpu(), rows=4)
     full = SimulatedGpu(keeps_arrays=True)
 
     def no_room(array):
@@ -228,9 +228,9 @@ def test_a_block_that_has_no_room_on_the_gpu_passes_through_the_host(tmp_path, c
 
     full.keeping = lambda: nullcontext(no_room)
     caplog.clear()
-    assert catalogue_of(tmp_path, files, full, rows=5) == expected
+    assert catalogue_of(tmp_path, files, full, rows=4) == expected
     said = [record.message for record in caplog.records if "room" in record.message]
-    assert said == ["the GPU has no room for 5 stars at once: they pass through the host (no room for it)"] * 2
+    assert said == ["the GPU has no room for 4 stars at once: they pass through the host (no room for it)"] * 2
 
 
 def test_threads_may_call_at_the_same_time(mock):

@@ -81,7 +81,7 @@ def test_long_arrays_of_numbers_of_every_shape(tmp_path, rng):
     calibration = Calibration.default()
     expected = {"coefficients": [], "errors": [], "correlations": []}
     rows = []
-    for _ in range(20):
+    for _ in range(8):
         texts = {
             "coefficients": [signed(f"{rng.integers(0, 1000)}{number(9)}") for _ in range(calibration.n_bp)],
             "errors": [number(9) for _ in range(calibration.n_bp)],

@@ -46,7 +46,7 @@ def test_round_trip(saved, rng):
 
 
 def test_digest_survives_every_round_trip(rng, tmp_path):
-    for number in range(30):
+    for number in range(8):
         model, prior = random_model(rng, hidden=(4,)), random_prior(rng)
         first, second = tmp_path / f"{number}.h5", tmp_path / f"{number}_again.h5"
         xk.save_model(first, model, prior)
