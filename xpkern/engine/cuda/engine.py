@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -57,19 +55,16 @@ from xpkern.engine.cuda.lanes import Batch, Lanes
 from xpkern.engine.cuda.launching import Launcher, form
 from xpkern.engine.cuda.residents import Kept
 from xpkern.engine.cuda.tables import (
-    Table,
-    calibration_table,
+    Tables,
     candidate_table,
     grid_table,
     model_table,
-    noise_table,
     prior_table,
 )
 from xpkern.engine.cuda.training import Course, Trainer
 from xpkern.engine.epoch import check_epoch, check_rows
 from xpkern.engine.groups import GroupedStars
 from xpkern.engine.packed import packed_size
-from xpkern.engine.tables import learned_error
 from xpkern.engine.training import EpochResult, ModelMoments, Steps
 from xpkern.fit.candidates import CandidateGrid
 from xpkern.fit.start import StartGrid
@@ -107,11 +102,8 @@ class CudaEngine:
         self.device = open_device() if device is None else device
         self._launcher = Launcher(self.device)
         self._lanes = Lanes(self.device)
-        self._tables: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
-        self._calibrations: WeakKeyDictionary[Any, dict[Any, Any]] = WeakKeyDictionary()
-        self._noises: WeakKeyDictionary[Any, dict[Any, Any]] = WeakKeyDictionary()
+        self._tables = Tables(self.device)
         self._kept = Kept(self.device)
-        self._lock = threading.Lock()
 
     #: Stars that it likes to be given at a time: with fewer it waits for the slowest of them more often.
     block_stars = 16384
@@ -139,7 +131,7 @@ class CudaEngine:
         """Flux and whitener from coefficients (Eqs. 2-4); bands (n, 5) with error inf are missing."""
         stars, bands = photometry_flux.shape
         samples = calibration.wavelength.size + bands
-        table = self._calibration(calibration, noise, samples)
+        table = self._tables.of_calibration(calibration, noise, samples)
         scratch = self._launcher.scratch(calibration=table.view)
         needed = scratch.calibrate
 
@@ -211,7 +203,7 @@ class CudaEngine:
         Spectra that have not the archive's samples are the CPU's work.
         """
         samples, k = model.n_samples, model.n_parameters
-        of_model, of_noise = self._table(model, model_table), self._noise(noise, contained, model)
+        of_model, of_noise = self._tables.of(model, model_table), self._tables.of_noise(noise, contained, model)
         if samples != N_FLUX:
             on_host = StarData(**{name: to_host(array) for name, array in vars(stars).items()})
             frozen = CpuEngine().freeze_noise(model, noise, on_host, contained, to_host(params), threads=threads)
@@ -246,7 +238,7 @@ class CudaEngine:
 
     def prior_curvature(self, prior: TypePrior, theta: Float64, *, threads: int | None = None) -> Float64:
         """Minus the Hessian of ln p_GMM, (n, d, d), at stellar types (n, d)."""
-        table, d = self._table(prior, prior_table), prior.means.shape[1]
+        table, d = self._tables.of(prior, prior_table), prior.means.shape[1]
         needed = self._launcher.scratch(prior=table.view).curvature
 
         def queue(batch: Batch) -> None:
@@ -263,7 +255,7 @@ class CudaEngine:
 
     def predict(self, model: FluxModel, params: Float64, *, threads: int | None = None) -> Float64:
         """Flux (n, m) of linear parameters (n, k) (Eq. 8)."""
-        table = self._table(model, model_table)
+        table = self._tables.of(model, model_table)
         needed = self._launcher.scratch(model=table.view).predict
 
         def queue(batch: Batch) -> None:
@@ -289,7 +281,7 @@ class CudaEngine:
         threads: int | None = None,
     ) -> Evaluation:
         """Loss, gradient, Hessian and Fisher matrix at linear parameters (n, k)."""
-        of_model, of_prior = self._table(model, model_table), self._table(prior, prior_table)
+        of_model, of_prior = self._tables.of(model, model_table), self._tables.of(prior, prior_table)
         inputs = star_inputs(stars, model.n_samples, model.n_parameters)
         needed = self._launcher.scratch(model=of_model.view, prior=of_prior.view).evaluate
 
@@ -316,7 +308,7 @@ class CudaEngine:
 
     def start(self, grid: StartGrid, stars: StarData, options: FitOptions, *, threads: int | None = None) -> Float64:
         """Starts of each star, best first, as linear parameters (n, starts, k); NaN where it has fewer."""
-        table, inputs = self._table(grid, grid_table), grid.types.shape[1]
+        table, inputs = self._tables.of(grid, grid_table), grid.types.shape[1]
         samples = len(grid.basis)
         needed = self._launcher.scratch(n_types=len(grid), samples=samples, inputs=inputs).start
 
@@ -357,12 +349,12 @@ class CudaEngine:
         threads: int | None = None,
     ) -> Solution:
         """Lowest optimum of the star loss from the starts of a grid, or that from given parameters (n, k)."""
-        of_model, of_prior = self._table(model, model_table), self._table(prior, prior_table)
+        of_model, of_prior = self._tables.of(model, model_table), self._tables.of(prior, prior_table)
         view = fit_view(of_model.view, of_prior.view, terms, box)
         inputs = star_inputs(stars, model.n_samples, model.n_parameters)
         sizes: dict[str, Any] = {}
         if isinstance(start, StartGrid):
-            view.grid = self._table(start, grid_table).view
+            view.grid = self._tables.of(start, grid_table).view
             sizes = {"n_types": len(start), "samples": model.n_samples, "inputs": model.n_inputs}
         else:
             inputs["start"] = doubles(start, stars.flux, (len(stars), model.n_parameters))
@@ -400,7 +392,7 @@ class CudaEngine:
 
     def search(self, grid: CandidateGrid, stars: StarData, *, threads: int | None = None) -> Float64:
         """Candidate of each star with the lowest score, as linear parameters (n, k); the first of equal ones."""
-        table, parameters = self._table(grid, candidate_table), grid.types.shape[1] + 2
+        table, parameters = self._tables.of(grid, candidate_table), grid.types.shape[1] + 2
         needed = self._launcher.scratch(search_samples=table.view.n_samples, search_window=table.view.n_window).search
         best = self._launcher.sizes["BestCandidate"]
 
@@ -446,7 +438,7 @@ class CudaEngine:
         threads: int | None = None,
     ) -> Float64:
         """Linear parameters (n, k) where first-order steps from given ones end; each step is clamped to the box."""
-        of_model, of_prior = self._table(model, model_table), self._table(prior, prior_table)
+        of_model, of_prior = self._tables.of(model, model_table), self._tables.of(prior, prior_table)
         view = fit_view(of_model.view, of_prior.view, terms, box)
         needed = self._launcher.scratch(model=of_model.view, prior=of_prior.view).descend
         how = DescentView(
@@ -510,26 +502,3 @@ class CudaEngine:
         """Queue a kernel over the stars of a batch."""
         memory = batch["memory"] if needed else 0
         self._launcher.launch(form(kernel, needed), batch.size, arguments, batch.stream, needed, memory)
-
-    def _table(self, source: Any, make: Callable[[Device, Any], Table[Any]]) -> Table[Any]:
-        """What kernels read of a model and the like: made once and kept as long as the model itself."""
-        with self._lock:
-            if source not in self._tables:
-                self._tables[source] = make(self.device, source)
-            return self._tables[source]
-
-    def _calibration(self, calibration: Calibration, noise: Noise, samples: int) -> Table[Any]:
-        with self._lock:
-            known = self._calibrations.setdefault(calibration, {})
-            key = (noise.digest, samples)
-            if key not in known:
-                known[key] = calibration_table(self.device, calibration, noise, samples)
-            return known[key]
-
-    def _noise(self, noise: Noise, contained: Noise | None, model: FluxModel) -> Table[Any]:
-        with self._lock:
-            known = self._noises.setdefault(learned_error(noise), {})
-            key = (None if contained is None else contained.digest, model.wavelength.tobytes())
-            if key not in known:
-                known[key] = noise_table(self.device, noise, contained, model.wavelength)
-            return known[key]

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, TypeVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -90,6 +94,41 @@ class Block:
     def __getitem__(self, name: str) -> int:
         """Address of an array."""
         return self.memory.pointer + self._offsets[name]
+
+
+class Tables:
+    """Tables of one device: each is made once, and kept as long as what it is made of. Any thread may ask.
+
+    Parameters
+    ----------
+    device : Device
+    """
+
+    def __init__(self, device: Device) -> None:
+        self._device, self._lock = device, threading.Lock()
+        self._known: WeakKeyDictionary[Any, dict[Any, Table[Any]]] = WeakKeyDictionary()
+
+    def of(self, source: Any, make: Callable[[Device, Any], Table[Any]]) -> Table[Any]:
+        """Of a model, a prior or a grid."""
+        return self._kept(source, None, lambda: make(self._device, source))
+
+    def of_calibration(self, calibration: Calibration, noise: Noise, samples: int) -> Table[CalibrationView]:
+        """Of a calibration and a noise model, for spectra of so many samples, bands included."""
+        make = partial(calibration_table, self._device, calibration, noise, samples)
+        return self._kept(calibration, (noise.digest, samples), make)
+
+    def of_noise(self, noise: Noise, contained: Noise | None, model: FluxModel) -> Table[NoiseView]:
+        """Of a learned noise, and what it takes out of stored covariances."""
+        key = (None if contained is None else contained.digest, model.wavelength.tobytes())
+        make = partial(noise_table, self._device, noise, contained, model.wavelength)
+        return self._kept(learned_error(noise), key, make)
+
+    def _kept(self, source: Any, key: Any, make: Callable[[], Table[Any]]) -> Table[Any]:
+        with self._lock:
+            known = self._known.setdefault(source, {})
+            if key not in known:
+                known[key] = make()
+            return known[key]
 
 
 def model_table(device: Device, model: FluxModel) -> Table[ModelView]:
