@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from xpkern.catalog.metadata import empty_table, json_text, table_yaml, votable_document
+from xpkern.catalog.metadata import json_text, votable_document, yaml_of_columns
 from xpkern.catalog.schema import Column
 from xpkern.catalog.table_writer import Group, TableWriter
 
@@ -32,7 +32,7 @@ class ParquetWriter(TableWriter):
         super().__init__(path, columns, attributes)
         from pyarrow import parquet
 
-        about = "\n".join(table_yaml(empty_table(columns, attributes)))
+        about = yaml_of_columns(tuple(columns), json_text(attributes))
         self._schema = arrow_schema(columns, self).with_metadata({"table_meta_yaml": about})
         # few values, often the same, are in a dictionary; the mantissas of floats are noise
         few_values = [column.name for column in columns if self.dtype_of(column).kind in "iu" and column.unit == ""]
