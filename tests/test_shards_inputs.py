@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from astropy.table import Table
 from command_lines import read, write_settings
 
 from xpkern.cli import main
@@ -125,3 +126,36 @@ def test_a_marker_of_another_kind_is_none(survey, capsys):
         unit.done.write_text(json.dumps(record))
     assert main(["status", str(survey)]) == 0
     assert f"{FILES}  left" in capsys.readouterr().out
+
+
+def test_cuts_that_could_not_be_applied_are_told(survey, capsys):
+    """As of one catalogue, and counted over the shards: the tables of some may lack what those of others have."""
+    table = Table.read(survey.parent / "sim" / "gaia_source.fits")
+    for number, path in enumerate(sorted((survey.parent / "sim").glob("Xp*.csv.gz"))):
+        cells = f"{number:06d}-{number:06d}"
+        path.rename(path.with_name(f"Xp_{cells}.csv.gz"))
+        table.write(survey.parent / f"{cells}.fits")
+        table.keep_columns([column for column in table.colnames if not column.startswith("qf_")])
+    expected = [
+        f"{FILES}  shards: parallax_zero_point not applied: no column nu_eff_used_in_astrometry",
+        f"{FILES}  shards: twomass_extended not applied: no column ext_key",
+        f"{FILES - 1}  shards: unwise_qf not applied: no column qf_w1",
+        f"{FILES}  shards: unwise_separation not applied: no column unwise_separation",
+    ]
+    settings = write_settings(survey.parent, photometry="{range}.fits")
+    for command in ("run", "status"):
+        assert main([command, str(settings)]) == 0
+        lines = [line.strip() for line in capsys.readouterr().out.splitlines() if "not applied" in line]
+        assert sorted(lines, key=lambda line: line.partition(": ")[2]) == expected
+    (log,) = (survey.parent / "shards" / "log").iterdir()
+    lacking = [json.loads(line)["not_applied"] for line in log.read_text().splitlines()]
+    assert [len(said) for said in lacking] == [3, 4, 4]
+    # markers had not always said it
+    for done in (survey.parent / "shards").glob("*.done.json"):
+        record = json.loads(done.read_text())
+        del record["not_applied"]
+        done.write_text(json.dumps(record))
+    assert main(["status", str(settings)]) == 0
+    printed = capsys.readouterr().out
+    assert f"{FILES}  done" in printed
+    assert "not applied" not in printed

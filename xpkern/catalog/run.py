@@ -94,6 +94,13 @@ class InputSummary:
             _, row, name, message = observations.reasons[0]
             self.first_reason = str(InputError(message, row=row, field=name or None))
 
+    def not_applied(self) -> dict[str, str]:
+        """Why, by the names of ``input_rules``, for those that could not be applied to the measurements there are."""
+        from xpkern.observe.photometry import NO_MAGNITUDES, NOT_APPLIED
+
+        said = {name: str(setting) for name, setting in self.input_rules.items() if setting != NO_MAGNITUDES}
+        return {name: why for name, why in said.items() if why.startswith(NOT_APPLIED)}
+
 
 @dataclass
 class CatalogSummary(InputSummary):

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +50,7 @@ examples
     xpkern run survey.toml --write-sbatch survey.sh --tasks 40 && sbatch survey.sh
   by the workers of a Dask scheduler:
     xpkern run survey.toml --dask tcp://scheduler:8786
-  how far it is, and what went wrong:
+  how far it is, what went wrong, and which cuts of the photometry lack their columns:
     xpkern status survey.toml
 
 {SETTINGS}
@@ -292,6 +293,7 @@ def _report(summary: RunSummary, seconds: float) -> int:
         f"{len(summary.done):,} shards, {summary.rows:,} stars, {summary.fitted:,} fitted in {seconds:.1f} s "
         f"({rate:,.0f} stars/s)"
     )
+    _print_not_applied(summary.not_applied)
     if summary.elsewhere:
         print(f"{len(summary.elsewhere):,} files are being worked on by another process")
     if not summary.failed:
@@ -358,6 +360,13 @@ def _print_bits(settings: RunSettings, ledger: Ledger) -> None:
             print(f"  {flags[str(flag.name)]:>12,}  quality_flags {int(flag)} {flag.name}: {meaning}")
     for name, count in ledger.totals("counts").items():
         print(f"  {count:>12,}  {name}")
+    _print_not_applied(ledger.not_applied())
+
+
+def _print_not_applied(shards: Counter[str]) -> None:
+    """Say which cuts could not be applied to how many shards, and why: their catalogue has what these would remove."""
+    for said, count in shards.items():
+        print(f"  {count:>12,}  shards: {said}")
 
 
 def collect_command(options: argparse.Namespace) -> int:

@@ -156,8 +156,11 @@ def _value_like(usual: object, name: str, text: str) -> object:
         raise InputError(f"{text!r} is neither off nor {wanted}", field=name) from None
 
 
+#: How it begins what is said of a cut, or of the zero point of parallaxes, in place of its setting; then comes why.
+NOT_APPLIED = "not applied: "
+
 #: What is said of a cut of a survey of which there is no magnitude.
-NO_MAGNITUDES = "not applied: no such magnitudes"
+NO_MAGNITUDES = f"{NOT_APPLIED}no such magnitudes"
 
 
 @dataclass(frozen=True)
@@ -298,7 +301,7 @@ def cuts_made(table: SourceTable, cuts: PhotometryCuts, bands: Collection[str] =
         elif setting is None:
             made[cut] = "off"
         elif rule is not None and not any(rule.column(table, band) for band in bands if band in rule.bands):
-            made[cut] = f"not applied: no column {rule.columns[0].format(survey[0].lower())}"
+            made[cut] = f"{NOT_APPLIED}no column {rule.columns[0].format(survey[0].lower())}"
         else:
             made[cut] = setting
     return made

@@ -22,7 +22,7 @@ from xpkern.observe.gaia_source import GAIA_COLUMNS, SourceTable
 from xpkern.observe.observations import Observations
 from xpkern.observe.parallax_zero_point import INPUTS as ZERO_POINT_INPUTS
 from xpkern.observe.parallax_zero_point import ZERO_POINTS, parallax_zero_point
-from xpkern.observe.photometry import COLUMN_NAMES, Infrared, PhotometryCuts, check_photometry
+from xpkern.observe.photometry import COLUMN_NAMES, NOT_APPLIED, Infrared, PhotometryCuts, check_photometry
 from xpkern.observe.spectra import one_by_one, read_blocks
 from xpkern.observe.whiteners import drop_samples
 from xpkern.observe.xp_block import BLOCK_ROWS, SeenSources, XpBlock
@@ -213,7 +213,7 @@ class XpReader:
         self.correct_parallaxes = parallax_zero_point != "none" and not absent
         if absent and parallax_zero_point != "none":
             missing = "gaia_source table" if self.sources is None else f"column {absent[0]}"
-            parallax_zero_point = f"not applied: no {missing}"
+            parallax_zero_point = f"{NOT_APPLIED}no {missing}"
         self.provenance: dict[str, object] = {
             **{f"photometry_cut_{name}": setting for name, setting in self.infrared.settings.items()},
             "parallax_zero_point": parallax_zero_point,

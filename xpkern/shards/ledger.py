@@ -88,6 +88,10 @@ class Ledger:
             sums.update(record[name])
         return sums
 
+    def not_applied(self) -> Counter[str]:
+        """For how many of the shards that are done a cut or the zero point could not be applied, by which and why."""
+        return Counter(said for record in self.done() for said in not_applied_to(record))
+
     def done(self) -> Sequence[dict[str, Any]]:
         """Markers of the shards that are done, in the order of their units."""
         pairs = zip(self.states, self.records, strict=True)
@@ -109,6 +113,12 @@ def state_of(unit: Unit, settings_digest: str) -> tuple[State, dict[str, Any] | 
     if failed is not None and circumstances(unit, settings_digest).items() <= failed.items() and "error" in failed:
         return State.FAILED, failed
     return State.LEFT, None
+
+
+def not_applied_to(record: dict[str, Any]) -> list[str]:
+    """Which cuts, or the zero point, could not be applied to a shard, and why, as its marker has it."""
+    rules = record.get("not_applied", {})  # which markers had not at first
+    return [f"{name.removeprefix('photometry_cut_')} {why}" for name, why in rules.items()]
 
 
 def _is_whole(unit: Unit, done: dict[str, Any]) -> bool:

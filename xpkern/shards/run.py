@@ -6,13 +6,14 @@ import contextlib
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
 
 from xpkern.errors import InputError
-from xpkern.shards.ledger import Ledger, State, state_of
+from xpkern.shards.ledger import Ledger, State, not_applied_to, state_of
 from xpkern.shards.settings import RunSettings
 from xpkern.shards.work import Unit, prepare_folder, record_failure
 from xpkern.shards.workers import Outcome, attempts_in_turn, attempts_side_by_side, process_number
@@ -41,6 +42,8 @@ class RunSummary:
         Those that another process was making.
     rows, fitted : int
         Stars in what this run made.
+    not_applied : Counter of str
+        For how many shards of those that this run made a cut or the zero point could not be applied, by which and why.
     """
 
     done: list[Unit] = field(default_factory=list)
@@ -48,6 +51,7 @@ class RunSummary:
     elsewhere: list[Unit] = field(default_factory=list)
     rows: int = 0
     fitted: int = 0
+    not_applied: Counter[str] = field(default_factory=Counter)
 
 
 def run_survey(
@@ -147,6 +151,7 @@ def run_survey(
                         summary.done.append(unit)
                         summary.rows += outcome.record["rows"]
                         summary.fitted += outcome.record["fitted"]
+                        summary.not_applied.update(not_applied_to(outcome.record))
                     if on_unit is not None:
                         on_unit(outcome)
             to_do = again_later
@@ -212,6 +217,8 @@ def _log(folder: Path) -> Generator[Callable[[Outcome, int], None], None, None]:
             line["error"] = outcome.error
         if outcome.record is not None:
             line |= {name: outcome.record[name] for name in ("rows", "fitted", "input_bytes")}
+            if lacking := not_applied_to(outcome.record):
+                line["not_applied"] = lacking
         stream.write(json.dumps(line) + "\n")
         stream.flush()
 

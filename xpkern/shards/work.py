@@ -169,7 +169,8 @@ def make_shard(unit: Unit, settings_digest: str, on_progress: Callable[[int], ob
     -------
     dict
         What the marker holds: what the shard was made of, its files with their sizes and SHA-256, how many stars it
-        has, how many have a solution, how many have each status and flag, and what each cut removed.
+        has, how many have a solution, how many have each status and flag, what each cut removed, and which could not
+        be applied.
 
     Raises
     ------
@@ -215,6 +216,7 @@ def make_shard(unit: Unit, settings_digest: str, on_progress: Callable[[int], ob
         "status": {str(bit.name): count for bit, count in summary.status.items() if count},
         "quality_flags": {str(flag.name): count for flag, count in summary.quality_flags.items() if count},
         "counts": dict(summary.counts),
+        "not_applied": summary.not_applied(),
         "first_reason": summary.first_reason,
     }
     write_record(unit.done, record)
