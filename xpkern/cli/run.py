@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 #: Exit code of a run that made all it could, but some files have no shard; as of a catalogue with unusable rows.
 PARTIAL = 3
 
-#: Exit code of a run that was stopped by SIGTERM (the time limit of a batch system): start it again and it goes on.
+#: Exit code of a run that was stopped by SIGTERM (the time limit of a batch system) or lost its Dask scheduler: start
+#: it again and it goes on.
 RESUME = os.EX_TEMPFAIL
 
 SETTINGS = """\
@@ -64,7 +65,7 @@ A run that was killed goes on where it was when it is started again, and several
 exit code
   0    every file has its shard, or another process is making it
   3    some files have none: xpkern status says which and why
-  {RESUME}   stopped by SIGTERM: start it again
+  {RESUME}   stopped by SIGTERM, or the Dask scheduler was lost: start it again
 """
 
 EPILOG_RERUN = """\
@@ -206,6 +207,7 @@ def run_command(options: argparse.Namespace) -> int:
         server_of_processes()  # it reads its libraries while this process reads its own
     from tqdm import tqdm
 
+    from xpkern.shards.dask_workers import SchedulerLost
     from xpkern.shards.ledger import Ledger, State
     from xpkern.shards.run import RunSummary, part_of_batch_job, run_survey
     from xpkern.shards.settings import load_settings
@@ -247,6 +249,14 @@ def run_command(options: argparse.Namespace) -> int:
                 rate = outcome.record["rows"] / max(outcome.seconds, 1e-3)
                 say(f"done: {outcome.unit.name}: {outcome.record['rows']:,} stars, {rate:,.0f} stars/s")
 
+        def say_what_is_left(reason: str) -> None:
+            left = to_do - len(summary.done) - len(summary.failed)
+            print(
+                f"xpkern: {reason}; {len(summary.done):,} shards were made, {left:,} files are left: the same command "
+                "goes on",
+                file=sys.stderr,
+            )
+
         def say(text: str) -> None:
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
@@ -266,15 +276,15 @@ def run_command(options: argparse.Namespace) -> int:
             )
         except KeyboardInterrupt as error:
             number = getattr(error, "number", signal.SIGINT)
-            left = to_do - len(summary.done) - len(summary.failed)
-            print(
-                f"xpkern: stopped by {signal.Signals(number).name}; {len(summary.done):,} shards were made, "
-                f"{left:,} files are left: the same command goes on",
-                file=sys.stderr,
-            )
+            say_what_is_left(f"stopped by {signal.Signals(number).name}")
             if number == signal.SIGTERM:
                 return RESUME
             raise
+        except SchedulerLost as error:
+            if getattr(options, "debug", False):
+                raise
+            say_what_is_left(str(error))
+            return RESUME
     return _report(summary, time.perf_counter() - started)
 
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Generator, Iterator, Sequence
 
-from xpkern.errors import InputError
+from xpkern.errors import InputError, XpkernError
 from xpkern.shards.work import Unit
 from xpkern.shards.workers import Outcome, attempt
+
+
+class SchedulerLost(XpkernError):
+    """The scheduler has died, or dropped the units of the run: what is done stays, and another run goes on."""
 
 
 @contextlib.contextmanager
@@ -31,6 +36,8 @@ def attempts_by_dask(
     ------
     InputError
         If Dask is not installed, or no scheduler answers.
+    SchedulerLost
+        While outcomes are asked for: if the scheduler has died or dropped the units.
     """
     try:
         from distributed import Client
@@ -44,8 +51,11 @@ def attempts_by_dask(
     def attempts(
         units: Sequence[Unit], settings_digest: str, on_progress: Callable[[int], object]
     ) -> Generator[Outcome, None, None]:
-        from distributed import as_completed
+        from distributed import CancelledError, as_completed
 
+        lost = SchedulerLost(f"the Dask scheduler at {address} was lost")
+        if client.status == "closed":  # while the run waited to try again
+            raise lost
         futures = {
             client.submit(attempt, unit, settings_digest, key=f"xpkern-{unit.name}-{settings_digest}", pure=False): unit
             for unit in units
@@ -53,7 +63,12 @@ def attempts_by_dask(
         try:
             for future in as_completed(futures):
                 error = future.exception()
-                outcome = future.result() if error is None else Outcome(futures[future], error=f"its worker: {error}")
+                try:
+                    outcome = (
+                        future.result() if error is None else Outcome(futures[future], error=f"its worker: {error}")
+                    )
+                except (CancelledError, OSError) as why:  # of the connection: what a unit raises is an outcome
+                    raise lost from why
                 if outcome.record is not None:
                     on_progress(outcome.record["rows"])
                 future.release()
@@ -61,5 +76,17 @@ def attempts_by_dask(
         finally:
             client.cancel(list(futures))
 
-    with client:
+    with _without_tracebacks(), client:  # it tells of what it lost until it is closed
         yield attempts
+
+
+@contextlib.contextmanager
+def _without_tracebacks() -> Iterator[None]:
+    """Keep Dask's client from printing how it failed to find a lost scheduler again: that is told in a line."""
+    logger = logging.getLogger("distributed.client")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
