@@ -162,7 +162,7 @@ def test_a_file_of_another_format_is_no_folder(shuffled, tmp_path, capsys, name)
 
 
 def test_a_damaged_shard_is_no_part_of_a_catalogue(shuffled, tmp_path, capsys):
-    """One bit is enough; what is removed is made anew."""
+    """One bit is enough, also where no value is copied; what is removed is made anew."""
     folder = tmp_path / "run"
     shutil.copytree(shuffled.parent, folder)
     settings = str(folder / "survey.toml")
@@ -170,13 +170,16 @@ def test_a_damaged_shard_is_no_part_of_a_catalogue(shuffled, tmp_path, capsys):
         shard = min((folder / "shards").glob(f"*[0-9]{ending}"))
         whole = shard.read_bytes()
         shard.write_bytes(whole[:-5000] + bytes([whole[-5000] ^ 1]) + whole[-4999:])
-        for name in ("catalog.h5", "catalog") if ending == ".h5" else ("catalog.h5",):
-            assert main(["collect", settings, "-o", str(tmp_path / name)]) == 1
+        for name, *option in (["catalog.h5"], ["catalog.h5", "--virtual"], *([["catalog"]] if ending == ".h5" else [])):
+            assert main(["collect", settings, *option, "-o", str(tmp_path / name)]) == 1
             assert f"{shard}: is damaged: its SHA-256 is not that of its marker" in one_line(capsys)
             assert not (tmp_path / name).exists()
         if ending != ".h5":
             shard.write_bytes(whole)
-    for path in shard.parent.glob(f"{shard.stem}.*"):
+    shard.write_bytes(whole[:-5000])  # what is of another size has no marker that counts
+    assert main(["collect", settings, "--virtual", "-o", str(tmp_path / "catalog.h5")]) == 3
+    assert "1 files of spectra have no whole shard; the first: " in one_line(capsys)
+    for path in [*tmp_path.glob("catalog*.h5"), *shard.parent.glob(f"{shard.stem}.*")]:
         path.unlink()
     assert main(["run", settings]) == 0
     assert main(["collect", settings, "-o", str(tmp_path / "catalog.h5")]) == 0
@@ -202,7 +205,7 @@ def test_what_is_missing_or_mixed_is_told(shuffled, tmp_path, capsys):
     assert "no shard is done" in capsys.readouterr().err
     run_survey(load_settings(settings), part=1, parts=2)
     assert main(["collect", str(settings), "-o", str(tmp_path / "partial.h5")]) == 3
-    assert "1 files of spectra have no shard" in capsys.readouterr().err
+    assert "1 files of spectra have no whole shard" in capsys.readouterr().err
     settings.write_text(shuffled.read_text() + "starts = 1\n")
     with pytest.raises(InputError, match="2 shards were made by other settings"):
         collect(load_settings(settings), tmp_path / "catalog.h5")

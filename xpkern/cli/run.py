@@ -153,7 +153,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     collected.add_argument(
         "--virtual",
         action="store_true",
-        help="HDF5 that refers to the shards: made in a second, takes no room, reads from the shards' files",
+        help="HDF5 that refers to the shards: takes no room, reads from the shards' files",
     )
     collected.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
     collected.set_defaults(run=collect_command)
@@ -409,7 +409,7 @@ def collect_command(options: argparse.Namespace) -> int:
         )
     if summary.missing:
         print(
-            f"xpkern: {len(summary.missing):,} files of spectra have no shard; the first: {summary.missing[0]}",
+            f"xpkern: {len(summary.missing):,} files of spectra have no whole shard; the first: {summary.missing[0]}",
             file=sys.stderr,
         )
         return PARTIAL

@@ -97,14 +97,12 @@ class Shards:
     missing: list[str]
 
     @classmethod
-    def of(cls, settings: RunSettings, *, verify: bool) -> Shards:
-        """The shards there are.
+    def of(cls, settings: RunSettings) -> Shards:
+        """The shards there are, of which all bytes are what their markers say.
 
         Parameters
         ----------
         settings : RunSettings
-        verify : bool
-            Whether to compare all bytes of their files with what the markers say of them.
 
         Raises
         ------
@@ -122,12 +120,11 @@ class Shards:
             )
         if not units:
             raise InputError("no shard is done", file=str(settings.output_folder))
-        if verify:
-            for record in ledger.done():
-                for file in record["files"].values():
-                    path = settings.output_folder / file["name"]
-                    if checksum(path) != {"bytes": file["bytes"], "sha256": file["sha256"]}:
-                        raise _damaged(path)
+        for record in ledger.done():
+            for file in record["files"].values():
+                path = settings.output_folder / file["name"]
+                if checksum(path) != {"bytes": file["bytes"], "sha256": file["sha256"]}:
+                    raise _damaged(path)
         counts = ledger.totals("counts")
         identifier, numbers, described = IDENTIFIER[settings.layout], [], []
         for unit in units:
@@ -214,7 +211,7 @@ def collect(
     final = checked_output(output, files_to_keep(settings), overwrite=overwrite, kinds=CATALOG_KINDS)
     manifest = manifest_beside(final)
     refuse_taken(manifest, overwrite=overwrite)
-    shards = Shards.of(settings, verify=True)
+    shards = Shards.of(settings)
     statistics = ColumnStatistics()
     columns = columns_of(settings.layout)
     attributes = shards.attributes

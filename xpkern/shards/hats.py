@@ -75,7 +75,7 @@ def collect_hats(
     """
     folder = Path(output)
     refuse_taken_hats(folder, overwrite=overwrite)
-    shards = Shards.of(settings, verify=True)
+    shards = Shards.of(settings)
     columns = columns_of(settings.layout)
     identifier = IDENTIFIER[settings.layout]
     position = [identifier, "ra", "dec"]

@@ -36,9 +36,9 @@ def collect_virtual(
     """Write a catalogue, and its diagnostics companion, that refer to the shards and hold no values themselves.
 
     Shards follow each other by their first source_id, their rows as they are: a catalogue whose files of spectra are
-    each in the order of source_id and do not overlap, as Gaia's, is in that order. It takes a second for any number of
-    stars, and no room; the shards must stay where they are, seen from the catalogue. HDF5 gives NaN, -1 or all bits for
-    rows of a shard that is not there.
+    each in the order of source_id and do not overlap, as Gaia's, is in that order. It takes no room, and no longer than
+    to read the shards once, as they are held against their checksums; they must stay where they are, seen from the
+    catalogue. HDF5 gives NaN, -1 or all bits for rows of a shard that is not there.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ def collect_virtual(
     final = checked_output(output, files_to_keep(settings), overwrite=overwrite, kinds=CATALOG_KINDS)
     if final.suffix not in (".h5", ".hdf5"):
         raise InputError("only HDF5 can refer to other files: the name must end in .h5 or .hdf5", file=str(output))
-    return refer_to(Shards.of(settings, verify=False), final, on_rows)
+    return refer_to(Shards.of(settings), final, on_rows)
 
 
 def refer_to(shards: Shards, final: Path, on_rows: Callable[[int], object] | None = None) -> CollectSummary:
