@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import os
+import re
 import struct
 import time
 from dataclasses import fields, replace
@@ -450,3 +452,39 @@ def test_a_pending_file_replaces_another_whole_or_not_at_all(tmp_path):
         assert path.read_text() == "before"
     assert path.read_text() == "whole"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no device that is always full")
+class TestFullDisk:
+    """The system names no file where a write to an open one fails."""
+
+    def test_of_a_pending_file(self, tmp_path):
+        def write() -> None:
+            with PendingFile(tmp_path / "a") as partial:
+                partial.symlink_to("/dev/full")
+                partial.write_text("more than there is room for")
+
+        with pytest.raises(OSError, match=rf"No space left on device: .*/\.a\.{os.getpid()}\.partial"):
+            write()
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("reasons", [1, 10_000])
+    def test_of_reasons(self, attributes, tmp_path, reasons):
+        """At once, or when what waits in memory is written."""
+
+        def write() -> None:
+            with CatalogOutput(tmp_path / "catalog.h5", "default", attributes) as output:
+                (tmp_path / f".catalog.reasons.csv.{os.getpid()}.partial").symlink_to("/dev/full")
+                output.append_reasons([(4711, 1, "bp_coefficients", "not a number")] * reasons)
+                output.commit()
+
+        with pytest.raises(OSError, match=r"No space left on device: .*/\.catalog\.reasons\.csv"):
+            write()
+        assert list(tmp_path.iterdir()) == []
+
+    def test_of_errors_that_name_a_file_or_are_others(self, tmp_path):
+        for error in (OSError(errno.ENOSPC, "full", "other"), OSError(errno.EIO, "lost"), OSError("of a library")):
+            said = str(error)
+            with pytest.raises(OSError, match=re.escape(said)) as caught, PendingFile(tmp_path / "a"):
+                raise error
+            assert str(caught.value) == said

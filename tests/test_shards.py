@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -29,7 +30,7 @@ from xpkern.processes import server_of_processes
 from xpkern.shards import Ledger, State, load_settings, run_survey
 from xpkern.shards.settings import shard_name
 from xpkern.shards.work import Unit, claimed, prepare_folder
-from xpkern.shards.workers import Outcome, attempt
+from xpkern.shards.workers import Outcome, attempt, process_number
 from xpkern.survey.run import simulate_survey
 
 FILES, STARS_OF_A_FILE = 3, 16
@@ -397,13 +398,22 @@ class TestDeaths:
             settings = load_settings(write_settings(survey.parent, output="disk/shards", attempts=1))
             summary = run_survey(settings)
             assert summary.failed
-            assert all("No space left" in message for message in summary.failed.values())
+            for message in summary.failed.values():
+                assert re.fullmatch(rf"{re.escape(str(disk))}/shards/\.Xp.*: No space left on device", message)
             assert not [path for path in (disk / "shards").rglob("*") if path.suffix == ".partial"]
             subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
             run_survey(settings, again=(State.FAILED,))
             assert Ledger.of(settings).count() == {State.DONE: FILES}
         finally:
             subprocess.run(["umount", str(disk)], check=True)
+
+    @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no device that is always full")
+    def test_no_space_left_for_the_log(self, survey, capsys):
+        log = survey.parent / "shards" / "log" / f"{process_number()}.jsonl"
+        log.parent.mkdir(parents=True)
+        log.symlink_to("/dev/full")
+        assert main(["run", str(survey)]) == 1
+        assert one_line(capsys) == f"xpkern: {log}: No space left on device\n"
 
     def test_output_that_can_only_be_read(self, survey, undisturbed, capsys):
         """Each command says so in a line, and a run goes on where it was once it can write again."""

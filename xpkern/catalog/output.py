@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO, TypeVar
 
-from xpkern.catalog.pending import PendingFile, commit_together, refuse_taken
+from xpkern.catalog.pending import PendingFile, commit_together, naming, refuse_taken
 from xpkern.catalog.schema import DIAGNOSTICS, Column, columns_of
 from xpkern.catalog.table_writer import TableWriter
 from xpkern.catalog.writers import writer_for
@@ -89,12 +89,14 @@ class TableOutput:
 
     def append_reasons(self, reasons: Iterable[tuple[int, int, str, str]]) -> None:
         """Add (source_id, row, field, reason) of rows that could not be read; the first one makes the file."""
-        for reason in reasons:
-            if self._reasons_stream is None:
-                self._reasons_stream = open(self._files["reasons"].partial, "w", newline="", encoding="utf-8")  # noqa: SIM115
-                csv.writer(self._reasons_stream, lineterminator="\n").writerow(REASON_COLUMNS)
-            csv.writer(self._reasons_stream, lineterminator="\n").writerow(reason)
-            self.reason_count += 1
+        file = self._files["reasons"].partial
+        with naming(file):
+            for reason in reasons:
+                if self._reasons_stream is None:
+                    self._reasons_stream = open(file, "w", newline="", encoding="utf-8")  # noqa: SIM115
+                    csv.writer(self._reasons_stream, lineterminator="\n").writerow(REASON_COLUMNS)
+                csv.writer(self._reasons_stream, lineterminator="\n").writerow(reason)
+                self.reason_count += 1
 
     def commit(self, path: Path | None = None, attributes: Mapping[str, object] | None = None) -> dict[str, Path]:
         """Complete the files and give them their names, or names after ``path`` in the same folder.
@@ -113,7 +115,8 @@ class TableOutput:
         for writer in self._writers:
             writer.close(attributes)
         if self._reasons_stream is not None:
-            self._reasons_stream.close()
+            with naming(self._files["reasons"].partial):
+                self._reasons_stream.close()
         names = {kind: file_names(self.path if path is None else path)[kind] for kind in self._kinds}
         written = {kind: name for kind, name in names.items() if self._files[kind].partial.exists()}
         for kind in names.keys() - written.keys():

@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from xpkern.errors import InputError
+
+#: What only writing fails with: a full disk, a quota that is used up, a file beyond the limit of its size.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let the error of a disk without room name the file that is written: the system names none that is open."""
+    try:
+        yield
+    except OSError as error:
+        _name(path, error)
+        raise
+
+
+def _name(path: Path, error: BaseException | None) -> None:
+    if isinstance(error, OSError) and error.errno in _NO_ROOM and error.filename is None:
+        error.filename = str(path)
 
 
 class PendingFile:
@@ -42,9 +62,10 @@ class PendingFile:
     def __enter__(self) -> Path:
         return self.partial
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
+        _name(self.partial, error)
         try:
-            if kind is None:
+            if error is None:
                 self.commit()
         finally:
             self.discard()
@@ -70,7 +91,7 @@ def commit_together(files: Sequence[tuple[PendingFile, Path]]) -> None:
         Each with its name, in the folder of its temporary one.
     """
     for file, _ in files:
-        with open(file.partial, "rb") as written:
+        with naming(file.partial), open(file.partial, "rb") as written:
             os.fsync(written.fileno())
     if len(files) == 1:
         ((file, name),) = files

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
 
+from xpkern.catalog.pending import naming
 from xpkern.errors import InputError
 from xpkern.shards.ledger import Ledger, State, not_applied_to, state_of
 from xpkern.shards.settings import RunSettings
@@ -219,11 +220,13 @@ def _log(folder: Path) -> Generator[Callable[[Outcome, int], None], None, None]:
             line |= {name: outcome.record[name] for name in ("rows", "fitted", "input_bytes")}
             if lacking := not_applied_to(outcome.record):
                 line["not_applied"] = lacking
-        stream.write(json.dumps(line) + "\n")
-        stream.flush()
+        with naming(path):
+            stream.write(json.dumps(line) + "\n")
+            stream.flush()
 
     try:
         yield write
     finally:
         if stream is not None:
-            stream.close()
+            with contextlib.suppress(OSError):  # what a full disk has refused is not written now either
+                stream.close()
