@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections import deque
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from astropy.table import Table
 from command_lines import one_line
 
 from xpkern.archive import Archive, Selection, fetch, gaia_source_query, two_mass_query
+from xpkern.archive.service import TIMEOUT
 from xpkern.cli import main
 from xpkern.errors import InputError
 
@@ -339,6 +341,8 @@ class TestCommand:
         [
             (("--tap", "notaurl"), "'notaurl': no address of a server: http:// or https://"),
             (("--datalink", "notaurl"), "'notaurl': no address of a server: http:// or https://"),
+            (("--timeout", "0"), "field timeout: 0 is not a number of seconds to wait"),
+            (("--timeout", "nan"), "field timeout: nan is not a number of seconds to wait"),
             (
                 ("--region", "CIRCLE nan 30 1"),
                 "--region: 'CIRCLE nan 30 1' has a right ascension nan, not between 0 and",
@@ -351,10 +355,25 @@ class TestCommand:
         assert message in one_line(capsys)
         assert not (tmp_path / "out").exists()
 
-    def test_help_tells_of_the_exit_code(self, capsys):
+    def test_help_tells_of_the_exit_code_and_the_timeout(self, capsys):
         with pytest.raises(SystemExit):
             main(["fetch", "--help"])
-        assert "\n  3    complete, but some spectra did not come" in capsys.readouterr().out
+        said = capsys.readouterr().out
+        assert "\n  3    complete, but some spectra did not come" in said
+        assert f"default: {TIMEOUT:g}\n" in said
+
+    def test_a_server_may_be_silent_for_as_long_as_is_said(self, archive, sky, tmp_path, monkeypatch, capsys):
+        """For both services; then it is asked again."""
+        monkeypatch.setattr("xpkern.archive.service.time", SimpleNamespace(sleep=lambda seconds: None))
+        sky.with_spectra[:] = True
+        ids = tmp_path / "ids.csv"
+        ids.write_text("".join(f"{number}\n" for number in sky.source_id[:9]))
+        arguments = ["--tap", archive.tap_url, "--datalink", archive.data_url, "--timeout", "0.3"]
+        sky.silence, sky.faults = 0.6, deque(["silence", *[""] * 8, "silence"])
+        assert main(["fetch", "--ids", str(ids), *arguments, "-o", str(tmp_path / "out")]) == 0
+        said = capsys.readouterr().err.splitlines()
+        assert [line.split(": ")[1] for line in said] == [archive.tap_url, archive.data_url]
+        assert all("(read timeout=0.3)" in line for line in said)
 
     @pytest.mark.parametrize(
         ("text", "message"),

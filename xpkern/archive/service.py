@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 import time
 import warnings
@@ -24,6 +25,9 @@ TAP_URL, DATA_URL = "https://gea.esac.esa.int/tap-server/tap", "https://gea.esac
 #: How long [s] a job that is still running is left alone at most.
 LONGEST_PAUSE = 20.0
 
+#: How long [s] the archive may be silent, unless told otherwise: it packs a piece's spectra before it sends a byte.
+TIMEOUT = 300.0
+
 Answer = TypeVar("Answer")
 
 
@@ -41,14 +45,15 @@ class Archive:
     first_pause : float
         Seconds before the second attempt; twice as many before each further one.
     timeout : float
-        Seconds that one answer may take; a query runs as a job, which may take as long as it likes.
+        Seconds that the archive may be silent while it is connected to or answers; a query runs as a job, which may
+        take as long as it likes.
     tell : callable
         Told of attempts that failed.
 
     Raises
     ------
     InputError
-        If an address is none.
+        If an address is none, or the timeout no time.
     """
 
     tap_url: str = TAP_URL
@@ -56,7 +61,7 @@ class Archive:
     release: str = "Gaia DR3"
     attempts: int = 6
     first_pause: float = 5.0
-    timeout: float = 300.0
+    timeout: float = TIMEOUT
     tell: Callable[[str], object] = field(default=lambda text: None)
 
     def __post_init__(self) -> None:
@@ -67,6 +72,8 @@ class Archive:
                 parts = urlsplit("")
             if parts.scheme not in ("http", "https") or not parts.hostname:
                 raise InputError("no address of a server: http:// or https:// and its name", file=repr(url))
+        if not 0.0 < self.timeout < math.inf:
+            raise InputError(f"{self.timeout:g} is not a number of seconds to wait", field="timeout")
 
     def query(self, adql: str) -> tuple[Table, bool]:
         """Run a query.

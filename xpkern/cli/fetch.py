@@ -22,6 +22,8 @@ examples
   sources of one's own: their numbers, one a line or a column source_id of a table, or a query:
     xpkern fetch --ids ids.csv -o mine/
     xpkern fetch --adql query.sql -o mine/
+  from an archive that is slow today, smaller pieces, which it may take ten minutes for:
+    xpkern fetch --region 'CIRCLE 180 30 1' --piece 500 --timeout 600 -o region/
 
 what is written
   gaia_source.fits           astrometry, photometry, fidelity
@@ -68,6 +70,13 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--tap", metavar="URL", help="of another archive's TAP service")
     parser.add_argument("--datalink", metavar="URL", help="of another archive's server of spectra")
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        metavar="SECONDS",
+        help="how long a server may be silent before it is asked again; more where it is slow to pack spectra, less "
+        "where connections are lost. default: 300",
+    )
     parser.set_defaults(run=run)
 
 
@@ -86,10 +95,10 @@ def run(options: argparse.Namespace) -> int:
         selection = _numbers(Path(options.ids))
     else:
         selection = _text(Path(options.adql))
-    given = {"tap_url": options.tap, "data_url": options.datalink}
+    given = {"tap_url": options.tap, "data_url": options.datalink, "timeout": options.timeout}
     archive = Archive(
         tell=lambda text: tqdm.write(f"xpkern: {text}", file=sys.stderr),
-        **{name: url for name, url in given.items() if url is not None},
+        **{name: value for name, value in given.items() if value is not None},
     )
     started = time.perf_counter()
     with tqdm(unit=" sources", desc="xpkern fetch", disable=None, leave=False) as progress:
