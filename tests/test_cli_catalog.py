@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -104,8 +105,9 @@ class TestInterruption:
     @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
     @pytest.mark.parametrize(("threads", "name"), [("1", "catalog.h5"), ("3", "catalog.parquet")])
     def test_leaves_nothing_behind(self, bulk_files, bulk_lines, tmp_path, number, code, threads, name):
-        spectra = tmp_path / "spectra.csv"
-        os.mkfifo(spectra)  # a file that never ends: the run is certainly not over when the signal comes
+        # a file that never ends: the run is certainly not over when the signal comes
+        reader, writer = os.pipe()
+        spectra = Path(f"/dev/fd/{reader}")
         folder = tmp_path / "output"
         folder.mkdir()
         arguments = [*catalog_arguments(spectra, bulk_files), "-o", str(folder / name), "--threads", threads]
@@ -117,8 +119,10 @@ class TestInterruption:
                 text=True,
                 # whoever runs the tests in the background has made children ignore Ctrl-C
                 preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
+                pass_fds=(reader,),
             ) as process,
-            open(spectra, "wb") as stream,
+            open(reader, "rb"),
+            open(writer, "wb") as stream,
         ):
             stream.write(b"".join(bulk_lines))
             stream.flush()

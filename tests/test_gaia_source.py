@@ -1,6 +1,7 @@
 """Tables joined by source_id: every kind, in every order, and what is wrong with them."""
 
 import gzip
+import os
 import subprocess
 import sys
 
@@ -305,6 +306,12 @@ def test_unreadable_files_are_named(tmp_path, name):
     with pytest.raises(InputError, match="cannot be read") as caught:
         SourceTable.of(tmp_path / name, "table", WANTED)
     assert caught.value.file == str(tmp_path / name)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "table.csv")
+    with pytest.raises(InputError, match=r"table\.csv: is a pipe, which can be read only once: give a file"):
+        SourceTable.of(tmp_path / "table.csv", "", ())
 
 
 def test_truncated_gzip(tmp_path):

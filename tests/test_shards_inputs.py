@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from astropy.table import Table
-from command_lines import read, write_settings
+from command_lines import one_line, read, write_settings
 
 from xpkern.cli import main
 from xpkern.cli.run import PARTIAL
@@ -126,6 +126,26 @@ def test_a_marker_of_another_kind_is_none(survey, capsys):
         unit.done.write_text(json.dumps(record))
     assert main(["status", str(survey)]) == 0
     assert f"{FILES}  left" in capsys.readouterr().out
+
+
+def test_a_pipe_is_refused_and_the_others_are_done(survey, capsys):
+    """It could be read only once, and nobody may ever write to it."""
+    sim = survey.parent / "sim"
+    os.mkfifo(sim / "Xp_pipe.csv.gz")
+    for option in ([], ["--processes", "2"]):
+        assert main(["run", str(survey), *option]) == PARTIAL
+        expected = (
+            f"1 files have no shard; the first: Xp_pipe.csv.gz: {sim}/Xp_pipe.csv.gz: is a pipe, which can be read"
+        )
+        assert expected in one_line(capsys)
+    assert Ledger.of(load_settings(survey)).count() == {State.DONE: FILES, State.FAILED: 1}
+    first, *_ = load_settings(survey).input_files()
+    first.unlink()
+    os.mkfifo(first)
+    assert main(["status", str(survey)]) == PARTIAL
+    assert f"{FILES}  done" in capsys.readouterr().out
+    assert main(["convert", str(first), "-o", str(survey.parent / "compact")]) != 0
+    assert f"{first}: is a pipe, which can be read only once: give a file" in capsys.readouterr().err
 
 
 def test_cuts_that_could_not_be_applied_are_told(survey, capsys):

@@ -367,6 +367,14 @@ def test_avro_with_arrays_of_nothing(tmp_path):
         list(read_blocks(path, FEW))
 
 
+def test_a_named_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "spectra.csv")
+    (tmp_path / "link").symlink_to("spectra.csv")
+    for name in ("spectra.csv", "link"):
+        with pytest.raises(InputError, match=rf"{name}: is a named pipe: give a file, or an open pipe"):
+            next(read_blocks(tmp_path / name, FEW))
+
+
 def test_a_pipe_is_read_as_a_file(tmp_path, rng):
     columns = some_columns(rng, 3)
     for form in ("csv", "parquet"):

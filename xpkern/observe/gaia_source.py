@@ -22,6 +22,7 @@ from xpkern.observe.source_files import (
     decompressed,
     hdf5_columns,
     names_in_file,
+    refuse_pipe,
     refuse_truncated_votable,
 )
 from xpkern.observe.text import refuse_repeated
@@ -137,6 +138,7 @@ class SourceTable:
             return table
         if isinstance(table, (str, os.PathLike)):
             path = Path(table)
+            refuse_pipe(path)
             return cls(_read_columns(path, wanted), str(path), path)
         return cls({key: as_array(column) for key, column in columns_of_table(table, name).items()}, name)
 

@@ -27,6 +27,12 @@ def decompressed(path: Path) -> Any:
     return gzip.open(path) if is_gzip else open(path, "rb")
 
 
+def refuse_pipe(path: Path) -> None:
+    """Raise an InputError if what has to be read more than once is a pipe."""
+    if path.is_fifo():
+        raise InputError("is a pipe, which can be read only once: give a file", file=str(path))
+
+
 def csv_header(path: Path) -> tuple[int, list[str], str, bool]:
     """Number of lines before the header line, the names in it, what separates them, whether the file is gzipped."""
     try:

@@ -7,6 +7,7 @@ import io
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -62,8 +63,9 @@ def read_blocks(
     Parameters
     ----------
     source : path or table
-        A file: csv or ECSV, VOTable, FITS, HDF5, Parquet, AVRO, any of them gzipped, recognised by its first bytes; or
-        an astropy or pyarrow table, pandas DataFrame, structured array, or mapping of names to arrays.
+        A file, or a pipe without a name: csv or ECSV, VOTable, FITS, HDF5, Parquet, AVRO, any of them gzipped,
+        recognised by its first bytes; or an astropy or pyarrow table, pandas DataFrame, structured array, or mapping of
+        names to arrays.
     calibration : Calibration
         Says how many coefficients each band has and to which basis functions they belong.
     rows : int
@@ -82,11 +84,11 @@ def read_blocks(
     Raises
     ------
     InputError
-        If the file cannot be opened, is empty or of no known form, lacks a column or has it twice, holds a line that
-        never ends, is what a server has truncated, or if none of the rows of its first block belongs to the
-        calibration. If it breaks off or is corrupt behind some of its rows, then *after* the blocks of every complete
-        row before the break have been yielded, where its format allows that (csv, AVRO), or else the whole blocks
-        before it (HDF5, Parquet); the error names the row reached.
+        If the file cannot be opened, is a named pipe, is empty or of no known form, lacks a column or has it twice,
+        holds a line that never ends, is what a server has truncated, or if none of the rows of its first block belongs
+        to the calibration. If it breaks off or is corrupt behind some of its rows, then *after* the blocks of every
+        complete row before the break have been yielded, where its format allows that (csv, AVRO), or else the whole
+        blocks before it (HDF5, Parquet); the error names the row reached.
     """
     if is_table(source):
         from xpkern.observe.spectra_memory import MemoryTable
@@ -97,6 +99,8 @@ def read_blocks(
         file = os.fsdecode(source)
     except TypeError:
         raise InputError(f"a {type(source).__name__} is neither a path nor a table", field="paths") from None
+    if Path(os.path.realpath(file)).is_fifo():  # to open it might wait for ever; one without a name is open already
+        raise InputError("is a named pipe: give a file, or an open pipe, as <(command) and /dev/stdin are", file=file)
     try:
         with open(file, "rb", buffering=0) as stream:
             head = stream.read(spectra_csv.PIECE)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from xpkern.errors import InputError
 from xpkern.shards.settings import RunSettings
 from xpkern.shards.work import Unit, circumstances, digest_of, input_files, read_record
 
@@ -106,7 +107,7 @@ def state_of(unit: Unit, settings_digest: str) -> tuple[State, dict[str, Any] | 
             same = done["made_of"]["settings"] == settings_digest and (
                 done["looks"] == unit.looks() or done["made_of"] == unit.made_of(settings_digest)
             )
-        except OSError:  # its input has gone; its shard has not
+        except (InputError, OSError):  # its input has gone, or a pipe has its name; its shard has not
             same = True
         return (State.DONE if same else State.CHANGED), done
     failed = read_record(unit.failed)

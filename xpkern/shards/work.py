@@ -25,6 +25,7 @@ from xpkern.observe.calibration import Calibration
 from xpkern.observe.gaia_source import SourceTable
 from xpkern.observe.photometry import PhotometryCuts
 from xpkern.observe.read import table_of
+from xpkern.observe.source_files import refuse_pipe
 from xpkern.shards.settings import RunSettings, shard_name
 from xpkern.version import __version__
 
@@ -85,8 +86,8 @@ class Unit:
 
         Raises
         ------
-        OSError
-            If an input cannot be read.
+        InputError, OSError
+            As :func:`fingerprint`.
         """
         return {
             "settings": settings_digest,
@@ -127,7 +128,16 @@ def digest_of(settings: RunSettings) -> str:
 
 
 def fingerprint(path: Path) -> str:
-    """What tells a file from another version of it: its size and a digest of it, or of many pieces of it."""
+    """What tells a file from another version of it: its size and a digest of it, or of many pieces of it.
+
+    Raises
+    ------
+    InputError
+        If it is a pipe: nothing would be left of it to be read.
+    OSError
+        If it cannot be read.
+    """
+    refuse_pipe(path)
     return _fingerprint(path, _state_of(path))
 
 
