@@ -384,6 +384,12 @@ class TestDeaths:
         assert main(["run", str(survey)]) == 0
         assert sorted(shards_of(survey.parent)) == sorted(undisturbed)
 
+    @pytest.mark.parametrize("moment", ["settings.load_settings", "run.prepare_folder"])
+    def test_sigterm_says_resume_before_anything_is_done(self, survey, monkeypatch, capsys, moment):
+        monkeypatch.setattr(f"xpkern.shards.{moment}", lambda _: os.kill(os.getpid(), signal.SIGTERM))
+        assert main(["run", str(survey)]) == RESUME
+        assert one_line(capsys) == "xpkern: stopped by SIGTERM: the same command goes on\n"
+
     def test_no_space_left(self, survey, undisturbed):
         """A disk that is full half-way: what fitted on it stays, the rest is done once there is room."""
         disk = survey.parent / "disk"

@@ -203,6 +203,16 @@ def _part(text: str) -> tuple[int, int]:
 
 def run_command(options: argparse.Namespace) -> int:
     """Make shards; return the exit code."""
+    try:
+        return _run(options)
+    except KeyboardInterrupt as error:  # before the first file, while libraries are read, or after the last one
+        if getattr(error, "number", signal.SIGINT) != signal.SIGTERM:
+            raise
+        print("xpkern: stopped by SIGTERM: the same command goes on", file=sys.stderr)
+        return RESUME
+
+
+def _run(options: argparse.Namespace) -> int:
     if options.processes > 1:
         server_of_processes()  # it reads its libraries while this process reads its own
     from tqdm import tqdm
@@ -228,7 +238,7 @@ def run_command(options: argparse.Namespace) -> int:
         return 0
     summary = RunSummary()
     started = time.perf_counter()
-    to_do = 0
+    to_do: int | None = None
     with (
         tqdm(unit=" stars", unit_scale=True, desc="xpkern run", disable=None, leave=False) as progress,
         _dealing(options.dask) as attempts,
@@ -250,7 +260,7 @@ def run_command(options: argparse.Namespace) -> int:
                 say(f"done: {outcome.unit.name}: {outcome.record['rows']:,} stars, {rate:,.0f} stars/s")
 
         def say_what_is_left(reason: str) -> None:
-            left = to_do - len(summary.done) - len(summary.failed)
+            left = (to_do or 0) - len(summary.done) - len(summary.failed)
             print(
                 f"xpkern: {reason}; {len(summary.done):,} shards were made, {left:,} files are left: the same command "
                 "goes on",
@@ -275,6 +285,8 @@ def run_command(options: argparse.Namespace) -> int:
                 summary=summary,
             )
         except KeyboardInterrupt as error:
+            if to_do is None:
+                raise
             number = getattr(error, "number", signal.SIGINT)
             say_what_is_left(f"stopped by {signal.Signals(number).name}")
             if number == signal.SIGTERM:
