@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -45,6 +46,9 @@ from xpkern.train.training_set import (
     save_set,
 )
 
+#: In the folder of a run's work: the training set but for its whiteners.
+_STARS = "stars.npz"
+
 #: Bytes at either end of a file of spectra that, with its size, tell it from another.
 _SAMPLE = 1 << 16
 
@@ -64,6 +68,12 @@ class TrainingFiles:
     def figure(self, name: str) -> Path:
         """Name of a figure beside the model."""
         return self.model.with_name(f"{self.model.stem}.{name}.png")
+
+    def remove_work(self) -> None:
+        """Remove the work folder; what a kill leaves of it is no training set, as that goes first."""
+        with contextlib.suppress(OSError):
+            (self.work / _STARS).unlink()
+        shutil.rmtree(self.work, ignore_errors=True)
 
 
 def train(
@@ -145,7 +155,7 @@ def train(
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     chosen_engine = get_engine(engine)
     if restart:
-        shutil.rmtree(files.work, ignore_errors=True)
+        files.remove_work()
     paths = [Path(spectra)] if isinstance(spectra, (str, os.PathLike)) else [Path(path) for path in spectra]
     for path in paths:
         if not path.is_file():
@@ -193,7 +203,7 @@ def train(
 
         draw_figures(files.figure, run, outcome)
     save_model(files.model, outcome.model, outcome.prior)
-    shutil.rmtree(files.work, ignore_errors=True)
+    files.remove_work()
     return outcome
 
 
@@ -221,7 +231,7 @@ def _training_set(
     on_stars: Callable[[int], object] | None,
 ) -> TrainingSet:
     """The set an earlier run has put together for the same recipe from the same files, or a new one."""
-    whiteners, rest, identity = (files.work / name for name in ("whiteners.f32", "stars.npz", "identity.json"))
+    whiteners, rest, identity = (files.work / name for name in ("whiteners.f32", _STARS, "identity.json"))
     facts = {
         "recipe": recipe.digest,
         "recipe_name": recipe.name,
