@@ -126,7 +126,7 @@ XPKERN_INLINE void outer_block(const Scalar<Lane>* value, int stride, const Lane
     }
     for (int number = 0; number < lanes; ++number) {
         const Scalar<Lane>* of_star = reinterpret_cast<const Scalar<Lane>*>(adjoint + number * n_out);
-        XPKERN_UNROLL
+        XPKERN_UNROLL_FOUR
         for (int star = 0; star < width; ++star) {
             meanwhile();
             Inputs factor[COLUMNS];

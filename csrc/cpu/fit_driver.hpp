@@ -196,7 +196,7 @@ class FitDriver {
         for (int64_t first = 0; first < waiting.count; first += width) {
             Crew<FloatLane> crew(waiting, first, begin_, starts_);
             if (!gather(stage, crew, space)) continue;
-            Fetcher next;
+            StarFetcher next;
             fetch(waiting, first + width, stage, next);
             if (stage == START) find_starts(crew, space, next);
             if (stage == START || stage == ROUGH) run_float<ROUGH>(crew, leave_at, space, next);
@@ -254,8 +254,7 @@ class FitDriver {
 
     // Has the whiteners of the lane that comes next fetched. For its first stage they are in memory, which takes as
     // long as that stage does; after it in the third-level cache, from where they come as fast as they are asked for.
-    using Fetcher = RowFetcher<2>;
-    void fetch(const Queue& waiting, int64_t first, Stage stage, Fetcher& next) const {
+    void fetch(const Queue& waiting, int64_t first, Stage stage, StarFetcher& next) const {
         if (first >= waiting.count) return;
         const Crew<FloatLane> crew(waiting, first, begin_, starts_);
         const bool in_blocks = form_.has_trailing() && stage != START;
@@ -276,7 +275,7 @@ class FitDriver {
     // Float steps. ROUGH: Gauss-Newton until the predicted drop is small. SCOUT: the first few of them, then a look
     // whether the search is in the valley of the star's first one. SHARP: a single Newton step.
     template <Stage STAGE>
-    void run_float(const Crew<FloatLane>& crew, int leave_at, const MixedSpace& space, const Fetcher& next) {
+    void run_float(const Crew<FloatLane>& crew, int leave_at, const MixedSpace& space, const StarFetcher& next) {
         const LaneBox<FloatLane> box(fit_, k_);
         FloatLane mean[MAX_PARAMETERS], weight[MAX_PARAMETERS];
         for (int p = 0; p < k_; ++p) {
@@ -337,7 +336,7 @@ class FitDriver {
     }
 
     // Newton steps with value and residual in double.
-    void run_fine(const Crew<FloatLane>& crew, int leave_at, const MixedSpace& space, const Fetcher& next) {
+    void run_fine(const Crew<FloatLane>& crew, int leave_at, const MixedSpace& space, const StarFetcher& next) {
         const LaneBox<WideLane> box(fit_, k_);
         Progress<FloatLane, WideLane> progress;
         crew_takes_up(crew, box, progress);
@@ -398,7 +397,7 @@ class FitDriver {
     }
 
     // Enters the searches of a lane's stars, each at its first one: from the grid, or from the start that was given.
-    void find_starts(const Crew<FloatLane>& crew, const MixedSpace& space, const Fetcher& next) {
+    void find_starts(const Crew<FloatLane>& crew, const MixedSpace& space, const StarFetcher& next) {
         const auto begin = [&](int s, int choice, const double* u) {
             if (s >= crew.members.count || !u) return;
             begin_search(k_, u, progress_of(crew.search[s] + choice));

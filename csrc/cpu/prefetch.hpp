@@ -59,6 +59,10 @@ class RowFetcher {
     int64_t wanted_ = 0, step_ = 0;
 };
 
+// That of fits. Evaluations and starts by themselves are given one without rows: they share the fits' code, which is
+// long.
+using StarFetcher = RowFetcher<2>;
+
 // Whiteners, fluxes and parameters of a lane of training stars.
 class LaneFetcher : public RowFetcher<1> {
   public:

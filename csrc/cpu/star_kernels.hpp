@@ -42,7 +42,7 @@ inline void evaluate_stars(const FitView& fit, const StarArrays& stars, const Ev
             gathered.fill(members, stars, k);
             LossState<FloatLane, WideLane> state;
             load_params(members.row, fit.start_params, k, state.u);
-            evaluate_loss<true>(fit.model, shape, fit.prior, fit.terms, gathered.view(), space, state);
+            evaluate_loss<true>(fit.model, shape, fit.prior, fit.terms, gathered.view(), space, state, StarFetcher());
             Report<WideLane> report;
             report_evaluation(state, k, gathered.weight, report);
             for (int s = 0; s < members.count; ++s) write_evaluation(state, report, s, k, members.row[s], out);
@@ -78,13 +78,15 @@ inline void start_stars(const GridView& grid, const ModelView& sizes, int starts
     for (int64_t first = begin; first < end; first += Members<FloatLane>::width) {
         const Members<FloatLane> members(first, end);
         gathered.fill(members, stars, k);
-        choose_starts(grid, m, k, gathered.view(), variance, space, starts, gate,
-                      [&](int s, int choice, const double* u) {
-                          if (s >= members.count) return;
-                          double* start = params + (members.row[s] * starts + choice) * k;
-                          for (int p = 0; p < k; ++p) start[p] = u ? u[p] : __builtin_nan("");
-                          if (u) start[k - 1] = exp(u[k - 1]);
-                      });
+        choose_starts(
+            grid, m, k, gathered.view(), variance, space, starts, gate,
+            [&](int s, int choice, const double* u) {
+                if (s >= members.count) return;
+                double* start = params + (members.row[s] * starts + choice) * k;
+                for (int p = 0; p < k; ++p) start[p] = u ? u[p] : __builtin_nan("");
+                if (u) start[k - 1] = exp(u[k - 1]);
+            },
+            StarFetcher());
     }
 }
 
