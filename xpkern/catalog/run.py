@@ -262,8 +262,8 @@ def make_catalog(
             start=grid,
             noise=kind,
         )
-        rows = star_rows(solution)
-        return rows, (rows.status & np.uint32(UNFITTED)) == 0, solution.without_spectra().observations
+        of_stars = star_rows(solution)
+        return of_stars, (of_stars.status & np.uint32(UNFITTED)) == 0, solution.without_spectra().observations
 
     def rows_of(block: XpBlock | None) -> tuple[StarRows, NDArray[np.bool_], Observations]:
         try:
