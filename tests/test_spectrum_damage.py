@@ -213,22 +213,31 @@ def test_absent_and_unreadable_files_and_folders(bulk_files, tmp_path, capsys):
         with pytest.raises(InputError, match="cannot be read"):
             list(read_blocks(path, FEW))
     secret = make("fits", some_columns(np.random.default_rng()), tmp_path)
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    hidden = make("fits", some_columns(np.random.default_rng()), closed)
     secret.chmod(0)
+    closed.chmod(0o700)
     tmp_path.chmod(0o755)
     command = (
         "import os, sys; import xpkern.observe.read, xpkern.model; from xpkern.observe.spectra import read_blocks\n"
         "from xpkern.observe.calibration import Calibration; from xpkern.errors import InputError\n"
         "calibration = Calibration.default()\n"
-        "for folder in sys.argv[2:]: os.chmod(folder, 0o755)\n"
+        "from xpkern.observe.gaia_source import SourceTable\n"
+        "for folder in sys.argv[3:]: os.chmod(folder, 0o755)\n"
         "if os.geteuid() == 0: os.setuid(65534)\n"
-        "try: list(read_blocks(sys.argv[1], calibration))\n"
-        "except InputError as error: print(error)\n"
+        "reads = [lambda path: list(read_blocks(path, calibration)),"
+        " lambda path: SourceTable.of(path, 'table', ('ra',))]\n"
+        "for path in sys.argv[1:3]:\n"
+        "    for read in reads:\n"
+        "        try: read(path)\n"
+        "        except InputError as error: print(error)\n"
     )
     folders = [str(folder) for folder in list(tmp_path.parents)[:2]]
     ran = subprocess.run(
-        [sys.executable, "-c", command, str(secret), *folders], capture_output=True, text=True, check=True
+        [sys.executable, "-c", command, str(secret), str(hidden), *folders], capture_output=True, text=True, check=True
     )
-    assert ran.stdout == f"{secret}: cannot be read (Permission denied)\n"
+    assert ran.stdout == "".join(f"{path}: cannot be read (Permission denied)\n" * 2 for path in (secret, hidden))
 
 
 # ---- files that break off or hold garbage

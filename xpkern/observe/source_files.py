@@ -7,7 +7,9 @@ import csv
 import gzip
 import io
 import itertools
+import os
 import re
+import stat
 import zlib
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -27,9 +29,17 @@ def decompressed(path: Path) -> Any:
     return gzip.open(path) if is_gzip else open(path, "rb")
 
 
+def is_pipe(path: str | os.PathLike[str]) -> bool:
+    """Whether that is the name of a pipe; of what cannot be looked at, opening it will say why."""
+    try:
+        return stat.S_ISFIFO(os.stat(path).st_mode)
+    except OSError:
+        return False
+
+
 def refuse_pipe(path: Path) -> None:
     """Raise an InputError if what has to be read more than once is a pipe."""
-    if path.is_fifo():
+    if is_pipe(path):
         raise InputError("is a pipe, which can be read only once: give a file", file=str(path))
 
 

@@ -7,7 +7,6 @@ import io
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -15,6 +14,7 @@ import numpy as np
 from xpkern.errors import InputError
 from xpkern.observe import spectra_csv
 from xpkern.observe.calibration import Calibration
+from xpkern.observe.source_files import is_pipe
 from xpkern.observe.spectra_columns import IDENTIFIERS, SPECTRUM_COLUMNS, ColumnTable, read_columns
 from xpkern.observe.spectra_csv import decompressed, lines_with, read_text
 from xpkern.observe.text import GZIP_MAGIC
@@ -99,7 +99,7 @@ def read_blocks(
         file = os.fsdecode(source)
     except TypeError:
         raise InputError(f"a {type(source).__name__} is neither a path nor a table", field="paths") from None
-    if Path(os.path.realpath(file)).is_fifo():  # to open it might wait for ever; one without a name is open already
+    if is_pipe(os.path.realpath(file)):  # to open it might wait for ever; one without a name is open already
         raise InputError("is a named pipe: give a file, or an open pipe, as <(command) and /dev/stdin are", file=file)
     try:
         with open(file, "rb", buffering=0) as stream:
