@@ -226,7 +226,7 @@ class TestCovariance:
         fisher = np.array([self.random_fisher(rng, 0.1) for _ in range(17)])
         unit = np.sqrt(np.einsum("njj->nj", fisher))[:, :3]
         bend = rng.standard_normal((17, 3, 3))
-        bend = 0.02 * (bend + bend.swapaxes(1, 2)) * unit[:, :, None] * unit[:, None, :]
+        bend = 0.005 * (bend + bend.swapaxes(1, 2)) * unit[:, :, None] * unit[:, None, :]
         bend[3] = -2.0 * np.diag(unit[3] ** 2)  # bends the other way, and more than the data hold the star
         bend[4] = np.diag([1.0, -2.0, 0.5]) * unit[4] ** 2
         bend[5] = np.nan
