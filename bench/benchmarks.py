@@ -22,7 +22,7 @@ from bench.report import bench_report
 from bench.result import Result
 from bench.scaling import bench_threads
 from bench.simulation import bench_simulate
-from bench.surveys import bench_kills, bench_survey
+from bench.surveys import bench_kills, bench_sizes, bench_survey
 from bench.training import bench_train
 from bench.writing import bench_write
 from xpkern.catalog.run import MOST_STARS_OF_A_BLOCK
@@ -41,6 +41,7 @@ BENCHMARKS: dict[str, tuple[Callable[[int, int, str], Result], int]] = {
     "convert": (bench_convert, 4096),
     "crossmatch": (bench_crossmatch, 10_000_000),
     "survey": (bench_survey, 200_000),
+    "sizes": (bench_sizes, 1_000_000),
     "kills": (bench_kills, 4000),
     "fuzz": (bench_fuzz, 10_000_000),
     "threads": (bench_threads, 8192),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import math
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -35,8 +35,8 @@ FILES, FILES_OF_KILLED = 20, 4
 #: Rounds of a duel at most: one takes minutes.
 MOST_ROUNDS = 3
 
-#: How many of the survey's files the catalogues have whose cost per star is compared.
-LENGTHS = (1, 5, 20)
+#: Parts of the stars asked for that the surveys have whose cost per star is compared, and the files of the longest.
+SHARES, FILES_OF_LONGEST = (100, 10, 1), 100
 
 #: Rows of which the parts of the work are measured.
 PROFILED = 4096
@@ -89,7 +89,6 @@ def bench_survey(n_stars: int, rounds: int, engine_name: str) -> Result:
         started = time.perf_counter()
         _xpkern("collect", str(one), "--virtual", "-o", str(folder / "virtual.h5"))
         extra["collect --virtual [s]"] = time.perf_counter() - started
-        extra |= _cost_of_lengths(spectra, folder, engine_name, min(rounds, MOST_ROUNDS))
         bytes_of_row = sum(path.stat().st_size for path in spectra) / n_stars
         profiled = min(PROFILED, n_stars)
         parts = profile(profiled, engine_name, folder / "parts.h5")
@@ -104,6 +103,48 @@ def bench_survey(n_stars: int, rounds: int, engine_name: str) -> Result:
         }
         extra |= _projections(rate, speed_up / 2, bytes_of_row, storage, parts)
     return Result("survey", "stars/s", duels, None, extra)
+
+
+def bench_sizes(n_stars: int, rounds: int, engine_name: str) -> Result:
+    """What a star costs in a catalogue of all the stars, of a tenth, of a hundredth; each has files of its own."""
+    model, prior = model_and_prior()
+    with tempfile.TemporaryDirectory(prefix="xpkern-bench-") as name:
+        folder = Path(name)
+
+        def contestant(share: int) -> Contestant:
+            stars, survey = math.ceil(n_stars / share), folder / f"sim{share}"
+            per_file = math.ceil(n_stars / FILES_OF_LONGEST)
+            with on_cpus(ALLOWED_CPUS):
+                _xpkern(
+                    *("simulate", "--n", str(stars), "--truth", "model", "--none-planted", "--seed", str(SEED)),
+                    *("--stars-per-file", str(per_file), "-o", str(survey)),
+                )
+            spectra = sorted(survey.glob("Xp*.csv.gz"))
+
+            def make() -> None:
+                summary = xk.make_catalog(
+                    spectra,
+                    folder / "catalog.h5",
+                    gaia_source=survey / "gaia_source.fits",
+                    model=model,
+                    prior=prior,
+                    engine=engine_name,
+                    threads=1,
+                    overwrite=True,
+                )
+                if summary.rows != stars:
+                    raise RuntimeError(f"{summary.rows} rows of {stars} in the catalogue")
+
+            return Contestant(f"catalogue of {stars:,} stars in {len(spectra)} files", make, stars)
+
+        shortest, *between, longest = (contestant(share) for share in SHARES)
+        rounds = min(rounds, MOST_ROUNDS)
+        rates = {each: measure_once(each, rounds) for each in between}
+        duel = compare(longest, shortest, rounds=rounds, repeats=1)
+        rates |= {shortest: duel.peer.median, longest: duel.ours.median}
+        extra: dict[str, Any] = {f"{each.name} [us a star]": 1e6 / rate for each, rate in rates.items()}
+        extra["peak memory of this process [MB]"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return Result("sizes", "stars/s", [duel], None, extra)
 
 
 def bench_kills(n_stars: int, _rounds: int, engine_name: str) -> Result:
@@ -195,31 +236,6 @@ def _log(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for path in (folder / "log").glob("*.jsonl") for line in path.read_text().splitlines()]
 
 
-def _cost_of_lengths(spectra: Sequence[Path], folder: Path, engine_name: str, rounds: int) -> dict[str, float]:
-    """Cost of a star in catalogues of few files and of many, taking turns; the best of the rounds."""
-    model, prior = model_and_prior()
-    best: dict[int, float] = {}
-    for _ in range(rounds):
-        for length in LENGTHS:
-            files = spectra[:length]
-            rows = sum(_rows(path) for path in files) if length not in best else 0
-            started = time.perf_counter()
-            summary = xk.make_catalog(
-                files,
-                folder / "length.h5",
-                gaia_source=folder / "sim" / "gaia_source.fits",
-                model=model,
-                prior=prior,
-                engine=engine_name,
-                threads=1,
-                overwrite=True,
-            )
-            seconds = time.perf_counter() - started
-            assert not rows or rows == summary.rows
-            best[length] = min(best.get(length, math.inf), 1e6 * seconds / summary.rows)
-    return {f"catalogue of {length} files: [us a star]": cost for length, cost in best.items()}
-
-
 def _second_pass_alone(n_stars: int, engine_name: str) -> float:
     """Time [us] that the shipped model's learned noise adds to the fit of a star under that of Eq. 2."""
     model, prior = xk.load_model()
@@ -233,11 +249,6 @@ def _second_pass_alone(n_stars: int, engine_name: str) -> float:
         return 1e6 / measure_once(Contestant(noise, run, n_stars), 3)
 
     return fit("learned") - fit("eq2")
-
-
-def _rows(path: Path) -> int:
-    with gzip.open(path, "rb") as stream:
-        return sum(not line.startswith(b"#") for line in stream) - 1
 
 
 def _storage_rate(spectra: Sequence[Path]) -> float:

@@ -78,7 +78,8 @@ FIGURES = {
     "noise": ["real ones: factor of the archive's", "independent, learned, Eq. 19, all", "log g off by more"],
     "convert": ["compact: bytes a row", "lossless: same catalogue to the byte", "teff: change by rounding"],
     "crossmatch": ["matches that astropy does not find", "xpkern match: peak memory"],
-    "survey": ["end to end [us a row]", "catalogue of 2 files", "DR4 on 40 nodes", "bound by"],
+    "survey": ["end to end [us a row]", "DR4 on 40 nodes", "bound by"],
+    "sizes": ["catalogue of", "peak memory of this process"],
     "kills": ["ended with the same bytes", "faults: bad files that are named"],
     "noise_cost": ["times that of Eq. 2", "of both passes, mean"],
     "posterior": ["rank chi2 of logg", "no parallax: truths within 90 %", "survey: effective share"],
@@ -116,7 +117,8 @@ def small_benchmarks(monkeypatch, tmp_path):
     monkeypatch.setattr(closure, "KILLS", 1)
     monkeypatch.setattr(closure, "KILLED_RECIPE", SMALL)
     monkeypatch.setattr(surveys, "FILES", 2)
-    monkeypatch.setattr(surveys, "LENGTHS", (1, 2))
+    monkeypatch.setattr(surveys, "SHARES", (4, 2, 1))
+    monkeypatch.setattr(surveys, "FILES_OF_LONGEST", 2)
     monkeypatch.setattr(surveys, "FILES_OF_KILLED", 2)
     monkeypatch.setattr(surveys, "KILLS", 1)
     monkeypatch.setattr(surveys, "_xpkern", in_this_process)
