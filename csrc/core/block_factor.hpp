@@ -159,8 +159,8 @@ XPKERN_INLINE void sums_along(const Real* along, int alone, int stride, const La
 
 // As whiten_columns() of a packed triangle.
 template <int COLUMNS, int WIDE, class Lane, class Wide, class Meanwhile = Nothing>
-XPKERN_INLINE void whiten_columns(const BlockFactor<Lane>& factor, int, int stride, Lane* column, Wide* wide,
-                                  const Meanwhile& meanwhile = {}) {
+XPKERN_STEP void whiten_columns(const BlockFactor<Lane>& factor, int, int stride, Lane* column, Wide* wide,
+                                const Meanwhile& meanwhile = {}) {
     const BlockForm& form = factor.form;
     Lane* const stand_in = column + form.stand_in() * stride;
     Lane sample[COLUMNS > 0 ? COLUMNS : 1];

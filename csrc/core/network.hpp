@@ -139,13 +139,14 @@ XPKERN_INLINE void multiply_streams(const Scalar<Lane>* w, const Scalar<Lane>* b
 }
 
 // Any number of right-hand sides, in: (n_in, streams), taken four at a time; take(s) takes those from s on.
-template <class Lane, class Take>
-XPKERN_INLINE void multiply(const Scalar<Lane>* w, int n_in, int n_out, int streams, const Lane* in, const Take& take) {
+template <class Lane, class Take, class Meanwhile>
+XPKERN_INLINE void multiply(const Scalar<Lane>* w, int n_in, int n_out, int streams, const Lane* in, const Take& take,
+                            const Meanwhile& meanwhile) {
     int s = 0;
-    for (; s + 4 <= streams; s += 4) multiply_into<4>(w, nullptr, n_in, n_out, streams, in + s, take(s));
-    if (s + 3 == streams) multiply_into<3>(w, nullptr, n_in, n_out, streams, in + s, take(s));
-    if (s + 2 == streams) multiply_into<2>(w, nullptr, n_in, n_out, streams, in + s, take(s));
-    if (s + 1 == streams) multiply_into<1>(w, nullptr, n_in, n_out, streams, in + s, take(s));
+    for (; s + 4 <= streams; s += 4) multiply_into<4>(w, nullptr, n_in, n_out, streams, in + s, take(s), meanwhile);
+    if (s + 3 == streams) multiply_into<3>(w, nullptr, n_in, n_out, streams, in + s, take(s), meanwhile);
+    if (s + 2 == streams) multiply_into<2>(w, nullptr, n_in, n_out, streams, in + s, take(s), meanwhile);
+    if (s + 1 == streams) multiply_into<1>(w, nullptr, n_in, n_out, streams, in + s, take(s), meanwhile);
 }
 
 // out[i] = sum_j w[i][j] in[j]: the reverse of a layer. w: (n_in, n_out).
@@ -239,7 +240,7 @@ XPKERN_INLINE void network_forward(const ModelView& model, const Shape& shape, c
             return HiddenTangents<ORDER, Real>{hidden, tape.pre_tangent[l], tape.tangent[l % 2], inputs, s};
         };
         if (l > 0) {
-            multiply<Real>(real.weights[l], n_in, n_out, inputs, tape.tangent[(l + 1) % 2], take);
+            multiply<Real>(real.weights[l], n_in, n_out, inputs, tape.tangent[(l + 1) % 2], take, meanwhile);
             continue;
         }
         for (int j = 0; j < n_out; ++j) {  // the tangents of the inputs are unit vectors
@@ -252,13 +253,13 @@ XPKERN_INLINE void network_forward(const ModelView& model, const Shape& shape, c
 }
 
 // d ln f_j / d Theta_t of all samples, after network_forward(); take(s) takes those by t = s and on.
-template <class Real, class Wide, class Shape, class Take>
+template <class Real, class Wide, class Shape, class Take, class Meanwhile>
 XPKERN_INLINE void output_tangents(const ModelView& model, const Shape& shape, const NetworkTape<Real, Wide>& tape,
-                                   const Take& take) {
+                                   const Take& take, const Meanwhile& meanwhile) {
     const auto& real = network_of<Real>(model);
     const int last = shape.layers() - 1;
     multiply<Real>(real.weights[last], shape.width(last), shape.samples(), shape.inputs(), tape.tangent[(last + 1) % 2],
-                   take);
+                   take, meanwhile);
 }
 
 // One hidden layer's part of the curvature: adjoint, of h, becomes that of a. hidden, adjoint: (width,), tangent:

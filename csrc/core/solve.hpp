@@ -12,9 +12,11 @@ XPKERN_INLINE int packed_index(int row, int column) {
 
 // Solves (A + damping diag(D)) x = b after scaling A and b to a unit diagonal of D > 0. Stars whose damped matrix is
 // not positive definite get mask 0 and a meaningless x. A, D: packed; b, x: (n,).
-template <class Lane>
-XPKERN_STEP Mask<Lane> solve_damped(int n, const Lane* a, const Lane* scale_of, const Lane& damping, const Lane* b,
-                                    Lane* x) {
+// SIZE: n where it is known to the compiler, which then keeps the factor in registers; else 0.
+template <int SIZE, class Lane>
+XPKERN_STEP Mask<Lane> solve_of_size(int size, const Lane* a, const Lane* scale_of, const Lane& damping, const Lane* b,
+                                     Lane* x) {
+    const int n = SIZE > 0 ? SIZE : size;
     Lane unit[MAX_PARAMETERS], factor[MAX_TRIANGLE];
     for (int i = 0; i < n; ++i) unit[i] = inverse_root(max(scale_of[packed_index(i, i)], lane<Lane>(1e-30)));
     Mask<Lane> positive = damping >= lane<Lane>(0);
@@ -44,6 +46,17 @@ XPKERN_STEP Mask<Lane> solve_damped(int n, const Lane* a, const Lane* scale_of, 
     }
     for (int i = 0; i < n; ++i) x[i] = x[i] * unit[i];
     return positive;
+}
+
+// The same for any n. Parameters are five as a rule, and stellar types have three.
+template <class Lane>
+XPKERN_INLINE Mask<Lane> solve_damped(int n, const Lane* a, const Lane* scale_of, const Lane& damping, const Lane* b,
+                                      Lane* x) {
+#if !defined(__CUDACC__)  // there it is part of its caller, which may know n
+    if (n == 5) return solve_of_size<5>(n, a, scale_of, damping, b, x);
+    if (n == 3) return solve_of_size<3>(n, a, scale_of, damping, b, x);
+#endif
+    return solve_of_size<0>(n, a, scale_of, damping, b, x);
 }
 
 XPKERN_NAMESPACE_END

@@ -120,19 +120,20 @@ struct FluxSlopes {
 
 // Fluxes and slopes at u: space.flux, space.column = df/du, and for Order::curvature tape.output_tangent =
 // d ln f / dTheta.
-template <Order ORDER, class Real, class Wide, class Shape>
+template <Order ORDER, class Real, class Wide, class Shape, class Meanwhile>
 XPKERN_INLINE void predict_flux(const ModelView& model, const Shape& shape, const Wide* u,
-                                const Workspace<Real, Wide>& space) {
+                                const Workspace<Real, Wide>& space, const Meanwhile& meanwhile) {
     const int inputs = shape.inputs(), columns = shape.parameters() + 1, m = shape.samples();
     const auto& wide = network_of<Wide>(model);
     const auto& real = network_of<Real>(model);
-    network_forward<ORDER>(model, shape, u, space.tape);
+    network_forward<ORDER>(model, shape, u, space.tape, meanwhile);
     const Wide ext = u[inputs], twice_ln_plx = u[inputs + 1] + u[inputs + 1];
     for (int i = 0; i < m; ++i) space.flux[i] = fma(-ext, Wide(wide.ext_curve[i]), space.tape.output[i] + twice_ln_plx);
     exp_of_all(space.flux, m);
-    output_tangents(model, shape, space.tape, [&](int s) {
+    const auto take = [&](int s) {
         return FluxSlopes<ORDER, Real, Wide>{space.flux, space.tape.output_tangent, space.column, inputs, columns, s};
-    });
+    };
+    output_tangents(model, shape, space.tape, take, meanwhile);
     for (int i = 0; i < m; ++i) {
         const Real narrow = convert<Real>(space.flux[i]);
         Real* slope = space.column + i * columns;
@@ -319,7 +320,7 @@ XPKERN_KERNEL void evaluate_loss(const ModelView& model, const Shape& shape, con
                                  const Workspace<Real, Wide>& space, LossState<Real, Wide>& state,
                                  const Meanwhile& meanwhile = {}) {
     const int k = shape.parameters(), m = shape.samples();
-    predict_flux<EXACT ? Order::curvature : Order::slope>(model, shape, state.u, space);
+    predict_flux<EXACT ? Order::curvature : Order::slope>(model, shape, state.u, space, meanwhile);
     Real* whitened = space.column + k;  // of every k + 1
     Wide chi2 = lane<Wide>(0);
     if constexpr (SameType<Real, Wide>::value) {

@@ -258,9 +258,11 @@ XPKERN_KERNEL void rate_types(const GridView& grid, int inputs, const Real* flux
         constexpr int INPUTS = decltype(known)::value, k = INPUTS + 2, count = TypeParts<INPUTS>::count;
         for (int first = 0; first < grid.n_types; first += Types::size) {
             Real of_type[count][Types::size], moved[k + 1][Types::size];
-            for (int t = 0; t < Types::size; ++t)  // where fewer are left the last is repeated
+            for (int t = 0; t < Types::size; ++t) {  // where fewer are left the last is repeated
                 project_type<INPUTS>(grid, first + t < grid.n_types ? first + t : grid.n_types - 1, line, Types::size,
                                      of_type[0] + t);
+                meanwhile.between_blocks();
+            }
             Group u[k];
             const PartView<Group> part{reinterpret_cast<const Scalar<Real>*>(of_type)};
             store(reinterpret_cast<Scalar<Real>*>(moved[k]), move_type<INPUTS>(grid, star, part, u));

@@ -30,10 +30,16 @@ XPKERN_INLINE void whiten_rows(const Lane* factor, int begin, int i, int stride,
     }
     for (int j = begin; j < i; ++j) {
         meanwhile();
-        if constexpr (COLUMNS == 1) {  // each element is needed once: none is held in a register
-            const Lane y = held(column[j * stride]);
+        if constexpr (COLUMNS < ROWS) {  // the fewer operands are those that are held in registers
+            Lane y[COLUMNS > 0 ? COLUMNS : 1];
             XPKERN_UNROLL
-            for (int r = 0; r < ROWS; ++r) minus[r][0] = fma(row[r][j], y, minus[r][0]);
+            for (int c = 0; c < COLUMNS; ++c) y[c] = held(column[j * stride + c]);
+            XPKERN_UNROLL
+            for (int r = 0; r < ROWS; ++r) {
+                const Lane g = COLUMNS > 1 ? held(row[r][j]) : row[r][j];
+                XPKERN_UNROLL
+                for (int c = 0; c < COLUMNS; ++c) minus[r][c] = fma(g, y[c], minus[r][c]);
+            }
         } else {
             Lane g[ROWS];
             XPKERN_UNROLL
@@ -91,9 +97,11 @@ XPKERN_INLINE void whiten_range(const Lane* factor, int begin, int first, int en
     }
 }
 
+// A function of its own on a CPU: amid other code the compiler keeps constants of that in registers, and some of the
+// sums in memory.
 template <int COLUMNS, int WIDE, class Lane, class Wide, class Meanwhile = Nothing>
-XPKERN_INLINE void whiten_columns(const Lane* factor, int m, int stride, Lane* column, Wide* wide,
-                                  const Meanwhile& meanwhile = {}) {
+XPKERN_STEP void whiten_columns(const Lane* factor, int m, int stride, Lane* column, Wide* wide,
+                                const Meanwhile& meanwhile = {}) {
     whiten_range<COLUMNS, WIDE>(factor, 0, 0, m, stride, column, wide, meanwhile);
 }
 

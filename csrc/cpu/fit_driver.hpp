@@ -265,11 +265,6 @@ class FitDriver {
             else
                 next.add(stars_.whitener + row * row_start(m_), row_start(m_) * int64_t(sizeof(float)));
         }
-        // A whitening asks for every fourth row half as often as its block has columns, or so; the start whitens three
-        // times, and one evaluation or more follow.
-        const int trailing = form_.linked - form_.stand_in();
-        const int asked = form_.leading * form_.leading + (form_.has_trailing() ? trailing * trailing : 0);
-        next.begin(stage == START ? 4 * asked / 8 : 1);
     }
 
     // Float steps. ROUGH: Gauss-Newton until the predicted drop is small. SCOUT: the first few of them, then a look

@@ -5,19 +5,16 @@
 
 XPKERN_NAMESPACE_BEGIN
 
-// Cache lines of some rows of an array, up to LINES at a time and evenly over all that is computed: many at once would
-// fill the queue of loads and hold up everything behind them.
-template <int LINES>
-class RowFetcher {
+// Rows of an array whose cache lines are asked for, one row after the other.
+class RowsAhead {
   public:
     static constexpr int LINE = 64, MOST_ROWS = 32;
 
-    // None yet: what is asked for is in the nearest cache anyway.
-    RowFetcher() : at_(reinterpret_cast<const char*>(this)), stop_(at_) {}
-    RowFetcher(const RowFetcher&) = delete;
-    RowFetcher& operator=(const RowFetcher&) = delete;
+    RowsAhead() {}
+    RowsAhead(const RowsAhead&) = delete;
+    RowsAhead& operator=(const RowsAhead&) = delete;
 
-    // One row more, before begin().
+    // One row more.
     void add(const void* row, int64_t bytes) {
         const char* begin = static_cast<const char*>(row);
         if (count_ > 0 && begin == end_[count_ - 1])
@@ -27,44 +24,45 @@ class RowFetcher {
         wanted_ += bytes;
     }
 
-    // calls: how often it will be called. A line is asked for again until the next one's turn comes. Rows have none to
-    // spare: they end between blocks.
-    void begin(int calls) {
-        if (count_ == 0) return;
-        const int64_t evenly = wanted_ / (calls < 1 ? 1 : calls) + 1;
-        step_ = count_ == 1 && evenly < LINES * LINE ? evenly : LINES * LINE;
-        at_ = begin_[0];
-        stop_ = end_[0];
+  protected:
+    // Goes on to the next row; at the last one, whose end has come, nothing happens.
+    void take_row(const char*& at, const char*& stop) const {
+        if (begun_ >= count_) return;
+        at = begin_[begun_];
+        stop = end_[begun_++];
     }
-
-    XPKERN_INLINE void operator()() const {
-        XPKERN_UNROLL
-        for (int line = 0; line < LINES; ++line) __builtin_prefetch(at_ + line * LINE, 0, 2);
-        const char* to = at_ + step_;
-        at_ = to < stop_ ? to : stop_;
-    }
-
-    // Goes on to the next row. Not in every step: a jump there costs 2 % of a star's time.
-    XPKERN_INLINE void between_blocks() const {
-        if (at_ < stop_ || begun_ >= count_) return;
-        at_ = begin_[begun_];
-        stop_ = end_[begun_++];
-    }
+    int count() const { return count_; }
+    int64_t wanted() const { return wanted_; }
 
   private:
     const char *begin_[MOST_ROWS], *end_[MOST_ROWS];
     int count_ = 0;
-    mutable int begun_ = 1;
-    mutable const char *at_, *stop_;
-    int64_t wanted_ = 0, step_ = 0;
+    mutable int begun_ = 0;
+    int64_t wanted_ = 0;
 };
 
-// That of fits. Evaluations and starts by themselves are given one without rows: they share the fits' code, which is
-// long.
-using StarFetcher = RowFetcher<2>;
+// That of fits asks for a burst of lines after each block of sums, as many as the queue of loads has room for without
+// holding up what is behind them. In the loops of the blocks themselves it would cost whitening a third of its time:
+// there are registers for the addresses of its rows, and none for another one.
+class StarFetcher : public RowsAhead {
+  public:
+    static constexpr int BURST = 12;
 
-// Whiteners, fluxes and parameters of a lane of training stars.
-class LaneFetcher : public RowFetcher<1> {
+    XPKERN_INLINE void operator()() const {}
+    void between_blocks() const {
+        if (at_ >= stop_) take_row(at_, stop_);
+        if (at_ >= stop_) return;
+        for (int line = 0; line < BURST; ++line) __builtin_prefetch(at_ + line * LINE, 0, 2);
+        at_ += BURST * LINE;
+    }
+
+  private:
+    mutable const char *at_ = nullptr, *stop_ = nullptr;
+};
+
+// Whiteners, fluxes and parameters of a lane of training stars, a line at a time and evenly over all that is computed.
+// A line is asked for again until the next one's turn comes. Rows have none to spare: they end between blocks.
+class LaneFetcher : public RowsAhead {
   public:
     static constexpr int width = LaneTraits<TrainingLane>::width;
     static_assert(width <= MOST_ROWS, "a lane has no more stars");
@@ -79,8 +77,25 @@ class LaneFetcher : public RowFetcher<1> {
             __builtin_prefetch(params + row * k, 0, 3);
             for (int i = 0; i < m; i += LINE / 4) __builtin_prefetch(stars.arrays.flux + row * m + i, 0, 2);
         }
-        begin(calls);
+        if (count() == 0) return;
+        const int64_t evenly = wanted() / (calls < 1 ? 1 : calls) + 1;
+        step_ = count() == 1 && evenly < LINE ? evenly : LINE;
+        take_row(at_, stop_);
     }
+
+    XPKERN_INLINE void operator()() const {
+        __builtin_prefetch(at_, 0, 2);
+        const char* to = at_ + step_;
+        at_ = to < stop_ ? to : stop_;
+    }
+    // Goes on to the next row. Not in every step: a jump there costs 2 % of a star's time.
+    XPKERN_INLINE void between_blocks() const {
+        if (at_ >= stop_) take_row(at_, stop_);
+    }
+
+  private:
+    mutable const char *at_ = reinterpret_cast<const char*>(this), *stop_ = at_;  // in the nearest cache
+    int64_t step_ = 0;
 };
 
 XPKERN_NAMESPACE_END
