@@ -6,18 +6,22 @@ same time but not counted, so the share is a lower bound of what the units do.
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from xpkern.engine.contract import Float64
 from xpkern.grid import BLOCKS
 from xpkern.model.flux_model import FluxModel
 
 #: Numbers of evaluations of which the times are subtracted.
 FEW, MANY = 1, 3
+
+#: Turns of a round.
+TURNS = 5
 
 
 def multiply_adds_of_evaluation(model: FluxModel, *, in_blocks: bool) -> dict[str, int]:
@@ -42,27 +46,52 @@ def multiply_adds_of_evaluation(model: FluxModel, *, in_blocks: bool) -> dict[st
     }
 
 
-def seconds_per_evaluation(fit_with_at_most: Callable[[int], Any], n_stars: int, *, rounds: int = 7) -> float:
-    """Time [s] of one evaluation of one star, the step that it leads to included.
+@dataclass(frozen=True)
+class UnderRoof:
+    """Evaluations and the roof above them: one value for each round.
+
+    Attributes
+    ----------
+    seconds : array
+        Time [s] of one evaluation of one star, the step that it leads to included.
+    roof : array
+        The peak [GFLOP/s] of the same moment.
+    """
+
+    seconds: Float64
+    roof: Float64
+
+    def shares(self, operations: float) -> Float64:
+        """Share of the peak in each round; ``operations`` of one evaluation, a multiply-add counted as two."""
+        return 1e-9 * operations / self.seconds / self.roof
+
+
+def evaluations_under_roof(
+    fit_with_at_most: Callable[[int], Any], roof: Callable[[], float], n_stars: int, *, rounds: int = 7
+) -> UnderRoof:
+    """Measure evaluations and the roof in turns.
 
     Parameters
     ----------
     fit_with_at_most : callable
         Fits all stars with that many single-precision evaluations and one final one, from starts so far away that
         none converges earlier. What a fit costs besides evaluations is the same for any number and cancels.
+    roof : callable
+        Returns the peak [GFLOP/s], measured once.
     n_stars : int
     rounds : int
-        Rounds, in alternating order; the median difference counts.
+        Rounds, in alternating order. Of a round's few turns the best of each counts: they all last a fifth of a second,
+        as the clock of a core changes from one second to the next.
     """
-    differences = []
+    seconds, roofs = [], []
     for number in range(rounds):
-        seconds = {}
-        for evaluations in (FEW, MANY) if number % 2 == 0 else (MANY, FEW):
-            best = np.inf
-            for _ in range(3):
+        best, highest = dict.fromkeys((FEW, MANY), np.inf), 0.0
+        for _ in range(TURNS):
+            for evaluations in (FEW, MANY) if number % 2 == 0 else (MANY, FEW):
                 start = time.perf_counter()
                 fit_with_at_most(evaluations)
-                best = min(best, time.perf_counter() - start)
-            seconds[evaluations] = best
-        differences.append(seconds[MANY] - seconds[FEW])
-    return statistics.median(differences) / (MANY - FEW) / n_stars
+                best[evaluations] = min(best[evaluations], time.perf_counter() - start)
+            highest = max(highest, roof())
+        seconds.append((best[MANY] - best[FEW]) / (MANY - FEW) / n_stars)
+        roofs.append(highest)
+    return UnderRoof(np.array(seconds), np.array(roofs))

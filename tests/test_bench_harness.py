@@ -9,7 +9,7 @@ import pytest
 
 from bench.__main__ import parse
 from bench.benchmarks import BENCHMARKS
-from bench.evaluation import multiply_adds_of_evaluation, seconds_per_evaluation
+from bench.evaluation import evaluations_under_roof, multiply_adds_of_evaluation
 from bench.harness import Contestant, compare, machine, measure_once, median_band, null_run, pinned
 from bench.result import Result
 from bench.scaling import thread_numbers
@@ -155,7 +155,11 @@ def test_time_of_an_evaluation_leaves_out_what_is_constant(monkeypatch):
     def fit_with_at_most(evaluations):
         clock.now += 5.0 + 0.25 * evaluations
 
-    assert seconds_per_evaluation(fit_with_at_most, 10, rounds=3) == pytest.approx(0.025)
+    roofs = iter([1.0, 3.0, 2.0, 1.0, 1.0, *[7.0] * 5])
+    measured = evaluations_under_roof(fit_with_at_most, lambda: next(roofs), 10, rounds=2)
+    np.testing.assert_allclose(measured.seconds, 0.025)
+    np.testing.assert_array_equal(measured.roof, [3.0, 7.0])  # the highest of the round's turns
+    np.testing.assert_allclose(measured.shares(0.075e9), [1.0, 3.0 / 7.0])
 
 
 @pytest.mark.parametrize(
