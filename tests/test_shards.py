@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import h5py
@@ -341,6 +342,12 @@ class TestDeaths:
         for shard in (survey.parent / "shards").glob("*.h5"):
             with h5py.File(shard) as file:
                 assert file.attrs["instruction_set"] == "scalar"
+
+    def test_processes_come_with_what_they_need(self):
+        asked = "('xpkern.shards.workers' in sys.modules, gc.isenabled(), gc.get_freeze_count() > 0)"
+        with ProcessPoolExecutor(1, mp_context=server_of_processes()) as pool:
+            had = pool.submit(eval, f"[{asked} for gc, sys in [(__import__('gc'), __import__('sys'))]][0]").result()
+        assert had == (True, True, True)
 
     def test_a_worker_that_is_killed_costs_an_attempt(self, survey, undisturbed, monkeypatch):
         monkeypatch.setattr("xpkern.shards.run.FIRST_PAUSE", 0.0)

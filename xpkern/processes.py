@@ -11,14 +11,6 @@ import multiprocessing
 import multiprocessing.forkserver
 from multiprocessing.context import ForkServerContext
 
-#: What a process that fits the stars of a file needs, for the most part. Nothing here starts threads or touches a GPU.
-_READ_BEFORE = (
-    "xpkern.shards.workers",
-    "xpkern.catalog.judgement",
-    "xpkern.engine.cpu",
-    "xpkern.observe.spectra_fits",
-)
-
 
 def server_of_processes() -> ForkServerContext:
     """What makes processes, as :func:`multiprocessing.get_context` returns it; the server is started if it is not.
@@ -26,6 +18,6 @@ def server_of_processes() -> ForkServerContext:
     A process has the environment that the server had when it was started: the first time.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(_READ_BEFORE))
+    context.set_forkserver_preload(["xpkern.read_before"])
     multiprocessing.forkserver.ensure_running()
     return context
