@@ -150,8 +150,11 @@ def _spread_types(prior: TypePrior, n_types: int) -> Float64:
     unit = draws.std(axis=0)
     draws /= unit
     centres = draws[:n_types].copy()
+    doubled = 2.0 * draws
+    distance = np.empty((len(draws), n_types))  # squared, less the draw's own square; memory kept from round to round
     for _ in range(_ROUNDS):
-        nearest = (np.square(centres).sum(axis=1) - 2.0 * draws @ centres.T).argmin(axis=1)
+        np.matmul(doubled, centres.T, out=distance)
+        nearest = np.subtract(np.square(centres).sum(axis=1), distance, out=distance).argmin(axis=1)
         stars = np.bincount(nearest, minlength=n_types)
         sums = np.column_stack([np.bincount(nearest, column, n_types) for column in draws.T])
         centres[stars > 0] = sums[stars > 0] / stars[stars > 0, None]
