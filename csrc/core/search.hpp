@@ -66,23 +66,31 @@ XPKERN_INLINE void choose_starts(const GridView& grid, int m, int k, const Real*
     const int inputs = k - 2;
     sample_variance(factor, m, variance);
     rate_types(grid, inputs, flux, factor, variance, m, mean, weight, space, meanwhile);
-    Real limit = infinity<Real>();
-    for (int choice = 0; choice < starts; ++choice) {
-        Real u[MAX_PARAMETERS];
-        const Real score = take_start(grid, inputs, space, u);
+    constexpr int width = LaneTraits<Real>::width;
+    Real limit = infinity<Real>(), chosen[MAX_INPUTS];
+    int choice = 0;
+    for (; choice < starts; ++choice) {
+        Real type;
+        const Real score = best_type(grid, inputs, space, choice > 0 ? chosen : nullptr, type);
         if (choice == 0) limit = score + lane<Real>(gate);
         const Mask<Real> taken = (score <= limit) & (score < infinity<Real>());
-        for (int s = 0; s < LaneTraits<Real>::width; ++s) {
-            double of_star[MAX_PARAMETERS];
-            for (int p = 0; p < k; ++p) of_star[p] = get(u[p], s);
-            found(s, choice, choice == 0 || get(taken, s) ? of_star : nullptr);
+        if (choice > 0 && !any(taken)) break;  // what is left scores worse still
+        double u[width][MAX_PARAMETERS];
+        for (int s = 0; s < width; ++s) {
+            params_of_type(grid, inputs, space, static_cast<int>(get(type, s)), s, u[s]);
+            found(s, choice, choice == 0 || get(taken, s) ? u[s] : nullptr);
         }
+        for (int i = 0; i < inputs; ++i) chosen[i] = lane_of<Real>([&](int s) { return u[s][i]; });
     }
+    for (; choice < starts; ++choice)
+        for (int s = 0; s < width; ++s) found(s, choice, nullptr);
 }
 
-// Where a search, of one star from one start, has got to.
+// Where a search, of one star from one start, has got to. Kept: its derivatives' type, float where those of steps in
+// double are of no more use once these end.
+template <class Kept>
 struct SearchProgress {
-    LossState<double, double> state;
+    LossState<Kept, double> state;
     double damping;
     int32_t spent;   // evaluations in the stage that it waits for; 0 where it has not begun
     int32_t before;  // evaluations in the stages before
@@ -92,7 +100,8 @@ struct SearchProgress {
     bool rescued;
 };
 
-XPKERN_INLINE void begin_search(int k, const double* u, SearchProgress& search) {
+template <class Kept>
+XPKERN_INLINE void begin_search(int k, const double* u, SearchProgress<Kept>& search) {
     for (int p = 0; p < k; ++p) search.state.u[p] = u[p];
     search.damping = START_DAMPING;
     search.spent = search.before = 0;
@@ -100,11 +109,13 @@ XPKERN_INLINE void begin_search(int k, const double* u, SearchProgress& search) 
     search.converged = search.copy = search.offered = search.rescued = false;
 }
 
-XPKERN_INLINE bool at_work(const SearchProgress& search) {
+template <class Kept>
+XPKERN_INLINE bool at_work(const SearchProgress<Kept>& search) {
     return search.exists && !search.copy;
 }
 
-XPKERN_INLINE void enter_stage(double damping, SearchProgress& search) {
+template <class Kept>
+XPKERN_INLINE void enter_stage(double damping, SearchProgress<Kept>& search) {
     search.damping = damping;
     search.before += search.spent;
     search.spent = 0;
@@ -116,7 +127,7 @@ template <class Real, class Wide, class SearchOf>
 XPKERN_STEP void take_up(int k, int count, const SearchOf& search_of, const LaneBox<Wide>& box,
                          Progress<Real, Wide>& progress) {
     LossState<Real, Wide>& state = progress.state;
-    const auto state_of = [&](int s) -> const LossState<double, double>& { return search_of(s).state; };
+    const auto state_of = [&](int s) -> const auto& { return search_of(s).state; };
     for (int p = 0; p < k; ++p) state.u[p] = lane_of<Wide>([&](int s) { return state_of(s).u[p]; });
     progress.damping = lane_of<Real>([&](int s) { return search_of(s).damping; });
     progress.active = lane<Real>(0) < lane<Real>(1);
@@ -142,9 +153,9 @@ XPKERN_STEP void take_up(int k, int count, const SearchOf& search_of, const Lane
 
 // Notes where a search has got to. compared: what is_copy() asks of it is wanted too; resumes: everything is, as the
 // search is taken up again.
-template <class Real, class Wide>
+template <class Real, class Wide, class Kept>
 XPKERN_STEP void leave(int k, const Progress<Real, Wide>& progress, int s, bool compared, bool resumes,
-                       SearchProgress& search) {
+                       SearchProgress<Kept>& search) {
     const LossState<Real, Wide>& state = progress.state;
     const double loss = get(state.loss, s);
     search.state.loss = loss == loss ? loss : infinity<double>();
@@ -153,14 +164,15 @@ XPKERN_STEP void leave(int k, const Progress<Real, Wide>& progress, int s, bool 
     search.converged = get(progress.converged, s);
     search.spent = static_cast<int32_t>(get(progress.spent, s));
     if (compared || resumes)
-        for (int at = 0; at < row_start(k); ++at) search.state.gauss_newton[at] = get(state.gauss_newton[at], s);
+        for (int at = 0; at < row_start(k); ++at)
+            search.state.gauss_newton[at] = static_cast<Kept>(get(state.gauss_newton[at], s));
     if (!resumes) return;
     search.state.chi2 = get(state.chi2, s);
     search.state.ln_prior = get(state.ln_prior, s);
-    for (int p = 0; p < k; ++p) search.state.gradient[p] = get(state.gradient[p], s);
+    for (int p = 0; p < k; ++p) search.state.gradient[p] = static_cast<Kept>(get(state.gradient[p], s));
     for (int at = 0; at < row_start(k); ++at) {
-        search.state.normal[at] = get(state.normal[at], s);
-        search.state.hessian[at] = get(state.hessian[at], s);
+        search.state.normal[at] = static_cast<Kept>(get(state.normal[at], s));
+        search.state.hessian[at] = static_cast<Kept>(get(state.hessian[at], s));
     }
 }
 
@@ -179,8 +191,9 @@ XPKERN_STEP Mask<Real> in_valley(const ModelView& model, const Shape& shape, con
 
 // Whether a search is in the basin of another that is lower: the other's quadratic form of the loss, at the distance
 // between them, is no more than what float steps leave of it. Both are of one star, in the order of their addresses.
-XPKERN_INLINE bool is_copy(int k, const SearchProgress& search, const SearchProgress& other) {
-    const LossState<double, double>&a = search.state, &b = other.state;
+template <class Kept>
+XPKERN_INLINE bool is_copy(int k, const SearchProgress<Kept>& search, const SearchProgress<Kept>& other) {
+    const LossState<Kept, double>&a = search.state, &b = other.state;
     if (!(b.loss < a.loss || (b.loss == a.loss && &other < &search))) return false;
     double rise = 0;
     for (int p = 0; p < k; ++p)
@@ -190,7 +203,8 @@ XPKERN_INLINE bool is_copy(int k, const SearchProgress& search, const SearchProg
 }
 
 // Marks which of a star's searches, (starts,), need not go on. All have ended their rough steps.
-XPKERN_INLINE void mark_copies(int k, int starts, SearchProgress* searches) {
+template <class Kept>
+XPKERN_INLINE void mark_copies(int k, int starts, SearchProgress<Kept>* searches) {
     for (int one = 0; one < starts; ++one)
         for (int other = 0; other < starts; ++other)
             if (at_work(searches[one]) && at_work(searches[other]) && is_copy(k, searches[one], searches[other]))
@@ -199,16 +213,19 @@ XPKERN_INLINE void mark_copies(int k, int starts, SearchProgress* searches) {
 
 // Whether a search that has ended is its star's solution rather than another: the lower, the earlier start where two
 // are equal, so that the order in which they end does not matter.
-XPKERN_INLINE bool is_better(const SearchProgress& search, const SearchProgress& other) {
+template <class Kept>
+XPKERN_INLINE bool is_better(const SearchProgress<Kept>& search, const SearchProgress<Kept>& other) {
     return search.state.loss < other.state.loss || (search.state.loss == other.state.loss && &search < &other);
 }
 
 // Whether to finish in double what fine steps left unconverged: where its star has no solution, or a higher one.
-XPKERN_INLINE bool worth_rescue(const SearchProgress& search, const SearchProgress* solution) {
+template <class Kept>
+XPKERN_INLINE bool worth_rescue(const SearchProgress<Kept>& search, const SearchProgress<Kept>* solution) {
     return !solution || search.state.loss < solution->state.loss;
 }
 
-XPKERN_INLINE bool same_place(int k, const SearchProgress& a, const SearchProgress& b) {
+template <class Kept>
+XPKERN_INLINE bool same_place(int k, const SearchProgress<Kept>& a, const SearchProgress<Kept>& b) {
     bool same = true;
     for (int p = 0; p < k; ++p)
         same = same && abs(a.state.u[p] - b.state.u[p]) <= (p == k - 2 ? SAME_MINIMUM_EXT : SAME_MINIMUM);
@@ -278,12 +295,13 @@ XPKERN_INLINE void write_missing(int m, int k, int64_t row, const SolutionArrays
 
 // The minima that a star's searches, (starts,), have found: how many are distinct, and the second lowest. best: the
 // star's solution.
-XPKERN_INLINE void compare_minima(int k, int starts, const SearchProgress* searches, int best, int64_t row,
+template <class Kept>
+XPKERN_INLINE void compare_minima(int k, int starts, const SearchProgress<Kept>* searches, int best, int64_t row,
                                   const SolutionArrays& out) {
     constexpr int NONE = -1;
     int minima = 1, iterations = 0, second = NONE;
     for (int choice = 0; choice < starts; ++choice) {
-        const SearchProgress& search = searches[choice];
+        const SearchProgress<Kept>& search = searches[choice];
         if (!search.exists) continue;
         iterations += search.before + search.spent;
         if (!search.converged || search.copy || choice == best || same_place(k, search, searches[best])) continue;

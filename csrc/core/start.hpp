@@ -275,27 +275,40 @@ XPKERN_KERNEL void rate_types(const GridView& grid, int inputs, const Real* flux
     });
 }
 
-// The best type that is left, its parameters in u, and its score: infinite if none was left, and u then that of a
-// grid's first type. It and all that have moved to similar types are struck from the list.
+// The best type that is left, by its number, and its score: -1 and infinite if none is left. struck: inputs of a type
+// that was chosen before, or null; it and all that have moved to similar ones are struck from the list first.
 template <class Real>
-XPKERN_INLINE Real take_start(const GridView& grid, int inputs, const StartSpace<Real>& space, Real* u) {
+XPKERN_INLINE Real best_type(const GridView& grid, int inputs, const StartSpace<Real>& space, const Real* struck,
+                             Real& type) {
     const int k = inputs + 2;
     Real best = infinity<Real>();
-    for (int i = 0; i < inputs; ++i) u[i] = Real(start_type(grid, 0, inputs).type[i]);
-    u[inputs] = lane<Real>(0.1);
-    u[inputs + 1] = lane<Real>(0);
+    type = lane<Real>(-1);
     for (int t = 0; t < grid.n_types; ++t) {
-        const Mask<Real> better = space.score[t] < best;
-        best = select(better, space.score[t], best);
-        for (int p = 0; p < k; ++p) u[p] = select(better, space.params[t * k + p], u[p]);
-    }
-    for (int t = 0; t < grid.n_types; ++t) {
-        Mask<Real> similar = best == best;
-        for (int i = 0; i < inputs; ++i)
-            similar = similar & (abs(space.params[t * k + i] - u[i]) <= lane<Real>(grid.apart[i]));
-        space.score[t] = select(similar, infinity<Real>(), space.score[t]);
+        Real score = space.score[t];
+        if (struck) {
+            Mask<Real> similar = score == score;
+            for (int i = 0; i < inputs; ++i)
+                similar = similar & (abs(space.params[t * k + i] - struck[i]) <= lane<Real>(grid.apart[i]));
+            score = select(similar, infinity<Real>(), score);
+            space.score[t] = score;
+        }
+        const Mask<Real> better = score < best;
+        best = select(better, score, best);
+        type = select(better, lane<Real>(t), type);
     }
     return best;
+}
+
+// Parameters of star s of a lane, (k,), where its type has moved to; without a type the grid's first one as it is.
+template <class Real>
+XPKERN_INLINE void params_of_type(const GridView& grid, int inputs, const StartSpace<Real>& space, int type, int s,
+                                  double* u) {
+    const int k = inputs + 2;
+    for (int p = 0; type >= 0 && p < k; ++p) u[p] = get(space.params[type * k + p], s);
+    if (type >= 0) return;
+    for (int i = 0; i < inputs; ++i) u[i] = start_type(grid, 0, inputs).type[i];
+    u[inputs] = 0.1f;
+    u[inputs + 1] = 0;
 }
 
 XPKERN_NAMESPACE_END

@@ -69,19 +69,20 @@ class FitDriver {
     static constexpr int64_t BATCH_ROWS = 512;
     static constexpr int64_t NOTHING = -1;
     static constexpr int MAX_TRAILING = 128;  // rows of a trailing block
+    using Search = SearchProgress<float>;     // none is taken up again in double
     // In hand are the stars of a batch, and those whose searches wait for company: less than a lane of them before each
     // stage, and the further searches of as many.
     static int64_t places_in_hand(int64_t rows) { return rows < 2 * BATCH_ROWS ? rows : 2 * BATCH_ROWS; }
 
     struct Books {
-        SearchProgress* progress;
+        Search* progress;
         int64_t* written;  // (rows,) the search whose result stands in the output
         int32_t* begun;    // (rows,) searches that have begun, the first of each star's
         int32_t* pending;  // (rows,) searches whose float steps have not ended, then those that have not ended at all
         int64_t* place;    // (rows,) of its factor in blocks
         Queue queues[QUEUES];
         Books(int64_t rows, int starts, Arena& arena)
-            : progress(arena.take<SearchProgress>(rows * starts)),
+            : progress(arena.take<Search>(rows * starts)),
               written(arena.take<int64_t>(rows)),
               begun(arena.take<int32_t>(rows)),
               pending(arena.take<int32_t>(rows)),
@@ -151,7 +152,7 @@ class FitDriver {
         return form.trailing() <= MAX_TRAILING ? form : BlockForm::whole(samples);
     }
 
-    SearchProgress& progress_of(int64_t search) const { return books_.progress[search]; }
+    Search& progress_of(int64_t search) const { return books_.progress[search]; }
 
     // Takes up stars in batches; enter(i) puts the i-th of them into a queue.
     template <class Enter>
@@ -197,6 +198,7 @@ class FitDriver {
             Crew<FloatLane> crew(waiting, first, begin_, starts_);
             if (!gather(stage, crew, space)) continue;
             StarFetcher next;
+            if (stage >= SHARP) fetch_output(crew, next);
             fetch(waiting, first + width, stage, next);
             if (stage == START) find_starts(crew, space, next);
             if (stage == START || stage == ROUGH) run_float<ROUGH>(crew, leave_at, space, next);
@@ -252,14 +254,26 @@ class FitDriver {
         if (--books_.pending[star] == 0 && form_.has_trailing()) block_store_.give_back(books_.place[star]);
     }
 
-    // Has the whiteners of the lane that comes next fetched. For its first stage they are in memory, which takes as
-    // long as that stage does; after it in the third-level cache, from where they come as fast as they are asked for.
+    // Has the memory fetched where the solutions of a crew are written.
+    void fetch_output(const Crew<FloatLane>& crew, StarFetcher& ahead) const {
+        for (int s = 0; s < crew.members.count; ++s) {
+            const int64_t row = crew.members.row[s];
+            ahead.add(out_.residual + row * m_, m_ * int64_t(sizeof(float)));
+            ahead.add(out_.at.hessian + row * k_ * k_, k_ * k_ * int64_t(sizeof(double)));
+            ahead.add(out_.at.fisher + row * k_ * k_, k_ * k_ * int64_t(sizeof(double)));
+        }
+    }
+
+    // Has the whiteners and searches of the lane that comes next fetched. For its first stage whiteners are in memory,
+    // which takes as long as that stage does; after it in the third-level cache, from where they come as fast as they
+    // are asked for.
     void fetch(const Queue& waiting, int64_t first, Stage stage, StarFetcher& next) const {
         if (first >= waiting.count) return;
         const Crew<FloatLane> crew(waiting, first, begin_, starts_);
         const bool in_blocks = form_.has_trailing() && stage != START;
         for (int s = 0; s < crew.members.count; ++s) {
             const int64_t row = crew.members.row[s];
+            next.add(&progress_of(crew.search[s]), sizeof(Search));
             if (in_blocks)
                 next.add(block_store_.row(books_.place[row - begin_]), block_store_.row_bytes());
             else
@@ -288,9 +302,9 @@ class FitDriver {
         Mask<FloatLane> known = lane<FloatLane>(1) < lane<FloatLane>(0);
         if (STAGE == SCOUT) known = in_valley_of_first(crew, star, progress, space.rough);
         for (int s = 0; s < crew.members.count; ++s) {
-            SearchProgress& search = progress_of(crew.search[s]);
+            Search& search = progress_of(crew.search[s]);
             const bool goes_on = only_scouts ? !get(progress.converged, s) : bool(get(progress.active, s));
-            leave(k_, progress, s, starts_ > 1, goes_on, search);
+            leave(k_, progress, s, starts_ > 1 && STAGE != SHARP, goes_on, search);
             if (STAGE == SCOUT) search.copy = get(known, s);
             if (goes_on && !search.copy) {
                 books_.queues[ROUGH].add(crew.search[s]);
@@ -320,7 +334,7 @@ class FitDriver {
     Mask<FloatLane> in_valley_of_first(const Crew<FloatLane>& crew, const RoughStar& star,
                                        const Progress<FloatLane, FloatLane>& progress,
                                        const Workspace<FloatLane, FloatLane>& space) const {
-        const auto first = [&](int s) -> const LossState<double, double>& {
+        const auto first = [&](int s) -> const auto& {
             return progress_of(crew.search[s] - crew.search[s] % starts_).state;
         };
         FloatLane there[MAX_PARAMETERS];
@@ -341,8 +355,8 @@ class FitDriver {
         Report<WideLane> report;
         describe(progress, star, space.fine, space.residual, report);
         for (int s = 0; s < crew.members.count; ++s) {
-            SearchProgress& search = progress_of(crew.search[s]);
-            leave(k_, progress, s, starts_ > 1, get(progress.active, s), search);
+            Search& search = progress_of(crew.search[s]);
+            leave(k_, progress, s, false, get(progress.active, s), search);
             if (get(progress.active, s)) {
                 books_.queues[FINE].add(crew.search[s]);
                 continue;
@@ -383,8 +397,8 @@ class FitDriver {
             Report<DoubleLane> report;
             describe(progress, star, space.workspace, space.residual, report);
             for (int s = 0; s < crew.members.count; ++s) {
-                SearchProgress& search = progress_of(crew.search[s]);
-                leave(k_, progress, s, starts_ > 1, false, search);
+                Search& search = progress_of(crew.search[s]);
+                leave(k_, progress, s, false, false, search);
                 search.rescued = true;
                 offer(crew, s, progress, report, space.residual);
             }
@@ -414,7 +428,7 @@ class FitDriver {
 
     template <class Real, class Wide>
     void crew_takes_up(const Crew<Real>& crew, const LaneBox<Wide>& box, Progress<Real, Wide>& progress) const {
-        const auto search_of = [&](int s) -> const SearchProgress& { return progress_of(crew.search[s]); };
+        const auto search_of = [&](int s) -> const Search& { return progress_of(crew.search[s]); };
         take_up(k_, crew.members.count, search_of, box, progress);
     }
 
@@ -429,7 +443,7 @@ class FitDriver {
     template <class Real, class Wide>
     void offer(const Crew<Real>& crew, int s, const Progress<Real, Wide>& progress, const Report<Wide>& report,
                const Real* residual) const {
-        SearchProgress& search = progress_of(crew.search[s]);
+        Search& search = progress_of(crew.search[s]);
         int64_t& written = books_.written[crew.search[s] / starts_];
         search.offered = true;
         if (written != NOTHING && !is_better(search, progress_of(written))) return;

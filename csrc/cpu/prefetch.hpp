@@ -8,7 +8,7 @@ XPKERN_NAMESPACE_BEGIN
 // Rows of an array whose cache lines are asked for, one row after the other.
 class RowsAhead {
   public:
-    static constexpr int LINE = 64, MOST_ROWS = 32;
+    static constexpr int LINE = 64, MOST_ROWS = 96;
 
     RowsAhead() {}
     RowsAhead(const RowsAhead&) = delete;

@@ -80,7 +80,7 @@ struct FitArguments {
     StarArrays stars;
     SolutionArrays out;
     int64_t n;
-    char* progress;           // (n * starts,) SearchProgress
+    char* progress;           // (n * starts,) Search
     SearchQueue taken, left;  // searches that the stage takes up, and those that it leaves for the next
     int64_t* begun;           // items that warps have taken up, where they take them up one by one
     int64_t evaluations;      // of a search in this stage, those of launches before included; then it is left

@@ -12,11 +12,11 @@ XPKERN_NAMESPACE_BEGIN
 template <class Real, class Shape, class Write>
 __device__ __forceinline__ void newton_steps(const FitArguments& a, const Shape& shape,
                                              const StarView<Real, double>& star, const Workspace<Real, double>& space,
-                                             const StopRule& rule, SearchProgress& search, const Write& write) {
+                                             const StopRule& rule, Search& search, const Write& write) {
     const int k = shape.parameters();
     const LaneBox<double> box(a.fit, k);
     Progress<Real, double> progress;
-    take_up(k, 1, [&](int) -> const SearchProgress& { return search; }, box, progress);
+    take_up(k, 1, [&](int) -> const Search& { return search; }, box, progress);
     optimise<true>(a.fit.model, shape, a.fit.prior, a.fit.terms, star, box.view(), rule, 0, space, progress);
     write([&] {
         leave(k, progress, 0, true, true, search);  // all of it is reported in the end
@@ -48,7 +48,7 @@ __device__ __forceinline__ void rescue_steps(const FitArguments& a, int64_t item
     const int64_t number = a.taken.searches[item];
     newton_steps_by_thread<double, Shape>(a, number, fine_rule(RESCUE_PATIENCE * a.fit.max_iterations, a.fit.tolerance),
                                           arena);
-    SearchProgress& search = searches_of(a, 0)[number];
+    Search& search = searches_of(a, 0)[number];
     search.offered = search.rescued = true;
 }
 

@@ -10,10 +10,10 @@
 XPKERN_NAMESPACE_BEGIN
 
 // A star's solution: the best of the searches that have ended; -1 if none has.
-XPKERN_INLINE int best_search(const SearchProgress* searches, int starts) {
+XPKERN_INLINE int best_search(const Search* searches, int starts) {
     int best = -1;
     for (int choice = 0; choice < starts; ++choice) {
-        const SearchProgress& search = searches[choice];
+        const Search& search = searches[choice];
         if (search.exists && search.offered && (best < 0 || is_better(search, searches[best]))) best = choice;
     }
     return best;
@@ -24,10 +24,10 @@ template <class Shape>
 __device__ __forceinline__ void finish_star(const FitArguments& a, int64_t row, Arena arena) {
     const Shape shape(a.fit.model);
     const int k = shape.parameters(), m = shape.samples();
-    const SearchProgress* searches = searches_of(a, row);
+    const Search* searches = searches_of(a, row);
     const int best = best_search(searches, a.fit.starts);
     if (best < 0) return;  // a star without data, already written
-    const SearchProgress& search = searches[best];
+    const Search& search = searches[best];
     ThreadSpace<float, double> space(shape, a.fit.prior, arena);
     space.star.gather(a.stars, row, m, k);
     predict_values(a.fit.model, shape, search.state.u, space.workspace);
@@ -82,7 +82,7 @@ __device__ __forceinline__ void finish_stars_by_warp(const FitArguments& a, int6
     constexpr int k = FitShape::coordinates, m = FitShape::n_samples;
     const int lane = lane_in_warp();
     const int64_t mine = first + lane;
-    const SearchProgress* const searches = searches_of(a, lane < count ? mine : first);
+    const Search* const searches = searches_of(a, lane < count ? mine : first);
     const int best = lane < count ? best_search(searches, a.fit.starts) : -1;
     double u_of_mine[k];
     XPKERN_UNROLL
@@ -114,7 +114,7 @@ __device__ __forceinline__ void finish_stars_by_warp(const FitArguments& a, int6
     }
 
     if (best < 0) return;
-    const SearchProgress& search = searches[best];
+    const Search& search = searches[best];
     double weight[k];
     XPKERN_UNROLL
     for (int p = 0; p < k; ++p) {
@@ -159,10 +159,10 @@ extern "C" __global__ void __launch_bounds__(kernels::FinishBlock::most_threads)
 // Searches that are worth finishing in double, once all have ended their fine steps.
 extern "C" __global__ void fit_select(const __grid_constant__ xpkern::FitArguments a) {
     kernels::over_items(a.n, [&](int64_t row) {
-        kernels::SearchProgress* searches = kernels::searches_of(a, row);
+        kernels::Search* searches = kernels::searches_of(a, row);
         const int best = kernels::best_search(searches, a.fit.starts);
         for (int choice = 0; choice < a.fit.starts; ++choice) {
-            kernels::SearchProgress& search = searches[choice];
+            kernels::Search& search = searches[choice];
             if (!kernels::at_work(search) || search.offered) continue;
             if (!kernels::worth_rescue(search, best < 0 ? nullptr : searches + best)) continue;
             kernels::enter_stage(kernels::RESCUE_DAMPING, search);

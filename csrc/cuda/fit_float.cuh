@@ -13,11 +13,11 @@ enum class Steps { rough, scout, sharp };
 template <bool EXACT, class Shape, class Write>
 __device__ __forceinline__ bool float_steps(const FitArguments& a, const Shape& shape, Steps steps,
                                             const StarView<float, float>& star, const Workspace<float, float>& space,
-                                            const LaneBox<float>& box, int now, const SearchProgress& first,
-                                            SearchProgress& search, const Write& write) {
+                                            const LaneBox<float>& box, int now, const Search& first, Search& search,
+                                            const Write& write) {
     const int k = shape.parameters(), most = a.fit.max_iterations;
     Progress<float, float> progress;
-    take_up(k, 1, [&](int) -> const SearchProgress& { return search; }, box, progress);
+    take_up(k, 1, [&](int) -> const Search& { return search; }, box, progress);
     const bool only_scouts = steps == Steps::scout && SCOUT_EVALUATIONS < most;
     const int evaluations = steps == Steps::rough ? now : (only_scouts ? SCOUT_EVALUATIONS : most);
     const StopRule rule = steps == Steps::sharp ? sharp_rule() : rough_rule(evaluations);
@@ -44,7 +44,7 @@ __device__ __forceinline__ void float_steps_by_thread(const FitArguments& a, int
     const Shape shape(a.fit.model);
     const int most = a.fit.max_iterations, now = int(a.evaluations) < most ? int(a.evaluations) : most;
     const int64_t number = a.taken.searches[item], row = number / a.fit.starts;
-    SearchProgress* of_star = searches_of(a, row);
+    Search* of_star = searches_of(a, row);
     ThreadSpace<float, float> space(shape, a.fit.prior, arena);
     space.star.gather(a.stars, row, shape.samples(), shape.parameters());
     constexpr bool exact = STEPS == Steps::sharp;
@@ -73,7 +73,7 @@ __device__ __forceinline__ void float_stages_by_warp(const FitArguments& a, int6
     FitShape shape(a.fit.model);
     const int k = shape.parameters(), starts = a.fit.starts, most = a.fit.max_iterations;
     const int lane = lane_in_warp();
-    SearchProgress* const searches = searches_of(a, row);
+    Search* const searches = searches_of(a, row);
     if (!searches->exists) return;
     FitStar<float>& shared = gather_fit_star<float>(a.stars, row);
     ThreadStar<float, float> star(shared.flux, shared.factor);
@@ -88,7 +88,7 @@ __device__ __forceinline__ void float_stages_by_warp(const FitArguments& a, int6
     Steps steps = Steps::rough;
     int choice = 0;
     while (choice < starts) {
-        SearchProgress& search = searches[choice];
+        Search& search = searches[choice];
         bool goes_on = false;
         if (at_work(search)) {
             shape.exact = steps == Steps::sharp;
@@ -134,7 +134,7 @@ extern "C" __global__ void fit_others(const __grid_constant__ xpkern::FitArgumen
 // Searches that go on, once all have ended their rough steps.
 extern "C" __global__ void fit_compare(const __grid_constant__ xpkern::FitArguments a) {
     kernels::over_items(a.n, [&](int64_t row) {
-        kernels::SearchProgress* searches = kernels::searches_of(a, row);
+        kernels::Search* searches = kernels::searches_of(a, row);
         kernels::mark_copies(kernels::AnyShape(a.fit.model).parameters(), a.fit.starts, searches);
         for (int choice = 0; choice < a.fit.starts; ++choice)
             if (kernels::at_work(searches[choice])) kernels::add_to_queue(a.left, row * a.fit.starts + choice);

@@ -7,8 +7,11 @@
 
 XPKERN_NAMESPACE_BEGIN
 
-XPKERN_INLINE SearchProgress* searches_of(const FitArguments& a, int64_t row) {
-    return reinterpret_cast<SearchProgress*>(a.progress) + row * a.fit.starts;
+// What the last stage leaves in double is reported after it.
+using Search = SearchProgress<double>;
+
+XPKERN_INLINE Search* searches_of(const FitArguments& a, int64_t row) {
+    return reinterpret_cast<Search*>(a.progress) + row * a.fit.starts;
 }
 
 __device__ __forceinline__ void add_to_queue(const SearchQueue& queue, int64_t search) {

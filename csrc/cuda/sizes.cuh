@@ -74,7 +74,7 @@ extern "C" __global__ void argument_sizes(const __grid_constant__ xpkern::SizesA
                 sizeof(xpkern::DescendArguments),
                 sizeof(xpkern::TrainArguments),
                 sizeof(xpkern::ScratchArguments),
-                sizeof(kernels::SearchProgress),
+                sizeof(kernels::Search),
                 sizeof(kernels::BestCandidate),
                 sizeof(xpkern::TrainingState),
                 sizeof(xpkern::KernelScratch),

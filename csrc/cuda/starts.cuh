@@ -63,7 +63,7 @@ template <class Shape>
 __device__ __forceinline__ void start_searches(const FitArguments& a, int64_t row, const Arena& arena) {
     const Shape shape(a.fit.model);
     const int k = shape.parameters(), m = shape.samples();
-    SearchProgress* searches = searches_of(a, row);
+    Search* searches = searches_of(a, row);
     for (int choice = 0; choice < a.fit.starts; ++choice) searches[choice].exists = false;
     if (!has_data(a.stars.whitener + row * row_start(m), m)) return write_missing(m, k, row, a.out);
     if (a.fit.grid.n_types > 0)
@@ -95,7 +95,7 @@ __device__ __forceinline__ void start_searches_by_warp(const FitArguments& a) {
         },
         [&](int64_t row, int choice, const double* u) {
             by_one_lane([&] {
-                SearchProgress& search = searches_of(a, row)[choice];
+                Search& search = searches_of(a, row)[choice];
                 search.exists = false;
                 if (u) begin_search(k, u, search);
             });

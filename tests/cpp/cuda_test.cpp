@@ -197,7 +197,7 @@ void test_fit(const Problem& on) {
     std::vector<float> residual = filled<float>(on.n * on.m);
     std::vector<int32_t> iterations = filled<int32_t>(on.n), minima = iterations;
     std::vector<uint32_t> status = filled<uint32_t>(on.n);
-    Buffer progress(on.n * sizeof(kernels::SearchProgress));
+    Buffer progress(on.n * sizeof(kernels::Search));
     std::vector<int64_t> queues[2] = {filled<int64_t>(on.n), filled<int64_t>(on.n)}, counts(20, 0);
     const Scratch scratch(std::max(on.bytes.fit, on.bytes.rescue), on.n);
     xpkern::FitArguments a{};
