@@ -27,13 +27,13 @@ CUPY_FLAGS = ["-ftz=true"]
 
 #: Kernels that a star passes through most often: no spill at all.
 WITHOUT_SPILLS = {
-    *("calibrate", "freeze_noise", "evaluate", "start", "fit_start", "fit_finish"),
+    *("calibrate", "freeze_noise", "evaluate", "start", "fit_start", "fit_search", "fit_finish"),
     *("train_stars", "train_products", "train_gradient", "train_step", "train_star_steps"),
 }
 
-#: Bytes of spills that another kernel may have: they may not grow; one that is not named may have none. Where a warp
-#: has a star, a spill is sixty of 25,000 instructions, and fewer warps a processor cost more; few stars are rescued.
-CEILINGS = {"fit_float": 612, "fit_fine": 204, "fit_rescue": 460}
+#: Bytes of spills that another kernel may have: they may not grow; one that is not named may have none. Few stars are
+#: rescued.
+CEILINGS = {"fit_rescue": 372}
 
 #: Largest stack of a thread [bytes], callees included: the GPU reserves as much for every thread that it can hold.
 LARGEST_STACK = {"predict": 13_500, "fit_rescue": 36_000}
@@ -41,7 +41,7 @@ LARGEST_STACK_OF_OTHERS = 20_500
 
 #: Files of ``csrc/cuda`` that are compiled side by side; what is in no one of them takes little.
 PARTS = (
-    *("fit_float", "fit_fine", "fit_finish", "starts", "stars", "calibrate", "freeze_warp", "train", "descent"),
+    *("fit_search", "fit_finish", "starts", "stars", "calibrate", "freeze_warp", "train", "descent"),
     *("information", "curvature"),
 )
 

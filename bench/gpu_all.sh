@@ -72,7 +72,7 @@ else
 fi
 if profiler=$(tool ncu); then # the heaviest of the fit, of the calibration, of the training
     step ncu 120 "$profiler" --force-overwrite --set full --clock-control none --launch-count 12 \
-        --kernel-name 'regex:^(fit_start|fit_float|fit_fine|fit_finish|freeze_noise|calibrate|train_stars)$' \
+        --kernel-name 'regex:^(fit_start|fit_search|fit_finish|freeze_noise|calibrate|train_stars)$' \
         --export "$folder/ncu" "$python" -m bench gpu --only-run --stars 16384 &&
         "$profiler" --import "$folder/ncu.ncu-rep" --page details >"$folder/ncu.txt"
 else

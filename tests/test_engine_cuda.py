@@ -156,7 +156,7 @@ def test_a_lost_gpu_is_an_error_and_the_call_can_be_repeated(mock):
     gpu = SimulatedGpu()
     engine = CudaEngine(gpu)
     expected = mock.fit(engine)
-    gpu.lost_at = "fit_fine"
+    gpu.lost_at = "fit_search"
     with pytest.raises(xk.DeviceFailed):
         mock.fit(engine)
     gpu.lost_at = None

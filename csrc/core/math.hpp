@@ -116,7 +116,7 @@ XPKERN_INLINE Lane tanh(const Lane& x) {
     Lane p, power;
     reduce_exponential<0>(clamped + clamped, p, power);
     const Lane m = fma(power, p, power - Lane(Element(1)));
-    return m / (m + Lane(Element(2)));
+    return divide(m, m + Lane(Element(2)));
 }
 
 // values[i] = function(values[i]), i < count.

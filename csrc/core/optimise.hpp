@@ -23,6 +23,12 @@ struct StopRule {
                    // Where none will, the flux of the optimum is kept if there is room for it.
 };
 
+// Samples of which optimise() keeps the predicted flux.
+template <class Shape, class Real, class Wide>
+XPKERN_INLINE int kept_samples(const Shape& shape, const StopRule& rule, const Workspace<Real, Wide>& space) {
+    return rule.step_on || !space.kept_flux ? 0 : shape.samples();
+}
+
 // What a lane's stars carry through a stage.
 template <class Real, class Wide>
 struct Progress {
@@ -34,9 +40,10 @@ struct Progress {
     Mask<Real> converged;
 };
 
-template <class Real, class Wide>
-XPKERN_INLINE void accept(const Mask<Real>& better, int k, const LossState<Real, Wide>& trial,
+template <class Shape, class Real, class Wide>
+XPKERN_INLINE void accept(const Shape& shape, const Mask<Real>& better, const LossState<Real, Wide>& trial,
                           LossState<Real, Wide>& state) {
+    const int k = shape.parameters();
     const Mask<Wide> wide_better = convert_mask<Wide>(better);
     for (int p = 0; p < k; ++p) {
         state.u[p] = select(wide_better, trial.u[p], state.u[p]);
@@ -62,6 +69,7 @@ XPKERN_INLINE void hold_at_edges(int k, const LossState<Real, Wide>& state, cons
         const Mask<Real> pushed_up =
             convert_mask<Real>(state.u[p] >= box.upper[p]) & (state.gradient[p] < lane<Real>(0));
         const Mask<Real> held = pushed_down | pushed_up;
+        if (!any(held)) continue;
         gradient[p] = select(held, lane<Real>(0), gradient[p]);
         for (int q = 0; q < k; ++q) {
             const int at = packed_index(p, q);
@@ -106,11 +114,26 @@ XPKERN_STEP void make_definite(int k, Mask<Real> done, const Real* definite, Rea
     }
 }
 
+// The undamped step, in newton; damped has room for what solve_again() is asked for, of who finds it along with that.
+template <class Shape, class Real>
+XPKERN_INLINE Mask<Real> solve_undamped(const Shape& shape, const Real* hessian, const Real* definite, const Real&,
+                                        const Real* gradient, Real* newton, Real*) {
+    return solve_damped(shape.parameters(), hessian, definite, lane<Real>(0), gradient, newton);
+}
+// The damped step. changed: whether the Hessian is another than solve_undamped() was given.
+template <class Shape, class Real>
+XPKERN_INLINE void solve_again(const Shape& shape, const Real* hessian, const Real* definite, const Real& damping,
+                               const Real* gradient, [[maybe_unused]] bool changed, Real* damped) {
+    solve_damped(shape.parameters(), hessian, definite, damping, gradient, damped);
+}
+
 // What follows from an evaluation: which stars have converged, and for those that go on where to step and the drop that
 // is predicted. Returns whether more than leave_at go on.
-template <bool EXACT, class Real, class Wide>
-XPKERN_INLINE bool propose_step(int k, const LossView& terms, const BoxView<Wide>& box, const StopRule& rule,
-                                int leave_at, Progress<Real, Wide>& progress, Wide* to, Real& predicted) {
+template <bool EXACT, class Real, class Wide, class Shape>
+XPKERN_INLINE bool propose_step(const Shape& shape, const LossView& terms, const BoxView<Wide>& box,
+                                const StopRule& rule, int leave_at, Progress<Real, Wide>& progress, Wide* to,
+                                Real& predicted) {
+    const int k = shape.parameters();
     LossState<Real, Wide>& state = progress.state;
     Real gradient[MAX_PARAMETERS], definite[MAX_TRIANGLE], hessian[MAX_TRIANGLE];
     for (int p = 0; p < k; ++p) gradient[p] = state.gradient[p];
@@ -122,7 +145,8 @@ XPKERN_INLINE bool propose_step(int k, const LossView& terms, const BoxView<Wide
 
     // Undamped first: it decides on convergence. Where the exact Hessian is not definite, its definite part serves.
     Real newton[MAX_PARAMETERS], step[MAX_PARAMETERS];
-    const Mask<Real> definite_hessian = solve_damped(k, hessian, definite, lane<Real>(0), gradient, newton);
+    const Mask<Real> definite_hessian =
+        solve_undamped(shape, hessian, definite, progress.damping, gradient, newton, step);
     Real decrement = lane<Real>(0);
     for (int p = 0; p < k; ++p) decrement = fma(gradient[p], newton[p], decrement);
     decrement = decrement * lane<Real>(0.5);
@@ -138,8 +162,9 @@ XPKERN_INLINE bool propose_step(int k, const LossView& terms, const BoxView<Wide
     progress.active = progress.active & !progress.converged & (progress.spent < lane<Real>(rule.max_evaluations));
     if (count(progress.active) <= leave_at) return false;
 
-    if (EXACT && any(progress.active & !definite_hessian)) make_definite(k, definite_hessian, definite, hessian);
-    solve_damped(k, hessian, definite, progress.damping, gradient, step);
+    const bool mixed = EXACT && any(progress.active & !definite_hessian);
+    if (mixed) make_definite(k, definite_hessian, definite, hessian);
+    solve_again(shape, hessian, definite, progress.damping, gradient, mixed, step);
     bounded_step(k, terms, state.u, step, box, to);
     predicted = lane<Real>(0);
     for (int p = 0; p < k; ++p) {
@@ -159,7 +184,7 @@ XPKERN_STEP void optimise(const ModelView& model, const Shape& shape, const Prio
                           const StarView<Real, Wide, Factor>& star, const BoxView<Wide>& box, const StopRule& rule,
                           int leave_at, const Workspace<Real, Wide>& space, Progress<Real, Wide>& progress,
                           const Meanwhile& meanwhile = {}) {
-    const int k = shape.parameters(), kept = rule.step_on || !space.kept_flux ? 0 : shape.samples();
+    const int k = shape.parameters(), kept = kept_samples(shape, rule, space);
     LossState<Real, Wide>& state = progress.state;
     LossState<Real, Wide> trial;
     Real predicted = lane<Real>(0);
@@ -171,13 +196,13 @@ XPKERN_STEP void optimise(const ModelView& model, const Shape& shape, const Prio
     for (;;) {
         if (begins) {
             for (int p = 0; p < k; ++p) trial.u[p] = state.u[p];
-        } else if (!propose_step<EXACT>(k, terms, box, rule, leave_at, progress, trial.u, predicted)) {
+        } else if (!propose_step<EXACT>(shape, terms, box, rule, leave_at, progress, trial.u, predicted)) {
             return;
         }
         evaluate_loss<EXACT>(model, shape, prior, terms, star, space, trial, meanwhile);
         progress.spent = select(progress.active, progress.spent + lane<Real>(1), progress.spent);
         if (begins) {
-            accept(lane<Real>(0) < lane<Real>(1), k, trial, state);
+            accept(shape, lane<Real>(0) < lane<Real>(1), trial, state);
             for (int i = 0; i < kept; ++i) space.kept_flux[i] = space.flux[i];
             begins = false;
             continue;
@@ -185,7 +210,7 @@ XPKERN_STEP void optimise(const ModelView& model, const Shape& shape, const Prio
         const Real drop = convert<Real>(state.loss - trial.loss);
         const Mask<Real> better = progress.active & (drop > lane<Real>(0));
         const Mask<Real> good = better & (drop > predicted * lane<Real>(0.5));
-        accept(better, k, trial, state);
+        accept(shape, better, trial, state);
         const Mask<Wide> flux_better = convert_mask<Wide>(better);
         for (int i = 0; i < kept; ++i) space.kept_flux[i] = select(flux_better, space.flux[i], space.kept_flux[i]);
         progress.damping = select(good, progress.damping * lane<Real>(0.2), progress.damping);

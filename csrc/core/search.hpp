@@ -52,9 +52,6 @@ struct LaneBox {
         }
     }
     XPKERN_INLINE BoxView<Lane> view() const { return {lower, upper}; }
-    XPKERN_INLINE void keep_inside(int k, Lane* u) const {
-        for (int p = 0; p < k; ++p) u[p] = clamp(u[p], lower[p], upper[p]);
-    }
 };
 
 // Calls found(s, choice, u) for each star s of a lane and each of its starts, best first; u: (k,), or null where the
@@ -124,7 +121,7 @@ XPKERN_INLINE void enter_stage(double damping, SearchProgress<Kept>& search) {
 // The searches of a lane, the first `count` of them not mere copies that fill it up, go on where they were left.
 // search_of(s): that of star s.
 template <class Real, class Wide, class SearchOf>
-XPKERN_STEP void take_up(int k, int count, const SearchOf& search_of, const LaneBox<Wide>& box,
+XPKERN_STEP void take_up(int k, int count, const SearchOf& search_of, const BoxView<Wide>& box,
                          Progress<Real, Wide>& progress) {
     LossState<Real, Wide>& state = progress.state;
     const auto state_of = [&](int s) -> const auto& { return search_of(s).state; };
@@ -139,7 +136,10 @@ XPKERN_STEP void take_up(int k, int count, const SearchOf& search_of, const Lane
         const int32_t spent = search_of(s).spent;
         return spent > 0 && !progress.evaluated ? spent - 1 : spent;
     });
-    if (!progress.evaluated) return box.keep_inside(k, state.u);
+    if (!progress.evaluated) {
+        for (int p = 0; p < k; ++p) state.u[p] = clamp(state.u[p], box.lower[p], box.upper[p]);
+        return;
+    }
     state.loss = lane_of<Wide>([&](int s) { return state_of(s).loss; });
     state.chi2 = lane_of<Wide>([&](int s) { return state_of(s).chi2; });
     state.ln_prior = lane_of<Wide>([&](int s) { return state_of(s).ln_prior; });

@@ -305,7 +305,7 @@ XPKERN_INLINE void add_other_terms(const Shape& shape, const StarView<Real, Wide
     }
     if (terms.jacobian_ext) {
         state.loss = fma(log(state.u[ext]), lane<Wide>(-2), state.loss);
-        const Real inverse = convert<Real>(lane<Wide>(1) / state.u[ext]);
+        const Real inverse = convert<Real>(divide(lane<Wide>(1), state.u[ext]));
         const int at = row_start(ext) + ext;
         state.gradient[ext] -= inverse + inverse;
         state.gauss_newton[at] += lane<Real>(2) * inverse * inverse;

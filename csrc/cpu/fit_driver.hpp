@@ -429,7 +429,7 @@ class FitDriver {
     template <class Real, class Wide>
     void crew_takes_up(const Crew<Real>& crew, const LaneBox<Wide>& box, Progress<Real, Wide>& progress) const {
         const auto search_of = [&](int s) -> const Search& { return progress_of(crew.search[s]); };
-        take_up(k_, crew.members.count, search_of, box, progress);
+        take_up(k_, crew.members.count, search_of, box.view(), progress);
     }
 
     template <class Real, class Wide>

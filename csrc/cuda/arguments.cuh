@@ -179,10 +179,10 @@ struct ScratchArguments {
 struct ArgumentSizes {
     int64_t calibrate, predict, freeze, curvature, evaluate, start, fit, invert, search, descend, train, scratch;
     int64_t search_progress, best_candidate, training_state, kernel_scratch;
-    // Of freeze_noise, fit_float, fit_fine, the starts and fit_finish: most warps of a block, its shared memory without
-    // stars, and that of a star.
+    // Of freeze_noise, fit_search, the starts and fit_finish: most warps of a block, its shared memory without stars,
+    // and that of a star.
     int64_t freeze_warps, freeze_common, freeze_star;
-    int64_t float_warps, float_common, float_star, fine_warps, fine_common, fine_star;
+    int64_t search_warps, search_common, search_star;
     int64_t start_warps, start_common, start_star, finish_warps, finish_common, finish_star;
 };
 struct SizesArguments {

@@ -3,7 +3,7 @@
 // is then a star a lane. Else a star is a thread's.
 #pragma once
 
-#include "fit_warp.cuh"
+#include "finish_predict.cuh"
 #include "padded_factor.cuh"
 #include "searches.cuh"
 
@@ -47,15 +47,16 @@ struct FinishStar {
 };
 struct FinishBlock {
     static constexpr int most_warps = 16, most_threads = most_warps * LANES;
-    FitNetworks<double> networks;  // where fit_block<double>() has them
+    NetworkInShared network;
     FinishStar star[1];
 };
 static_assert(sizeof(FinishBlock) + (FinishBlock::most_warps - 1) * sizeof(FinishStar) <= 227 * 1024, "shared memory");
 
 // Residuals of a star at u, (coordinates,). The next star's samples come as soon as nobody needs these.
 template <class Next>
-__device__ __forceinline__ void write_residual_by_warp(const FitArguments& a, int64_t row, const double* u,
-                                                       FinishStar& star, const Next& take_next) {
+__device__ __forceinline__ void write_residual_by_warp(const FitArguments& a, const NetworkInShared& network,
+                                                       int64_t row, const double* u, FinishStar& star,
+                                                       const Next& take_next) {
     constexpr int strips = FitShape::strips, m = FitShape::n_samples;
     const int lane = lane_in_warp();
     float variance[strips] = {}, flux[strips] = {};
@@ -67,18 +68,18 @@ __device__ __forceinline__ void write_residual_by_warp(const FitArguments& a, in
     for (int s = 0; s < strips; ++s) flux[s] = lane + s * LANES < m ? star.flux[lane + s * LANES] : 0.0f;
     __syncwarp();
     take_next();
-    FitTape<double> tape;
-    predict_by_warp<false>(a.fit.model, u, star, tape);
+    double predicted[strips];
+    predict_fluxes(a.fit.model, network, u, star.value, predicted);
     XPKERN_UNROLL
     for (int s = 0; s < strips; ++s) {
         const int i = lane + s * LANES;
-        if (i < m) a.out.residual[row * m + i] = normalised_residual(tape.flux[s], flux[s], variance[s]);
+        if (i < m) a.out.residual[row * m + i] = normalised_residual(predicted[s], flux[s], variance[s]);
     }
 }
 
 // The solutions of as many neighbouring stars as there are lanes, or of fewer: from `first` on.
-__device__ __forceinline__ void finish_stars_by_warp(const FitArguments& a, int64_t first, int count,
-                                                     FinishStar& star) {
+__device__ __forceinline__ void finish_stars_by_warp(const FitArguments& a, const NetworkInShared& network,
+                                                     int64_t first, int count, FinishStar& star) {
     constexpr int k = FitShape::coordinates, m = FitShape::n_samples;
     const int lane = lane_in_warp();
     const int64_t mine = first + lane;
@@ -107,7 +108,7 @@ __device__ __forceinline__ void finish_stars_by_warp(const FitArguments& a, int6
         const int next = next_there(s + 1);
         wait_for_copies();
         __syncwarp();
-        write_residual_by_warp(a, first + s, u, star, [&] {
+        write_residual_by_warp(a, network, first + s, u, star, [&] {
             if (next < count) take_soon(next);
         });
         s = next;
@@ -131,7 +132,7 @@ __device__ __forceinline__ void finish_stars_by_warp(const FitArguments& a, int6
 __device__ __forceinline__ void finish_by_warps(const FitArguments& a) {
     FinishBlock& block = *reinterpret_cast<FinishBlock*>(dynamic_shared());
     FinishStar& star = block.star[threadIdx.x / LANES];
-    block.networks.wide.take(a.fit.model.in_double);
+    block.network.take(a.fit.model.in_double);
     star.factor.clear_padding();
     __syncthreads();
     const int64_t warps = int64_t(gridDim.x) * (blockDim.x / LANES);
@@ -140,7 +141,7 @@ __device__ __forceinline__ void finish_by_warps(const FitArguments& a) {
     if (rounds == 0) return;
     const int64_t portion = (a.n + warps * rounds - 1) / (warps * rounds);
     for (int64_t first = warp * portion; first < a.n; first += warps * portion) {
-        finish_stars_by_warp(a, first, int(first + portion < a.n ? portion : a.n - first), star);
+        finish_stars_by_warp(a, block.network, first, int(first + portion < a.n ? portion : a.n - first), star);
         __syncwarp();
     }
 }

@@ -1,5 +1,5 @@
-// Where the fits of a block's warps keep what lanes read of one another: in shared memory, the networks once for all,
-// and a star a warp.
+// Where the searches of a block's warps keep what lanes read of one another: in shared memory, the network once for
+// all, and a star a warp; all of it in double, in tiles as the tensor cores take them.
 #pragma once
 
 #include "train_memory.cuh"
@@ -16,118 +16,170 @@ struct FitShape : UsualShape {
     static constexpr int rest = n_samples - whole_strips * LANES;  // rows of the last strip
 };
 static_assert(UsualShape::width(1) == LANES, "a neuron a lane");
-static_assert(FitShape::rest == 2 && FitShape::whole_strips + 1 == FitShape::strips,
+static_assert(FitShape::rest == 2 && FitShape::whole_strips == 2 && FitShape::strips == 3,
               "what the last strip is solved for");
 
 // Numbers that are moved in one access.
 struct alignas(16) Four {
     float number[4];
 };
-struct alignas(16) Eight {
-    float number[8];
+
+// Matrices lie in tiles of 8 rows by 4 columns, element (i, j) of a tile where lane 4 i + j finds it. Two tiles, one
+// below the other, side by side: a lane has both of its elements in one access.
+struct FitTiles {
+    static constexpr int rows = 8, columns = 4;
+    // Of a matrix of LANES by LANES.
+    static constexpr int across = LANES / columns, pairs_down = LANES / (2 * rows), pairs = pairs_down * across;
 };
 
-// A network in shared memory: its parameters one behind the other, with a gap after every 32 of those before the last
-// layer, so that lanes that each read a row of their own meet in no bank (two of them do in the last layer).
-template <class Element>
-struct NetworkInShared {
-    template <int LAYER>
-    static constexpr int start = layer_start(LAYER);
-    static constexpr int size = layer_start(UsualShape::layers()) + UsualShape::samples();
-    static constexpr int padded = layer_start(UsualShape::layers() - 1);
-    Element number[size + padded / LANES];
+// Where a lane is in its warp, and its row and column of a left tile. An evaluation asks once and hands it on: places
+// that do not follow from what was known before have no register while nobody needs them.
+struct FitLane {
+    int lane, row, column;
 
-    static XPKERN_INLINE constexpr int place(int at) { return at + (at < padded ? at : padded) / LANES; }
-    // What the weights of one input lead to, (n_out,); after the last input's, the biases.
-    template <int LAYER>
-    XPKERN_INLINE const Element* row(int in) const {
-        return number + place(start<LAYER> + in * UsualShape::width(LAYER + 1));
+    __device__ __forceinline__ FitLane() : lane(lane_in_warp()) {
+#if defined(__CUDA_ARCH__)
+        asm volatile("" : "+r"(lane));
+#endif
+        row = lane / FitTiles::columns;
+        column = lane % FitTiles::columns;
     }
-    template <int LAYER>
-    XPKERN_INLINE const Element* bias() const {
-        return row<LAYER>(UsualShape::width(LAYER));
+    // Where it finds its element of a tile's transpose, which is half of this tile and half of its right neighbour: in
+    // which of the two, and at which place if the transpose begins at row 4 * `lower` of the tile.
+    __device__ __forceinline__ int further() const { return row / FitTiles::columns; }
+    __device__ __forceinline__ int turned(int lower) const {
+        return (lower * FitTiles::columns + column) * FitTiles::columns + row % FitTiles::columns;
     }
-    XPKERN_INLINE const Element* ext_curve() const { return number + place(start<UsualShape::layers()>); }
+};
+using TilePair = Pair[LANES];
+
+// A matrix of so many pairs of tiles, a whole row of pairs after another.
+template <int PAIRS>
+struct SquareTiles {
+    TilePair pair[PAIRS];
+
+    // Element (i, j).
+    XPKERN_INLINE double& element(int i, int j) {
+        return pair[i / (2 * FitTiles::rows) * FitTiles::across + j / FitTiles::columns]
+                   [i % FitTiles::rows * FitTiles::columns + j % FitTiles::columns]
+                       .at[i / FitTiles::rows % 2];
+    }
+    // What lanes have of a left tile's transpose: of the matrix's columns from 8 * `across` and rows from 4 * `down`
+    // on.
+    __device__ __forceinline__ double turned(const FitLane& here, int across, int down) const {
+        return pair[down / 4 * FitTiles::across + 2 * across + here.further()][here.turned(down % 2)].at[down / 2 % 2];
+    }
+};
+
+// Pairs of tiles of a triangle whose rows of pairs are as long as they must be. Of the two tiles over which the
+// diagonal goes, the upper one is not there: the last two of a row are lower tiles alone.
+struct TriangleShape {
+    static constexpr int pairs_down = FitTiles::pairs_down, alone = 2;
+    static XPKERN_INLINE constexpr int whole(int p) { return 4 * p + 2; }  // pairs of a row of pairs
+    static XPKERN_INLINE constexpr int before(int p) { return 2 * p * p; }
+};
+struct alignas(16) TriangleTiles : TriangleShape {
+    TilePair both[TriangleShape::before(TriangleShape::pairs_down)];
+    double lower[TriangleShape::alone * TriangleShape::pairs_down][LANES];
+
+    // Element (i, j) of a tile that is there.
+    XPKERN_INLINE double& element(int i, int j) {
+        const int p = i / (2 * FitTiles::rows), across = j / FitTiles::columns;
+        const int place = i % FitTiles::rows * FitTiles::columns + j % FitTiles::columns;
+        if (across < whole(p)) return both[before(p) + across][place].at[i / FitTiles::rows % 2];
+        return lower[alone * p + across - whole(p)][place];
+    }
+    // As that of SquareTiles.
+    __device__ __forceinline__ double turned(const FitLane& here, int across, int down) const {
+        const int p = down / 4, tile = 2 * across, place = here.turned(down % 2);
+        if (tile < whole(p)) return both[before(p) + tile + here.further()][place].at[down / 2 % 2];
+        return lower[alone * p + tile - whole(p) + here.further()][place];
+    }
+};
+
+// The network in tiles: what a layer's inputs have to do with its outputs is a matrix of a row an output.
+struct alignas(16) FitNetwork {
+    static constexpr int last = FitShape::last, whole_strips = FitShape::whole_strips;
+    SquareTiles<FitTiles::pairs> between[last - 1];         // of the layers between
+    SquareTiles<whole_strips * FitTiles::pairs> to_strips;  // of the last one's whole strips
+    double rest[FitShape::rest][LANES];                     // of the last samples
+    double first[FitShape::n_inputs][LANES];
+    double bias[last][LANES];
+    double last_bias[FitShape::n_samples], ext_curve[FitShape::n_samples];
 
     // By all threads of the block; a barrier follows.
     template <int LAYER = 0>
-    __device__ __forceinline__ void take(const NetworkView<Element>& network) {
-        if constexpr (LAYER < UsualShape::layers()) {
-            constexpr int n_out = UsualShape::width(LAYER + 1), weights = UsualShape::width(LAYER) * n_out;
-            take<start<LAYER>, weights>(network.weights[LAYER]);
-            take<start<LAYER> + weights, n_out>(network.biases[LAYER]);
-            take<LAYER + 1>(network);
-        } else {
-            take<start<LAYER>, UsualShape::samples()>(network.ext_curve);
+    __device__ __forceinline__ void take(const NetworkView<double>& network) {
+        constexpr int n_in = UsualShape::width(LAYER), n_out = UsualShape::width(LAYER + 1);
+        const double *const from = network.weights[LAYER], *const biases = network.biases[LAYER];
+        XPKERN_ROLLED
+        for (int at = int(threadIdx.x); at < n_in * n_out; at += int(blockDim.x)) {
+            const int in = at / n_out, out = at % n_out;
+            if constexpr (LAYER == 0)
+                first[in][out] = from[at];
+            else if constexpr (LAYER < last)
+                between[LAYER - 1].element(out, in) = from[at];
+            else if (out < whole_strips * LANES)
+                to_strips.element(out, in) = from[at];
+            else
+                rest[out % LANES][in] = from[at];
         }
-    }
-    template <int FIRST, int COUNT>
-    __device__ __forceinline__ void take(const Element* from) {
-        for (int at = int(threadIdx.x); at < COUNT; at += int(blockDim.x)) number[place(FIRST + at)] = from[at];
+        XPKERN_ROLLED
+        for (int out = int(threadIdx.x); out < n_out; out += int(blockDim.x)) {
+            if constexpr (LAYER == last)
+                last_bias[out] = biases[out], ext_curve[out] = network.ext_curve[out];
+            else
+                bias[LAYER][out] = biases[out];
+        }
+        if constexpr (LAYER < last) take<LAYER + 1>(network);
     }
 };
 
-// The networks that an evaluation reads: slopes in float, values in Wide.
-template <class Wide>
-struct FitNetworks {
-    NetworkInShared<float> narrow;
-    NetworkInShared<Wide> wide;
-    __device__ __forceinline__ void take(const ModelView& model) {
-        narrow.take(model.in_float);
-        wide.take(model.in_double);
-    }
-};
-template <>
-struct FitNetworks<float> {
-    union {
-        NetworkInShared<float> narrow, wide;
-    };
-    __device__ __forceinline__ void take(const ModelView& model) { narrow.take(model.in_float); }
+// Rows of eight numbers, one a sample: slopes and residual, and what else lanes show one another. Every other two rows
+// have their halves exchanged, so that 4 columns of 4 rows, of which half a warp reads one each, are in no bank twice.
+struct FitColumns {
+    static constexpr int width = 8;
+    static constexpr int rows = (FitShape::n_samples + FitTiles::columns - 1) / FitTiles::columns * FitTiles::columns;
+    alignas(16) double number[rows * width];
+
+    static XPKERN_INLINE constexpr int place(int row, int column) { return row * width + (column ^ ((row & 2) << 1)); }
+    XPKERN_INLINE double& at(int row, int column) { return number[place(row, column)]; }
+    // Neighbours, from an even column on.
+    XPKERN_INLINE Pair& pair_at(int row, int column) { return *reinterpret_cast<Pair*>(number + place(row, column)); }
 };
 
 // The star of a warp.
-template <class Wide>
-struct FitStar {
-    static constexpr int packed = row_start(FitShape::n_samples);
-    union {
-        Four node[2][LANES];  // of two neighbouring layers, in turn: slopes, and the value where that is a float
-        Eight shown[LANES];   // right-hand sides of a strip
-    };
-    Wide value[2][LANES];
-    float adjoint[2][LANES];
-    float back[FitShape::n_samples];  // w f
+struct alignas(16) FitStar {
+    TriangleTiles inverse[FitShape::whole_strips];  // of each strip's own triangle
+    SquareTiles<FitTiles::pairs> below;             // -G between the second strip's samples and the first one's
+    FitColumns columns;
+    double mean[FitShape::coordinates], weight[FitShape::coordinates];  // of the constraints
+    // Y^T Y, the residual among the columns: of the evaluation at hand, and of the best one.
+    alignas(16) float normal[FitColumns::width * FitColumns::width], kept_normal[FitColumns::width * FitColumns::width];
     float flux[FitShape::n_samples];
-    float factor[packed];
-    // The inverses of the strips' own triangles: in place of these where nothing else is solved with them.
-    static constexpr bool in_place = SameType<Wide, float>::value;
-    float inverse[in_place ? 1 : FitShape::whole_strips * row_start(LANES)];
-
-    XPKERN_INLINE float* inverse_row(int strip, int i) {
-        const int row = strip * LANES + i;
-        return in_place ? factor + row_start(row) + strip * LANES : inverse + strip * row_start(LANES) + row_start(i);
-    }
+    float last_rows[FitShape::rest][FitShape::n_samples];  // of G
 };
 
-// What stands in the shared memory of a block: behind the networks as many stars as there is room for, a warp each.
-template <class Wide>
-struct FitBlock {
-    // At most: as many as fit into the 227 kB of compute capability 9.0, and have 168 registers a thread.
-    static constexpr int most_warps = SameType<Wide, float>::value ? 12 : 10;
-    static constexpr int most_threads = most_warps * LANES;
-    FitNetworks<Wide> networks;
-    FitStar<Wide> star[1];
+// What stands in the shared memory of a block: behind the network as many stars as there is room for, a warp each.
+struct alignas(16) FitBlock {
+    // At most: as many as fit into the 227 kB of compute capability 9.0; they have all registers, too.
+    static constexpr int most_warps = 8, most_threads = most_warps * LANES;
+    FitNetwork network;
+    double lower[FitShape::coordinates], upper[FitShape::coordinates];  // box in u
+    FitStar star[1];
 };
-static_assert(sizeof(FitBlock<float>) + 11 * sizeof(FitStar<float>) <= 227 * 1024 &&
-                  sizeof(FitBlock<double>) + 9 * sizeof(FitStar<double>) <= 227 * 1024,
-              "shared memory");
+static_assert(sizeof(FitBlock) + (FitBlock::most_warps - 1) * sizeof(FitStar) <= 227 * 1024, "shared memory");
 
-template <class Wide>
-__device__ __forceinline__ FitBlock<Wide>& fit_block() {
-    return *reinterpret_cast<FitBlock<Wide>*>(dynamic_shared());
+__device__ __forceinline__ FitBlock& fit_block() {
+    return *reinterpret_cast<FitBlock*>(dynamic_shared());
 }
-template <class Wide>
-__device__ __forceinline__ FitStar<Wide>& fit_star() {
-    return fit_block<Wide>().star[threadIdx.x / LANES];
+__device__ __forceinline__ FitStar& fit_star() {
+    auto warp = static_cast<unsigned>(threadIdx.x) / LANES;
+#if defined(__CUDA_ARCH__)
+    asm volatile(""
+                 : "+r"(warp));  // or each address is found once, before all evaluations, and has a register all along
+#endif
+    return fit_block().star[warp];
 }
 
 // values[i] becomes its sum over lanes that differ in the bits below 2 * HALF, in the same order whatever the lane.
@@ -139,6 +191,31 @@ __device__ __forceinline__ void sum_over_lanes(Real (&values)[COUNT]) {
         XPKERN_UNROLL
         for (int i = 0; i < COUNT; ++i) values[i] += from_lane(values[i], lane ^ half);
     }
+}
+
+// values[i] becomes its sum over the first ROWS lanes, for which one lane each adds up; memory: (ROWS, COUNT | 1),
+// of which nothing is wanted any more.
+template <int ROWS, int COUNT, class Real>
+__device__ __forceinline__ void sum_in_memory(int lane, Real (&values)[COUNT], Real* memory) {
+    static_assert(COUNT <= LANES && ROWS <= LANES && ROWS % 4 == 0);
+    constexpr int stride = COUNT | 1;  // odd: neighbouring rows begin in neighbouring banks
+    __syncwarp();
+    if (lane < ROWS) {
+        XPKERN_UNROLL
+        for (int i = 0; i < COUNT; ++i) memory[lane * stride + i] = values[i];
+    }
+    __syncwarp();
+    const Real* const mine = memory + (lane < COUNT ? lane : 0);
+    Real sum[4];
+    XPKERN_UNROLL
+    for (int part = 0; part < 4; ++part) sum[part] = mine[part * stride];
+    XPKERN_UNROLL
+    for (int row = 4; row < ROWS; ++row) sum[row % 4] += mine[row * stride];
+    __syncwarp();
+    if (lane < COUNT) memory[lane] = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+    __syncwarp();
+    XPKERN_UNROLL
+    for (int i = 0; i < COUNT; ++i) values[i] = memory[i];
 }
 
 XPKERN_NAMESPACE_END

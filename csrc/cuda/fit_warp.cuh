@@ -1,10 +1,10 @@
 // The loss of a star by a warp, for models of the usual shape.
 //
-// A lane has a neuron of each hidden layer and every 32nd sample of a spectrum, with their slopes, in registers; what
-// lanes read of one another stands in shared memory, as do the star's whitener and, once for all warps of a block, the
-// network. Everything that is a number of the star (parameters, loss, matrices of its coordinates) every lane computes
-// for itself, by the functions of the core: these ask a shape for an evaluation, and for FitShape they find those
-// below.
+// What is a sum of products, in the network, in the whitener and in the normal matrix, the tensor cores multiply, in
+// double: slopes and value are columns of one matrix. Between these products a lane has a neuron of each hidden layer
+// and every 32nd sample of a spectrum. Everything that is a number of the star (parameters, loss, matrices of its
+// coordinates) every lane computes for itself, by the functions of the core: these ask a shape for an evaluation, and
+// for FitShape they find those below.
 #pragma once
 
 #include "fit_whiten.cuh"
@@ -12,174 +12,170 @@
 XPKERN_NAMESPACE_BEGIN
 
 // What a forward sweep leaves in a lane: of its neurons and of its samples.
-template <class Wide>
 struct FitTape {
     float hidden[FitShape::last], pre_tangent[FitShape::last][FitShape::n_inputs];
-    Wide flux[FitShape::strips];
+    double flux[FitShape::strips];
     float tangent[FitShape::strips][FitShape::n_inputs];  // d ln f / dTheta
 };
 
-// A layer's values before the tanh, and their slopes, of a lane's OUTPUTS outputs, LANES apart; beyond the last one
-// that one's again.
-template <int LAYER, int OUTPUTS, bool TANGENTS, class Star, class Wide>
-__device__ __forceinline__ void multiply_nodes(const Star& star, Wide (&value)[OUTPUTS],
-                                               float (&slope)[OUTPUTS][FitShape::n_inputs]) {
-    constexpr int n_in = UsualShape::width(LAYER), n_out = UsualShape::width(LAYER + 1);
-    const FitNetworks<Wide>& networks = fit_block<Wide>().networks;
-    int column[OUTPUTS];
-    XPKERN_UNROLL
-    for (int s = 0; s < OUTPUTS; ++s) {
-        const int j = lane_in_warp() + s * LANES;
-        column[s] = j < n_out ? j : n_out - 1;
-        value[s] = networks.wide.template bias<LAYER>()[column[s]];
+// Slopes and value of a layer's neurons, those of two neighbouring layers in turn: (LANES, 4), where columns will be.
+struct FitNodes {
+    static constexpr int width = FitShape::n_inputs + 1;
+    static_assert(width == 4, "half of a right tile's columns");
+    double* number;
+
+    __device__ __forceinline__ explicit FitNodes(FitColumns& columns, int layer)
+        : number(columns.number + layer % 2 * LANES * width) {}
+    __device__ __forceinline__ Pair& pair_at(int neuron, int half) const {
+        return *reinterpret_cast<Pair*>(number + neuron * width + 2 * half);
+    }
+    // As right tiles, whose other columns are these again.
+    __device__ __forceinline__ void load(const FitLane& here, double (&right)[FitTiles::across]) const {
         XPKERN_UNROLL
-        for (int t = 0; t < FitShape::n_inputs; ++t) slope[s][t] = 0;
+        for (int j = 0; j < FitTiles::across; ++j)
+            right[j] = number[(j * FitTiles::columns + here.column) * width + here.row % width];
     }
-    XPKERN_UNROLL_FOUR
-    for (int i = 0; i < n_in; ++i) {
-        const float* narrow = networks.narrow.template row<LAYER>(i);
-        const Wide* wide = networks.wide.template row<LAYER>(i);
-        if constexpr (TANGENTS) {
-            const Four node = star.node[LAYER % 2][i];
-            const Wide x = SameType<Wide, float>::value ? Wide(node.number[3]) : star.value[LAYER % 2][i];
-            XPKERN_UNROLL
-            for (int s = 0; s < OUTPUTS; ++s) {
-                const float weight = narrow[column[s]];
-                XPKERN_UNROLL
-                for (int t = 0; t < FitShape::n_inputs; ++t) slope[s][t] = fma(weight, node.number[t], slope[s][t]);
-                value[s] = fma(wide[column[s]], x, value[s]);
-            }
-        } else {
-            const Wide x = star.value[LAYER % 2][i];
-            XPKERN_UNROLL
-            for (int s = 0; s < OUTPUTS; ++s) value[s] = fma(wide[column[s]], x, value[s]);
-        }
-    }
-}
+};
 
-template <int LAYER, bool TANGENTS, class Star, class Wide>
-__device__ __forceinline__ void go_forward(Star& star, const Wide* scaled, const float* inverse_scale,
-                                           FitTape<Wide>& tape, Wide (&ln_flux)[FitShape::strips]) {
-    constexpr int inputs = FitShape::n_inputs;
-    if constexpr (LAYER == FitShape::last) {
-        multiply_nodes<LAYER, FitShape::strips, TANGENTS>(star, ln_flux, tape.tangent);
-    } else {
-        const int lane = lane_in_warp();
-        Wide value[1];
-        float slope[1][inputs];
-        if constexpr (LAYER == 0) {
-            const FitNetworks<Wide>& networks = fit_block<Wide>().networks;
-            value[0] = networks.wide.template bias<0>()[lane];
-            XPKERN_UNROLL
-            for (int t = 0; t < inputs; ++t) {
-                value[0] = fma(networks.wide.template row<0>(t)[lane], scaled[t], value[0]);
-                slope[0][t] = networks.narrow.template row<0>(t)[lane] * inverse_scale[t];
-            }
-        } else {
-            multiply_nodes<LAYER, 1, TANGENTS>(star, value, slope);
-        }
-        const Wide h = tanh(value[0]);
-        const float narrow = float(h), bent = fma(-narrow, narrow, 1.0f);
-        if constexpr (LAYER == 0) __syncwarp();  // no lane is at what stood here before
-        if constexpr (TANGENTS) {
-            Four node;
-            tape.hidden[LAYER] = narrow;
-            XPKERN_UNROLL
-            for (int t = 0; t < inputs; ++t) {
-                tape.pre_tangent[LAYER][t] = slope[0][t];
-                node.number[t] = bent * slope[0][t];
-            }
-            node.number[inputs] = narrow;
-            star.node[(LAYER + 1) % 2][lane] = node;
-        }
-        if constexpr (!TANGENTS || !SameType<Wide, float>::value) star.value[(LAYER + 1) % 2][lane] = h;
-        __syncwarp();
-        go_forward<LAYER + 1, TANGENTS>(star, scaled, inverse_scale, tape, ln_flux);
-    }
-}
-
-// Fluxes at u, and with TANGENTS the slopes of their logarithms; 0 beyond the last sample. The networks are the
-// block's.
-template <bool TANGENTS, class Star, class Wide>
-__device__ __forceinline__ void predict_by_warp(const ModelView& model, const Wide* u, Star& star,
-                                                FitTape<Wide>& tape) {
-    constexpr int inputs = FitShape::n_inputs;
-    const auto& view = network_of<Wide>(model);
-    const FitNetworks<Wide>& networks = fit_block<Wide>().networks;
-    Wide scaled[inputs], ln_flux[FitShape::strips];
+// A hidden layer, given its value and slopes before the tanh; what comes of it all lanes can then read.
+template <int LAYER>
+__device__ __forceinline__ void bend_nodes(const FitLane& here, FitColumns& columns,
+                                           const double (&slope)[FitShape::n_inputs], double value, FitTape& tape) {
+    static_assert(FitShape::n_inputs == 3);
+    const double h = tanh(value), bent = fma(-h, h, 1.0);
+    tape.hidden[LAYER] = convert<float>(h);
     XPKERN_UNROLL
-    for (int t = 0; t < inputs; ++t) scaled[t] = (u[t] - view.zero_point[t]) * view.inverse_scale[t];
-    go_forward<0, TANGENTS>(star, scaled, model.in_float.inverse_scale, tape, ln_flux);
-    const Wide twice_ln_plx = u[inputs + 1] + u[inputs + 1];
+    for (int t = 0; t < FitShape::n_inputs; ++t) tape.pre_tangent[LAYER][t] = convert<float>(slope[t]);
+    const FitNodes nodes(columns, LAYER + 1);
+    nodes.pair_at(here.lane, 0) = {bent * slope[0], bent * slope[1]};
+    nodes.pair_at(here.lane, 1) = {bent * slope[2], h};
+    __syncwarp();
+}
+
+template <int LAYER>
+__device__ __forceinline__ void go_forward(const FitLane& here, const FitNetwork& network, FitColumns& columns,
+                                           FitTape& tape) {
+    const FitNodes before(columns, LAYER), after(columns, LAYER + 1);
+    double right[FitTiles::across];
+    before.load(here, right);
+    if constexpr (LAYER < FitShape::last) {
+        StripSums sums = {};
+        multiply_square<FitTiles::pairs_down>(here, network.between[LAYER - 1], right, sums);
+        XPKERN_UNROLL
+        for (int s = 0; s < STRIP_TILES; ++s)
+            if (here.column < FitNodes::width / 2)
+                after.pair_at(s * FitTiles::rows + here.row, here.column) = {sums[s][0], sums[s][1]};
+        __syncwarp();
+        const Pair first = after.pair_at(here.lane, 0), second = after.pair_at(here.lane, 1);
+        const double slope[FitShape::n_inputs] = {first.at[0], first.at[1], second.at[0]};
+        bend_nodes<LAYER>(here, columns, slope, second.at[1] + network.bias[LAYER][here.lane], tape);
+        go_forward<LAYER + 1>(here, network, columns, tape);
+    } else {
+        constexpr int tiles = FitShape::whole_strips * STRIP_TILES;
+        const bool in_rest = here.row < FitShape::rest;
+        const double* const weights = network.rest[in_rest ? here.row : 0] + here.column;
+        double sums[tiles][2] = {}, rest[2] = {};
+        multiply_square<tiles / 2>(here, network.to_strips, right, sums);
+        XPKERN_UNROLL
+        for (int j = 0; j < FitTiles::across; ++j)
+            multiply_tiles(in_rest ? weights[j * FitTiles::columns] : 0.0, right[j], rest);
+        __syncwarp();  // no lane still reads the nodes
+        if (here.column < FitNodes::width / 2) {
+            XPKERN_UNROLL
+            for (int s = 0; s < tiles; ++s) pair_of_sums(here, columns, s) = {sums[s][0], sums[s][1]};
+            if (in_rest) pair_of_sums(here, columns, tiles) = {rest[0], rest[1]};
+        }
+        __syncwarp();
+    }
+}
+
+// Fluxes at u, the slopes of their logarithms, and the columns that are to be whitened: slopes of the fluxes and the
+// residual. Beyond the last sample there are none.
+__device__ __forceinline__ void predict_by_warp(const FitLane& here, const ModelView& model, const double* u,
+                                                FitStar& star, FitTape& tape) {
+    constexpr int inputs = FitShape::n_inputs;
+    const FitNetwork& network = fit_block().network;
+    const NetworkView<double>& view = model.in_double;
+    const int lane = here.lane;
+    double value = network.bias[0][lane], slope[inputs];
+    XPKERN_UNROLL
+    for (int t = 0; t < inputs; ++t) {
+        const double weight = network.first[t][lane];
+        value = fma(weight, (u[t] - view.zero_point[t]) * view.inverse_scale[t], value);
+        slope[t] = weight * view.inverse_scale[t];
+    }
+    __syncwarp();  // no lane is at what stood here before
+    bend_nodes<0>(here, star.columns, slope, value, tape);
+    go_forward<1>(here, network, star.columns, tape);
+    const double twice_ln_plx = u[inputs + 1] + u[inputs + 1];
     XPKERN_UNROLL
     for (int s = 0; s < FitShape::strips; ++s) {
-        const int i = lane_in_warp() + s * LANES;
-        const bool exists = i < FitShape::n_samples;
-        const Wide flux = exp(fma(-u[inputs], networks.wide.ext_curve()[exists ? i : FitShape::n_samples - 1],
-                                  ln_flux[s] + twice_ln_plx));
-        tape.flux[s] = exists ? flux : Wide(0);
+        const int row = lane + s * LANES, i = row < FitShape::n_samples ? row : FitShape::n_samples - 1;
+        const Pair first = star.columns.pair_at(i, 0), second = star.columns.pair_at(i, 2);
+        const double curve = network.ext_curve[i];
+        const double flux = exp(fma(-u[inputs], curve, second.at[1] + network.last_bias[i] + twice_ln_plx));
+        const bool exists = row < FitShape::n_samples;
+        tape.flux[s] = exists ? flux : 0.0;
+        tape.tangent[s][0] = convert<float>(first.at[0]);
+        tape.tangent[s][1] = convert<float>(first.at[1]);
+        tape.tangent[s][2] = convert<float>(second.at[0]);
+        if (!exists) continue;
+        star.columns.pair_at(i, 0) = {flux * first.at[0], flux * first.at[1]};
+        star.columns.pair_at(i, 2) = {flux * second.at[0], flux * -curve};
+        star.columns.pair_at(i, 4) = {flux + flux, flux - convert<double>(star.flux[i])};
     }
-}
-
-// f - f_obs of a lane's samples, 0 beyond the last.
-template <class Wide>
-__device__ __forceinline__ Wide residual_of(const FitStar<Wide>& star, const FitTape<Wide>& tape, int strip) {
-    const int i = lane_in_warp() + strip * LANES;
-    return i < FitShape::n_samples ? tape.flux[strip] - Wide(star.flux[i]) : Wide(0);
+    __syncwarp();
 }
 
 // The network's curvature from a layer down, the lane's neurons' part of it: core/network.hpp's bend_layer, but for the
-// factor of -2. above: adjoints of the layer's outputs.
-template <int LAYER, class Wide>
-__device__ __forceinline__ void bend_layers(FitStar<Wide>& star, const FitTape<Wide>& tape, const float* above,
-                                            float* bend) {
-    static_assert(UsualShape::width(LAYER + 1) % 2 == 0, "two sums, as each term waits for the one before");
-    const int lane = lane_in_warp();
-    const float* weights = fit_block<Wide>().networks.narrow.template row<LAYER>(lane);
-    float adjoint = 0, more = 0;
-    XPKERN_UNROLL_FOUR
-    for (int pair = 0; pair < UsualShape::width(LAYER + 1) / 2; ++pair) {
-        adjoint = fma(weights[2 * pair], above[2 * pair], adjoint);
-        more = fma(weights[2 * pair + 1], above[2 * pair + 1], more);
-    }
-    const float h = tape.hidden[LAYER - 1], through = (adjoint + more) * fma(-h, h, 1.0f), bent = through * h;
+// factor of -2. adjoint: of the layer's inputs, the lane's one.
+template <int LAYER>
+__device__ __forceinline__ void bend_layers(const FitLane& here, const FitNetwork& network, FitColumns& columns,
+                                            const FitTape& tape, double adjoint, float* bend) {
+    const double h = convert<double>(tape.hidden[LAYER - 1]), through = adjoint * fma(-h, h, 1.0);
+    const float bent = convert<float>(through * h);
     XPKERN_UNROLL
     for (int t = 0; t < FitShape::n_inputs; ++t) {
+        const float once = bent * tape.pre_tangent[LAYER - 1][t];
         XPKERN_UNROLL
-        for (int v = 0; v <= t; ++v) {
-            float& element = bend[row_start(t) + v];
-            element = fma(bent * tape.pre_tangent[LAYER - 1][t], tape.pre_tangent[LAYER - 1][v], element);
-        }
+        for (int v = 0; v <= t; ++v)
+            bend[row_start(t) + v] = fma(once, tape.pre_tangent[LAYER - 1][v], bend[row_start(t) + v]);
     }
     if constexpr (LAYER > 1) {
-        star.adjoint[LAYER % 2][lane] = through;
+        double right[FitTiles::across];
+        columns.at(here.lane, GIVEN) = through;
         __syncwarp();
-        bend_layers<LAYER - 1>(star, tape, static_cast<const float*>(star.adjoint[LAYER % 2]), bend);
+        load_given(here, columns, 0, GIVEN, right);
+        StripSums sums = {};
+        multiply_turned<FitTiles::across, false>(here, network.between[LAYER - 2], right, sums);
+        store_found(here, columns, 0, sums);
+        bend_layers<LAYER - 1>(here, network, columns, tape, columns.at(here.lane, FOUND), bend);
     }
 }
 
-// 2 sum_i w_i d2 f_i / du du, added to hessian. y: the whitened residual.
-template <class Wide>
-__device__ __forceinline__ void add_curvature_by_warp(FitStar<Wide>& star, const FitTape<Wide>& tape,
-                                                      float (&y)[FitShape::strips], float* hessian) {
+// 2 sum_i w_i d2 f_i / du du, added to hessian. The columns are whitened.
+__device__ __forceinline__ void add_curvature_by_warp(const FitLane& here, FitStar& star, const FitTape& tape,
+                                                      float* hessian) {
     constexpr int inputs = FitShape::n_inputs, bends = row_start(inputs), slopes = inputs + 1;
-    constexpr int products = row_start(slopes);
-    const NetworkInShared<float>& network = fit_block<Wide>().networks.narrow;
-    const int lane = lane_in_warp();
-    unwhiten_by_strips(star, y);
+    constexpr int products = row_start(slopes), first_rest = FitShape::whole_strips * LANES;
+    const FitNetwork& network = fit_block().network;
+    FitColumns& columns = star.columns;
+    const int lane = here.lane;
+    double w[FitShape::strips];
+    unwhiten_by_warp(here, star, FitShape::coordinates, w);
     // of the network's curvature, of the products of slopes, of the slopes, and of the weights alone
     float sums[bends + products + slopes + 1] = {};
     float *bend = sums, *product = bend + bends, *sum = product + products, *total = sum + slopes;
     XPKERN_UNROLL
     for (int s = 0; s < FitShape::strips; ++s) {
-        const int i = lane + s * LANES;
-        const bool exists = i < FitShape::n_samples;
-        const float weight = y[s] * float(tape.flux[s]);
-        if (exists) star.back[i] = weight;
+        const int row = lane + s * LANES, i = row < FitShape::n_samples ? row : FitShape::n_samples - 1;
+        const double of_flux = w[s] * tape.flux[s];
+        if (row < FitShape::n_samples) columns.at(i, GIVEN) = of_flux;
+        const float weight = convert<float>(of_flux);
         float slope[slopes];
         XPKERN_UNROLL
         for (int t = 0; t < inputs; ++t) slope[t] = tape.tangent[s][t];
-        slope[inputs] = -network.ext_curve()[exists ? i : FitShape::n_samples - 1];
+        slope[inputs] = convert<float>(-network.ext_curve[i]);
         *total += weight;
         XPKERN_UNROLL
         for (int a = 0; a < slopes; ++a) {
@@ -190,8 +186,18 @@ __device__ __forceinline__ void add_curvature_by_warp(FitStar<Wide>& star, const
         }
     }
     __syncwarp();
-    bend_layers<FitShape::last>(star, tape, static_cast<const float*>(star.back), bend);
-    sum_over_lanes<LANES / 2>(sums);
+    constexpr int down = FitShape::whole_strips * FitTiles::across;
+    double right[down];
+    load_given(here, columns, 0, GIVEN, right);
+    StripSums back = {};
+    multiply_turned<down, false>(here, network.to_strips, right, back);
+    store_found(here, columns, 0, back);
+    double adjoint = columns.at(lane, FOUND);
+    XPKERN_UNROLL
+    for (int r = 0; r < FitShape::rest; ++r)
+        adjoint = fma(network.rest[r][lane], columns.at(first_rest + r, GIVEN), adjoint);
+    bend_layers<FitShape::last>(here, network, columns, tape, adjoint, bend);
+    sum_in_memory<LANES>(lane, sums, reinterpret_cast<float*>(columns.number));
     XPKERN_UNROLL
     for (int at = 0; at < bends; ++at) hessian[at] = fma(bend[at], -4.0f, hessian[at]);
     XPKERN_UNROLL
@@ -202,122 +208,83 @@ __device__ __forceinline__ void add_curvature_by_warp(FitStar<Wide>& star, const
     of_plx[slopes] = fma(*total, 8.0f, of_plx[slopes]);
 }
 
-// The core's function of that name for a warp.
-template <bool EXACT, class Wide>
-__device__ __forceinline__ void evaluate_loss(const ModelView& model, const FitShape& shape, const PriorView& prior,
-                                              const LossView& terms, const StarView<float, Wide>& star_view,
-                                              const Workspace<float, Wide>& space, LossState<float, Wide>& state,
-                                              const Nothing& = {}) {
-    constexpr int inputs = FitShape::n_inputs, k = FitShape::coordinates, strips = FitShape::strips;
-    constexpr bool narrow = SameType<Wide, float>::value;
-    FitStar<Wide>& star = fit_star<Wide>();
-    const NetworkInShared<float>& network = fit_block<Wide>().networks.narrow;
-    __syncthreads();  // the block's warps, each with a star of its own, read the same code together: what fits no cache
-    FitTape<Wide> tape;
-    predict_by_warp<true>(model, state.u, star, tape);
-    Columns<k + 1> column;
-    Wide residual[strips];
+// Y^T Y of the whitened columns, which are right tiles and, turned, left ones: chi^2, and all of it to star.normal.
+__device__ __forceinline__ double multiply_normal(const FitLane& here, FitStar& star, const Whitened& y) {
+    constexpr int tiles = int(sizeof(y.right) / sizeof(double)), residual = FitShape::coordinates;
+    double sums[2][2] = {};  // two, as each product waits for the one before
     XPKERN_UNROLL
-    for (int s = 0; s < strips; ++s) {
-        const int i = lane_in_warp() + s * LANES;
-        const float flux = float(tape.flux[s]);
-        XPKERN_UNROLL
-        for (int t = 0; t < inputs; ++t) column[s][t] = flux * tape.tangent[s][t];
-        column[s][inputs] = flux * -network.ext_curve()[i < FitShape::n_samples ? i : FitShape::n_samples - 1];
-        column[s][inputs + 1] = flux + flux;
-        residual[s] = residual_of(star, tape, s);
-        column[s][k] = float(residual[s]);
+    for (int j = 0; j < tiles; ++j) multiply_tiles(y.right[j], y.right[j], sums[j % 2]);
+    double mine[2];
+    XPKERN_UNROLL
+    for (int h = 0; h < 2; ++h) {
+        mine[h] = sums[0][h] + sums[1][h];
+        star.normal[2 * here.lane + h] = convert<float>(mine[h]);
     }
-    whiten_columns_by_warp<k + 1>(star, column);
-    Wide chi2[1] = {0};
-    if constexpr (narrow) {
-        XPKERN_UNROLL
-        for (int s = 0; s < strips; ++s) chi2[0] = fma(column[s][k], column[s][k], chi2[0]);
-    } else {
-        whiten_wide_strips<0>(star.factor, residual);
-        XPKERN_UNROLL
-        for (int s = 0; s < strips; ++s) {
-            chi2[0] = fma(residual[s], residual[s], chi2[0]);
-            column[s][k] = float(residual[s]);
-        }
-    }
-    sum_over_lanes<LANES / 2>(chi2);
-    state.chi2 = state.loss = chi2[0];
+    __syncwarp();
+    return from_lane(mine[residual % 2], residual * FitTiles::columns + residual / 2);
+}
 
-    constexpr int squares = row_start(k);
-    float sums[squares + k] = {};
+// The core's function of that name for a warp.
+template <bool EXACT>
+__device__ __forceinline__ void evaluate_loss(const ModelView& model, const FitShape& shape, const PriorView& prior,
+                                              const LossView& terms, const StarView<float, double>& star_view,
+                                              const Workspace<float, double>& space, LossState<float, double>& state,
+                                              const Nothing& = {}) {
+    constexpr int k = FitShape::coordinates, squares = row_start(k);
+    FitStar& star = fit_star();
+    __syncthreads();  // the block's warps, each with a star of its own, read the same code together: what fits no cache
+    const FitLane here;
+    FitTape tape;
+    predict_by_warp(here, model, state.u, star, tape);
+    Whitened y;
+    whiten_by_warp(here, star, y);
+    state.chi2 = state.loss = multiply_normal(here, star, y);
     XPKERN_UNROLL
-    for (int s = 0; s < strips; ++s) {
+    for (int a = 0; a < k; ++a) {
         XPKERN_UNROLL
-        for (int a = 0; a < k; ++a) {
-            XPKERN_UNROLL
-            for (int b = 0; b <= a; ++b)
-                sums[row_start(a) + b] = fma(column[s][a], column[s][b], sums[row_start(a) + b]);
-            sums[squares + a] = fma(column[s][a], column[s][k], sums[squares + a]);
+        for (int b = 0; b <= a; ++b) {
+            const int at = row_start(a) + b;
+            const float normal = star.normal[a * FitColumns::width + b];
+            state.gauss_newton[at] = state.hessian[at] = normal + normal;
         }
+        const float projected = star.normal[k * FitColumns::width + a];
+        state.gradient[a] = projected + projected;
     }
-    sum_over_lanes<LANES / 2>(sums);
-    XPKERN_UNROLL
-    for (int at = 0; at < squares; ++at) {
-        state.normal[at] = sums[at];
-        state.gauss_newton[at] = state.hessian[at] = sums[at] + sums[at];
-    }
-    XPKERN_UNROLL
-    for (int p = 0; p < k; ++p) state.gradient[p] = sums[squares + p] + sums[squares + p];
     const bool exact = EXACT && shape.exact;
-    if (exact) {
-        float y[strips];
-        XPKERN_UNROLL
-        for (int s = 0; s < strips; ++s) y[s] = column[s][k];
-        add_curvature_by_warp(star, tape, y, state.hessian);
-    }
+    if (exact) add_curvature_by_warp(here, star, tape, state.hessian);
     add_other_terms(shape, star_view, terms, prior, space, state);
     XPKERN_UNROLL
     for (int at = 0; at < squares; ++at) state.hessian[at] = exact ? state.hessian[at] : state.gauss_newton[at];
 }
 
-// As above.
-__device__ __forceinline__ float loss_alone(const ModelView& model, const FitShape& shape, const PriorView& prior,
-                                            const LossView& terms, const StarView<float, float>& star_view,
-                                            const Workspace<float, float>& space, const float* u) {
-    FitStar<float>& star = fit_star<float>();
-    FitTape<float> tape;
-    predict_by_warp<false>(model, u, star, tape);
-    Columns<1> column;
-    XPKERN_UNROLL
-    for (int s = 0; s < FitShape::strips; ++s) column[s][0] = residual_of(star, tape, s);
-    whiten_columns_by_warp<1>(star, column);
-    LossState<float, float> state{};
-    XPKERN_UNROLL
-    for (int p = 0; p < FitShape::coordinates; ++p) state.u[p] = u[p];
-    float chi2[1] = {0};
-    XPKERN_UNROLL
-    for (int s = 0; s < FitShape::strips; ++s) chi2[0] = fma(column[s][0], column[s][0], chi2[0]);
-    sum_over_lanes<LANES / 2>(chi2);
-    state.loss = chi2[0];
-    add_other_terms(shape, star_view, terms, prior, space, state);
-    return state.loss;
-}
-
-// As above: a Gaussian a lane, each twice.
-template <class Lane>
-__device__ __forceinline__ PriorValue<Lane> evaluate_prior(const FitShape&, const PriorView& prior, const Lane* theta,
-                                                           Lane*) {
-    constexpr int inputs = FitShape::n_inputs, packed = row_start(inputs);
-    static_assert(2 * USUAL_COMPONENTS == LANES, "a Gaussian a lane");
-    const auto& mixture = mixture_in(prior, Lane(0));
-    const int lane = lane_in_warp(), mine = lane % USUAL_COMPONENTS;
+// As above: a Gaussian a lane. Sums over Gaussians are products of tiles, too.
+__device__ __forceinline__ PriorValue<double> evaluate_prior(const FitShape&, const PriorView& prior,
+                                                             const double* theta, double*) {
+    constexpr int inputs = FitShape::n_inputs, packed = row_start(inputs), columns = 2 * FitTiles::rows;
+    static_assert(2 * USUAL_COMPONENTS == LANES && USUAL_COMPONENTS % FitTiles::columns == 0, "each twice");
+    static_assert(1 + inputs + 2 * packed == columns, "two right tiles");
+    constexpr int stride =
+        columns + FitTiles::columns;  // so that half a warp's elements of a tile are in no bank twice
+    const FitLane here;
+    const int mine = here.lane % USUAL_COMPONENTS;
     const bool exists = mine < prior.n_components;
     const int component = exists ? mine : 0;
-    Lane slope[inputs];
-    const Lane of_mine = mixture_exponent<inputs>(mixture, component, theta, slope);
-    const Lane exponent = exists ? of_mine : Lane(LEAST_EXPONENT);
-    Lane largest = max(exponent, Lane(LEAST_EXPONENT));
+    double slope[inputs];
+    const double of_mine = mixture_exponent<inputs>(prior.in_double, component, theta, slope);
+    const double exponent = exists ? of_mine : LEAST_EXPONENT;
+    // what is about the largest serves, as it only keeps sums in range
+    float about_largest = max(convert<float>(exponent), float(LEAST_EXPONENT));
     XPKERN_UNROLL
-    for (int half = USUAL_COMPONENTS / 2; half > 0; half /= 2) largest = max(largest, from_lane(largest, lane ^ half));
-    MixtureSums<inputs, Lane> sums;
-    sums.add(mixture, component, exists ? exp(exponent - largest) : Lane(0), slope);
-    Lane numbers[1 + inputs + 2 * packed];
+    for (int half = USUAL_COMPONENTS / 2; half > 0; half /= 2)
+        about_largest = max(about_largest, from_lane(about_largest, here.lane ^ half));
+    const auto largest = convert<double>(about_largest);
+    MixtureSums<inputs, double> sums;
+    sums.add(prior.in_double, component, exists ? exp(exponent - largest) : 0.0, slope);
+
+    double* const memory = fit_star().columns.number;
+    static_assert(USUAL_COMPONENTS * stride * sizeof(double) <= sizeof(FitColumns));
+    const auto pairs_of = [&](int row) { return reinterpret_cast<Pair*>(memory + row * stride); };
+    double numbers[columns];
     numbers[0] = sums.total;
     XPKERN_UNROLL
     for (int i = 0; i < inputs; ++i) numbers[1 + i] = sums.gradient[i];
@@ -326,7 +293,29 @@ __device__ __forceinline__ PriorValue<Lane> evaluate_prior(const FitShape&, cons
         numbers[1 + inputs + at] = sums.definite[at];
         numbers[1 + inputs + packed + at] = sums.remainder[at];
     }
-    sum_over_lanes<USUAL_COMPONENTS / 2>(numbers);
+    __syncwarp();
+    if (here.lane < USUAL_COMPONENTS) {
+        XPKERN_UNROLL
+        for (int i = 0; i < columns; i += 2) pairs_of(mine)[i / 2] = {numbers[i], numbers[i + 1]};
+    }
+    __syncwarp();
+    double found[2][2] = {};
+    XPKERN_UNROLL
+    for (int j = 0; j < USUAL_COMPONENTS; j += FitTiles::columns) {
+        XPKERN_UNROLL
+        for (int h = 0; h < 2; ++h)
+            multiply_tiles(1.0, memory[(j + here.column) * stride + h * FitTiles::rows + here.row], found[h]);
+    }
+    __syncwarp();
+    if (here.row < 2)
+        pairs_of(0)[here.row * FitTiles::columns + here.column] = {here.row ? found[1][0] : found[0][0],
+                                                                   here.row ? found[1][1] : found[0][1]};
+    __syncwarp();
+    XPKERN_UNROLL
+    for (int i = 0; i < columns; i += 2) {
+        const Pair two = pairs_of(0)[i / 2];
+        numbers[i] = two.at[0], numbers[i + 1] = two.at[1];
+    }
     sums.total = numbers[0];
     XPKERN_UNROLL
     for (int i = 0; i < inputs; ++i) sums.gradient[i] = numbers[1 + i];
@@ -336,6 +325,55 @@ __device__ __forceinline__ PriorValue<Lane> evaluate_prior(const FitShape&, cons
         sums.remainder[at] = numbers[1 + inputs + packed + at];
     }
     return sums.value(largest);
+}
+
+// Of the core's optimise.hpp: fit_finish predicts the flux.
+__device__ __forceinline__ int kept_samples(const FitShape&, const StopRule&, const Workspace<float, double>&) {
+    return 0;
+}
+
+// Of it, too. Y^T Y, which nothing but the end of a search asks for, stays in shared memory.
+__device__ __forceinline__ void accept(const FitShape&, bool better, const LossState<float, double>& trial,
+                                       LossState<float, double>& state) {
+    if (!better) return;
+    FitStar& star = fit_star();
+    XPKERN_UNROLL
+    for (int h = 0; h < 2; ++h) star.kept_normal[2 * lane_in_warp() + h] = star.normal[2 * lane_in_warp() + h];
+    XPKERN_UNROLL
+    for (int p = 0; p < FitShape::coordinates; ++p) state.u[p] = trial.u[p], state.gradient[p] = trial.gradient[p];
+    state.loss = trial.loss, state.chi2 = trial.chi2, state.ln_prior = trial.ln_prior;
+    XPKERN_UNROLL
+    for (int at = 0; at < row_start(FitShape::coordinates); ++at)
+        state.gauss_newton[at] = trial.gauss_newton[at], state.hessian[at] = trial.hessian[at];
+}
+// Writes it where the core looks for it.
+__device__ __forceinline__ void recall_normal(const FitStar& star, LossState<float, double>& state) {
+    __syncwarp();
+    XPKERN_UNROLL
+    for (int a = 0; a < FitShape::coordinates; ++a) {
+        XPKERN_UNROLL
+        for (int b = 0; b <= a; ++b) state.normal[row_start(a) + b] = star.kept_normal[a * FitColumns::width + b];
+    }
+}
+
+// As above: one half of the warp solves without damping, the other one with it.
+__device__ __forceinline__ bool solve_undamped(const FitShape&, const float* hessian, const float* definite,
+                                               const float& damping, const float* gradient, float* newton,
+                                               float* damped) {
+    constexpr int k = FitShape::coordinates;
+    float mine[k];
+    const bool positive =
+        solve_damped(k, hessian, definite, lane_in_warp() < LANES / 2 ? 0.0f : damping, gradient, mine);
+    XPKERN_UNROLL
+    for (int p = 0; p < k; ++p) {
+        newton[p] = from_lane(mine[p], 0);
+        damped[p] = from_lane(mine[p], LANES / 2);
+    }
+    return from_lane(int(positive), 0) != 0;
+}
+__device__ __forceinline__ void solve_again(const FitShape&, const float* hessian, const float* definite,
+                                            const float& damping, const float* gradient, bool changed, float* damped) {
+    if (changed) solve_damped(FitShape::coordinates, hessian, definite, damping, gradient, damped);
 }
 
 XPKERN_NAMESPACE_END

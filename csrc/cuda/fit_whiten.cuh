@@ -1,200 +1,289 @@
-// Whitening a star's samples by a warp, a lane having every 32nd of them.
+// Whitening a star's columns by a warp, on the tensor cores.
 //
-// A triangle is solved by strips of 32 rows. The inverse of each strip's own triangle is found once for a star, a
-// column a lane, so that whitening is two products a strip, whose terms wait for nothing: 1,100 instructions of a warp
-// for six columns, where substitution, row after row, takes 3,500. In float that serves; a residual in double is
-// substituted, as it must be right to 1e-5 of the loss.
+// The triangle is solved by strips of 32 rows. The inverse of each strip's own triangle is found once for a star, a
+// column a lane, so that whitening is products of tiles: 88 of 8 by 4 by 8, whose terms wait for nothing, for up to
+// eight columns. In double the inverse serves for the residual, too.
 #pragma once
 
 #include "fit_memory.cuh"
 
 XPKERN_NAMESPACE_BEGIN
 
-// The inverse of each strip's own triangle, a column a lane. A missing sample's row and column are 0, as in the factor.
-template <class Wide>
-__device__ __forceinline__ void invert_strips(FitStar<Wide>& star) {
+// A triangle's rows in double, each from an even place on: the numbers of two columns are one access.
+struct EvenTriangle {
+    static XPKERN_INLINE constexpr int row(int i) { return row_start(i) + (i + 1) / 2; }
+    static constexpr int size = LANES * (LANES + 1) / 2 + LANES / 2;
+};
+static_assert(EvenTriangle::row(LANES) == EvenTriangle::size, "rows are padded to even lengths");
+static_assert(EvenTriangle::size * sizeof(double) <= sizeof(TriangleTiles), "it is inverted in its place");
+
+// A strip's own triangle, packed, becomes its inverse, a column a lane. A missing sample's row and column are 0.
+__device__ __forceinline__ void invert_triangle(const float* packed, TriangleTiles& inverse) {
     const int lane = lane_in_warp();
-    XPKERN_ROLLED
-    for (int strip = 0; strip < FitShape::whole_strips; ++strip) {
-        const int first = strip * LANES;
-        float column[LANES];
-        XPKERN_UNROLL
-        for (int i = 0; i < LANES; ++i) {
-            const float* row = star.factor + row_start(first + i) + first;
-            float left = lane == i ? 1.0f : 0.0f, more = 0;  // two sums, as each term waits for the one before
-            XPKERN_UNROLL
-            for (int j = 0; j < i; ++j) (j % 2 ? more : left) = fma(-row[j], column[j], j % 2 ? more : left);
-            column[i] = (left + more) * row[i];
-        }
-        if (FitStar<Wide>::in_place) __syncwarp();  // no lane still reads the triangle
-        XPKERN_UNROLL
-        for (int i = 0; i < LANES; ++i)
-            if (lane <= i) star.inverse_row(strip, i)[lane] = column[i];
-    }
+    auto* const triangle = reinterpret_cast<double*>(&inverse);
+    XPKERN_UNROLL_FOUR
+    for (int i = 0; i < LANES; ++i)
+        if (lane <= i) triangle[EvenTriangle::row(i) + lane] = convert<double>(packed[row_start(i) + lane]);
     __syncwarp();
+    double column[LANES];
+    XPKERN_UNROLL
+    for (int i = 0; i < LANES; ++i) {
+        const double* const row = triangle + EvenTriangle::row(i);
+        double left = lane == i ? 1.0 : 0.0, more = 0;  // two sums, as each term waits for the one before
+        XPKERN_UNROLL
+        for (int j = 0; j + 1 < i; j += 2) {
+            const Pair two = *reinterpret_cast<const Pair*>(row + j);
+            left = fma(-two.at[0], column[j], left);
+            more = fma(-two.at[1], column[j + 1], more);
+        }
+        if (i % 2 == 1) left = fma(-row[i - 1], column[i - 1], left);
+        column[i] = (left + more) * row[i];
+    }
+    __syncwarp();  // no lane still reads the triangle
+    XPKERN_UNROLL
+    for (int i = 0; i < LANES; ++i)
+        if (lane < (i / FitTiles::rows + 1) * FitTiles::rows) inverse.element(i, lane) = column[i];
 }
 
 // A star's arrays from memory to the warp's place.
-template <class Wide>
-__device__ __forceinline__ FitStar<Wide>& gather_fit_star(const StarArrays& stars, int64_t row) {
-    FitStar<Wide>& star = fit_star<Wide>();
-    constexpr int m = FitShape::n_samples;
+__device__ __forceinline__ FitStar& gather_fit_star(const StarArrays& stars, int64_t row) {
+    FitStar& star = fit_star();
+    constexpr int m = FitShape::n_samples, k = FitShape::coordinates, first_rest = FitShape::whole_strips * LANES;
+    const float* const packed = stars.whitener + row * row_start(m);
+    float* const staged = reinterpret_cast<float*>(star.columns.number);
+    static_assert(FitShape::whole_strips * row_start(LANES) * sizeof(float) <= m * FitColumns::width * sizeof(double),
+                  "what is staged is not in the rows that stay 0");
+    const FitLane here;
+    const int lane = here.lane;
     __syncwarp();  // no lane is still at the star before
-    const int lane = lane_in_warp();
     copy_by_lane_soon<m>(star.flux + lane, stars.flux + row * m + lane);
-    copy_by_lane_soon<FitStar<Wide>::packed>(star.factor + lane, stars.whitener + row * FitStar<Wide>::packed + lane);
+    copy_by_lane_soon<row_start(LANES)>(staged + lane, packed + lane);
+    XPKERN_UNROLL_FOUR
+    for (int i = 0; i < LANES; ++i)
+        if (lane <= i)
+            copy_soon<4>(staged + row_start(LANES) + row_start(i) + lane, packed + row_start(LANES + i) + LANES + lane);
+    XPKERN_UNROLL
+    for (int r = 0; r < FitShape::rest; ++r) {
+        XPKERN_UNROLL
+        for (int s = 0; s < FitShape::strips; ++s) {
+            const int i = lane + s * LANES;
+            if (i <= first_rest + r) copy_soon<4>(star.last_rows[r] + i, packed + row_start(first_rest + r) + i);
+        }
+    }
+    XPKERN_UNROLL
+    for (int pair = 0; pair < FitTiles::pairs; ++pair) {
+        const int i = LANES + pair / FitTiles::across * 2 * FitTiles::rows + here.row;
+        const int j = pair % FitTiles::across * FitTiles::columns + here.column;
+        star.below.pair[pair][lane] = {convert<double>(-packed[row_start(i) + j]),
+                                       convert<double>(-packed[row_start(i + FitTiles::rows) + j])};
+    }
+    if (lane < k) {
+        const double sigma = stars.sigma[row * k + lane];
+        star.mean[lane] = stars.mean[row * k + lane];
+        star.weight[lane] = 1.0 / (sigma * sigma);
+    }
+    for (int at = m * FitColumns::width + lane; at < FitColumns::rows * FitColumns::width; at += LANES)
+        star.columns.number[at] = 0;
     wait_for_copies();
     __syncwarp();
-    invert_strips(star);
+    XPKERN_ROLLED
+    for (int s = 0; s < FitShape::whole_strips; ++s) invert_triangle(staged + s * row_start(LANES), star.inverse[s]);
+    __syncwarp();
     return star;
 }
 
-// Right-hand sides of a lane's samples: (strips, COLUMNS).
-template <int COLUMNS>
-using Columns = float[FitShape::strips][COLUMNS];
+// What a lane has of sums over a strip's columns: of each of its tiles two neighbours.
+constexpr int STRIP_TILES = LANES / FitTiles::rows;
+using StripSums = double[STRIP_TILES][2];
 
-// Lets the warp read one row of right-hand sides of each lane.
-template <int COLUMNS>
-__device__ __forceinline__ void show(Eight* shown, const float* row) {
-    Eight& mine = shown[lane_in_warp()];
-    __syncwarp();  // no lane still reads what was shown before
+__device__ __forceinline__ Pair& pair_of_sums(const FitLane& here, FitColumns& columns, int tile) {
+    return columns.pair_at(tile * FitTiles::rows + here.row, 2 * here.column);
+}
+// A strip's sums, the warp's, to its columns, which all lanes can then read.
+template <int STRIP>
+__device__ __forceinline__ void store_strip(const FitLane& here, FitColumns& columns, const StripSums& sums) {
     XPKERN_UNROLL
-    for (int c = 0; c < COLUMNS; ++c) mine.number[c] = row[c];
+    for (int s = 0; s < STRIP_TILES; ++s)
+        pair_of_sums(here, columns, STRIP * STRIP_TILES + s) = {sums[s][0], sums[s][1]};
+    __syncwarp();
+}
+// A strip's columns as right tiles.
+template <int STRIP>
+__device__ __forceinline__ void load_strip(const FitLane& here, FitColumns& columns, double* right) {
+    XPKERN_UNROLL
+    for (int j = 0; j < FitTiles::across; ++j)
+        right[j] = columns.at(STRIP * LANES + j * FitTiles::columns + here.column, here.row);
+}
+
+// sums += triangle right.
+__device__ __forceinline__ void multiply_triangle(const FitLane& here, const TriangleTiles& triangle,
+                                                  const double* right, StripSums& sums) {
+    XPKERN_UNROLL
+    for (int p = 0; p < TriangleTiles::pairs_down; ++p) {
+        XPKERN_UNROLL
+        for (int j = 0; j < TriangleTiles::whole(p); ++j) {
+            const Pair left = triangle.both[TriangleTiles::before(p) + j][here.lane];
+            multiply_two_tiles(left.at[0], left.at[1], right[j], sums[2 * p], sums[2 * p + 1]);
+        }
+        XPKERN_UNROLL
+        for (int j = 0; j < TriangleTiles::alone; ++j)
+            multiply_tiles(triangle.lower[TriangleTiles::alone * p + j][here.lane], right[TriangleTiles::whole(p) + j],
+                           sums[2 * p + 1]);
+    }
+}
+
+// sums += square right.
+template <int PAIRS_DOWN, int PAIRS>
+__device__ __forceinline__ void multiply_square(const FitLane& here, const SquareTiles<PAIRS>& square,
+                                                const double* right, double (&sums)[2 * PAIRS_DOWN][2]) {
+    static_assert(PAIRS_DOWN * FitTiles::across == PAIRS);
+    XPKERN_UNROLL
+    for (int j = 0; j < FitTiles::across; ++j) {
+        XPKERN_UNROLL
+        for (int p = 0; p < PAIRS_DOWN; ++p) {
+            const Pair left = square.pair[p * FitTiles::across + j][here.lane];
+            multiply_two_tiles(left.at[0], left.at[1], right[j], sums[2 * p], sums[2 * p + 1]);
+        }
+    }
+}
+
+// -G of the last rows, from a strip's first column on: the lane's elements of a left tile, 0 below the last row.
+template <int STRIP>
+__device__ __forceinline__ void take_last_rows(const FitLane& here, const FitStar& star, const double* right,
+                                               double (&sum)[2]) {
+    const bool exists = here.row < FitShape::rest;
+    const float* const row = star.last_rows[exists ? here.row : 0] + STRIP * LANES + here.column;
+    XPKERN_UNROLL
+    for (int j = 0; j < FitTiles::across; ++j)
+        multiply_tiles(convert<double>(exists ? -row[j * FitTiles::columns] : 0.0f), right[j], sum);
+}
+
+// The whitened columns, as right tiles.
+struct Whitened {
+    double right[FitShape::whole_strips * FitTiles::across + 1];
+};
+
+// Y = G^-1 of the columns, in their place, too. What it is given stands there for all lanes.
+__device__ __forceinline__ void whiten_by_warp(const FitLane& here, FitStar& star, Whitened& y) {
+    constexpr int across = FitTiles::across, first_rest = FitShape::whole_strips * LANES;
+    FitColumns& columns = star.columns;
+    const bool in_rest = here.row < FitShape::rest;
+    double right[across];
+    load_strip<0>(here, columns, right);
+    StripSums upper = {};
+    multiply_triangle(here, star.inverse[0], right, upper);
+    __syncwarp();  // no lane still reads what was there
+    store_strip<0>(here, columns, upper);
+    load_strip<0>(here, columns, y.right);
+
+    StripSums left;
+    XPKERN_UNROLL
+    for (int s = 0; s < STRIP_TILES; ++s) {
+        const Pair two = pair_of_sums(here, columns, STRIP_TILES + s);
+        left[s][0] = two.at[0], left[s][1] = two.at[1];
+    }
+    multiply_square<FitTiles::pairs_down>(here, star.below, y.right, left);
+    store_strip<1>(here, columns, left);
+    load_strip<1>(here, columns, right);
+    StripSums lower = {};
+    multiply_triangle(here, star.inverse[1], right, lower);
+    __syncwarp();
+    store_strip<1>(here, columns, lower);
+    load_strip<1>(here, columns, y.right + across);
+
+    double rest[2] = {}, more[2] = {};
+    if (in_rest) {
+        const Pair two = pair_of_sums(here, columns, first_rest / FitTiles::rows);
+        rest[0] = two.at[0], rest[1] = two.at[1];
+    }
+    take_last_rows<0>(here, star, y.right, rest);
+    take_last_rows<1>(here, star, y.right + across, more);
+    const auto above = convert<double>(star.last_rows[0][first_rest]);
+    const auto below = convert<double>(star.last_rows[1][first_rest]);
+    const auto end = convert<double>(star.last_rows[1][first_rest + 1]);
+    Pair solved;
+    XPKERN_UNROLL
+    for (int h = 0; h < 2; ++h) {
+        const double mine = rest[h] + more[h];
+        const double one = from_lane(mine, here.column) * above;
+        const double other = fma(-below, one, from_lane(mine, FitTiles::columns + here.column)) * end;
+        solved.at[h] = here.row == 0 ? one : other;
+    }
+    if (in_rest) pair_of_sums(here, columns, first_rest / FitTiles::rows) = solved;
+    __syncwarp();
+    y.right[2 * across] = columns.at(first_rest + here.column, here.row);
+}
+
+// Columns of FitColumns in which lanes show one another a number a sample.
+constexpr int GIVEN = 6, FOUND = 7;
+
+// A column that all lanes have as each of a right tile's.
+template <int COUNT>
+__device__ __forceinline__ void load_given(const FitLane& here, FitColumns& columns, int row, int column,
+                                           double (&right)[COUNT]) {
+    XPKERN_UNROLL
+    for (int j = 0; j < COUNT; ++j) right[j] = columns.at(row + j * FitTiles::columns + here.column, column);
+}
+// Sums that are the same in all columns, to the column FOUND from a row on.
+__device__ __forceinline__ void store_found(const FitLane& here, FitColumns& columns, int row, const StripSums& sums) {
+    XPKERN_UNROLL
+    for (int s = 0; s < STRIP_TILES; ++s)
+        if (here.column == 0) columns.at(row + s * FitTiles::rows + here.row, FOUND) = sums[s][0];
     __syncwarp();
 }
 
-// Solves for a strip and takes it from those below; from the last rows, of lanes 0 and 1, each lane its own part:
-// rest -= G y.
-template <int STRIP, int COLUMNS, class Wide>
-__device__ __forceinline__ void whiten_strip(FitStar<Wide>& star, Columns<COLUMNS>& left,
-                                             float (&rest)[FitShape::rest * COLUMNS]) {
-    const int lane = lane_in_warp();
-    show<COLUMNS>(star.shown, left[STRIP]);
-    const float* inverse = star.inverse_row(STRIP, lane);
+// sums += (tiles, turned)^T right, of COUNT rows of tiles; of a triangle those below the diagonal.
+template <int COUNT, bool TRIANGLE, class Tiles>
+__device__ __forceinline__ void multiply_turned(const FitLane& here, const Tiles& tiles, const double* right,
+                                                StripSums& sums) {
     XPKERN_UNROLL
-    for (int c = 0; c < COLUMNS; ++c) left[STRIP][c] = 0;
-    XPKERN_UNROLL_FOUR
-    for (int j = 0; j < LANES; ++j) {
-        const float stored = inverse[j], weight = j <= lane ? stored : 0.0f;
-        const Eight b = star.shown[j];
+    for (int down = 0; down < COUNT; ++down) {
         XPKERN_UNROLL
-        for (int c = 0; c < COLUMNS; ++c) left[STRIP][c] = fma(weight, b.number[c], left[STRIP][c]);
-    }
-    XPKERN_UNROLL
-    for (int r = 0; r < FitShape::rest; ++r) {
-        const float weight = -star.factor[row_start(FitShape::whole_strips * LANES + r) + STRIP * LANES + lane];
-        XPKERN_UNROLL
-        for (int c = 0; c < COLUMNS; ++c) rest[r * COLUMNS + c] = fma(weight, left[STRIP][c], rest[r * COLUMNS + c]);
-    }
-    if constexpr (STRIP + 1 < FitShape::whole_strips) {
-        show<COLUMNS>(star.shown, left[STRIP]);
-        XPKERN_UNROLL_FOUR
-        for (int j = 0; j < LANES; ++j) {
-            const Eight y = star.shown[j];
-            XPKERN_UNROLL
-            for (int s = STRIP + 1; s < FitShape::whole_strips; ++s) {
-                const float weight = -star.factor[row_start(lane + s * LANES) + STRIP * LANES + j];
-                XPKERN_UNROLL
-                for (int c = 0; c < COLUMNS; ++c) left[s][c] = fma(weight, y.number[c], left[s][c]);
-            }
-        }
-        whiten_strip<STRIP + 1, COLUMNS>(star, left, rest);
-    }
-}
-
-// left = G^-1 left.
-template <int COLUMNS, class Wide>
-__device__ __forceinline__ void whiten_columns_by_warp(FitStar<Wide>& star, Columns<COLUMNS>& left) {
-    constexpr int first = FitShape::whole_strips * LANES;
-    const int lane = lane_in_warp();
-    float rest[FitShape::rest * COLUMNS];
-    XPKERN_UNROLL
-    for (int r = 0; r < FitShape::rest; ++r) {
-        XPKERN_UNROLL
-        for (int c = 0; c < COLUMNS; ++c) rest[r * COLUMNS + c] = lane == r ? left[FitShape::whole_strips][c] : 0.0f;
-    }
-    whiten_strip<0, COLUMNS>(star, left, rest);
-    sum_over_lanes<LANES / 2>(rest);
-    const float* above = star.factor + row_start(first) + first;
-    const float* below = star.factor + row_start(first + 1) + first;
-    XPKERN_UNROLL
-    for (int c = 0; c < COLUMNS; ++c) {
-        const float y = rest[c] * above[0], next = fma(-below[0], y, rest[COLUMNS + c]) * below[1];
-        left[FitShape::whole_strips][c] = lane == 0 ? y : (lane == 1 ? next : 0.0f);
-    }
-}
-
-// w = G^-T y of one column, from the last strip up. Lanes read columns of the triangles, which lie side by side.
-template <class Wide>
-__device__ __forceinline__ void unwhiten_by_strips(FitStar<Wide>& star, float (&left)[FitShape::strips]) {
-    const int lane = lane_in_warp();
-    constexpr int row = FitShape::whole_strips * LANES;
-    const float end = star.factor[row_start(row + 1) + row + 1], below = star.factor[row_start(row + 1) + row];
-    float w[FitShape::rest];
-    w[1] = from_lane(left[FitShape::whole_strips], 1) * end;
-    w[0] = fma(-below, w[1], from_lane(left[FitShape::whole_strips], 0)) * star.factor[row_start(row) + row];
-    left[FitShape::whole_strips] = lane < FitShape::rest ? (lane == 0 ? w[0] : w[1]) : 0.0f;
-    XPKERN_UNROLL
-    for (int s = 0; s < FitShape::whole_strips; ++s) {
-        XPKERN_UNROLL
-        for (int r = 0; r < FitShape::rest; ++r)
-            left[s] = fma(-star.factor[row_start(row + r) + s * LANES + lane], w[r], left[s]);
-    }
-    XPKERN_UNROLL
-    for (int strip = FitShape::whole_strips - 1; strip >= 0; --strip) {
-        const float y = left[strip];
-        float solved = 0;
-        XPKERN_UNROLL_FOUR
-        for (int j = 0; j < LANES; ++j) {
-            const float stored = star.inverse_row(strip, j)[lane], weight = j >= lane ? stored : 0.0f;
-            solved = fma(weight, from_lane(y, j), solved);
-        }
-        left[strip] = solved;
-        if (strip == 0) continue;
-        XPKERN_UNROLL
-        for (int s = 0; s < strip; ++s) {
-            XPKERN_UNROLL_FOUR
-            for (int j = 0; j < LANES; ++j)
-                left[s] =
-                    fma(-star.factor[row_start(strip * LANES + j) + s * LANES + lane], from_lane(solved, j), left[s]);
+        for (int p = 0; p < STRIP_TILES / 2; ++p) {
+            if (TRIANGLE && down < 4 * p) continue;
+            const double left = tiles.turned(here, 2 * p, down);
+            if (TRIANGLE && down < 4 * p + 2)
+                multiply_tiles(left, right[down], sums[2 * p]);
+            else
+                multiply_two_tiles(left, tiles.turned(here, 2 * p + 1, down), right[down], sums[2 * p],
+                                   sums[2 * p + 1]);
         }
     }
 }
 
-// One right-hand side in double, by substitution: every lane solves ROWS rows for itself, so that what all wait for is
-// one exchange, and takes them from what is left of its own.
-template <int ROWS, int STRIP>
-__device__ __forceinline__ void whiten_wide_rows(const float* factor, int first, double (&left)[FitShape::strips]) {
-    double y[ROWS];
-    XPKERN_UNROLL
-    for (int r = 0; r < ROWS; ++r) y[r] = from_lane(left[STRIP], (first + r) % LANES);
-    XPKERN_UNROLL
-    for (int r = 0; r < ROWS; ++r) {
-        y[r] *= double(factor[row_start(first + r) + first + r]);
-        XPKERN_UNROLL
-        for (int below = r + 1; below < ROWS; ++below)
-            y[below] = fma(-double(factor[row_start(first + below) + first + r]), y[r], y[below]);
-    }
-    XPKERN_UNROLL
-    for (int s = STRIP; s < FitShape::strips; ++s) {
-        const int i = lane_in_warp() + s * LANES, row = i < FitShape::n_samples ? i : FitShape::n_samples - 1;
-        double less = left[s];
-        XPKERN_UNROLL
-        for (int r = 0; r < ROWS; ++r) less = fma(-double(factor[row_start(row) + first + r]), y[r], less);
-        if (s > STRIP || i >= first + ROWS) left[s] = less;
-    }
-    XPKERN_UNROLL
-    for (int r = 0; r < ROWS; ++r)
-        if (lane_in_warp() == (first + r) % LANES) left[STRIP] = y[r];
-}
-template <int STRIP>
-__device__ __forceinline__ void whiten_wide_strips(const float* factor, double (&left)[FitShape::strips]) {
-    constexpr int begin = STRIP * LANES, rows = STRIP < FitShape::whole_strips ? LANES : FitShape::rest;
-    constexpr int together = rows < SOLVED_ROWS ? rows : SOLVED_ROWS;
-    XPKERN_ROLLED
-    for (int row = 0; row < rows; row += together) whiten_wide_rows<together, STRIP>(factor, begin + row, left);
-    if (STRIP == FitShape::whole_strips && lane_in_warp() >= FitShape::rest) left[STRIP] = 0;
-    if constexpr (STRIP + 1 < FitShape::strips) whiten_wide_strips<STRIP + 1>(factor, left);
+// w = G^-T y of one of the whitened columns: a lane's samples.
+__device__ __forceinline__ void unwhiten_by_warp(const FitLane& here, FitStar& star, int column,
+                                                 double (&w)[FitShape::strips]) {
+    constexpr int first_rest = FitShape::whole_strips * LANES, across = FitTiles::across;
+    const int lane = here.lane;
+    FitColumns& columns = star.columns;
+    const auto above = convert<double>(star.last_rows[0][first_rest]);
+    const auto below = convert<double>(star.last_rows[1][first_rest]);
+    const auto end = convert<double>(star.last_rows[1][first_rest + 1]);
+    const double other = columns.at(first_rest + 1, column) * end;
+    const double one = fma(-below, other, columns.at(first_rest, column)) * above;
+    const auto without_rest = [&](int i, double number) {
+        return fma(convert<double>(-star.last_rows[0][i]), one,
+                   fma(convert<double>(-star.last_rows[1][i]), other, number));
+    };
+    double right[across];
+    columns.at(LANES + lane, GIVEN) = without_rest(LANES + lane, columns.at(LANES + lane, column));
+    __syncwarp();
+    load_given(here, columns, LANES, GIVEN, right);
+    StripSums lower = {}, between = {}, upper = {};
+    multiply_turned<across, true>(here, star.inverse[1], right, lower);
+    store_found(here, columns, LANES, lower);
+    load_given(here, columns, LANES, FOUND, right);
+    multiply_turned<across, false>(here, star.below, right, between);
+    store_found(here, columns, 0, between);
+    columns.at(lane, GIVEN) = without_rest(lane, columns.at(lane, column) + columns.at(lane, FOUND));
+    __syncwarp();
+    load_given(here, columns, 0, GIVEN, right);
+    multiply_turned<across, true>(here, star.inverse[0], right, upper);
+    store_found(here, columns, 0, upper);
+    w[0] = columns.at(lane, FOUND);
+    w[1] = columns.at(LANES + lane, FOUND);
+    w[2] = lane < FitShape::rest ? (lane == 0 ? one : other) : 0.0;
 }
 
 XPKERN_NAMESPACE_END

@@ -3,7 +3,7 @@
 // core/search.hpp.
 #pragma once
 
-#include "fit_memory.cuh"
+#include "threads.cuh"
 
 XPKERN_NAMESPACE_BEGIN
 
@@ -17,20 +17,6 @@ XPKERN_INLINE Search* searches_of(const FitArguments& a, int64_t row) {
 __device__ __forceinline__ void add_to_queue(const SearchQueue& queue, int64_t search) {
     const auto place = atomicAdd(reinterpret_cast<unsigned long long*>(queue.count), 1ull);
     queue.searches[place] = search;
-}
-
-// work(item) by a warp for each of so many items, whichever warp is free. The networks are the block's.
-template <class Wide, class Work>
-__device__ __forceinline__ void over_fits(const FitArguments& a, int64_t n, const Work& work) {
-    fit_block<Wide>().networks.take(a.fit.model);
-    __syncthreads();
-    for (;;) {
-        int item = 0;
-        if (lane_in_warp() == 0) item = int(atomicAdd(reinterpret_cast<unsigned long long*>(a.begun), 1ull));
-        item = from_lane(item, 0);
-        if (item >= n) return;
-        work(item);
-    }
 }
 
 XPKERN_NAMESPACE_END

@@ -5,6 +5,7 @@
 #include "curvature.cuh"
 #include "descent.cuh"
 #include "fit_finish.cuh"
+#include "fit_search.cuh"
 #include "freeze_warp.cuh"
 #include "stars.cuh"
 #include "starts.cuh"
@@ -81,12 +82,9 @@ extern "C" __global__ void argument_sizes(const __grid_constant__ xpkern::SizesA
                 kernels::FreezeBlock::most_warps,
                 sizeof(kernels::FreezeBlock) - sizeof(kernels::FreezeStar),
                 sizeof(kernels::FreezeStar),
-                kernels::FitBlock<float>::most_warps,
-                sizeof(kernels::FitBlock<float>) - sizeof(kernels::FitStar<float>),
-                sizeof(kernels::FitStar<float>),
-                kernels::FitBlock<double>::most_warps,
-                sizeof(kernels::FitBlock<double>) - sizeof(kernels::FitStar<double>),
-                sizeof(kernels::FitStar<double>),
+                kernels::FitBlock::most_warps,
+                sizeof(kernels::FitBlock) - sizeof(kernels::FitStar),
+                sizeof(kernels::FitStar),
                 kernels::StartBlock::most_warps,
                 sizeof(kernels::StartBlock) - sizeof(kernels::StartStar),
                 sizeof(kernels::StartStar),

@@ -35,11 +35,6 @@ struct UsualSpectrum {
     }
 };
 
-// Neighbours that are loaded together.
-struct alignas(16) Pair {
-    double at[2];
-};
-
 // Rows of A, those of BP and then those of RP, padded by zeros: as far apart as lets the 4 columns of 8 rows be read
 // without two of them meeting in a bank.
 struct alignas(16) SharedDesign {

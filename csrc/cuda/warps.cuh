@@ -64,6 +64,11 @@ __device__ __forceinline__ void ask_for(const Number* from) {
     }
 }
 
+// Neighbours that are loaded together.
+struct alignas(16) Pair {
+    double at[2];
+};
+
 // sum += left right, of matrices 8 by 4 and 4 by 8 that a warp holds together. A lane has element (lane / 4, lane % 4)
 // of the left one, (lane % 4, lane / 4) of the right one, and of the sum the two from (lane / 4, 2 (lane % 4)) on.
 __device__ __forceinline__ void multiply_tiles(double left, double right, double (&sum)[2]) {
@@ -79,20 +84,25 @@ __device__ __forceinline__ void multiply_tiles(double left, double right, double
 #endif
 }
 
-// The same of the tiles from ... TILES of a column of left matrices, left(s), and sums, sum(s): on GPUs that can, of
-// two of them at a time.
+// The same of two left matrices, one below the other, and their sums: on GPUs that can, at once.
+__device__ __forceinline__ void multiply_two_tiles(double upper, double lower, double right, double (&upper_sum)[2],
+                                                   double (&lower_sum)[2]) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("mma.sync.aligned.m16n8k4.row.col.f64.f64.f64.f64 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+                 : "+d"(upper_sum[0]), "+d"(upper_sum[1]), "+d"(lower_sum[0]), "+d"(lower_sum[1])
+                 : "d"(upper), "d"(lower), "d"(right));
+#else
+    multiply_tiles(upper, right, upper_sum);
+    multiply_tiles(lower, right, lower_sum);
+#endif
+}
+
+// The same of the tiles from ... TILES of a column of left matrices, left(s), and sums, sum(s).
 template <int TILES, class Left, class Sum>
 __device__ __forceinline__ void multiply_column(int from, const Left& left, double right, const Sum& sum) {
     int s = from;
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     XPKERN_UNROLL
-    for (; s + 2 <= TILES; s += 2) {
-        asm volatile(
-            "mma.sync.aligned.m16n8k4.row.col.f64.f64.f64.f64 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
-            : "+d"(sum(s)[0]), "+d"(sum(s)[1]), "+d"(sum(s + 1)[0]), "+d"(sum(s + 1)[1])
-            : "d"(left(s)), "d"(left(s + 1)), "d"(right));
-    }
-#endif
+    for (; s + 2 <= TILES; s += 2) multiply_two_tiles(left(s), left(s + 1), right, sum(s), sum(s + 1));
     XPKERN_UNROLL
     for (; s < TILES; ++s) multiply_tiles(left(s), right, sum(s));
 }

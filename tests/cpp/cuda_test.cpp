@@ -227,18 +227,12 @@ void test_fit(const Problem& on) {
     // turns
     const auto by_warps = [&](auto kernel, int64_t common, int64_t of_star) {
         constexpr int warps = 3;
-        a.begun = counts.data() + counts.size() - (kernel == fit_fine ? 1 : 2);
+        a.begun = counts.data() + counts.size() - 1;
         shim::launch(kernel, on.in_turns ? 1 : 2, warps * kernels::LANES, a, true, common + warps * of_star);
     };
     using kernels::FinishBlock, kernels::FinishStar;
     stage(fit_begin, 0);
-    a.left = {queues[1].data(), counts.data() + 1};
-    by_warps(fit_float, bytes_beside_stars<kernels::FitBlock<float>, kernels::FitStar<float> >(),
-             sizeof(kernels::FitStar<float>));
-    a.taken = a.left;
-    by_warps(fit_fine, bytes_beside_stars<kernels::FitBlock<double>, kernels::FitStar<double> >(),
-             sizeof(kernels::FitStar<double>));
-    filling = 2;
+    by_warps(fit_search, bytes_beside_stars<kernels::FitBlock, kernels::FitStar>(), sizeof(kernels::FitStar));
 #endif
     stage(fit_select, 0);
     stage(XPKERN_FORM(fit_rescue), 0);

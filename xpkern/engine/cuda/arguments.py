@@ -464,7 +464,7 @@ SIZES: dict[str, type[ctypes.Structure] | None] = {
     "KernelScratch": KernelScratch,
     **{
         f"{stage}_{name}": None
-        for stage in ("freeze", "float", "fine", "start", "finish")
+        for stage in ("freeze", "search", "start", "finish")
         for name in ("warps", "common", "star")
     },
 }

@@ -169,10 +169,8 @@ class Fitter:
                 launch("fit_start", "start", stars, arguments, batch.stream)
             else:
                 stage("fit_begin", stars, fills=False, takes=False)
-            arguments.left, arguments.begun = queues.next(), queues.counter()
-            launch("fit_float", "float", stars, arguments, batch.stream)
-            arguments.taken, arguments.begun = queues.last, queues.counter()
-            launch("fit_fine", "fine", searches, arguments, batch.stream)
+            arguments.begun = queues.counter()
+            launch("fit_search", "search", stars, arguments, batch.stream)
         stage("fit_select", stars, fills=True, takes=False)
         arguments.taken, arguments.left = queues.last, SearchQueue()
         rescuers = min(stars, _MOST_RESCUERS)

@@ -98,7 +98,7 @@ class Launcher:
     def launch_fits(self, kernel: str, stage: str, fits: int, arguments: Any, stream: Any) -> None:
         """Queue a kernel whose warps have a star each: a block a processor, with as many as its shared memory holds.
 
-        ``stage`` is that of :attr:`sizes`: "freeze", "start", "float", "fine" or "finish".
+        ``stage`` is that of :attr:`sizes`: "freeze", "start", "search" or "finish".
         """
         facts, sizes = self.device.facts, self.sizes
         most, common, star = (sizes[f"{stage}_{name}"] for name in ("warps", "common", "star"))

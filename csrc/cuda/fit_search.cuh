@@ -1,0 +1,128 @@
+// The searches of a star by a warp, where the model is of the usual shape.
+#pragma once
+
+#include "fit_stages.cuh"
+#include "fit_warp.cuh"
+
+XPKERN_NAMESPACE_BEGIN
+
+// What a search does next. Its value and residual are in double all along, so that no step in float comes between the
+// rough and the fine ones. halfway: the loss in the middle between it and the first search is looked at.
+enum class Steps { rough, scout, halfway, fine };
+
+// What the next steps are, of which search; those of none are left out.
+struct NextSteps {
+    Steps steps = Steps::rough;
+    int choice = 0;
+
+    // goes_on: whether the search is not yet where its steps, but for scouts, were to bring it. There are as many
+    // starts.
+    template <class Compare>
+    __device__ __forceinline__ void advance(bool exists, bool goes_on, int starts, const Compare& compare) {
+        if (steps == Steps::scout && exists) {
+            steps = Steps::halfway;
+        } else if (steps == Steps::halfway && goes_on) {
+            steps = Steps::rough;
+        } else if (steps == Steps::fine || ++choice < starts) {
+            if (steps == Steps::fine)
+                ++choice;
+            else
+                steps = Steps::scout;
+        } else {
+            compare();
+            steps = Steps::fine;
+            choice = 0;
+        }
+    }
+};
+
+// All searches of a star one after the other, each looked at on its way but for the first; then Newton steps of those
+// that are no copies. All of it is one loop around one evaluation, as what warps wait for, more than for anything else,
+// is their code.
+__device__ __forceinline__ void search_by_warp(const FitArguments& a, int64_t row) {
+    FitShape shape(a.fit.model);
+    const int k = shape.parameters(), starts = a.fit.starts, most = a.fit.max_iterations;
+    const int scouts = SCOUT_EVALUATIONS < most ? SCOUT_EVALUATIONS : most;
+    Search* const searches = searches_of(a, row);
+    if (!searches->exists) return;
+    const FitStar& shared = gather_fit_star(a.stars, row);
+    const BoxView<double> box{fit_block().lower, fit_block().upper};
+    const StarView<float, double> star{shared.flux, nullptr, shared.mean, shared.weight};
+    const Workspace<float, double> space{};
+    const auto write = [&](const auto& change) {
+        __syncwarp();
+        if (lane_in_warp() == 0) change();
+        __syncwarp();
+    };
+    NextSteps next;
+    bool unfinished = false;
+    while (next.choice < starts) {
+        const Steps steps = next.steps;
+        Search &search = searches[next.choice], &first = searches[0];
+        const bool exists = at_work(search);
+        bool goes_on = false;
+        if (exists) {
+            Progress<float, double> progress;
+            StopRule rule = rough_rule(steps == Steps::scout ? scouts : most);
+            if (steps == Steps::halfway) {
+                for (int p = 0; p < k; ++p) progress.state.u[p] = (search.state.u[p] + first.state.u[p]) * 0.5;
+                progress.active = true;
+                progress.evaluated = progress.converged = false;
+                progress.damping = progress.spent = 0;
+                rule.max_evaluations = 1;
+            } else {
+                take_up(k, 1, [&](int) -> const Search& { return search; }, box, progress);
+                if (steps == Steps::fine) rule = fine_rule(most, a.fit.tolerance);
+            }
+            shape.exact = steps == Steps::fine;
+            optimise<true>(a.fit.model, shape, a.fit.prior, a.fit.terms, star, box, rule, 0, space, progress);
+            if (steps == Steps::halfway) {
+                const double between = progress.state.loss;
+                const bool copy = first.state.loss < between && between < search.state.loss;
+                goes_on = unfinished && !copy;
+                write([&] {
+                    search.copy = copy;
+                    if (!goes_on) enter_stage(0, search);
+                });
+            } else {
+                unfinished = steps == Steps::scout && !progress.converged && scouts < most;
+                recall_normal(shared, progress.state);
+                write([&] {
+                    leave(k, progress, 0, starts > 1, unfinished || shape.exact, search);
+                    if (shape.exact) search.offered = search.converged;
+                    if (steps == Steps::rough) enter_stage(0, search);
+                });
+            }
+        }
+        next.advance(exists, goes_on, starts, [&] { write([&] { mark_copies(k, starts, searches); }); });
+    }
+}
+
+XPKERN_NAMESPACE_END
+
+#if defined(XPKERN_GENERAL)
+XPKERN_GENERAL_KERNEL(fit_rough, xpkern::FitArguments, *a.taken.count, kernels::rough_steps)
+XPKERN_GENERAL_KERNEL(fit_scout, xpkern::FitArguments, *a.taken.count, kernels::scout_steps)
+XPKERN_GENERAL_KERNEL(fit_sharp, xpkern::FitArguments, *a.taken.count, kernels::sharp_steps)
+XPKERN_GENERAL_KERNEL(fit_fine, xpkern::FitArguments, *a.taken.count, kernels::fine_steps)
+#else
+// All searches of every star, by a warp each, whichever is free.
+extern "C" __global__ void __launch_bounds__(kernels::FitBlock::most_threads)
+    fit_search(const __grid_constant__ xpkern::FitArguments a) {
+    using kernels::fit_block;
+    constexpr int k = kernels::FitShape::coordinates;
+    fit_block().network.take(a.fit.model.in_double);
+    if (threadIdx.x == 0) {
+        const kernels::LaneBox<double> box(a.fit, k);
+        for (int p = 0; p < k; ++p) fit_block().lower[p] = box.lower[p], fit_block().upper[p] = box.upper[p];
+    }
+    __syncthreads();
+    for (;;) {
+        int row = 0;
+        if (kernels::lane_in_warp() == 0) row = int(atomicAdd(reinterpret_cast<unsigned long long*>(a.begun), 1ull));
+        row = kernels::from_lane(row, 0);
+        if (row >= a.n) return;
+        kernels::search_by_warp(a, row);
+    }
+}
+#endif
