@@ -82,18 +82,18 @@ struct alignas(16) TriangleTiles : TriangleShape {
     TilePair both[TriangleShape::before(TriangleShape::pairs_down)];
     double lower[TriangleShape::alone * TriangleShape::pairs_down][LANES];
 
-    // Element (i, j) of a tile that is there.
-    XPKERN_INLINE double& element(int i, int j) {
-        const int p = i / (2 * FitTiles::rows), across = j / FitTiles::columns;
-        const int place = i % FitTiles::rows * FitTiles::columns + j % FitTiles::columns;
-        if (across < whole(p)) return both[before(p) + across][place].at[i / FitTiles::rows % 2];
-        return lower[alone * p + across - whole(p)][place];
+    // Element `place` of one of the two tiles, `further` to the right or not, that are block (i, j) of 8 by 8.
+    XPKERN_INLINE const double& of_block(int i, int j, int further, int place) const {
+        const int p = i / 2, across = 2 * j;
+        if (across < whole(p)) return both[before(p) + across + further][place].at[i % 2];
+        return lower[alone * p + across - whole(p) + further][place];
+    }
+    XPKERN_INLINE double& of_block(int i, int j, int further, int place) {
+        return const_cast<double&>(static_cast<const TriangleTiles&>(*this).of_block(i, j, further, place));
     }
     // As that of SquareTiles.
     __device__ __forceinline__ double turned(const FitLane& here, int across, int down) const {
-        const int p = down / 4, tile = 2 * across, place = here.turned(down % 2);
-        if (tile < whole(p)) return both[before(p) + tile + here.further()][place].at[down / 2 % 2];
-        return lower[alone * p + tile - whole(p) + here.further()][place];
+        return of_block(down / 2, across, here.further(), here.turned(down % 2));
     }
 };
 
@@ -142,10 +142,15 @@ struct FitColumns {
     static constexpr int rows = (FitShape::n_samples + FitTiles::columns - 1) / FitTiles::columns * FitTiles::columns;
     alignas(16) double number[rows * width];
 
-    static XPKERN_INLINE constexpr int place(int row, int column) { return row * width + (column ^ ((row & 2) << 1)); }
-    XPKERN_INLINE double& at(int row, int column) { return number[place(row, column)]; }
+    // Of row first + row: `first` is known to the compiler, and divisible by 4.
+    static XPKERN_INLINE constexpr int place(int first, int row, int column) {
+        return (first + row) * width + (column ^ ((row & 2) << 1));
+    }
+    XPKERN_INLINE double& at(int first, int row, int column) { return number[place(first, row, column)]; }
     // Neighbours, from an even column on.
-    XPKERN_INLINE Pair& pair_at(int row, int column) { return *reinterpret_cast<Pair*>(number + place(row, column)); }
+    XPKERN_INLINE Pair& pair_at(int first, int row, int column) {
+        return *reinterpret_cast<Pair*>(number + place(first, row, column));
+    }
 };
 
 // The star of a warp.

@@ -110,19 +110,20 @@ __device__ __forceinline__ void predict_by_warp(const FitLane& here, const Model
     const double twice_ln_plx = u[inputs + 1] + u[inputs + 1];
     XPKERN_UNROLL
     for (int s = 0; s < FitShape::strips; ++s) {
-        const int row = lane + s * LANES, i = row < FitShape::n_samples ? row : FitShape::n_samples - 1;
-        const Pair first = star.columns.pair_at(i, 0), second = star.columns.pair_at(i, 2);
+        const bool exists = s < FitShape::whole_strips || lane < FitShape::rest;
+        const int row = exists ? lane : 0, i = s * LANES + row;
+        const auto pair_at = [&](int column) -> Pair& { return star.columns.pair_at(s * LANES, row, column); };
+        const Pair first = pair_at(0), second = pair_at(2);
         const double curve = network.ext_curve[i];
         const double flux = exp(fma(-u[inputs], curve, second.at[1] + network.last_bias[i] + twice_ln_plx));
-        const bool exists = row < FitShape::n_samples;
         tape.flux[s] = exists ? flux : 0.0;
         tape.tangent[s][0] = convert<float>(first.at[0]);
         tape.tangent[s][1] = convert<float>(first.at[1]);
         tape.tangent[s][2] = convert<float>(second.at[0]);
         if (!exists) continue;
-        star.columns.pair_at(i, 0) = {flux * first.at[0], flux * first.at[1]};
-        star.columns.pair_at(i, 2) = {flux * second.at[0], flux * -curve};
-        star.columns.pair_at(i, 4) = {flux + flux, flux - convert<double>(star.flux[i])};
+        pair_at(0) = {flux * first.at[0], flux * first.at[1]};
+        pair_at(2) = {flux * second.at[0], flux * -curve};
+        pair_at(4) = {flux + flux, flux - convert<double>(star.flux[i])};
     }
     __syncwarp();
 }
@@ -143,13 +144,13 @@ __device__ __forceinline__ void bend_layers(const FitLane& here, const FitNetwor
     }
     if constexpr (LAYER > 1) {
         double right[FitTiles::across];
-        columns.at(here.lane, GIVEN) = through;
+        columns.at(0, here.lane, GIVEN) = through;
         __syncwarp();
         load_given(here, columns, 0, GIVEN, right);
         StripSums sums = {};
         multiply_turned<FitTiles::across, false>(here, network.between[LAYER - 2], right, sums);
         store_found(here, columns, 0, sums);
-        bend_layers<LAYER - 1>(here, network, columns, tape, columns.at(here.lane, FOUND), bend);
+        bend_layers<LAYER - 1>(here, network, columns, tape, columns.at(0, here.lane, FOUND), bend);
     }
 }
 
@@ -168,9 +169,10 @@ __device__ __forceinline__ void add_curvature_by_warp(const FitLane& here, FitSt
     float *bend = sums, *product = bend + bends, *sum = product + products, *total = sum + slopes;
     XPKERN_UNROLL
     for (int s = 0; s < FitShape::strips; ++s) {
-        const int row = lane + s * LANES, i = row < FitShape::n_samples ? row : FitShape::n_samples - 1;
+        const bool exists = s < FitShape::whole_strips || lane < FitShape::rest;
+        const int row = exists ? lane : 0, i = s * LANES + row;
         const double of_flux = w[s] * tape.flux[s];
-        if (row < FitShape::n_samples) columns.at(i, GIVEN) = of_flux;
+        if (exists) columns.at(s * LANES, row, GIVEN) = of_flux;
         const float weight = convert<float>(of_flux);
         float slope[slopes];
         XPKERN_UNROLL
@@ -192,10 +194,10 @@ __device__ __forceinline__ void add_curvature_by_warp(const FitLane& here, FitSt
     StripSums back = {};
     multiply_turned<down, false>(here, network.to_strips, right, back);
     store_found(here, columns, 0, back);
-    double adjoint = columns.at(lane, FOUND);
+    double adjoint = columns.at(0, lane, FOUND);
     XPKERN_UNROLL
     for (int r = 0; r < FitShape::rest; ++r)
-        adjoint = fma(network.rest[r][lane], columns.at(first_rest + r, GIVEN), adjoint);
+        adjoint = fma(network.rest[r][lane], columns.at(first_rest, r, GIVEN), adjoint);
     bend_layers<FitShape::last>(here, network, columns, tape, adjoint, bend);
     sum_in_memory<LANES>(lane, sums, reinterpret_cast<float*>(columns.number));
     XPKERN_UNROLL

@@ -9,41 +9,94 @@
 
 XPKERN_NAMESPACE_BEGIN
 
-// A triangle's rows in double, each from an even place on: the numbers of two columns are one access.
-struct EvenTriangle {
-    static XPKERN_INLINE constexpr int row(int i) { return row_start(i) + (i + 1) / 2; }
-    static constexpr int size = LANES * (LANES + 1) / 2 + LANES / 2;
-};
-static_assert(EvenTriangle::row(LANES) == EvenTriangle::size, "rows are padded to even lengths");
-static_assert(EvenTriangle::size * sizeof(double) <= sizeof(TriangleTiles), "it is inverted in its place");
+// The inverses of the strips' own triangles, which are given packed, one behind the other. A missing sample's row and
+// column are 0 in both.
+struct TriangleInversion {
+    static constexpr int blocks = LANES / FitTiles::rows, count = FitShape::whole_strips;
+    const FitLane& here;
+    const float* packed;
+    TriangleTiles (&inverse)[count];
 
-// A strip's own triangle, packed, becomes its inverse, a column a lane. A missing sample's row and column are 0.
-__device__ __forceinline__ void invert_triangle(const float* packed, TriangleTiles& inverse) {
-    const int lane = lane_in_warp();
-    auto* const triangle = reinterpret_cast<double*>(&inverse);
-    XPKERN_UNROLL_FOUR
-    for (int i = 0; i < LANES; ++i)
-        if (lane <= i) triangle[EvenTriangle::row(i) + lane] = convert<double>(packed[row_start(i) + lane]);
-    __syncwarp();
-    double column[LANES];
-    XPKERN_UNROLL
-    for (int i = 0; i < LANES; ++i) {
-        const double* const row = triangle + EvenTriangle::row(i);
-        double left = lane == i ? 1.0 : 0.0, more = 0;  // two sums, as each term waits for the one before
+    // The blocks of 8 by 8 on the diagonals: a column a lane, of each strip.
+    __device__ __forceinline__ void invert_diagonal() const {
+        constexpr int rows = FitTiles::rows;
+        const int block = here.lane / rows, j = here.lane % rows, first = rows * block;
+        double column[count][rows];
         XPKERN_UNROLL
-        for (int j = 0; j + 1 < i; j += 2) {
-            const Pair two = *reinterpret_cast<const Pair*>(row + j);
-            left = fma(-two.at[0], column[j], left);
-            more = fma(-two.at[1], column[j + 1], more);
+        for (int i = 0; i < rows; ++i) {
+            XPKERN_UNROLL
+            for (int s = 0; s < count; ++s) {
+                const float* const row =
+                    packed + s * row_start(LANES) + row_start(first) + first * (i + 1) + row_start(i);
+                double left = i == j ? 1.0 : 0.0;
+                XPKERN_UNROLL
+                for (int l = 0; l < i; ++l) left = fma(-convert<double>(row[l]), column[s][l], left);
+                column[s][i] = left * convert<double>(row[i]);
+            }
         }
-        if (i % 2 == 1) left = fma(-row[i - 1], column[i - 1], left);
-        column[i] = (left + more) * row[i];
+        XPKERN_UNROLL
+        for (int s = 0; s < count; ++s) {
+            XPKERN_UNROLL
+            for (int i = 0; i < rows; ++i)
+                inverse[s].of_block(block, block, j / FitTiles::columns,
+                                    i * FitTiles::columns + j % FitTiles::columns) = column[s][i];
+        }
+        __syncwarp();
     }
-    __syncwarp();  // no lane still reads the triangle
-    XPKERN_UNROLL
-    for (int i = 0; i < LANES; ++i)
-        if (lane < (i / FitTiles::rows + 1) * FitTiles::rows) inverse.element(i, lane) = column[i];
-}
+
+    // What a lane has of a sum, the two numbers from (row, 2 * column) on, to block (i, j).
+    __device__ __forceinline__ void store(int s, int i, int j, const double (&sum)[2]) const {
+        const int further = here.column / 2, place = here.row * FitTiles::columns + here.column % 2 * 2;
+        inverse[s].of_block(i, j, further, place) = sum[0];
+        inverse[s].of_block(i, j, further, place + 1) = sum[1];
+    }
+
+    // The i-th row of blocks, of which those above are there: X_ij = -X_ii sum_k T_ik X_kj.
+    template <int I>
+    __device__ __forceinline__ void invert_row() const {
+        constexpr int tiles = 2;  // of a block
+        XPKERN_UNROLL
+        for (int s = 0; s < count; ++s) {
+            double left[tiles * I];
+            const float* const row = packed + s * row_start(LANES) + row_start(I * FitTiles::rows + here.row);
+            XPKERN_UNROLL
+            for (int k = 0; k < tiles * I; ++k) left[k] = convert<double>(row[k * FitTiles::columns + here.column]);
+            XPKERN_UNROLL
+            for (int j = 0; j < I; ++j) {
+                double sum[2] = {};
+                XPKERN_UNROLL
+                for (int k = tiles * j; k < tiles * I; ++k) multiply_tiles(left[k], inverse[s].turned(here, j, k), sum);
+                store(s, I, j, sum);
+            }
+        }
+        __syncwarp();
+        double sums[count][I][2] = {};
+        XPKERN_UNROLL
+        for (int s = 0; s < count; ++s) {
+            XPKERN_UNROLL
+            for (int h = 0; h < tiles; ++h) {
+                const double left = -inverse[s].of_block(I, I, h, here.lane);
+                XPKERN_UNROLL
+                for (int j = 0; j < I; ++j) multiply_tiles(left, inverse[s].turned(here, j, tiles * I + h), sums[s][j]);
+            }
+        }
+        __syncwarp();
+        XPKERN_UNROLL
+        for (int s = 0; s < count; ++s) {
+            XPKERN_UNROLL
+            for (int j = 0; j < I; ++j) store(s, I, j, sums[s][j]);
+        }
+        __syncwarp();
+    }
+
+    __device__ __forceinline__ void invert() const {
+        static_assert(blocks == 4);
+        invert_diagonal();
+        invert_row<1>();
+        invert_row<2>();
+        invert_row<3>();
+    }
+};
 
 // A star's arrays from memory to the warp's place.
 __device__ __forceinline__ FitStar& gather_fit_star(const StarArrays& stars, int64_t row) {
@@ -86,9 +139,7 @@ __device__ __forceinline__ FitStar& gather_fit_star(const StarArrays& stars, int
         star.columns.number[at] = 0;
     wait_for_copies();
     __syncwarp();
-    XPKERN_ROLLED
-    for (int s = 0; s < FitShape::whole_strips; ++s) invert_triangle(staged + s * row_start(LANES), star.inverse[s]);
-    __syncwarp();
+    TriangleInversion{here, staged, star.inverse}.invert();
     return star;
 }
 
@@ -97,7 +148,7 @@ constexpr int STRIP_TILES = LANES / FitTiles::rows;
 using StripSums = double[STRIP_TILES][2];
 
 __device__ __forceinline__ Pair& pair_of_sums(const FitLane& here, FitColumns& columns, int tile) {
-    return columns.pair_at(tile * FitTiles::rows + here.row, 2 * here.column);
+    return columns.pair_at(tile * FitTiles::rows, here.row, 2 * here.column);
 }
 // A strip's sums, the warp's, to its columns, which all lanes can then read.
 template <int STRIP>
@@ -112,7 +163,7 @@ template <int STRIP>
 __device__ __forceinline__ void load_strip(const FitLane& here, FitColumns& columns, double* right) {
     XPKERN_UNROLL
     for (int j = 0; j < FitTiles::across; ++j)
-        right[j] = columns.at(STRIP * LANES + j * FitTiles::columns + here.column, here.row);
+        right[j] = columns.at(STRIP * LANES + j * FitTiles::columns, here.column, here.row);
 }
 
 // sums += triangle right.
@@ -147,15 +198,15 @@ __device__ __forceinline__ void multiply_square(const FitLane& here, const Squar
     }
 }
 
-// -G of the last rows, from a strip's first column on: the lane's elements of a left tile, 0 below the last row.
+// sum += G of the last rows, from a strip's first column on; below the last row 0.
 template <int STRIP>
-__device__ __forceinline__ void take_last_rows(const FitLane& here, const FitStar& star, const double* right,
-                                               double (&sum)[2]) {
+__device__ __forceinline__ void multiply_last_rows(const FitLane& here, const FitStar& star, const double* right,
+                                                   double (&sum)[2]) {
     const bool exists = here.row < FitShape::rest;
     const float* const row = star.last_rows[exists ? here.row : 0] + STRIP * LANES + here.column;
     XPKERN_UNROLL
     for (int j = 0; j < FitTiles::across; ++j)
-        multiply_tiles(convert<double>(exists ? -row[j * FitTiles::columns] : 0.0f), right[j], sum);
+        multiply_tiles(convert<double>(exists ? row[j * FitTiles::columns] : 0.0f), right[j], sum);
 }
 
 // The whitened columns, as right tiles.
@@ -191,27 +242,25 @@ __device__ __forceinline__ void whiten_by_warp(const FitLane& here, FitStar& sta
     store_strip<1>(here, columns, lower);
     load_strip<1>(here, columns, y.right + across);
 
-    double rest[2] = {}, more[2] = {};
-    if (in_rest) {
-        const Pair two = pair_of_sums(here, columns, first_rest / FitTiles::rows);
-        rest[0] = two.at[0], rest[1] = two.at[1];
-    }
-    take_last_rows<0>(here, star, y.right, rest);
-    take_last_rows<1>(here, star, y.right + across, more);
+    double from_upper[2] = {}, from_lower[2] = {};
+    multiply_last_rows<0>(here, star, y.right, from_upper);
+    multiply_last_rows<1>(here, star, y.right + across, from_lower);
+    Pair given{};
+    if (in_rest) given = pair_of_sums(here, columns, first_rest / FitTiles::rows);
     const auto above = convert<double>(star.last_rows[0][first_rest]);
     const auto below = convert<double>(star.last_rows[1][first_rest]);
     const auto end = convert<double>(star.last_rows[1][first_rest + 1]);
     Pair solved;
     XPKERN_UNROLL
     for (int h = 0; h < 2; ++h) {
-        const double mine = rest[h] + more[h];
+        const double mine = given.at[h] - (from_upper[h] + from_lower[h]);
         const double one = from_lane(mine, here.column) * above;
         const double other = fma(-below, one, from_lane(mine, FitTiles::columns + here.column)) * end;
         solved.at[h] = here.row == 0 ? one : other;
     }
     if (in_rest) pair_of_sums(here, columns, first_rest / FitTiles::rows) = solved;
     __syncwarp();
-    y.right[2 * across] = columns.at(first_rest + here.column, here.row);
+    y.right[2 * across] = columns.at(first_rest, here.column, here.row);
 }
 
 // Columns of FitColumns in which lanes show one another a number a sample.
@@ -222,13 +271,13 @@ template <int COUNT>
 __device__ __forceinline__ void load_given(const FitLane& here, FitColumns& columns, int row, int column,
                                            double (&right)[COUNT]) {
     XPKERN_UNROLL
-    for (int j = 0; j < COUNT; ++j) right[j] = columns.at(row + j * FitTiles::columns + here.column, column);
+    for (int j = 0; j < COUNT; ++j) right[j] = columns.at(row + j * FitTiles::columns, here.column, column);
 }
 // Sums that are the same in all columns, to the column FOUND from a row on.
 __device__ __forceinline__ void store_found(const FitLane& here, FitColumns& columns, int row, const StripSums& sums) {
     XPKERN_UNROLL
     for (int s = 0; s < STRIP_TILES; ++s)
-        if (here.column == 0) columns.at(row + s * FitTiles::rows + here.row, FOUND) = sums[s][0];
+        if (here.column == 0) columns.at(row + s * FitTiles::rows, here.row, FOUND) = sums[s][0];
     __syncwarp();
 }
 
@@ -260,14 +309,14 @@ __device__ __forceinline__ void unwhiten_by_warp(const FitLane& here, FitStar& s
     const auto above = convert<double>(star.last_rows[0][first_rest]);
     const auto below = convert<double>(star.last_rows[1][first_rest]);
     const auto end = convert<double>(star.last_rows[1][first_rest + 1]);
-    const double other = columns.at(first_rest + 1, column) * end;
-    const double one = fma(-below, other, columns.at(first_rest, column)) * above;
+    const double other = columns.at(first_rest, 1, column) * end;
+    const double one = fma(-below, other, columns.at(first_rest, 0, column)) * above;
     const auto without_rest = [&](int i, double number) {
         return fma(convert<double>(-star.last_rows[0][i]), one,
                    fma(convert<double>(-star.last_rows[1][i]), other, number));
     };
     double right[across];
-    columns.at(LANES + lane, GIVEN) = without_rest(LANES + lane, columns.at(LANES + lane, column));
+    columns.at(LANES, lane, GIVEN) = without_rest(LANES + lane, columns.at(LANES, lane, column));
     __syncwarp();
     load_given(here, columns, LANES, GIVEN, right);
     StripSums lower = {}, between = {}, upper = {};
@@ -276,13 +325,13 @@ __device__ __forceinline__ void unwhiten_by_warp(const FitLane& here, FitStar& s
     load_given(here, columns, LANES, FOUND, right);
     multiply_turned<across, false>(here, star.below, right, between);
     store_found(here, columns, 0, between);
-    columns.at(lane, GIVEN) = without_rest(lane, columns.at(lane, column) + columns.at(lane, FOUND));
+    columns.at(0, lane, GIVEN) = without_rest(lane, columns.at(0, lane, column) + columns.at(0, lane, FOUND));
     __syncwarp();
     load_given(here, columns, 0, GIVEN, right);
     multiply_turned<across, true>(here, star.inverse[0], right, upper);
     store_found(here, columns, 0, upper);
-    w[0] = columns.at(lane, FOUND);
-    w[1] = columns.at(LANES + lane, FOUND);
+    w[0] = columns.at(0, lane, FOUND);
+    w[1] = columns.at(LANES, lane, FOUND);
     w[2] = lane < FitShape::rest ? (lane == 0 ? one : other) : 0.0;
 }
 
