@@ -55,7 +55,6 @@ __device__ __forceinline__ void search_by_warp(const FitArguments& a, int64_t ro
         __syncwarp();
     };
     NextSteps next;
-    bool unfinished = false;
     while (next.choice < starts) {
         const Steps steps = next.steps;
         Search &search = searches[next.choice], &first = searches[0];
@@ -79,13 +78,13 @@ __device__ __forceinline__ void search_by_warp(const FitArguments& a, int64_t ro
             if (steps == Steps::halfway) {
                 const double between = progress.state.loss;
                 const bool copy = first.state.loss < between && between < search.state.loss;
-                goes_on = unfinished && !copy;
+                goes_on = !search.converged && scouts < most && !copy;
                 write([&] {
                     search.copy = copy;
                     if (!goes_on) enter_stage(0, search);
                 });
             } else {
-                unfinished = steps == Steps::scout && !progress.converged && scouts < most;
+                const bool unfinished = steps == Steps::scout && !progress.converged && scouts < most;
                 recall_normal(shared, progress.state);
                 write([&] {
                     leave(k, progress, 0, starts > 1, unfinished || shape.exact, search);

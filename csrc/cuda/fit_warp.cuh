@@ -234,7 +234,6 @@ __device__ __forceinline__ void evaluate_loss(const ModelView& model, const FitS
                                               const Nothing& = {}) {
     constexpr int k = FitShape::coordinates, squares = row_start(k);
     FitStar& star = fit_star();
-    __syncthreads();  // the block's warps, each with a star of its own, read the same code together: what fits no cache
     const FitLane here;
     FitTape tape;
     predict_by_warp(here, model, state.u, star, tape);

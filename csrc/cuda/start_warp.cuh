@@ -1,9 +1,8 @@
 // Where a star starts from, by a warp, for grids and models of the usual sizes: core/start.hpp's choice of a type.
 //
-// Basis and right-hand side are 15 columns; two lanes have a column between them, each every other four rows of what is
-// solved, so that whitening is 1,088 multiply-adds of a warp and an exchange for every four rows. Then a lane has four
-// of the normal matrix's products, a row of its factor, two types of the grid. The next star's whitener comes while
-// types are looked at. The grid is the block's.
+// Basis and right-hand side are 15 columns. Eight rows after eight they are whitened, and the normal matrix is found,
+// by products of tiles on the tensor cores. Then a lane has a row of the matrix's factor, two types of the grid. The
+// next star's whitener comes while types are looked at. The grid is the block's.
 #pragma once
 
 #include "padded_factor.cuh"
@@ -136,82 +135,143 @@ __device__ __forceinline__ void fill_columns(const StartTable& table, const Grid
     __syncwarp();
 }
 
-// column = G^-1 column, by substitution. A lane keeps its fours of rows in registers.
-__device__ __forceinline__ void whiten_start(StartStar& star) {
-    using Factor = PaddedFactor;
-    constexpr int four = Factor::together, blocks = Factor::blocks;
-    const int lane = lane_in_warp(), half = lane / StartShape::columns;
-    float* const column = &star.column.number[0][lane % StartShape::columns];
-    const Four* const factor = star.factor.quarters(0);
-    float y[(blocks + 1) / 2 * four] = {};
+// The whitened columns as right tiles, 8 columns after the other 8.
+struct StartTiles {
+    static constexpr int halves = StartShape::columns / FitTiles::rows, columns = FitTiles::columns;
+    static constexpr int count = (StartShape::m + columns - 1) / columns;
+    double right[halves][count];
+
+    // Those of 8 rows from `first` on, or of the last ones.
+    template <int FIRST>
+    __device__ __forceinline__ void load(const FitLane& here, const StartStar& star) {
+        constexpr int after = (FIRST + FitTiles::rows) / columns, end = after < count ? after : count;
+        XPKERN_UNROLL
+        for (int at = FIRST / columns; at < end; ++at) {
+            const bool exists = at < StartShape::m / columns || here.column < StartShape::m % columns;
+            const float* row = star.column.number[exists ? at * columns + here.column : 0];
+            XPKERN_UNROLL
+            for (int h = 0; h < halves; ++h)
+                right[h][at] = convert<double>(exists ? row[h * FitTiles::rows + here.row] : 0.0f);
+        }
+    }
+};
+using StartSums = double[StartTiles::halves][2];
+
+// The lane's two neighbours in each half of the columns of one of 8 rows, or of the last ones, if it has any.
+struct alignas(8) Two {
+    float number[2];
+};
+template <int FIRST>
+__device__ __forceinline__ Two& two_of_start(const FitLane& here, StartStar& star, int half) {
+    return *reinterpret_cast<Two*>(&star.column.number[FIRST + here.row][half * FitTiles::rows + 2 * here.column]);
+}
+template <int FIRST>
+__device__ __forceinline__ void store_start(const FitLane& here, StartStar& star, const StartSums& sums) {
     XPKERN_UNROLL
-    for (int block = 0; block < blocks; ++block) {
-        const int first = block * four, rows = StartShape::m - first < four ? StartShape::m - first : four;
-        const int fours = (block + 1) / 2;  // before these rows; where a lane has one less than others, y is 0 yet
-        float sum[four] = {};
-        XPKERN_UNROLL
-        for (int t = 0; t < fours; ++t) {
-            XPKERN_UNROLL
-            for (int r = 0; r < rows; ++r) {
-                const Four g = factor[Factor::row_at(first + r) / four + 2 * t + half];
-                XPKERN_UNROLL
-                for (int x = 0; x < four; ++x) sum[r] = fma(g.number[x], y[t * four + x], sum[r]);
-            }
-        }
-        float left[four], here[four];
-        XPKERN_UNROLL
-        for (int r = 0; r < rows; ++r) left[r] = (half == 0 ? column[(first + r) * StartShape::apart] : 0.0f) - sum[r];
-        XPKERN_UNROLL
-        for (int r = 0; r < rows; ++r) left[r] += from_lane(left[r], lane ^ StartShape::columns);
-        XPKERN_UNROLL
-        for (int r = 0; r < rows; ++r) {
-            const Four g = factor[Factor::row_at(first + r) / four + block];
-            XPKERN_UNROLL
-            for (int x = 0; x < r; ++x) left[r] = fma(-g.number[x], here[x], left[r]);
-            here[r] = left[r] * g.number[r];
-        }
-        XPKERN_UNROLL
-        for (int r = 0; r < rows; ++r) {
-            if (half == block % 2) y[block / 2 * four + r] = here[r];
-            if (half == 0) column[(first + r) * StartShape::apart] = here[r];
-        }
+    for (int h = 0; h < StartTiles::halves; ++h) {
+        if (FIRST + here.row < StartShape::m)
+            two_of_start<FIRST>(here, star, h) = {{convert<float>(sums[h][0]), convert<float>(sums[h][1])}};
     }
     __syncwarp();
 }
 
-// Normal matrix and right-hand side: two by two products of the matrix a lane, of the right-hand side four.
-__device__ __forceinline__ void multiply_start(StartStar& star) {
-    struct alignas(8) Two {
-        float number[2];
-    };
-    constexpr int c = StartShape::c, squares = row_start(c / 2);
-    static_assert(c % 2 == 0 && squares + (c + 3) / 4 == LANES, "a share for each lane");
-    const int lane = lane_in_warp();
-    const bool of_matrix = lane < squares;
-    int row = 0;
+// The squares of 8 by 8 on the whitener's diagonal become their inverses, four at a time, a column a lane.
+__device__ __forceinline__ void invert_start_squares(StartStar& star) {
+    constexpr int rows = FitTiles::rows, together = PaddedFactor::together, whole = StartShape::m / rows;
+    static_assert(whole % (LANES / rows) == 0);
+    const int j = lane_in_warp() % rows;
+    XPKERN_ROLLED
+    for (int square = lane_in_warp() / rows; square < whole; square += LANES / rows) {
+        float column[rows];
+        XPKERN_UNROLL
+        for (int i = 0; i < rows; ++i) {
+            const float* const row = star.factor.row(square * rows + i) + square * rows;
+            float left = i == j ? 1.0f : 0.0f;
+            XPKERN_UNROLL
+            for (int l = 0; l < i; ++l) left = fma(-row[l], column[l], left);
+            column[i] = left * row[i];
+        }
+        __syncwarp();  // no lane still reads it
+        XPKERN_UNROLL
+        for (int i = 0; i < rows; ++i)
+            if (i >= together || j < together)
+                star.factor.number[PaddedFactor::row_at(square * rows + i) + square * rows + j] = column[i];
+    }
+    __syncwarp();
+}
+
+// y = G^-1 of the columns, in their place, too, from the rows FIRST on; those before are there.
+template <int FIRST = 0>
+__device__ __forceinline__ void whiten_rows(const FitLane& here, StartStar& star, StartTiles& y) {
+    constexpr int halves = StartTiles::halves, before = FIRST / FitTiles::columns;
+    constexpr bool last = FIRST + FitTiles::rows > StartShape::m;
+    const bool exists = FIRST + here.row < StartShape::m;
+    const float* const row = star.factor.row(exists ? FIRST + here.row : FIRST) + here.column;
+    StartSums left, sums[2] = {};  // two, as each product waits for the one before
     XPKERN_UNROLL
-    for (int r = 1; r < c / 2; ++r) row += lane >= row_start(r) ? 1 : 0;
-    const int first = of_matrix ? 2 * row : c;
-    const int second = of_matrix ? 2 * (lane - row_start(row)) : 4 * (lane - squares);
-    const int third = of_matrix ? second : second + 2;
-    float sum[4] = {};
-    XPKERN_UNROLL_FOUR
-    for (int i = 0; i < StartShape::m; ++i) {
-        const float* at = star.column.number[i];
-        const Two a = *reinterpret_cast<const Two*>(at + first), b = *reinterpret_cast<const Two*>(at + second);
-        const Two d = *reinterpret_cast<const Two*>(at + third);
-        sum[0] = fma(a.number[0], b.number[0], sum[0]);
-        sum[1] = fma(a.number[0], b.number[1], sum[1]);
-        sum[2] = fma(a.number[1], d.number[0], sum[2]);
-        sum[3] = fma(a.number[1], d.number[1], sum[3]);
+    for (int at = 0; at < before; ++at) {
+        const auto factor = convert<double>(exists ? row[at * FitTiles::columns] : 0.0f);
+        XPKERN_UNROLL
+        for (int h = 0; h < halves; ++h) multiply_tiles(factor, y.right[h][at], sums[at % 2][h]);
     }
     XPKERN_UNROLL
-    for (int e = 0; e < 4; ++e) {
-        if (of_matrix) {
-            const int i = first + e / 2, j = second + e % 2;
-            if (j <= i) star.system.normal[row_start(i) + j] = i == j ? with_ridge(sum[e]) : sum[e];
-        } else if (second + e < c) {
-            star.system.right[second + e] = sum[e];
+    for (int h = 0; h < halves; ++h) {
+        const Two given = exists ? two_of_start<FIRST>(here, star, h) : Two{};
+        XPKERN_UNROLL
+        for (int e = 0; e < 2; ++e) left[h][e] = convert<double>(given.number[e]) - (sums[0][h][e] + sums[1][h][e]);
+    }
+    if constexpr (last) {
+        static_assert(StartShape::m - FIRST == 2);
+        const auto above = convert<double>(star.factor.row(FIRST)[FIRST]);
+        const auto below = convert<double>(star.factor.row(FIRST + 1)[FIRST]);
+        const auto end = convert<double>(star.factor.row(FIRST + 1)[FIRST + 1]);
+        XPKERN_UNROLL
+        for (int h = 0; h < halves; ++h) {
+            XPKERN_UNROLL
+            for (int e = 0; e < 2; ++e) {
+                const double one = from_lane(left[h][e], here.column) * above;
+                const double other = fma(-below, one, from_lane(left[h][e], FitTiles::columns + here.column)) * end;
+                left[h][e] = here.row == 0 ? one : other;
+            }
+        }
+    } else {
+        store_start<FIRST>(here, star, left);
+        y.load<FIRST>(here, star);
+        XPKERN_UNROLL
+        for (int h = 0; h < halves; ++h) left[h][0] = left[h][1] = 0;
+        XPKERN_UNROLL
+        for (int t = 0; t < FitTiles::rows / FitTiles::columns; ++t) {
+            const bool is_there = t == 0 || here.row >= PaddedFactor::together;
+            const auto inverse = convert<double>(is_there ? row[(before + t) * FitTiles::columns] : 0.0f);
+            XPKERN_UNROLL
+            for (int h = 0; h < halves; ++h) multiply_tiles(inverse, y.right[h][before + t], left[h]);
+        }
+        __syncwarp();  // no lane still reads the right-hand sides
+    }
+    store_start<FIRST>(here, star, left);
+    y.load<FIRST>(here, star);
+    if constexpr (!last) whiten_rows<FIRST + FitTiles::rows>(here, star, y);
+}
+
+// Normal matrix and right-hand side: products of the tiles and these, turned.
+__device__ __forceinline__ void multiply_start(const FitLane& here, const StartTiles& y, StartStar& star) {
+    constexpr int c = StartShape::c;
+    XPKERN_UNROLL
+    for (int row_half = 0; row_half < StartTiles::halves; ++row_half) {
+        XPKERN_UNROLL
+        for (int column_half = 0; column_half <= row_half; ++column_half) {
+            double sums[2][2] = {};
+            XPKERN_UNROLL
+            for (int at = 0; at < StartTiles::count; ++at)
+                multiply_tiles(y.right[row_half][at], y.right[column_half][at], sums[at % 2]);
+            const int i = row_half * FitTiles::rows + here.row;
+            XPKERN_UNROLL
+            for (int e = 0; e < 2; ++e) {
+                const int j = column_half * FitTiles::rows + 2 * here.column + e;
+                const float sum = convert<float>(sums[0][e] + sums[1][e]);
+                if (i < c && j <= i) star.system.normal[row_start(i) + j] = i == j ? with_ridge(sum) : sum;
+                if (i == c && j < c) star.system.right[j] = sum;
+            }
         }
     }
     __syncwarp();
@@ -330,12 +390,15 @@ __device__ __forceinline__ void over_starts(const GridView& grid_in_memory, cons
             star.factor.variance_by_warp([&](int i, float variance) { star.variance[i] = variance; });
             __syncwarp();
             fill_columns(block.table, grid, star);
-            whiten_start(star);
+            invert_start_squares(star);
+            const FitLane here;
+            StartTiles y;
+            whiten_rows(here, star, y);
+            multiply_start(here, y, star);
         }
         __syncwarp();  // no lane still reads the whitener
         if (row + step < n) star.take_soon(stars, row + step);
         if (!wanted) continue;
-        multiply_start(star);
         reduce_by_warp(star);
         rate_by_warp(grid, mean, weight, star);
         float limit = infinity<float>();
