@@ -74,6 +74,7 @@ def test_the_suite_on_a_simulated_gpu(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(xpkern.engine._MAKERS, "cuda", lambda: CudaEngine(SimulatedGpu()))
     for name, value in {
         "_ROUNDS": 1,
+        "_TILE_ROUNDS": 1,
         "_COPIED": 1 << 14,
         "_SENT": 1 << 10,
         "_RUNS": 1,
@@ -92,6 +93,7 @@ def test_the_suite_on_a_simulated_gpu(monkeypatch, tmp_path, capsys):
     assert record["checks"] == {"loss": {"found": 0.0, "allowed": 1.0}}
     for figure in (
         "float32 [GFLOP/s]",
+        "tiles64 [GFLOP/s]",
         "to_device [GB/s]",
         "start + fit + Fisher, resident [stars/s]",
         "calibrate, share of the memory's roof",

@@ -16,6 +16,9 @@ from xpkern.engine.cuda.device import Device
 #: Chains of multiply-adds in each thread (ROOF_CHAINS), and rounds: some 10 ms.
 _CHAINS, _ROUNDS = 8, 1 << 17
 
+#: Multiply-adds of a thread in a product of tiles, and rounds of as many products as there are chains.
+_IN_TILES, _TILE_ROUNDS = 16, 1 << 13
+
 #: Threads of a block, and blocks of a processor: enough for every scheduler to find a warp that is ready.
 _BLOCK, _BLOCKS_A_PROCESSOR = 256, 8
 
@@ -41,8 +44,8 @@ class Roof:
 
     Attributes
     ----------
-    float32, float64 : float
-        Multiply-adds [FLOP/s, two each].
+    float32, float64, tiles64 : float
+        Multiply-adds [FLOP/s, two each]; the last ones in double in products of tiles, by tensor cores where there are.
     memory : float
         Read and written [B/s].
     to_device, to_host : float
@@ -51,13 +54,14 @@ class Roof:
 
     float32: float
     float64: float
+    tiles64: float
     memory: float
     to_device: float
     to_host: float
 
     def as_dict(self) -> dict[str, float]:
         """By names with units."""
-        units = {"float32": "GFLOP/s", "float64": "GFLOP/s"}
+        units = dict.fromkeys(("float32", "float64", "tiles64"), "GFLOP/s")
         return {f"{name} [{units.get(name, 'GB/s')}]": 1e-9 * value for name, value in asdict(self).items()}
 
 
@@ -75,9 +79,11 @@ def measure_roof(device: Device) -> Roof:
         return _median(device, stream, lambda queue: device.launch(name, blocks, _BLOCK, values, queue))
 
     operations = 2.0 * blocks * _BLOCK * _CHAINS * _ROUNDS
+    in_tiles = 2.0 * blocks * _BLOCK * _CHAINS * _IN_TILES * _TILE_ROUNDS
     return Roof(
         float32=operations / kernel("roof_float", _ROUNDS),
         float64=operations / kernel("roof_double", _ROUNDS),
+        tiles64=in_tiles / kernel("roof_tiles", _TILE_ROUNDS),
         memory=2.0 * copied / kernel("roof_copy", copied // 16),
         to_device=pinned.size / _median(device, stream, lambda queue: device.to_device(memory.pointer, pinned, queue)),
         to_host=pinned.size / _median(device, stream, lambda queue: device.to_host(pinned, memory.pointer, queue)),
