@@ -274,6 +274,7 @@ XPKERN_INLINE void add_other_terms(const Shape& shape, const StarView<Real, Wide
     const int inputs = shape.inputs(), ext = inputs, plx = inputs + 1;
     const Wide parallax = exp(state.u[plx]);
     for (int k = 0; k <= plx; ++k) {
+        if (all(star.weight[k] <= lane<Wide>(0))) continue;  // most have one of the parallax alone
         const Wide value = k == plx ? parallax : state.u[k];
         const Wide difference = value - star.mean[k];
         const Wide weighted = star.weight[k] * difference;
