@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -86,3 +87,8 @@ def _listed(rows: Int64) -> str:
     """The first few numbers, and how many there are where that leaves some out."""
     few = ", ".join(str(row) for row in rows[:5])
     return few if len(rows) <= 5 else f"{few}, ... ({len(rows)} in all)"
+
+
+def about_file(path: str | os.PathLike[str], error: str) -> str:
+    """Say what is wrong with a file, with its name in front where the error does not begin with that."""
+    return error if error.startswith(os.fspath(path)) else f"{os.fspath(path)}: {error}"

@@ -1,7 +1,9 @@
 // CUDA's words for a C++ compiler, so that the kernels' own text runs on a processor.
 //
 // A launch takes block after block. The threads of a block run one after the other, each to its end, unless the kernel
-// has barriers: then they take turns, on stacks of their own, and each gives way where it waits for the others.
+// has barriers: then they take turns, on stacks of their own, and each gives way where it waits for the others. Turns
+// go upwards in some blocks, downwards in others, so that results which depend on who comes first differ from run to
+// run.
 #pragma once
 
 #include <cstdint>
@@ -53,6 +55,8 @@ class Team {
     void run(unsigned threads, const std::function<void()>& work) {
         work_ = &work;
         turns_.resize(threads);
+        random_ = random_ * 1664525 + 1013904223;
+        upwards_ = random_ >> 31 != 0;
         current = this;
         for (Turn& turn : turns_) {
             if (!turn.stack) turn.stack.reset(new char[STACK]);
@@ -87,8 +91,10 @@ class Team {
     }
     unsigned next_alive(unsigned from) const {
         const auto threads = static_cast<unsigned>(turns_.size());
-        for (unsigned step = 1; step <= threads; ++step)
-            if (!turns_[(from + step) % threads].done) return (from + step) % threads;
+        for (unsigned step = 1; step <= threads; ++step) {
+            const unsigned next = (from + (upwards_ ? step : threads - step)) % threads;
+            if (!turns_[next].done) return next;
+        }
         return from;
     }
     void take_turn(unsigned thread, Place& from) {
@@ -109,6 +115,8 @@ class Team {
     const std::function<void()>* work_ = nullptr;
     std::vector<Turn> turns_;
     Place home_;
+    uint32_t random_ = 1;
+    bool upwards_ = true;
 };
 inline thread_local Team* Team::current = nullptr;
 

@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from xpkern.cli.catalog import WITH_UNUSABLE_INPUT, expand, positive_integer
+from xpkern.errors import about_file
 
 if TYPE_CHECKING:
     from xpkern.shards.convert import Converted
@@ -69,8 +70,7 @@ def run(options: argparse.Namespace) -> int:
 
         def on_file(file: Converted) -> None:
             if file.error:
-                what = "" if file.error.startswith(str(file.output)) else f"{file.output}: "
-                tqdm.write(f"xpkern: failed: {what}{file.error}", file=sys.stderr)
+                tqdm.write(f"xpkern: failed: {about_file(file.output, file.error)}", file=sys.stderr)
 
         summary = convert_spectra(
             list(expand(options.files)),

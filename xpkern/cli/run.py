@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from xpkern.cli.catalog import positive_integer
 from xpkern.cli.stopping import stop_if_asked, stopping
+from xpkern.errors import about_file
 from xpkern.processes import server_of_processes
 
 if TYPE_CHECKING:
@@ -254,7 +255,7 @@ def _run(options: argparse.Namespace) -> int:
             stop_if_asked()
             progress.set_postfix(files=f"{len(summary.done) + len(summary.failed)}/{to_do}")
             if outcome.error:
-                say(f"failed: {outcome.unit.spectra.name}: {outcome.error}")
+                say(f"failed: {about_file(outcome.unit.spectra, outcome.error)}")
             elif progress.disable and outcome.record is not None:
                 rate = outcome.record["rows"] / max(outcome.seconds, 1e-3)
                 say(f"done: {outcome.unit.name}: {outcome.record['rows']:,} stars, {rate:,.0f} stars/s")
@@ -365,7 +366,7 @@ def status_command(options: argparse.Namespace) -> int:
     _print_bits(settings, ledger)
     for unit, state, record in zip(ledger.units, ledger.states, ledger.records, strict=True):
         if state is State.FAILED and record is not None:
-            print(f"failed: {unit.spectra}: {record['error']} (attempts: {record['attempts']})")
+            print(f"failed: {about_file(unit.spectra, record['error'])} (attempts: {record['attempts']})")
     return PARTIAL if count[State.FAILED] else 0
 
 
