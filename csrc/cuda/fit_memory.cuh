@@ -181,8 +181,8 @@ __device__ __forceinline__ FitBlock& fit_block() {
 __device__ __forceinline__ FitStar& fit_star() {
     auto warp = static_cast<unsigned>(threadIdx.x) / LANES;
 #if defined(__CUDA_ARCH__)
-    asm volatile(""
-                 : "+r"(warp));  // or each address is found once, before all evaluations, and has a register all along
+    // Or each address is found once, before all evaluations, and has a register all along.
+    asm volatile("" : "+r"(warp));
 #endif
     return fit_block().star[warp];
 }
@@ -198,24 +198,22 @@ __device__ __forceinline__ void sum_over_lanes(Real (&values)[COUNT]) {
     }
 }
 
-// values[i] becomes its sum over the first ROWS lanes, for which one lane each adds up; memory: (ROWS, COUNT | 1),
-// of which nothing is wanted any more.
-template <int ROWS, int COUNT, class Real>
+// values[i] becomes its sum over all lanes, for which one lane each adds up; memory: (LANES, COUNT | 1), of which
+// nothing is wanted any more.
+template <int COUNT, class Real>
 __device__ __forceinline__ void sum_in_memory(int lane, Real (&values)[COUNT], Real* memory) {
-    static_assert(COUNT <= LANES && ROWS <= LANES && ROWS % 4 == 0);
+    static_assert(COUNT <= LANES);
     constexpr int stride = COUNT | 1;  // odd: neighbouring rows begin in neighbouring banks
     __syncwarp();
-    if (lane < ROWS) {
-        XPKERN_UNROLL
-        for (int i = 0; i < COUNT; ++i) memory[lane * stride + i] = values[i];
-    }
+    XPKERN_UNROLL
+    for (int i = 0; i < COUNT; ++i) memory[lane * stride + i] = values[i];
     __syncwarp();
     const Real* const mine = memory + (lane < COUNT ? lane : 0);
     Real sum[4];
     XPKERN_UNROLL
     for (int part = 0; part < 4; ++part) sum[part] = mine[part * stride];
     XPKERN_UNROLL
-    for (int row = 4; row < ROWS; ++row) sum[row % 4] += mine[row * stride];
+    for (int row = 4; row < LANES; ++row) sum[row % 4] += mine[row * stride];
     __syncwarp();
     if (lane < COUNT) memory[lane] = (sum[0] + sum[1]) + (sum[2] + sum[3]);
     __syncwarp();

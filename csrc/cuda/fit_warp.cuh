@@ -199,7 +199,7 @@ __device__ __forceinline__ void add_curvature_by_warp(const FitLane& here, FitSt
     for (int r = 0; r < FitShape::rest; ++r)
         adjoint = fma(network.rest[r][lane], columns.at(first_rest, r, GIVEN), adjoint);
     bend_layers<FitShape::last>(here, network, columns, tape, adjoint, bend);
-    sum_in_memory<LANES>(lane, sums, reinterpret_cast<float*>(columns.number));
+    sum_in_memory(lane, sums, reinterpret_cast<float*>(columns.number));
     XPKERN_UNROLL
     for (int at = 0; at < bends; ++at) hessian[at] = fma(bend[at], -4.0f, hessian[at]);
     XPKERN_UNROLL
