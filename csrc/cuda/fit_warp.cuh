@@ -113,7 +113,8 @@ __device__ __forceinline__ void predict_by_warp(const FitLane& here, const Model
         const bool exists = s < FitShape::whole_strips || lane < FitShape::rest;
         const int row = exists ? lane : 0, i = s * LANES + row;
         const auto pair_at = [&](int column) -> Pair& { return star.columns.pair_at(s * LANES, row, column); };
-        const Pair first = pair_at(0), second = pair_at(2);
+        Pair first{}, second{};
+        if (exists) first = pair_at(0), second = pair_at(2);
         const double curve = network.ext_curve[i];
         const double flux = exp(fma(-u[inputs], curve, second.at[1] + network.last_bias[i] + twice_ln_plx));
         tape.flux[s] = exists ? flux : 0.0;
