@@ -27,7 +27,7 @@ CUPY_FLAGS = ["-ftz=true"]
 
 #: Kernels that a star passes through most often: no spill at all.
 WITHOUT_SPILLS = {
-    *("calibrate", "freeze_noise", "evaluate", "start", "fit_start", "fit_search", "fit_finish"),
+    *("calibrate", "freeze_noise", "evaluate", "start", "fit_start", "fit_search", "fit_finish", "descend"),
     *("train_stars", "train_products", "train_gradient", "train_step", "train_star_steps"),
 }
 

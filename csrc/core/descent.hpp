@@ -111,6 +111,26 @@ XPKERN_KERNEL SampleSums<Real> sums_over_samples(const ModelView& model, const S
     return sums;
 }
 
+// Gradient of the loss in x, (k,), from half of that of its chi^2. value: linear parameters; slope_of_prior(slope): of
+// ln p, (inputs,).
+template <class Real, class State, class SlopeOfPrior>
+XPKERN_INLINE void complete_gradient(int k, const LossView& terms, const StarView<Real, Real>& star, const Real* value,
+                                     const Real* half_chi2, const SlopeOfPrior& slope_of_prior, State* gradient) {
+    const int inputs = k - 2, ext = inputs, plx = inputs + 1;
+    for (int p = 0; p < k; ++p) {
+        const Real pull = star.weight[p] * (value[p] - star.mean[p]);
+        const Real slope = p >= ext ? value[p] : lane<Real>(1);
+        gradient[p] = convert<State>(fma(pull, slope, half_chi2[p]) * lane<Real>(2));
+    }
+    if (terms.prior) {
+        Real slope[MAX_INPUTS];
+        slope_of_prior(slope);
+        for (int t = 0; t < inputs; ++t) gradient[t] -= convert<State>(slope[t] + slope[t]);
+    }
+    if (terms.jacobian_ext) gradient[ext] -= lane<State>(2);
+    if (terms.jacobian_plx) gradient[plx] -= lane<State>(2);
+}
+
 // Gradient of the loss in x, (k,), and its chi^2. value: linear parameters; ln_plx: of them. State carries the result.
 template <class Real, class State, class Shape, class Meanwhile = Nothing>
 XPKERN_KERNEL Real loss_gradient(const ModelView& model, const Shape& shape, const PriorView& prior,
@@ -129,18 +149,8 @@ XPKERN_KERNEL Real loss_gradient(const ModelView& model, const Shape& shape, con
     half_chi2[ext] = -sums.dimmed * value[ext];
     half_chi2[plx] = sums.back + sums.back;
 
-    for (int p = 0; p < k; ++p) {
-        const Real pull = star.weight[p] * (value[p] - star.mean[p]);
-        const Real slope = p >= ext ? value[p] : lane<Real>(1);
-        gradient[p] = convert<State>(fma(pull, slope, half_chi2[p]) * lane<Real>(2));
-    }
-    if (terms.prior) {
-        Real slope[MAX_INPUTS];
-        prior_gradient(prior, value, slope);
-        for (int t = 0; t < inputs; ++t) gradient[t] -= convert<State>(slope[t] + slope[t]);
-    }
-    if (terms.jacobian_ext) gradient[ext] -= lane<State>(2);
-    if (terms.jacobian_plx) gradient[plx] -= lane<State>(2);
+    complete_gradient(
+        k, terms, star, value, half_chi2, [&](Real* slope) { prior_gradient(prior, value, slope); }, gradient);
     return chi2;
 }
 
@@ -157,9 +167,9 @@ XPKERN_INLINE void clip_norm(int k, double clip, State* gradient) {
 // Steps on from x, (k,), between lower and upper. State is double: the last steps are smaller than what float resolves,
 // and squares of gradients exceed its range.
 template <class Real, class State, class Shape>
-XPKERN_KERNEL void descend(const ModelView& model, const Shape& shape, const PriorView& prior, const LossView& terms,
-                           const StarView<Real, Real>& star, const State* lower, const State* upper,
-                           const DescentView& how, const Workspace<Real, Real>& space, State* x) {
+XPKERN_STEP void descend(const ModelView& model, const Shape& shape, const PriorView& prior, const LossView& terms,
+                         const StarView<Real, Real>& star, const State* lower, const State* upper,
+                         const DescentView& how, const Workspace<Real, Real>& space, State* x) {
     const int k = shape.parameters();
     State gradient[MAX_PARAMETERS], mean[MAX_PARAMETERS], square[MAX_PARAMETERS];
     for (int p = 0; p < k; ++p) mean[p] = square[p] = lane<State>(0);

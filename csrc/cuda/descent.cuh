@@ -1,10 +1,10 @@
 // ZGR23's optimiser: the search of a grid, each star's types shared out among threads, and first-order descent, a star
-// a thread.
+// a warp where the model is of the usual shape, else a thread.
 #pragma once
 
 #include "core/descent.hpp"
 #include "core/grid_search.hpp"
-#include "threads.cuh"
+#include "fit_warp.cuh"
 
 XPKERN_NAMESPACE_BEGIN
 
@@ -60,12 +60,66 @@ __device__ __forceinline__ void descend_star(const DescendArguments& a, int64_t 
     for (int p = 0; p < k; ++p) a.params[row * k + p] = p >= k - 2 ? exp(x[p]) : x[p];
 }
 
+// The core's function of that name for a warp, from the slopes of all samples.
+__device__ __forceinline__ double loss_gradient(const ModelView& model, const FitShape& shape, const PriorView& prior,
+                                                const LossView& terms, const StarView<double, double>& star_view,
+                                                const Workspace<double, double>&, const double* value,
+                                                const double& ln_plx, double* gradient, const Nothing& = {}) {
+    constexpr int k = FitShape::coordinates, ext = k - 2;
+    FitStar& star = fit_star();
+    const FitLane here;
+    double u[k];
+    XPKERN_UNROLL
+    for (int p = 0; p < k; ++p) u[p] = p == k - 1 ? ln_plx : value[p];
+    FitTape tape;
+    Whitened y;
+    predict_by_warp(here, model, u, star, tape);
+    whiten_by_warp(here, star, y);
+    const double chi2 = multiply_normal(here, star, y);
+    double half_chi2[k];
+    XPKERN_UNROLL
+    for (int p = 0; p < k; ++p) half_chi2[p] = convert<double>(star.normal[k * FitColumns::width + p]);
+    half_chi2[ext] *= value[ext];
+    complete_gradient(
+        k, terms, star_view, value, half_chi2,
+        [&](double* slope) {
+            const PriorValue<double> density = evaluate_prior(shape, prior, value, nullptr);
+            XPKERN_UNROLL
+            for (int t = 0; t < FitShape::n_inputs; ++t) slope[t] = density.gradient[t];
+        },
+        gradient);
+    return chi2;
+}
+
+__device__ __forceinline__ void descend_by_warp(const DescendArguments& a, const DescentBox<double>& box, int64_t row) {
+    constexpr int k = FitShape::coordinates;
+    const FitShape shape(a.fit.model);
+    const FitStar& shared = gather_fit_star(a.stars, row);
+    const StarView<double, double> star{nullptr, nullptr, shared.mean, shared.weight};
+    double x[k];
+    load_params(a.fit.start_params + row * k, k, x);
+    box.enter(k, x);
+    descend(a.fit.model, shape, a.fit.prior, a.fit.terms, star, box.lower, box.upper, a.how,
+            Workspace<double, double>{}, x);
+    XPKERN_UNROLL
+    for (int p = 0; p < k; ++p)
+        if (lane_in_warp() == 0) a.params[row * k + p] = p >= k - 2 ? exp(x[p]) : x[p];
+}
+
 XPKERN_NAMESPACE_END
 
 XPKERN_STAR_KERNEL(search, xpkern::SearchArguments, a.n* a.slices, kernels::SearchMemory::usual_bytes(),
                    kernels::search_slice)
-XPKERN_STAR_KERNEL(descend, xpkern::DescendArguments, a.n, (kernels::ThreadSpace<float, float>::usual_bytes()),
-                   kernels::descend_star)
+
+#if defined(XPKERN_GENERAL)
+XPKERN_GENERAL_KERNEL(descend, xpkern::DescendArguments, a.n, kernels::descend_star)
+#else
+extern "C" __global__ void __launch_bounds__(kernels::FitBlock::most_threads)
+    descend(const __grid_constant__ xpkern::DescendArguments a) {
+    const kernels::DescentBox<double> box(a.fit, kernels::FitShape::coordinates);
+    kernels::over_stars_by_warps(a.fit.model, a.n, [&](int64_t row) { kernels::descend_by_warp(a, box, row); });
+}
+#endif
 
 // The best of what the threads of each star have found.
 extern "C" __global__ void search_best(const __grid_constant__ xpkern::SearchArguments a) {

@@ -85,7 +85,7 @@ __device__ __forceinline__ void search_by_warp(const FitArguments& a, int64_t ro
                 });
             } else {
                 const bool unfinished = steps == Steps::scout && !progress.converged && scouts < most;
-                recall_normal(shared, progress.state);
+                recall_normal(shared.kept_normal, progress.state);
                 write([&] {
                     leave(k, progress, 0, starts > 1, unfinished || shape.exact, search);
                     if (shape.exact) search.offered = search.converged;

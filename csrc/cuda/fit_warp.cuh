@@ -348,13 +348,13 @@ __device__ __forceinline__ void accept(const FitShape&, bool better, const LossS
     for (int at = 0; at < row_start(FitShape::coordinates); ++at)
         state.gauss_newton[at] = trial.gauss_newton[at], state.hessian[at] = trial.hessian[at];
 }
-// Writes it where the core looks for it.
-__device__ __forceinline__ void recall_normal(const FitStar& star, LossState<float, double>& state) {
+// Writes it, or that of the evaluation at hand, where the core looks for it.
+__device__ __forceinline__ void recall_normal(const float* normal, LossState<float, double>& state) {
     __syncwarp();
     XPKERN_UNROLL
     for (int a = 0; a < FitShape::coordinates; ++a) {
         XPKERN_UNROLL
-        for (int b = 0; b <= a; ++b) state.normal[row_start(a) + b] = star.kept_normal[a * FitColumns::width + b];
+        for (int b = 0; b <= a; ++b) state.normal[row_start(a) + b] = normal[a * FitColumns::width + b];
     }
 }
 
@@ -376,6 +376,15 @@ __device__ __forceinline__ bool solve_undamped(const FitShape&, const float* hes
 __device__ __forceinline__ void solve_again(const FitShape&, const float* hessian, const float* definite,
                                             const float& damping, const float* gradient, bool changed, float* damped) {
     if (changed) solve_damped(FitShape::coordinates, hessian, definite, damping, gradient, damped);
+}
+
+// work(row) by a warp for each star, as far apart as the grid has warps. The network is the block's.
+template <class Work>
+__device__ __forceinline__ void over_stars_by_warps(const ModelView& model, int64_t n, const Work& work) {
+    fit_block().network.take(model.in_double);
+    __syncthreads();
+    const int64_t of_block = blockDim.x / LANES, warps = int64_t(gridDim.x) * of_block;
+    for (int64_t row = int64_t(blockIdx.x) * of_block + threadIdx.x / LANES; row < n; row += warps) work(row);
 }
 
 XPKERN_NAMESPACE_END

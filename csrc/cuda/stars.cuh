@@ -1,7 +1,7 @@
-// Predictions and evaluations of the loss: a star a thread.
+// Predictions, a star a thread, and evaluations of the loss, a star a warp where the model is of the usual shape.
 #pragma once
 
-#include "threads.cuh"
+#include "fit_warp.cuh"
 
 XPKERN_NAMESPACE_BEGIN
 
@@ -37,9 +37,30 @@ __device__ __forceinline__ void evaluate_star(const EvaluateArguments& a, int64_
     write_evaluation(state, report, 0, k, row, a.out);
 }
 
+__device__ __forceinline__ void evaluate_by_warp(const EvaluateArguments& a, int64_t row) {
+    constexpr int k = FitShape::coordinates;
+    const FitShape shape(a.model);
+    const FitStar& shared = gather_fit_star(a.stars, row);
+    const StarView<float, double> star{shared.flux, nullptr, shared.mean, shared.weight};
+    LossState<float, double> state;
+    load_params(a.params + row * k, k, state.u);
+    evaluate_loss<true>(a.model, shape, a.prior, a.terms, star, Workspace<float, double>{}, state);
+    recall_normal(shared.normal, state);
+    Report<double> report;
+    report_evaluation(state, k, shared.weight, report);
+    if (lane_in_warp() == 0) write_evaluation(state, report, 0, k, row, a.out);
+}
+
 XPKERN_NAMESPACE_END
 
 XPKERN_STAR_KERNEL(predict, xpkern::PredictArguments, a.n,
                    kernels::predict_bytes(kernels::UsualShape(xpkern::ModelView{})), kernels::predict_star)
-XPKERN_STAR_KERNEL(evaluate, xpkern::EvaluateArguments, a.n, (kernels::ThreadSpace<float, double>::usual_bytes()),
-                   kernels::evaluate_star)
+
+#if defined(XPKERN_GENERAL)
+XPKERN_GENERAL_KERNEL(evaluate, xpkern::EvaluateArguments, a.n, kernels::evaluate_star)
+#else
+extern "C" __global__ void __launch_bounds__(kernels::FitBlock::most_threads)
+    evaluate(const __grid_constant__ xpkern::EvaluateArguments a) {
+    kernels::over_stars_by_warps(a.model, a.n, [&](int64_t row) { kernels::evaluate_by_warp(a, row); });
+}
+#endif

@@ -137,23 +137,37 @@ struct Evaluation {
     }
 };
 
+template <class Block, class Star>
+constexpr int64_t bytes_beside_stars() {
+    return int64_t(sizeof(Block) - sizeof(Star));
+}
+
+#if !defined(XPKERN_GENERAL)
+// Two blocks of two warps, each of which takes star after star.
+template <class Arguments>
+void launch_fits(void (*kernel)(Arguments), const Arguments& a) {
+    using kernels::FitBlock, kernels::FitStar;
+    shim::launch(kernel, 2, 2 * kernels::LANES, a, true,
+                 bytes_beside_stars<FitBlock, FitStar>() + 2 * int64_t(sizeof(FitStar)));
+}
+#endif
+
 void test_evaluate(const Problem& on) {
     Evaluation out(on.n, on.k);
     const Scratch scratch(on.bytes.evaluate, on.n);
     const xpkern::LossView terms{true, true, true};
     const xpkern::EvaluateArguments a{on.model.view,    on.prior.view, terms, on.arrays(),
                                       on.params.data(), out.view(),    on.n,  scratch.view};
-    shim::launch(XPKERN_FORM(evaluate), on.blocks(on.n), BLOCK, a, false);
+#if defined(XPKERN_GENERAL)
+    shim::launch(evaluate_any, on.blocks(on.n), BLOCK, a, false);
+#else
+    launch_fits(evaluate, a);
+#endif
     for (int star = 0; star < on.n; ++star) {
         const double loss = plain_loss(on.model, on.prior, terms, on.stars, star, on.u_of(on.params, star));
         CHECK_CLOSE(out.loss[star], loss, 1e-5 * std::abs(loss) + 1e-3);
         CHECK(out.fisher[star * on.k * on.k] > 0);
     }
-}
-
-template <class Block, class Star>
-constexpr int64_t bytes_beside_stars() {
-    return int64_t(sizeof(Block) - sizeof(Star));
 }
 
 // Starts against those that a thread finds for a star, which the tests of the CPU hold to be right.
@@ -291,7 +305,11 @@ void test_descend(const Problem& on) {
     const Scratch scratch(on.bytes.descend, on.n);
     const xpkern::DescendArguments a{on.fit(),    {true, 20, 0.01, 0.5, 10, 100}, on.arrays(), on.n, params.data(),
                                      scratch.view};
-    shim::launch(XPKERN_FORM(descend), on.blocks(on.n), BLOCK, a, false);
+#if defined(XPKERN_GENERAL)
+    shim::launch(descend_any, on.blocks(on.n), BLOCK, a, false);
+#else
+    launch_fits(descend, a);
+#endif
     int lower = 0;
     for (int star = 0; star < on.n; ++star)
         lower += plain_loss(on.model, on.prior, a.fit.terms, on.stars, star, on.u_of(params, star)) <

@@ -295,7 +295,7 @@ class CudaEngine:
                 out=evaluation_arrays(batch),
                 n=batch.size,
             )
-            self._launch("evaluate", batch, arguments, needed)
+            self._launch_fits("evaluate", batch, arguments, needed)
 
         found = self._lanes.run(
             len(stars),
@@ -450,7 +450,7 @@ class CudaEngine:
             arguments = DescendArguments(
                 fit=view, how=how, stars=star_arrays(batch), n=batch.size, params=batch["params"]
             )
-            self._launch("descend", batch, arguments, needed)
+            self._launch_fits("descend", batch, arguments, needed)
 
         return self._lanes.run(
             len(stars),
@@ -502,3 +502,10 @@ class CudaEngine:
         """Queue a kernel over the stars of a batch."""
         memory = batch["memory"] if needed else 0
         self._launcher.launch(form(kernel, needed), batch.size, arguments, batch.stream, needed, memory)
+
+    def _launch_fits(self, kernel: str, batch: Batch, arguments: Any, needed: int) -> None:
+        """The same, where a star has a warp's share of what searches keep in shared memory, or a thread with memory."""
+        if needed:
+            self._launch(kernel, batch, arguments, needed)
+        else:
+            self._launcher.launch_fits(kernel, "search", batch.size, arguments, batch.stream)
