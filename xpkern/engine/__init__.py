@@ -98,8 +98,8 @@ def keeping(engine: Engine) -> AbstractContextManager[Callable[[np.ndarray], Any
     What it yields brings arrays of the host to where the engine computes, and they stay there from call to call; where
     that is the host it does nothing. Results are arrays of the same kind.
     """
-    wanted: Callable[[], AbstractContextManager[Callable[[np.ndarray], Any]]] | None = getattr(engine, "keeping", None)
-    return nullcontext(np.asarray) if wanted is None else wanted()
+    device = getattr(engine, "device", None)
+    return nullcontext(np.asarray) if device is None else device.keeping()
 
 
 def block_stars(engine: Engine) -> int | None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -107,10 +105,6 @@ class CudaEngine:
 
     #: Stars that it likes to be given at a time: with fewer it waits for the slowest of them more often.
     block_stars = 16384
-
-    def keeping(self) -> AbstractContextManager[Callable[[np.ndarray], Any]]:
-        """A context in which what a thread brings to the GPU stays there; see :func:`xpkern.engine.keeping`."""
-        return self.device.keeping()
 
     @property
     def instruction_set(self) -> str:
