@@ -299,7 +299,17 @@ struct Division {
     static XPKERN_INLINE Lane inverse_root(const Lane& x) { return lane<Lane>(1) / sqrt(x); }
 };
 #if defined(__CUDA_ARCH__)
-// 20 bits of the reciprocal by the unit, the others by multiply-adds.
+// The reciprocal by the unit, in double 20 bits of it, the others by multiply-adds.
+template <>
+struct Division<float> {
+    static XPKERN_INLINE float quotient(float a, float b) {
+        float inverse;
+        asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(b));
+        const float near = a * inverse;
+        return ::fmaf(inverse, ::fmaf(-b, near, a), near);
+    }
+    static XPKERN_INLINE float inverse_root(float x) { return ::rsqrtf(x); }
+};
 template <>
 struct Division<double> {
     static XPKERN_INLINE double quotient(double a, double b) {

@@ -15,12 +15,6 @@ template <class Lane>
 XPKERN_INLINE Lane inverse_root(const Lane& x) {
     return Division<Lane>::inverse_root(x);
 }
-#if defined(__CUDA_ARCH__)
-template <>
-__device__ __forceinline__ float inverse_root<float>(const float& x) {
-    return ::rsqrtf(x);
-}
-#endif
 
 template <class Element>
 struct FloatFormat;
