@@ -10,29 +10,30 @@ XPKERN_NAMESPACE_BEGIN
 // rough and the fine ones. halfway: the loss in the middle between it and the first search is looked at.
 enum class Steps { rough, scout, halfway, fine };
 
-// What the next steps are, of which search; those of none are left out.
+// Which steps come next, of which search.
 struct NextSteps {
     Steps steps = Steps::rough;
     int choice = 0;
 
-    // goes_on: whether the search is not yet where its steps, but for scouts, were to bring it. There are as many
-    // starts.
+    // exists: whether there is such a search. goes_on: whether it is worth more rough steps after its scouts. compare()
+    // is called once all of the star's searches, as many as there are starts, have ended their rough steps.
     template <class Compare>
     __device__ __forceinline__ void advance(bool exists, bool goes_on, int starts, const Compare& compare) {
         if (steps == Steps::scout && exists) {
             steps = Steps::halfway;
-        } else if (steps == Steps::halfway && goes_on) {
-            steps = Steps::rough;
-        } else if (steps == Steps::fine || ++choice < starts) {
-            if (steps == Steps::fine)
-                ++choice;
-            else
-                steps = Steps::scout;
-        } else {
-            compare();
-            steps = Steps::fine;
-            choice = 0;
+            return;
         }
+        if (steps == Steps::halfway && goes_on) {
+            steps = Steps::rough;
+            return;
+        }
+        ++choice;
+        if (steps == Steps::fine) return;
+        steps = Steps::scout;
+        if (choice < starts) return;
+        compare();
+        steps = Steps::fine;
+        choice = 0;
     }
 };
 
