@@ -97,6 +97,20 @@ struct alignas(16) TriangleTiles : TriangleShape {
     }
 };
 
+// The triangle of the last two samples: the inverses of the numbers on its diagonal, and the one below.
+struct LastTriangle {
+    double first, below, second;
+
+    XPKERN_INLINE Pair solve(double one, double other) const {
+        const double y = one * first;
+        return {{y, fma(-below, y, other) * second}};
+    }
+    XPKERN_INLINE Pair solve_back(double one, double other) const {
+        const double w = other * second;
+        return {{fma(-below, w, one) * first, w}};
+    }
+};
+
 // The network in tiles: what a layer's inputs have to do with its outputs is a matrix of a row an output.
 struct alignas(16) FitNetwork {
     static constexpr int last = FitShape::last, whole_strips = FitShape::whole_strips;
@@ -163,6 +177,12 @@ struct alignas(16) FitStar {
     alignas(16) float normal[FitColumns::width * FitColumns::width], kept_normal[FitColumns::width * FitColumns::width];
     float flux[FitShape::n_samples];
     float last_rows[FitShape::rest][FitShape::n_samples];  // of G
+
+    __device__ __forceinline__ LastTriangle last_triangle() const {
+        constexpr int first = FitShape::whole_strips * LANES;
+        return {convert<double>(last_rows[0][first]), convert<double>(last_rows[1][first]),
+                convert<double>(last_rows[1][first + 1])};
+    }
 };
 
 // What stands in the shared memory of a block: behind the network as many stars as there is room for, a warp each.

@@ -1,7 +1,7 @@
 // Whitening a star's columns by a warp, on the tensor cores.
 //
-// The triangle is solved by strips of 32 rows. The inverse of each strip's own triangle is found once for a star, a
-// column a lane, so that whitening is products of tiles: 88 of 8 by 4 by 8, whose terms wait for nothing, for up to
+// The triangle is solved by strips of 32 rows. The inverse of each strip's own triangle is found once for a star, by
+// blocks of 8 by 8, so that whitening is products of tiles: 88 of 8 by 4 by 8, whose terms wait for nothing, for up to
 // eight columns. In double the inverse serves for the residual, too.
 #pragma once
 
@@ -247,16 +247,13 @@ __device__ __forceinline__ void whiten_by_warp(const FitLane& here, FitStar& sta
     multiply_last_rows<1>(here, star, y.right + across, from_lower);
     Pair given{};
     if (in_rest) given = pair_of_sums(here, columns, first_rest / FitTiles::rows);
-    const auto above = convert<double>(star.last_rows[0][first_rest]);
-    const auto below = convert<double>(star.last_rows[1][first_rest]);
-    const auto end = convert<double>(star.last_rows[1][first_rest + 1]);
+    const LastTriangle last = star.last_triangle();
     Pair solved;
     XPKERN_UNROLL
     for (int h = 0; h < 2; ++h) {
         const double mine = given.at[h] - (from_upper[h] + from_lower[h]);
-        const double one = from_lane(mine, here.column) * above;
-        const double other = fma(-below, one, from_lane(mine, FitTiles::columns + here.column)) * end;
-        solved.at[h] = here.row == 0 ? one : other;
+        const Pair both = last.solve(from_lane(mine, here.column), from_lane(mine, FitTiles::columns + here.column));
+        solved.at[h] = here.row == 0 ? both.at[0] : both.at[1];
     }
     if (in_rest) pair_of_sums(here, columns, first_rest / FitTiles::rows) = solved;
     __syncwarp();
@@ -306,14 +303,11 @@ __device__ __forceinline__ void unwhiten_by_warp(const FitLane& here, FitStar& s
     constexpr int first_rest = FitShape::whole_strips * LANES, across = FitTiles::across;
     const int lane = here.lane;
     FitColumns& columns = star.columns;
-    const auto above = convert<double>(star.last_rows[0][first_rest]);
-    const auto below = convert<double>(star.last_rows[1][first_rest]);
-    const auto end = convert<double>(star.last_rows[1][first_rest + 1]);
-    const double other = columns.at(first_rest, 1, column) * end;
-    const double one = fma(-below, other, columns.at(first_rest, 0, column)) * above;
+    const Pair rest =
+        star.last_triangle().solve_back(columns.at(first_rest, 0, column), columns.at(first_rest, 1, column));
     const auto without_rest = [&](int i, double number) {
-        return fma(convert<double>(-star.last_rows[0][i]), one,
-                   fma(convert<double>(-star.last_rows[1][i]), other, number));
+        return fma(convert<double>(-star.last_rows[0][i]), rest.at[0],
+                   fma(convert<double>(-star.last_rows[1][i]), rest.at[1], number));
     };
     double right[across];
     columns.at(LANES, lane, GIVEN) = without_rest(LANES + lane, columns.at(LANES, lane, column));
@@ -332,7 +326,7 @@ __device__ __forceinline__ void unwhiten_by_warp(const FitLane& here, FitStar& s
     store_found(here, columns, 0, upper);
     w[0] = columns.at(0, lane, FOUND);
     w[1] = columns.at(LANES, lane, FOUND);
-    w[2] = lane < FitShape::rest ? (lane == 0 ? one : other) : 0.0;
+    w[2] = lane < FitShape::rest ? (lane == 0 ? rest.at[0] : rest.at[1]) : 0.0;
 }
 
 XPKERN_NAMESPACE_END

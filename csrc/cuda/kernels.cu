@@ -1,5 +1,5 @@
 // The kernels of the CUDA engine: launch geometry, loads and stores. The mathematics is csrc/core, compiled here with a
-// lane of one thread: value and residual in double, slopes in float, as on the CPU.
+// lane of one thread; where a warp has a star, sums of products are the tensor cores', in double.
 //
 // The same text is compiled by nvcc and by NVRTC at run time: once for the usual sizes, and with XPKERN_GENERAL for
 // any, which few need. What kernels are given is in arguments.cuh.

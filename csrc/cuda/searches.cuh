@@ -1,6 +1,6 @@
-// The searches of a fit between its kernels. There is one for each stage: searches that are left are packed anew for
-// the next one, in any order, as a search's path depends on nothing but its own star. The rules are those of
-// core/search.hpp.
+// The searches of a fit between its kernels. Where a search is a thread's there is one for each stage: searches that
+// are left are packed anew for the next one, in any order, as a search's path depends on nothing but its own star. The
+// rules are those of core/search.hpp.
 #pragma once
 
 #include "threads.cuh"

@@ -222,16 +222,16 @@ __device__ __forceinline__ void whiten_rows(const FitLane& here, StartStar& star
     }
     if constexpr (last) {
         static_assert(StartShape::m - FIRST == 2);
-        const auto above = convert<double>(star.factor.row(FIRST)[FIRST]);
-        const auto below = convert<double>(star.factor.row(FIRST + 1)[FIRST]);
-        const auto end = convert<double>(star.factor.row(FIRST + 1)[FIRST + 1]);
+        const LastTriangle triangle = {convert<double>(star.factor.row(FIRST)[FIRST]),
+                                       convert<double>(star.factor.row(FIRST + 1)[FIRST]),
+                                       convert<double>(star.factor.row(FIRST + 1)[FIRST + 1])};
         XPKERN_UNROLL
         for (int h = 0; h < halves; ++h) {
             XPKERN_UNROLL
             for (int e = 0; e < 2; ++e) {
-                const double one = from_lane(left[h][e], here.column) * above;
-                const double other = fma(-below, one, from_lane(left[h][e], FitTiles::columns + here.column)) * end;
-                left[h][e] = here.row == 0 ? one : other;
+                const Pair both = triangle.solve(from_lane(left[h][e], here.column),
+                                                 from_lane(left[h][e], FitTiles::columns + here.column));
+                left[h][e] = here.row == 0 ? both.at[0] : both.at[1];
             }
         }
     } else {
