@@ -261,15 +261,12 @@ def _resident(engine: Any, roof: Roof, n_stars: int) -> dict[str, Any]:
 
 
 def _training(engine: Any, roof: Roof, n_stars: int) -> dict[str, Any]:
-    """Steps of the model, and of the model and its stars, whose whiteners are on the GPU."""
-    import cupy
-
-    sample, rows = _many(n_stars)
-    stars = StarData(**{name: cupy.asarray(array[rows]) for name, array in vars(sample.labelled).items()})
-    params = cupy.asarray(sample.truth[rows])
-    order = np.random.default_rng(1).permutation(n_stars)
+    """Steps of the model, and of the model and its stars, which stay on the GPU as those of a training set do."""
     steps = min(_STEPS, n_stars // _BATCH)
-    batches = np.ascontiguousarray(order[: steps * _BATCH].reshape(-1, _BATCH))
+    sample, rows = _many(steps * _BATCH)
+    stars = StarData(**{name: _constant(array[rows]) for name, array in vars(sample.labelled).items()})
+    params = sample.truth[rows]
+    batches = np.random.default_rng(1).permutation(len(rows)).reshape(steps, _BATCH)
     of_model, of_stars = multiply_adds_of_steps(sample.model).values()
     figures: dict[str, Any] = {}
     for name, moves_stars, multiply_adds in (
@@ -287,7 +284,7 @@ def _training(engine: Any, roof: Roof, n_stars: int) -> dict[str, Any]:
             return time.perf_counter() - begin
 
         few = max(steps // 4, 1)
-        epoch(few)
+        epoch(steps)  # brings the stars
         # the time of fewer steps is subtracted: what an epoch costs besides its steps cancels
         took = [(epoch(steps) - epoch(few)) / max(steps - few, 1) for _ in range(_RUNS)]
         step = statistics.median(took)
@@ -299,6 +296,13 @@ def _training(engine: Any, roof: Roof, n_stars: int) -> dict[str, Any]:
             bytes_of_star(sample.model) * _BATCH / step / roof.memory
         )
     return figures
+
+
+def _constant(array: np.ndarray) -> np.ndarray:
+    """The same, and nobody can write to it."""
+    array = np.ascontiguousarray(array)
+    array.flags.writeable = False
+    return array
 
 
 def _from_host(engine: Any, roof: Roof, n_stars: int) -> dict[str, Any]:

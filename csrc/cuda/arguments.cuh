@@ -128,11 +128,18 @@ struct ParameterCounts {
     int64_t size, curve, n_weights;
 };
 
+// Whiteners that become their inverses, packed as they are.
+struct WhitenerArguments {
+    float* whitener;  // (n, p)
+    int64_t n;
+};
+
 // One batch: state->at says which. model.in_float points into `floats`, whose order is that of core/model_step.hpp.
 struct TrainArguments {
     ModelView model;
     ParameterCounts counts;
     StarArrays stars;
+    int64_t inverted;           // whether stars.whitener has inverses, which the usual form alone takes
     double* params;             // (n, k) linear, changed by the stars' steps
     const int64_t* batches;     // (steps, size) rows
     int64_t steps, size;        // size: stars of a batch
@@ -177,13 +184,15 @@ struct ScratchArguments {
 
 // Bytes of the structs that a host fills or allocates: a host that has types of its own checks them.
 struct ArgumentSizes {
-    int64_t calibrate, predict, freeze, curvature, evaluate, start, fit, invert, search, descend, train, scratch;
+    int64_t calibrate, predict, freeze, curvature, evaluate, start, fit, invert, search, descend, whitener, train;
+    int64_t scratch;
     int64_t search_progress, best_candidate, training_state, kernel_scratch;
     // Of freeze_noise, fit_search, the starts and fit_finish: most warps of a block, its shared memory without stars,
     // and that of a star.
     int64_t freeze_warps, freeze_common, freeze_star;
     int64_t search_warps, search_common, search_star;
     int64_t start_warps, start_common, start_star, finish_warps, finish_common, finish_star;
+    int64_t train_warps, train_shared;  // of a block of training's kernels over stars
 };
 struct SizesArguments {
     ArgumentSizes* sizes;  // out

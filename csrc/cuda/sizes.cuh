@@ -73,6 +73,7 @@ extern "C" __global__ void argument_sizes(const __grid_constant__ xpkern::SizesA
                 sizeof(xpkern::InvertArguments),
                 sizeof(xpkern::SearchArguments),
                 sizeof(xpkern::DescendArguments),
+                sizeof(xpkern::WhitenerArguments),
                 sizeof(xpkern::TrainArguments),
                 sizeof(xpkern::ScratchArguments),
                 sizeof(kernels::Search),
@@ -90,5 +91,7 @@ extern "C" __global__ void argument_sizes(const __grid_constant__ xpkern::SizesA
                 sizeof(kernels::StartStar),
                 kernels::FinishBlock::most_warps,
                 sizeof(kernels::FinishBlock) - sizeof(kernels::FinishStar),
-                sizeof(kernels::FinishStar)};
+                sizeof(kernels::FinishStar),
+                kernels::STAR_WARPS,
+                sizeof(kernels::SharedStars)};
 }

@@ -109,23 +109,17 @@ XPKERN_INLINE int64_t padded(int64_t parameters) {
     return (parameters + TILE - 1) / TILE * TILE;
 }
 
-// Has the samples of the stars of a batch brought to the second-level cache, a star a warp of the total: memory has
-// nothing else to do until that batch begins, and would take as long as a quarter of its work.
-__device__ __forceinline__ void expect_batch(const TrainArguments& a, int64_t batch) {
-    if (batch >= a.steps) return;
+// Has a star's samples brought to the second-level cache, by a warp.
+__device__ __forceinline__ void expect_samples(const TrainArguments& a, int64_t row) {
     constexpr int sector = 8;  // numbers that memory hands out at a time
     const int lane = lane_in_warp(), m = int(a.model.width[a.model.n_layers]), packed = row_start(m);
-    const int64_t first = int64_t(threadIdx.x) / LANES * gridDim.x + blockIdx.x;
-    for (int64_t item = first; item < a.size; item += int64_t(gridDim.x) * TOTAL_WARPS) {
-        const int64_t row = row_in_batch(a, batch, item);
-        const float *whitener = a.stars.whitener + row * packed, *flux = a.stars.flux + row * m;
-        for (int at = lane * sector; at < packed; at += LANES * sector) expect(whitener + at);
-        for (int at = lane * sector; at < m; at += LANES * sector) expect(flux + at);
-    }
+    const float *whitener = a.stars.whitener + row * packed, *flux = a.stars.flux + row * m;
+    for (int at = lane * sector; at < packed; at += LANES * sector) expect(whitener + at);
+    for (int at = lane * sector; at < m; at += LANES * sector) expect(flux + at);
 }
 
 struct SharedTotal {
-    static constexpr int chunks = 256;  // that are added up at a time
+    static constexpr int chunks = 128;  // that are added up at a time: those of 512 stars
     alignas(16) float sum[chunks][TILE];
     double of_warp[TOTAL_WARPS][LANES];
 };
@@ -137,28 +131,25 @@ __device__ __forceinline__ double sum_over_warp(double mine) {
 }
 
 // The sum over all chunks for a lane's parameter of a tile, of every TOTAL_WARPS-th chunk by a warp, in double. Chunks
-// go through shared memory: there all of them are on their way before one is waited for, and meanwhile(), while of
-// loads to registers the compiler makes few at a time.
-template <class Meanwhile>
-__device__ __forceinline__ double total_of_chunks(const TrainArguments& a, int64_t tile, SharedTotal& shared,
-                                                  const Meanwhile& meanwhile) {
+// go through shared memory: there all of them are on their way before one is waited for, while of loads to registers
+// the compiler makes few at a time.
+__device__ __forceinline__ double total_of_chunks(const TrainArguments& a, int tile, SharedTotal& shared) {
     constexpr int quarters = TILE / 4, at_once = TOTAL_THREADS / quarters;
-    const int warp = int(threadIdx.x) / LANES, lane = lane_in_warp();
-    const int row = int(threadIdx.x) / quarters, column = int(threadIdx.x) % quarters * 4;
-    const int64_t chunks = a.chunks, stride = padded(a.counts.size);
+    const int thread = int(threadIdx.x), warp = thread / LANES, lane = lane_in_warp();
+    const int row = thread / quarters, column = thread % quarters * 4;
+    const int chunks = int(a.chunks), stride = int(padded(a.counts.size));
     double sum = 0;
-    for (int64_t first = 0; first < chunks; first += SharedTotal::chunks) {
-        const int left = chunks - first < SharedTotal::chunks ? int(chunks - first) : SharedTotal::chunks;
-        const float* const from = a.chunk_sums + (first + row) * stride + tile * TILE + column;
+    for (int first = 0; first < chunks; first += SharedTotal::chunks) {
+        const float* const from = a.chunk_sums + int64_t(first + row) * stride + (tile * TILE + column);
         XPKERN_UNROLL
         for (int more = 0; more < SharedTotal::chunks; more += at_once)
-            if (row + more < left) copy_soon<16>(&shared.sum[row + more][column], from + more * stride);
-        if (first == 0) meanwhile();
+            if (first + row + more < chunks)
+                copy_soon<16>(&shared.sum[row + more][column], from + int64_t(more) * stride);
         wait_for_copies();
         __syncthreads();
         XPKERN_UNROLL
         for (int chunk = 0; chunk < SharedTotal::chunks; chunk += TOTAL_WARPS)
-            sum += chunk + warp < left ? double(shared.sum[chunk + warp][lane]) : 0.0;
+            sum += first + chunk + warp < chunks ? double(shared.sum[chunk + warp][lane]) : 0.0;
         __syncthreads();
     }
     shared.of_warp[warp][lane] = sum;
@@ -174,49 +165,58 @@ __device__ __forceinline__ double total_of_chunks(const TrainArguments& a, int64
 // Sums over a tile: of the squares of its gradient, of the squares of its weights, and of chi^2 of every so many stars.
 constexpr int TILE_SUMS = 3;
 
-// The gradient of a tile's parameters, and its sums.
-template <class Meanwhile>
-__device__ __forceinline__ void gradient_of_tile(const TrainArguments& a, int64_t tile, int64_t tiles,
-                                                 SharedTotal& shared, const Meanwhile& meanwhile) {
-    const ParameterCounts& counts = a.counts;
-    const int warp = int(threadIdx.x) / LANES, lane = lane_in_warp();
-    const int64_t own = tile * TILE + lane, parameter = own < counts.size ? own : counts.size - 1;
+// The gradient of a tile's parameters, and its sums, by the first two warps: of no use where there is no batch, but
+// then they need not wait to be told. The others have the stars of the next batch brought near: memory has nothing else
+// to do until that batch begins, and would take as long as a quarter of its work.
+__device__ __forceinline__ void gradient_of_tile(const TrainArguments& a, int tile, SharedTotal& shared) {
+    const int parameters = int(a.counts.size), warp = int(threadIdx.x) / LANES, lane = lane_in_warp();
+    const int own = tile * TILE + lane, parameter = own < parameters ? own : parameters - 1;
+    const int tiles = int(padded(parameters) / TILE);
     const double now = a.parameters[parameter];
-    const ParameterPlace::Kind kind = kind_of(a.model, int(parameter));
-    const double total = total_of_chunks(a, tile, shared, meanwhile);
+    double chi2 = warp == 1 && own < a.size ? a.chi2[own] : 0;
+    const double total = total_of_chunks(a, tile, shared);
     double* const sums = a.tile_sums + tile * TILE_SUMS;
     if (warp == 0) {
-        const MeanSlope slope(a.size, counts.n_weights);
+        const ParameterPlace::Kind kind = kind_of(a.model, parameter);
+        const MeanSlope slope(a.size, a.counts.n_weights);
         const double gradient = kind == ParameterPlace::WEIGHT ? slope.of_weight(total, now)
                                 : kind == ParameterPlace::BIAS ? slope.of_bias(total)
                                                                : slope.of_ln_curve(total, now);
-        if (own < counts.size) a.gradient[own] = gradient;
-        const double squares = sum_over_warp(own < counts.size ? gradient * gradient : 0);
-        const double penalty = sum_over_warp(own < counts.size && kind == ParameterPlace::WEIGHT ? now * now : 0);
+        if (own < parameters) a.gradient[own] = gradient;
+        const double squares = sum_over_warp(own < parameters ? gradient * gradient : 0);
+        const double penalty = sum_over_warp(own < parameters && kind == ParameterPlace::WEIGHT ? now * now : 0);
         if (lane == 0) {
             sums[0] = squares;
             sums[1] = penalty;
         }
     } else if (warp == 1) {
-        double chi2 = 0;
-        for (int64_t star = own; star < a.size; star += tiles * TILE) chi2 += a.chi2[star];
+        for (int64_t star = own + tiles * TILE; star < a.size; star += tiles * TILE) chi2 += a.chi2[star];
         chi2 = sum_over_warp(chi2);
         if (lane == 0) sums[2] = chi2;
+    } else {
+        constexpr int idle = TOTAL_WARPS - 2;
+        const int64_t batch = a.state->at;
+        if (batch < 0) return;
+        if (tile == 0 && warp == 2 && lane == 0) a.state->step = batch + 1;  // what follows asks for `at` alone
+        if (batch + 1 == a.steps) return;
+        XPKERN_ROLLED
+        for (int64_t star = (warp - 2) * tiles + tile; star < a.size; star += idle * tiles)
+            expect_samples(a, row_in_batch(a, batch + 1, star));
     }
-    __syncthreads();
 }
 
 // Threads of a block of the step: most models have no more tiles.
 constexpr int STEP_THREADS = 256, STEP_WARPS = STEP_THREADS / LANES;
 
-// Norm of the gradient, and Eq. 12 of the batch at hand: in every thread.
+// Norm of the gradient, and the terms of Eq. 12 of the batch at hand: in every thread.
 struct BatchTotal {
-    double norm, loss;
+    double norm, chi2, penalty;
     __device__ __forceinline__ explicit BatchTotal(const TrainArguments& a) {
         __shared__ double shared[STEP_WARPS][TILE_SUMS];
         const int thread = int(threadIdx.x);
         const int64_t tiles = padded(a.counts.size) / TILE;
         double sum[TILE_SUMS] = {};
+        XPKERN_ROLLED
         for (int64_t tile = thread; tile < tiles; tile += STEP_THREADS)
             for (int part = 0; part < TILE_SUMS; ++part) sum[part] += a.tile_sums[tile * TILE_SUMS + part];
         for (int part = 0; part < TILE_SUMS; ++part) {
@@ -230,13 +230,19 @@ struct BatchTotal {
             for (int warp = 0; warp < STEP_WARPS; ++warp) sum[part] += shared[warp][part];
         }
         norm = sqrt(sum[0]);
-        loss = sum[2] / double(a.size < 1 ? 1 : a.size) + sum[1] / double(a.counts.n_weights);
+        penalty = sum[1];
+        chi2 = sum[2];
+    }
+    // Whether Eq. 12 is a number, without its divisions.
+    __device__ __forceinline__ bool is_finite() const { return abs(chi2 + penalty) < infinity<double>(); }
+    __device__ __forceinline__ double loss(const TrainArguments& a) const {
+        return chi2 / double(a.size < 1 ? 1 : a.size) + penalty / double(a.counts.n_weights);
     }
 };
 
 // One step of the model, a parameter a thread. Threads cannot know whether that of another leads to no model: what was
-// before is kept, for train_restore.
-__device__ __forceinline__ void step_of_model(const TrainArguments& a, int64_t batch) {
+// before is kept, for train_restore. Whether there is a batch is asked when all that is loaded is on its way.
+__device__ __forceinline__ void step_of_model(const TrainArguments& a) {
     struct Held {
         double gradient, parameter, first, second;
     };
@@ -245,12 +251,13 @@ __device__ __forceinline__ void step_of_model(const TrainArguments& a, int64_t b
         return i < counts.size ? Held{a.gradient[i], a.parameters[i], a.first[i], a.second[i]} : Held{};
     };
     int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
-    Held now = load(i);  // on its way while sums are taken
-    const double rate = a.model_rates[batch];
+    const int64_t batch = a.state->at;
+    Held now = load(i);
+    const double rate = a.model_rates[batch < 0 ? 0 : batch];
     const BatchTotal total(a);
-    const bool finite = abs(total.loss) < infinity<double>(), movable = total.norm < infinity<double>();
-    if (i == 0 && finite && movable) a.model_loss[batch] = total.loss;
-    if (i == 0 && !(finite && movable)) {
+    if (batch < 0) return;
+    const bool finite = total.is_finite(), movable = total.norm < infinity<double>(), tells = i == 0;
+    if (tells && !(finite && movable)) {
         a.state->end = finite ? MODEL_NOT_FINITE : LOSS_NOT_FINITE;
         a.state->step = batch;
     }
@@ -275,6 +282,7 @@ __device__ __forceinline__ void step_of_model(const TrainArguments& a, int64_t b
         }
         i += int64_t(gridDim.x) * blockDim.x;
     }
+    if (tells && finite && movable) a.model_loss[batch] = total.loss(a);  // two divisions that nobody waits for
 }
 
 template <class Shape>
@@ -295,6 +303,13 @@ XPKERN_NAMESPACE_END
 XPKERN_WARP_KERNEL(train_stars, kernels::open_batch, kernels::record_stars_by_warp, kernels::record_star)
 XPKERN_WARP_KERNEL(train_star_steps, kernels::batch_of_stars, kernels::step_stars_by_warp, kernels::step_star)
 
+// Whiteners of stars to train on become their inverses, a warp a star.
+extern "C" __global__ void invert_whiteners(const __grid_constant__ xpkern::WhitenerArguments a) {
+    const int64_t warps = int64_t(gridDim.x) * blockDim.x / kernels::LANES;
+    for (int64_t star = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) / kernels::LANES; star < a.n; star += warps)
+        kernels::invert_whitener(a.whitener + star * kernels::row_start(kernels::WarpShape::samples()));
+}
+
 extern "C" __global__ void train_products(const __grid_constant__ xpkern::TrainArguments a) {
     if (a.state->at < 0) return;
     const int64_t parameters = a.counts.size;
@@ -304,32 +319,24 @@ extern "C" __global__ void train_products(const __grid_constant__ xpkern::TrainA
     });
 }
 
-// Blocks of TOTAL_THREADS threads. Nothing that follows asks which batch is to come.
+// Blocks of TOTAL_THREADS threads, one for each tile.
 extern "C" __global__ void __launch_bounds__(kernels::TOTAL_THREADS)
     train_gradient(const __grid_constant__ xpkern::TrainArguments a) {
     __shared__ kernels::SharedTotal shared;
-    const int64_t batch = a.state->at;
-    if (batch < 0) return;
-    const int64_t tiles = kernels::padded(a.counts.size) / kernels::TILE;
-    for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x)
-        kernels::gradient_of_tile(a, tile, tiles, shared, [&] {
-            if (tile == blockIdx.x) kernels::expect_batch(a, batch + 1);
-        });
-    if (blockIdx.x == 0 && threadIdx.x == 0) a.state->step = batch + 1;
+    kernels::gradient_of_tile(a, blockIdx.x, shared);
 }
 
 // One block of STEP_THREADS threads.
 extern "C" __global__ void __launch_bounds__(kernels::STEP_THREADS)
     train_loss(const __grid_constant__ xpkern::TrainArguments a) {
     const kernels::BatchTotal total(a);
-    if (threadIdx.x == 0) a.model_loss[a.state->at] = total.loss;
+    if (threadIdx.x == 0) a.model_loss[a.state->at] = total.loss(a);
 }
 
 // Blocks of STEP_THREADS threads.
 extern "C" __global__ void __launch_bounds__(kernels::STEP_THREADS)
     train_step(const __grid_constant__ xpkern::TrainArguments a) {
-    const int64_t batch = a.state->at;
-    if (batch >= 0) kernels::step_of_model(a, batch);
+    kernels::step_of_model(a);
 }
 
 // After the last batch: a step that led to no model is taken back.

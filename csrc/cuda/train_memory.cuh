@@ -1,5 +1,5 @@
 // Where the stars of a batch stand in a block's shared memory, and how they come there: what lanes read of one another,
-// the star's whitener, and once for all warps of a block the network.
+// the star's whitener or its inverse, and once for all warps of a block the network.
 #pragma once
 
 #include "train_tape.cuh"
@@ -7,11 +7,13 @@
 
 XPKERN_NAMESPACE_BEGIN
 
-constexpr int STAR_WARPS = 2;  // of a block: with the network, what fits into shared memory that need not be asked for
-constexpr int STAR_THREADS = STAR_WARPS * LANES;
+// Warps of a block: a batch of 512 gives each scheduler of a GPU one, and four stars share the network and their sums.
+constexpr int STAR_WARPS = 4, STAR_THREADS = STAR_WARPS * LANES;
+constexpr int STAR_BLOCKS = 3;  // whose shared memory a processor holds, and so whose registers it should
 
 struct WarpShape : UsualShape {
-    XPKERN_INLINE constexpr explicit WarpShape(const ModelView& model) : UsualShape(model) {}
+    bool inverted;  // TrainArguments::inverted
+    XPKERN_INLINE constexpr WarpShape(const ModelView& model, bool inverted) : UsualShape(model), inverted(inverted) {}
     static constexpr int hidden = UsualShape::width(1), last = UsualShape::layers() - 1;
     // A lane's samples: lane, lane + LANES, ...
     static constexpr int strips = (UsualShape::samples() + LANES - 1) / LANES;
@@ -68,7 +70,9 @@ struct alignas(16) SharedStar : SharedTape {
     // Inverses of the squares of SOLVED_ROWS rows on the diagonal of G, packed as G is, in whole quarters.
     alignas(16) float inverse[squares][12];
     float flux[WarpShape::samples()];
-    float factor[row_start(WarpShape::samples())];  // rows of the triangle begin in banks that are all different
+    alignas(16) float given[WarpShape::samples()];  // what the inverse of the whitener is to be multiplied by
+    // The whitener or its inverse: rows of the triangle begin in banks that are all different.
+    float factor[row_start(WarpShape::samples())];
 };
 
 struct SharedStars {
@@ -77,8 +81,7 @@ struct SharedStars {
 };
 
 __device__ __forceinline__ SharedStars& shared_stars() {
-    __shared__ SharedStars stars;
-    return stars;
+    return *reinterpret_cast<SharedStars*>(dynamic_shared());
 }
 __device__ __forceinline__ SharedStar& star_of_warp() {
     return shared_stars().star[threadIdx.x / LANES];
@@ -106,7 +109,7 @@ __device__ __forceinline__ void wait_for_copies() {
 __device__ __forceinline__ void copy_network_soon(const float* floats) {
     constexpr int quarters = LANES / 4, at_once = STAR_THREADS / quarters, whole = 2 * LANES;
     constexpr int narrow = SharedNetwork::narrow_rows, wide = SharedNetwork::wide_rows, m = WarpShape::samples();
-    static_assert(m == whole + 2 && wide % STAR_WARPS == 0);
+    static_assert(m == whole + 2);
     SharedNetwork& network = shared_stars().network;
     const int thread = int(threadIdx.x), warp = thread / LANES, lane = thread % LANES;
     const auto copy_narrow = [&, to = &network.narrow_number[thread / quarters][thread % quarters * 4],
@@ -122,7 +125,8 @@ __device__ __forceinline__ void copy_network_soon(const float* floats) {
     float* const to = &network.wide_number[warp][2 * lane];
     const float* const from = last + warp * m + 2 * lane;
     XPKERN_UNROLL
-    for (int row = 0; row < wide; row += STAR_WARPS) copy_soon<8>(to + row * SharedNetwork::wide, from + row * m);
+    for (int row = 0; row < wide; row += STAR_WARPS)
+        if (row + STAR_WARPS <= wide || row + warp < wide) copy_soon<8>(to + row * SharedNetwork::wide, from + row * m);
     static_assert(wide <= STAR_THREADS);
     if (thread < wide) copy_soon<8>(&network.wide_number[thread][whole], last + thread * m + whole);
 }
@@ -144,37 +148,6 @@ __device__ __forceinline__ void copy_samples_soon(const StarArrays& stars, int64
     const int lane = lane_in_warp();
     copy_by_lane_soon<m>(star.flux + lane, stars.flux + row * m + lane);
     copy_by_lane_soon<packed>(star.factor + lane, stars.whitener + row * packed + lane);
-}
-
-// What is left to be done once the copies are there: the squares on the diagonal are inverted, one by a lane. On that
-// diagonal G has the inverses of its numbers.
-__device__ __forceinline__ void invert_squares(SharedStar& star) {
-    constexpr int m = WarpShape::samples();
-    __syncwarp();
-    const int lane = lane_in_warp(), first = lane * SOLVED_ROWS;
-    if (lane < SharedStar::squares) {
-        float inverse[SOLVED_ROWS][SOLVED_ROWS];
-        XPKERN_UNROLL
-        for (int r = 0; r < SOLVED_ROWS; ++r) {
-            const bool there = first + r < m;
-            const float* row = star.factor + row_start(there ? first + r : m - 1) + first;
-            inverse[r][r] = there ? row[r] : 1.0f;
-            XPKERN_UNROLL
-            for (int c = 0; c < r; ++c) {
-                float sum = 0;
-                XPKERN_UNROLL
-                for (int between = c; between < r; ++between)
-                    sum = fma(there ? row[between] : 0.0f, inverse[between][c], sum);
-                inverse[r][c] = -inverse[r][r] * sum;
-            }
-        }
-        XPKERN_UNROLL
-        for (int r = 0; r < SOLVED_ROWS; ++r) {
-            XPKERN_UNROLL
-            for (int c = 0; c <= r; ++c) star.inverse[lane][row_start(r) + c] = inverse[r][c];
-        }
-    }
-    __syncwarp();
 }
 
 XPKERN_NAMESPACE_END

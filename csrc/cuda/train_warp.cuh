@@ -1,14 +1,14 @@
 // A star of a batch by a warp, for models of the usual shape: a batch is too small to fill a GPU with a thread a star.
 //
 // A lane has a neuron of each hidden layer and every 32nd sample of a spectrum. What lanes read of one another stands
-// in shared memory, as do the star's whitener and, once for all warps of a block, the network; what goes from one step
-// of a substitution to the next is handed on in registers. Everything that is a number of the star (parameters,
-// constraints, its step) every lane computes for itself, by the functions of the core: these ask a shape for its fluxes
-// and for the way back through the network, and for WarpShape they find the functions below. Sums are those of a thread
-// that has the star to itself, term by term, but for chi^2, which is a tree over the lanes.
+// in shared memory, as do the star's whitener and, once for all warps of a block, the network. Everything that is a
+// number of the star (parameters, constraints, its step) every lane computes for itself, by the functions of the core:
+// these ask a shape for its fluxes and for the way back through the network, and for WarpShape they find the functions
+// below. Sums are those of a thread that has the star to itself, term by term, but for chi^2, which is a tree over the
+// lanes.
 #pragma once
 
-#include "train_memory.cuh"
+#include "train_whiten.cuh"
 
 XPKERN_NAMESPACE_BEGIN
 
@@ -64,130 +64,12 @@ __device__ __forceinline__ void go_back_by_warp(const float* above) {
     if constexpr (LAYER > 1) go_back_by_warp<LAYER - 1>(star.adjoint[LAYER - 1]);
 }
 
-// Of four numbers that of the lane.
-__device__ __forceinline__ float of_lane(const float* number) {
-    const bool odd = lane_in_warp() % 2 == 1, upper = lane_in_warp() / 2 % 2 == 1;
-    const float low = odd ? number[1] : number[0], high = odd ? number[3] : number[2];
-    return upper ? high : low;
-}
-
-// y = M x and M^T x, M being the inverse of a square on the diagonal, of its first ROWS rows.
-template <int ROWS>
-__device__ __forceinline__ void solve_square(const float* inverse, const float* x, float* y) {
-    XPKERN_UNROLL
-    for (int r = 0; r < ROWS; ++r) {
-        y[r] = inverse[row_start(r)] * x[0];
-        XPKERN_UNROLL
-        for (int c = 1; c <= r; ++c) y[r] = fma(inverse[row_start(r) + c], x[c], y[r]);
-    }
-}
-template <int ROWS>
-__device__ __forceinline__ void solve_square_back(const float* inverse, const float* x, float* y) {
-    XPKERN_UNROLL
-    for (int r = 0; r < ROWS; ++r) {
-        y[r] = inverse[row_start(r) + r] * x[r];
-        XPKERN_UNROLL
-        for (int c = r + 1; c < ROWS; ++c) y[r] = fma(inverse[row_start(c) + r], x[c], y[r]);
-    }
-}
-
-// Strips of which each lane has a sample, and samples beyond.
-constexpr int WHOLE_STRIPS = WarpShape::samples() / LANES, REST = WarpShape::samples() % LANES;
-static_assert(REST > 0 && REST <= SOLVED_ROWS && SOLVED_ROWS == 4);
-
-// What is left of the lane's samples, (strips,), becomes y = G^-1 b in the rows of a strip: every lane solves
-// SOLVED_ROWS of them for itself by the inverse of their square, so that what all wait for is one exchange, and takes
-// them from what is left of its own. Lanes compute what they have no use for rather than branch. Not unrolled, as code
-// that runs once takes longer to arrive than to run.
-template <int STRIP>
-__device__ __forceinline__ void whiten_strip(const SharedStar& star, float* left) {
-    const int lane = lane_in_warp();
-    XPKERN_ROLLED
-    for (int begin = 0; begin < LANES; begin += SOLVED_ROWS) {
-        const int first = STRIP * LANES + begin;
-        float x[SOLVED_ROWS], y[SOLVED_ROWS];
-        XPKERN_UNROLL
-        for (int r = 0; r < SOLVED_ROWS; ++r) x[r] = from_lane(left[STRIP], begin + r);
-        solve_square<SOLVED_ROWS>(star.inverse[first / SOLVED_ROWS], x, y);
-        const float mine = of_lane(y), before = left[STRIP];
-        XPKERN_UNROLL
-        for (int s = STRIP; s < WHOLE_STRIPS; ++s) {
-            const float* factor = star.factor + row_start(lane + s * LANES) + first;
-            XPKERN_UNROLL
-            for (int r = 0; r < SOLVED_ROWS; ++r) left[s] = fma(-factor[r], y[r], left[s]);
-        }
-        if (lane < begin + SOLVED_ROWS) left[STRIP] = lane < begin ? before : mine;
-    }
-    if constexpr (STRIP + 1 < WHOLE_STRIPS) whiten_strip<STRIP + 1>(star, left);
-}
-
-__device__ __forceinline__ void whiten_by_warp(const SharedStar& star, float* left) {
-    whiten_strip<0>(star, left);
-    const int lane = lane_in_warp();
-    float x[REST], y[REST];  // the last rows: a sum over the lanes each
-    XPKERN_UNROLL
-    for (int r = 0; r < REST; ++r) {
-        const float* factor = star.factor + row_start(WHOLE_STRIPS * LANES + r) + lane;
-        x[r] = 0;
-        XPKERN_UNROLL
-        for (int s = 0; s < WHOLE_STRIPS; ++s) x[r] = fma(-factor[s * LANES], left[s], x[r]);
-        if (lane == r) x[r] += left[WHOLE_STRIPS];
-    }
-    XPKERN_UNROLL
-    for (int half = LANES / 2; half > 0; half /= 2) {
-        XPKERN_UNROLL
-        for (int r = 0; r < REST; ++r) x[r] += from_lane(x[r], lane ^ half);
-    }
-    solve_square<REST>(star.inverse[SharedStar::squares - 1], x, y);
-    XPKERN_UNROLL
-    for (int r = 0; r < REST; ++r) left[WHOLE_STRIPS] = lane == r ? y[r] : left[WHOLE_STRIPS];
-}
-
-// The same from the last row up: w = G^-T y.
-template <int STRIP>
-__device__ __forceinline__ void unwhiten_strip(const SharedStar& star, float* left) {
-    const int lane = lane_in_warp();
-    XPKERN_ROLLED
-    for (int begin = LANES - SOLVED_ROWS; begin >= 0; begin -= SOLVED_ROWS) {
-        const int first = STRIP * LANES + begin;
-        float x[SOLVED_ROWS], w[SOLVED_ROWS];
-        XPKERN_UNROLL
-        for (int r = 0; r < SOLVED_ROWS; ++r) x[r] = from_lane(left[STRIP], begin + r);
-        solve_square_back<SOLVED_ROWS>(star.inverse[first / SOLVED_ROWS], x, w);
-        const float mine = of_lane(w), before = left[STRIP];
-        const float* factor = star.factor + row_start(first) + lane;
-        XPKERN_UNROLL
-        for (int r = 0; r < SOLVED_ROWS; ++r) {
-            XPKERN_UNROLL
-            for (int s = 0; s <= STRIP; ++s) left[s] = fma(-factor[s * LANES], w[r], left[s]);
-            factor += first + r + 1;  // the next row
-        }
-        if (lane >= begin) left[STRIP] = lane < begin + SOLVED_ROWS ? mine : before;
-    }
-    if constexpr (STRIP > 0) unwhiten_strip<STRIP - 1>(star, left);
-}
-
-__device__ __forceinline__ void unwhiten_by_warp(const SharedStar& star, float* left) {
-    const int lane = lane_in_warp();
-    float x[REST], w[REST];
-    XPKERN_UNROLL
-    for (int r = 0; r < REST; ++r) x[r] = from_lane(left[WHOLE_STRIPS], r);
-    solve_square_back<REST>(star.inverse[SharedStar::squares - 1], x, w);
-    XPKERN_UNROLL
-    for (int r = REST - 1; r >= 0; --r) {
-        const float* factor = star.factor + row_start(WHOLE_STRIPS * LANES + r) + lane;
-        left[WHOLE_STRIPS] = lane == r ? w[r] : left[WHOLE_STRIPS];
-        XPKERN_UNROLL
-        for (int s = 0; s < WHOLE_STRIPS; ++s) left[s] = fma(-factor[s * LANES], w[r], left[s]);
-    }
-    unwhiten_strip<WHOLE_STRIPS - 1>(star, left);
-}
-
 // The core's function of that name (descent.hpp) for a warp. What it is given stands in shared memory, where the
 // compiler knows it by star_of_warp() alone.
 template <class Meanwhile>
-__device__ __forceinline__ float weigh_residual(const ModelView& model, const WarpShape&, const float*, const float*,
-                                                const float* u, const Workspace<float, float>&, const Meanwhile&) {
+__device__ __forceinline__ float weigh_residual(const ModelView& model, const WarpShape& shape, const float*,
+                                                const float*, const float* u, const Workspace<float, float>&,
+                                                const Meanwhile&) {
     constexpr int inputs = WarpShape::inputs(), m = WarpShape::samples(), strips = WarpShape::strips;
     SharedStar& star = star_of_warp();
     const SharedNetwork& network = shared_stars().network;
@@ -204,12 +86,22 @@ __device__ __forceinline__ float weigh_residual(const ModelView& model, const Wa
         flux[s] = exp(fma(-u[inputs], network.ext_curve()[i], ln_flux[s] + twice_ln_plx));
         left[s] = flux[s] - star.flux[i];
     }
-    whiten_by_warp(star, left);
     float chi2 = 0;
-    XPKERN_UNROLL
-    for (int s = 0; s < strips; ++s) chi2 = fma(left[s], left[s], chi2);
+    const auto add_squares = [&] {
+        XPKERN_UNROLL
+        for (int s = 0; s < strips; ++s) chi2 = fma(left[s], left[s], chi2);
+    };
+    if (shape.inverted) {
+        multiply_by_inverse(star, left);
+        add_squares();
+        multiply_by_inverse_back(star, left);
+    } else {
+        invert_squares(star);
+        whiten_by_warp(star, left);
+        add_squares();
+        unwhiten_by_warp(star, left);
+    }
     chi2 = sum_over_lanes(chi2);
-    unwhiten_by_warp(star, left);
     XPKERN_UNROLL
     for (int s = 0; s < strips; ++s) {
         const int i = lane + s * LANES;
@@ -288,9 +180,8 @@ __device__ __forceinline__ void record_star_by_warp(const TrainArguments& a, int
     }
     wait_for_copies();
     __syncthreads();  // the network is the block's
-    invert_squares(star);
-    const float chi2 =
-        weigh_residual(a.model, WarpShape(a.model), star.flux, star.factor, u, workspace_of_warp(star), Nothing());
+    const float chi2 = weigh_residual(a.model, WarpShape(a.model, a.inverted), star.flux, star.factor, u,
+                                      workspace_of_warp(star), Nothing());
     if (lane == 0) a.chi2[item] = chi2;
     go_back_by_warp<WarpShape::last>(star.back);
 }
@@ -306,6 +197,12 @@ struct BlockSums {
     }
     static XPKERN_INLINE const float* adjoints(const SharedTape& tape, int layer) {
         return layer < WarpShape::last ? tape.adjoint[layer] : tape.back;
+    }
+    // What a row of the last layer's parameters is multiplied by: its inputs, 1 for the biases, E for the curve.
+    static XPKERN_INLINE float input_of_last(const SharedTape& tape, int row) {
+        constexpr int biases = WarpShape::width(WarpShape::last);
+        const float of_tape = row < biases ? tape.hidden[WarpShape::last - 1][row] : tape.ext;
+        return row == biases ? 1.0f : of_tape;
     }
     // number(star) is a product of a star of the block.
     template <class Number>
@@ -337,40 +234,42 @@ struct BlockSums {
             add(start + n_in * LANES + lane, [&](int s, float sum) { return sum + adjoint[s]; });
         if constexpr (LAYER + 1 < WarpShape::last) add_narrow_layer<LAYER + 1>(warp, lane);
     }
-    // An output a thread, or where fewer are left an input of one.
+    // The same of the last layer, of which a lane has an output of each strip, and its extinction curve below it; of
+    // the outputs that are left a thread has one with one input.
     XPKERN_INLINE void add_last_layer(int thread) const {
-        constexpr int layer = WarpShape::last, n_in = WarpShape::width(layer), m = WarpShape::samples();
-        constexpr int whole = m / STAR_THREADS * STAR_THREADS, left = m - whole;
+        constexpr int layer = WarpShape::last, m = WarpShape::samples(), n_in = WarpShape::width(layer);
+        constexpr int rows = n_in + 2;
+        const int warp = thread / LANES, lane = thread % LANES;
         float* const of_layer = sums + layer_start(layer);
         const BlockSums of_last{of_layer};
-        float adjoint[STAR_WARPS];
+        float adjoint[WHOLE_STRIPS][STAR_WARPS];
         XPKERN_UNROLL
-        for (int begin = 0; begin < whole; begin += STAR_THREADS) {
-            const int own = begin + thread;
+        for (int strip = 0; strip < WHOLE_STRIPS; ++strip) {
             XPKERN_UNROLL
-            for (int s = 0; s < STAR_WARPS; ++s) adjoint[s] = shared_stars().star[s].back[own];
-            XPKERN_UNROLL
-            for (int i = 0; i < n_in; ++i)
-                of_last.add(own + i * m, [&](int s, float sum) {
-                    return fma(adjoint[s], shared_stars().star[s].hidden[layer - 1][i], sum);
-                });
-            of_last.add(own + n_in * m, [&](int s, float sum) { return sum + adjoint[s]; });
-            of_last.add(own + (n_in + 1) * m,
-                        [&](int s, float sum) { return fma(adjoint[s], shared_stars().star[s].ext, sum); });
+            for (int s = 0; s < STAR_WARPS; ++s) adjoint[strip][s] = shared_stars().star[s].back[strip * LANES + lane];
         }
-        static_assert(n_in + 2 <= STAR_THREADS);
-        if (thread >= n_in + 2) return;
-        float value[STAR_WARPS];
+        const auto add_row = [&](int row, const auto& input) {
+            float of_star[STAR_WARPS];
+            XPKERN_UNROLL
+            for (int s = 0; s < STAR_WARPS; ++s) of_star[s] = input(shared_stars().star[s]);
+            XPKERN_UNROLL
+            for (int strip = 0; strip < WHOLE_STRIPS; ++strip)
+                of_last.add(row * m + strip * LANES + lane,
+                            [&](int s, float sum) { return fma(adjoint[strip][s], of_star[s], sum); });
+        };
+        static_assert(n_in % STAR_WARPS == 0 && rows - n_in <= STAR_WARPS);
         XPKERN_UNROLL
-        for (int s = 0; s < STAR_WARPS; ++s) {
+        for (int row = 0; row < n_in; row += STAR_WARPS)
+            add_row(row + warp, [&](const SharedTape& tape) { return tape.hidden[layer - 1][row + warp]; });
+        if (warp < rows - n_in)
+            add_row(n_in + warp, [&](const SharedTape& tape) { return input_of_last(tape, n_in + warp); });
+        static_assert(rows * REST <= STAR_THREADS);
+        if (thread >= rows * REST) return;
+        const int row = thread / REST, output = WHOLE_STRIPS * LANES + thread % REST;
+        of_last.add(row * m + output, [&](int s, float sum) {
             const SharedTape& tape = shared_stars().star[s];
-            const float other = thread == n_in ? 1.0f : tape.ext;
-            value[s] = thread < n_in ? tape.hidden[layer - 1][thread] : other;
-        }
-        XPKERN_UNROLL
-        for (int o = 0; o < left; ++o)
-            of_last.add(thread * m + whole + o,
-                        [&](int s, float sum) { return fma(shared_stars().star[s].back[whole + o], value[s], sum); });
+            return fma(tape.back[output], input_of_last(tape, row), sum);
+        });
     }
     XPKERN_INLINE void add_all() const {
         const int thread = int(threadIdx.x);
@@ -382,8 +281,8 @@ struct BlockSums {
 // The stars of a batch, a chunk a block: its sums of products.
 __device__ __forceinline__ void record_stars_by_warp(const TrainArguments& a) {
     const int64_t batch = open_batch(a);
-    if (batch < 0 || blockIdx.x >= a.chunks) return;
-    copy_network_soon(a.floats);
+    copy_network_soon(a.floats);  // on its way before a block knows whether it is needed
+    if (batch < 0 || blockIdx.x >= a.chunks) return wait_for_copies();
     const int64_t stars = a.chunk_stars;
     for (int64_t chunk = blockIdx.x; chunk < a.chunks; chunk += gridDim.x) {
         const int64_t begin = chunk * stars, end = begin + stars < a.size ? begin + stars : a.size;
@@ -406,9 +305,9 @@ __device__ __forceinline__ void step_star_by_warp(const TrainArguments& a, int64
     constexpr int k = WarpShape::parameters();
     const int lane = lane_in_warp();
     SharedStar& shared = star_of_warp();
-    invert_squares(shared);
     double moved[MAX_PARAMETERS];
-    const double loss = move_star(a, WarpShape(a.model), batch, row, star, workspace_of_warp(shared), moved);
+    const double loss =
+        move_star(a, WarpShape(a.model, a.inverted), batch, row, star, workspace_of_warp(shared), moved);
     if (lane == 0) a.star_loss[row] = loss;
     for (int p = lane; p < k; p += LANES) a.params[row * k + p] = moved[p];
 }
@@ -416,8 +315,8 @@ __device__ __forceinline__ void step_star_by_warp(const TrainArguments& a, int64
 // Steps of the stars of a batch, a star a warp.
 __device__ __forceinline__ void step_stars_by_warp(const TrainArguments& a) {
     const int64_t batch = batch_of_stars(a);
-    if (batch < 0) return;
     copy_network_soon(a.floats);
+    if (batch < 0) return wait_for_copies();
     SharedStar& shared = star_of_warp();
     ThreadStar<float, float> star(shared.flux, shared.factor);
     int64_t item = int64_t(blockIdx.x) * STAR_WARPS + threadIdx.x / LANES, row = 0;
@@ -452,9 +351,9 @@ XPKERN_NAMESPACE_END
         });                                                                                                        \
     }
 #else
-#define XPKERN_WARP_KERNEL(NAME, BATCH, BY_WARP, BY_THREAD)             \
-    extern "C" __global__ void __launch_bounds__(kernels::STAR_THREADS) \
-        NAME(const __grid_constant__ xpkern::TrainArguments a) {        \
-        BY_WARP(a);                                                     \
+#define XPKERN_WARP_KERNEL(NAME, BATCH, BY_WARP, BY_THREAD)                                   \
+    extern "C" __global__ void __launch_bounds__(kernels::STAR_THREADS, kernels::STAR_BLOCKS) \
+        NAME(const __grid_constant__ xpkern::TrainArguments a) {                              \
+        BY_WARP(a);                                                                           \
     }
 #endif

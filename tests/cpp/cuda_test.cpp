@@ -28,7 +28,7 @@ void launch_over_stars(Kernel kernel, int64_t blocks, const xpkern::TrainArgumen
 #else
 template <class Kernel>
 void launch_over_stars(Kernel kernel, int64_t blocks, const xpkern::TrainArguments& a) {
-    shim::launch(kernel, blocks, kernels::STAR_THREADS, a, true);
+    shim::launch(kernel, blocks, kernels::STAR_THREADS, a, true, sizeof(kernels::SharedStars));
 }
 #endif
 
@@ -318,7 +318,7 @@ void test_descend(const Problem& on) {
 }
 
 // Batches of all stars: a gradient against differences of Eq. 12, steps of the model and of the stars.
-void test_train(const Problem& on) {
+void test_train(const Problem& on, bool inverted) {
     const kernels::ParameterLayout layout(on.model.view);
     const int64_t p = layout.size, stars_of_chunk = on.n > 40 ? 4 : 2,
                   chunks = (on.n + stars_of_chunk - 1) / stars_of_chunk, padded = kernels::padded(p);
@@ -350,6 +350,13 @@ void test_train(const Problem& on) {
     }
     a.model.in_float.ext_curve = at;
     a.stars = on.arrays();
+    std::vector<float> inverses = on.stars.whitener;
+    if (inverted) {
+        const xpkern::WhitenerArguments whiteners{inverses.data(), on.n};
+        shim::launch(invert_whiteners, 2, BLOCK, whiteners, true);
+        a.stars.whitener = inverses.data();
+        a.inverted = 1;
+    }
     a.params = params.data();
     a.batches = batches.data();
     a.steps = 2;
@@ -373,7 +380,7 @@ void test_train(const Problem& on) {
 #if defined(XPKERN_GENERAL)
         shim::launch(train_products, on.blocks(p * chunks), BLOCK, a, false);
 #endif
-        shim::launch(train_gradient, on.blocks(p), kernels::TOTAL_THREADS, a, true);
+        shim::launch(train_gradient, padded / kernels::TILE, kernels::TOTAL_THREADS, a, true);
         shim::launch(train_step, on.blocks(p), kernels::STEP_THREADS, a, true);
         launch_over_stars(XPKERN_FORM(train_star_steps), on.blocks(on.n), a);
     }
@@ -534,14 +541,18 @@ int main() {
     }
 #if defined(XPKERN_GENERAL)
     const std::vector<int> of_fit = {0, 1, 31, 32, 33, 65}, of_training = of_fit;
+    const std::vector<bool> whiteners_inverted = {false};
 #else  // where a warp has a star a processor has much to do
-    const std::vector<int> of_fit = {0, 1, 5, 7}, of_training = {33};
+    const std::vector<int> of_fit = {0, 1, 5, 7}, of_training = {0, 1, 33};
+    const std::vector<bool> whiteners_inverted = {false, true};
 #endif
     for (const int n : {0, 1, 5, 17}) {
         Problem problem(n, false);
         test_start(problem, n == 5 ? 64 : 12);
     }
-    for (const int n : of_training) test_train(Problem(n, n % 2 == 1 && n > 1));
+    for (const int n : of_training) {
+        for (const bool inverted : whiteners_inverted) test_train(Problem(n, n % 2 == 1 && n > 1), inverted);
+    }
     for (const int n : of_fit) test_fit(Problem(n, n % 2 == 1 && n > 1 && n != 7));
     return failures();
 }

@@ -379,6 +379,12 @@ class ParameterCounts(ctypes.Structure):
     _fields_ = (("size", c_int64), ("curve", c_int64), ("n_weights", c_int64))
 
 
+class WhitenerArguments(ctypes.Structure):
+    """Of ``invert_whiteners``."""
+
+    _fields_ = (("whitener", c_void_p), ("n", c_int64))
+
+
 class TrainArguments(ctypes.Structure):
     """Of every kernel of training."""
 
@@ -386,6 +392,7 @@ class TrainArguments(ctypes.Structure):
         ("model", ModelView),
         ("counts", ParameterCounts),
         ("stars", StarArrays),
+        ("inverted", c_int64),
         ("params", c_void_p),
         ("batches", c_void_p),
         ("steps", c_int64),
@@ -456,6 +463,7 @@ SIZES: dict[str, type[ctypes.Structure] | None] = {
     "InvertArguments": InvertArguments,
     "SearchArguments": SearchArguments,
     "DescendArguments": DescendArguments,
+    "WhitenerArguments": WhitenerArguments,
     "TrainArguments": TrainArguments,
     "ScratchArguments": ScratchArguments,
     "SearchProgress": None,
@@ -467,6 +475,8 @@ SIZES: dict[str, type[ctypes.Structure] | None] = {
         for stage in ("freeze", "search", "start", "finish")
         for name in ("warps", "common", "star")
     },
+    "train_warps": None,
+    "train_shared": None,
 }
 
 

@@ -29,9 +29,6 @@ BLOCK = 128
 #: and its caches, to itself.
 _WARP = 32
 
-#: Warps of a block whose warps have a star each: STAR_WARPS of csrc/cuda/train_warp.cuh.
-STAR_WARPS = 2
-
 #: Most warps of a block that have a spectrum each: MOST_SPECTRA of csrc/cuda/spectrum_memory.cuh.
 _MOST_SPECTRA = 8
 
@@ -88,12 +85,13 @@ class Launcher:
         self.device.launch(kernel, threads // block, block, [parameter(arguments)], stream)
 
     def launch_warps(self, kernel: str, items: int, arguments: Any, stream: Any) -> None:
-        """Queue a kernel that gives every item a warp, or where they are many one item after the other.
+        """Queue a kernel of training that gives every star a warp, or where they are many one after the other.
 
         Each block copies the network for itself: more blocks than a processor has at a time only copy it more often.
         """
-        blocks = min(max(1, -(-items // STAR_WARPS)), _BLOCKS_A_PROCESSOR * self.device.facts.processors)
-        self.device.launch(kernel, blocks, STAR_WARPS * _WARP, [parameter(arguments)], stream)
+        warps, shared = self.sizes["train_warps"], self.sizes["train_shared"]
+        blocks = min(max(1, -(-items // warps)), _BLOCKS_A_PROCESSOR * self.device.facts.processors)
+        self.device.launch(kernel, blocks, warps * _WARP, [parameter(arguments)], stream, shared)
 
     def launch_fits(self, kernel: str, stage: str, fits: int, arguments: Any, stream: Any) -> None:
         """Queue a kernel whose warps have a star each: a block a processor, with as many as its shared memory holds.

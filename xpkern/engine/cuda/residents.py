@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -34,23 +35,23 @@ class Kept:
     def __init__(self, device: Device) -> None:
         self._device = device
         self._lock = threading.Lock()
-        self._memory: dict[int, Memory] = {}
+        self._memory: dict[tuple[int, bool], Memory] = {}
 
-    def find(self, array: np.ndarray | WhitenerGroups) -> Memory | None:
-        """Where an array is, if it is there."""
+    def find(self, array: np.ndarray | WhitenerGroups, prepared: bool) -> Memory | None:
+        """Where an array is, or what has been made of it, if it is there."""
         with self._lock:
-            return self._memory.get(id(array))
+            return self._memory.get((id(array), prepared))
 
-    def keep(self, array: np.ndarray | WhitenerGroups, memory: Memory) -> None:
+    def keep(self, array: np.ndarray | WhitenerGroups, prepared: bool, memory: Memory) -> None:
         """Remember where an array is, if it is one to be kept and leaves room for others."""
         values = array.groups if isinstance(array, WhitenerGroups) else array
         if not is_constant(values) or array.nbytes > _KEPT_SHARE * (self._device.free_memory() + array.nbytes):
             return
         with self._lock:
-            self._memory[id(array)] = memory
-        weakref.finalize(array, self._forget, id(array))
+            self._memory[id(array), prepared] = memory
+        weakref.finalize(array, self._forget, (id(array), prepared))
 
-    def _forget(self, key: int) -> None:
+    def _forget(self, key: tuple[int, bool]) -> None:
         with self._lock:
             self._memory.pop(key, None)
 
@@ -78,6 +79,13 @@ class Residents:
     batches : (steps, size) int64
         Rows of the stars.
     stream : object
+    invert : callable, optional
+        ``invert(pointer, stars)`` queues in that stream what makes inverses of so many whiteners, in their place.
+
+    Attributes
+    ----------
+    inverted : bool
+        Whether the whiteners are inverses.
 
     Raises
     ------
@@ -94,11 +102,16 @@ class Residents:
         star_loss: Float64,
         batches: Int64,
         stream: Any,
+        invert: Callable[[int, int], None] | None,
     ) -> None:
         self._device, self._stream = device, stream
+        self.inverted = invert is not None
         arrays: dict[str, np.ndarray | WhitenerGroups] = {**vars(stars), "params": params, "star_loss": star_loss}
         row_bytes = {name: array.nbytes // max(len(array), 1) for name, array in arrays.items()}
-        there = {name: memory for name, array in arrays.items() if (memory := kept.find(array)) is not None}
+        prepared = {name: self.inverted and name == "whitener" for name in arrays}
+        there = {
+            name: memory for name, array in arrays.items() if (memory := kept.find(array, prepared[name])) is not None
+        }
         needed = len(stars) * sum(size for name, size in row_bytes.items() if name not in there)
         room = _SHARE * device.free_memory()
         if needed <= room and (there or 2 * _distinct(batches, len(stars)) >= len(stars)):
@@ -117,9 +130,12 @@ class Residents:
                 continue
             size = len(stars) if self._rows is None else len(self._rows)
             self._memory[name] = device.allocate(max(row_bytes[name] * size, 1))
-            self._bring(array, self._memory[name].pointer, staged)
+            pointer = self._memory[name].pointer
+            self._bring(array, pointer, staged)
+            if prepared[name] and invert is not None:
+                invert(pointer, size)
             if self._rows is None:
-                kept.keep(array, self._memory[name])
+                kept.keep(array, prepared[name], self._memory[name])
         self.flux, self.whitener, self.mean, self.sigma, self.params, self.star_loss = (
             int(self._memory[name].pointer) for name in arrays
         )

@@ -18,9 +18,10 @@ from xpkern.engine.cuda.arguments import (
     ThreadScratch,
     TrainArguments,
     TrainingState,
+    WhitenerArguments,
 )
 from xpkern.engine.cuda.fitting import fill, loss_view
-from xpkern.engine.cuda.launching import STAR_WARPS, Launcher, form
+from xpkern.engine.cuda.launching import Launcher, form
 from xpkern.engine.cuda.residents import Kept, Residents
 from xpkern.engine.cuda.tables import model_sizes, point_model
 from xpkern.engine.groups import GroupedStars
@@ -108,7 +109,7 @@ class Trainer:
         while done < len(batches) and end is None:
             steps = slice(done, min(done + group, len(batches)))
             try:
-                some = Residents(self._device, self._kept, stars, params, star_loss, batches[steps], self._stream)
+                some = self._bring(stars, params, star_loss, batches[steps])
             except DeviceOutOfMemory:
                 if group == 1:
                     raise
@@ -125,11 +126,22 @@ class Trainer:
         course = Course(LossTerms(prior=False), _no_box(params.shape[1]), Steps("sgd", np.zeros(1)), None)
         some: Any = stars
         if not on_device(stars.flux):
-            some = Residents(self._device, self._kept, stars, params, np.empty(len(stars)), batch, self._stream)
+            some = self._bring(stars, params, np.empty(len(stars)), batch)
             params, batch = some.params, some.batches
         loss = np.full(1, np.nan)
         self._run(some, params, None, batch, course, slice(0, 1), loss, gradient_alone=True)
         return float(loss[0]), ModelArrays.unflatten(self._get("gradient", np.empty(self._size)), self._model)
+
+    def _bring(self, stars: StarData | GroupedStars, params: Float64, star_loss: Float64, batches: Int64) -> Residents:
+        """Stars of the host on the GPU, their whiteners inverted where the kernels' usual form serves."""
+
+        def invert(pointer: int, stars: int) -> None:
+            self._launcher.launch("invert_whiteners", 32 * stars, WhitenerArguments(pointer, stars), self._stream)
+
+        usual = self._needed.train == 0
+        return Residents(
+            self._device, self._kept, stars, params, star_loss, batches, self._stream, invert if usual else None
+        )
 
     def _run(
         self,
@@ -146,7 +158,7 @@ class Trainer:
         count, size = batches.shape
         if count == 0:
             return None
-        chunk = _stars_of_chunk(size)
+        chunk = self._stars_of_chunk(size)
         self._allocate("batches", batches.nbytes)
         self._allocate("tape", 4 * max(self._needed.tape, 1) * size)
         sums = 4 * -(-size // chunk) * self._tiles * _TILE
@@ -219,12 +231,13 @@ class Trainer:
     def _arguments(
         self, stars: Any, params: Any, star_loss: Any, count: int, size: int, course: Course
     ) -> TrainArguments:
-        chunk = _stars_of_chunk(size)
+        chunk = self._stars_of_chunk(size)
         how = Steps("sgd", np.empty(0)) if course.model_steps is None else course.model_steps
         arguments = TrainArguments(
             model=self._view,
             counts=self._counts,
             stars=StarArrays(*(self._pointer(getattr(stars, name)) for name in ("flux", "whitener", "mean", "sigma"))),
+            inverted=isinstance(stars, Residents) and stars.inverted,
             params=self._pointer(params),
             batches=self._at("batches"),
             steps=count,
@@ -277,6 +290,11 @@ class Trainer:
             raise TrainingDiverged("the model's loss", end.batch, rows, result)
         raise TrainingDiverged("the model after its step", end.batch, batches[end.batch][:0], result)
 
+    def _stars_of_chunk(self, size: int) -> int:
+        """Stars of a chunk of a batch of so many: whole blocks of a warp each."""
+        warps = self._launcher.sizes["train_warps"]
+        return min(warps * max(1, -(-size // (warps * _CHUNKS))), _MOST_STARS_OF_CHUNK)
+
     def _pointer(self, array: Any) -> int:
         return int(array) if isinstance(array, int) else self._device.pointer_of(array)
 
@@ -304,11 +322,6 @@ class _End:
     why: int
     batch: int
     chi2: Float64
-
-
-def _stars_of_chunk(size: int) -> int:
-    """Stars of a chunk of a batch of so many: whole blocks of a warp each."""
-    return min(STAR_WARPS * max(1, -(-size // (STAR_WARPS * _CHUNKS))), _MOST_STARS_OF_CHUNK)
 
 
 def _no_box(parameters: int) -> Box:
