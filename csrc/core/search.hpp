@@ -95,6 +95,7 @@ struct SearchProgress {
     bool copy;     // of another search of its star: given up
     bool offered;  // as its star's solution: it has ended
     bool rescued;
+    bool described;  // its residuals are written, by a driver that has them before the end
 };
 
 template <class Kept>
@@ -103,7 +104,7 @@ XPKERN_INLINE void begin_search(int k, const double* u, SearchProgress<Kept>& se
     search.damping = START_DAMPING;
     search.spent = search.before = 0;
     search.exists = true;
-    search.converged = search.copy = search.offered = search.rescued = false;
+    search.converged = search.copy = search.offered = search.rescued = search.described = false;
 }
 
 template <class Kept>
@@ -232,13 +233,16 @@ XPKERN_INLINE bool same_place(int k, const SearchProgress<Kept>& a, const Search
     return same;
 }
 
-// A residual in units of sigma, 0 where the sample is missing.
-template <class Real, class Wide>
-XPKERN_INLINE Real normalised_residual(const Wide& predicted, const Real& flux, const Real& variance) {
+// A residual, the difference of a predicted and an observed flux, in units of sigma; 0 where the sample is missing.
+template <class Real>
+XPKERN_INLINE Real in_sigmas(const Real& difference, const Real& variance) {
     const Mask<Real> present = variance > lane<Real>(0);
     const Real sigma = sqrt(select(present, variance, lane<Real>(1)));
-    const Real difference = convert<Real>(predicted - convert<Wide>(flux));
     return select(present, difference / sigma, lane<Real>(0));
+}
+template <class Real, class Wide>
+XPKERN_INLINE Real normalised_residual(const Wide& predicted, const Real& flux, const Real& variance) {
+    return in_sigmas(convert<Real>(predicted - convert<Wide>(flux)), variance);
 }
 
 // What is written of a lane's stars: derivatives, and residuals (m,).

@@ -78,7 +78,7 @@ struct SearchQueue {
 struct FitArguments {
     FitView fit;
     StarArrays stars;
-    SolutionArrays out;
+    SolutionArrays out;  // of the usual form residual has the samples' variances until residuals are there
     int64_t n;
     char* progress;           // (n * starts,) Search
     SearchQueue taken, left;  // searches that the stage takes up, and those that it leaves for the next

@@ -1,6 +1,6 @@
 // The end of a fit: what is written of each star's best search. Where the model is of the usual shape a warp predicts
-// fluxes and scales residuals, star after star; what is a number of the star (derivatives in other coordinates, minima)
-// is then a star a lane. Else a star is a thread's.
+// fluxes and scales residuals, star after star, of the few whose search has not; what is a number of the star
+// (derivatives in other coordinates, minima) is then a star a lane. Else a star is a thread's.
 #pragma once
 
 #include "finish_predict.cuh"
@@ -85,27 +85,28 @@ __device__ __forceinline__ void finish_stars_by_warp(const FitArguments& a, cons
     const int64_t mine = first + lane;
     const Search* const searches = searches_of(a, lane < count ? mine : first);
     const int best = lane < count ? best_search(searches, a.fit.starts) : -1;
+    const bool is_left = best >= 0 && !searches[best].described;
     double u_of_mine[k];
     XPKERN_UNROLL
     for (int p = 0; p < k; ++p) u_of_mine[p] = searches[best < 0 ? 0 : best].state.u[p];
 
-    const auto is_there = [&](int s) { return from_lane(best, s < count ? s : 0) >= 0; };
+    const auto needs_residual = [&](int s) { return from_lane(int(is_left), s < count ? s : 0) != 0; };
     const auto take_soon = [&](int s) {
         copy_by_lane_soon<m>(star.flux + lane, a.stars.flux + (first + s) * m + lane);
         star.factor.take_soon(a.stars.whitener + (first + s) * row_start(m));
     };
-    const auto next_there = [&](int s) {
-        while (s < count && !is_there(s)) ++s;
+    const auto next_from = [&](int s) {
+        while (s < count && !needs_residual(s)) ++s;
         return s;
     };
-    int s = next_there(0);
+    int s = next_from(0);
     __syncwarp();  // no lane still reads what was here before
     if (s < count) take_soon(s);
     while (s < count) {
         double u[k];
         XPKERN_UNROLL
         for (int p = 0; p < k; ++p) u[p] = from_lane(u_of_mine[p], s);
-        const int next = next_there(s + 1);
+        const int next = next_from(s + 1);
         wait_for_copies();
         __syncwarp();
         write_residual_by_warp(a, network, first + s, u, star, [&] {

@@ -177,6 +177,8 @@ struct alignas(16) FitStar {
     alignas(16) float normal[FitColumns::width * FitColumns::width], kept_normal[FitColumns::width * FitColumns::width];
     float flux[FitShape::n_samples];
     float last_rows[FitShape::rest][FitShape::n_samples];  // of G
+    float difference[FitShape::n_samples];                 // predicted less observed flux, of the evaluation at hand
+    bool accepted[LANES];                                  // whether that is the best one; each lane its own
 
     __device__ __forceinline__ LastTriangle last_triangle() const {
         constexpr int first = FitShape::whole_strips * LANES;

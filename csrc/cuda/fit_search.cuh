@@ -37,6 +37,23 @@ struct NextSteps {
     }
 };
 
+// Residuals of the search that has ended, if the last of its evaluations is its best one and no search of its star has
+// written any: these have the place of the variances (FitArguments::out). The others are left to fit_finish.
+__device__ __forceinline__ bool describe_by_warp(const FitArguments& a, int64_t row, const Search* searches, int choice,
+                                                 const FitStar& star) {
+    constexpr int m = FitShape::n_samples;
+    bool first = star.accepted[lane_in_warp()];
+    for (int before = 0; before < choice; ++before) first = first && !searches[before].described;
+    if (!first) return false;
+    float* const residual = a.out.residual + row * m;
+    XPKERN_UNROLL
+    for (int s = 0; s < FitShape::strips; ++s) {
+        const int i = lane_in_warp() + s * LANES;
+        if (i < m) residual[i] = in_sigmas(star.difference[i], residual[i]);
+    }
+    return true;
+}
+
 // All searches of a star one after the other, each looked at on its way but for the first; then Newton steps of those
 // that are no copies. All of it is one loop around one evaluation, as what warps wait for, more than for anything else,
 // is their code.
@@ -46,6 +63,7 @@ __device__ __forceinline__ void search_by_warp(const FitArguments& a, int64_t ro
     const int scouts = SCOUT_EVALUATIONS < most ? SCOUT_EVALUATIONS : most;
     Search* const searches = searches_of(a, row);
     if (!searches->exists) return;
+    ask_for<FitShape::n_samples>(a.out.residual + row * FitShape::n_samples);  // the variances, for the end
     const FitStar& shared = gather_fit_star(a.stars, row);
     const BoxView<double> box{fit_block().lower, fit_block().upper};
     const StarView<float, double> star{shared.flux, nullptr, shared.mean, shared.weight};
@@ -87,8 +105,11 @@ __device__ __forceinline__ void search_by_warp(const FitArguments& a, int64_t ro
             } else {
                 const bool unfinished = steps == Steps::scout && !progress.converged && scouts < most;
                 recall_normal(shared.kept_normal, progress.state);
+                const bool described =
+                    shape.exact && progress.converged && describe_by_warp(a, row, searches, next.choice, shared);
                 write([&] {
                     leave(k, progress, 0, starts > 1, unfinished || shape.exact, search);
+                    search.described = described;
                     if (shape.exact) search.offered = search.converged;
                     if (steps == Steps::rough) enter_stage(0, search);
                 });

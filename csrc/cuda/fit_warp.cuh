@@ -124,7 +124,9 @@ __device__ __forceinline__ void predict_by_warp(const FitLane& here, const Model
         if (!exists) continue;
         pair_at(0) = {flux * first.at[0], flux * first.at[1]};
         pair_at(2) = {flux * second.at[0], flux * -curve};
-        pair_at(4) = {flux + flux, flux - convert<double>(star.flux[i])};
+        const double difference = flux - convert<double>(star.flux[i]);
+        pair_at(4) = {flux + flux, difference};
+        star.difference[i] = convert<float>(difference);
     }
     __syncwarp();
 }
@@ -329,7 +331,7 @@ __device__ __forceinline__ PriorValue<double> evaluate_prior(const FitShape&, co
     return sums.value(largest);
 }
 
-// Of the core's optimise.hpp: fit_finish predicts the flux.
+// Of the core's optimise.hpp: how far the flux is off stays in shared memory.
 __device__ __forceinline__ int kept_samples(const FitShape&, const StopRule&, const Workspace<float, double>&) {
     return 0;
 }
@@ -337,8 +339,9 @@ __device__ __forceinline__ int kept_samples(const FitShape&, const StopRule&, co
 // Of it, too. Y^T Y, which nothing but the end of a search asks for, stays in shared memory.
 __device__ __forceinline__ void accept(const FitShape&, bool better, const LossState<float, double>& trial,
                                        LossState<float, double>& state) {
-    if (!better) return;
     FitStar& star = fit_star();
+    star.accepted[lane_in_warp()] = better;
+    if (!better) return;
     XPKERN_UNROLL
     for (int h = 0; h < 2; ++h) star.kept_normal[2 * lane_in_warp() + h] = star.normal[2 * lane_in_warp() + h];
     XPKERN_UNROLL

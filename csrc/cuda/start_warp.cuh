@@ -364,11 +364,13 @@ __device__ __forceinline__ float take_by_warp(const GridView& grid, StartStar& s
     return least;
 }
 
-// found(row, choice, u) by a warp for each start of each star, u null where a star has no such start; for a star that
-// is_wanted(row, factor) refuses, nothing. One star follows another as far apart as the grid has warps.
-template <class Wanted, class Found>
+// By a warp weighed(row, i, variance) for each sample and found(row, choice, u) for each start of each star, u null
+// where a star has no such start; for a star that is_wanted(row, factor) refuses, nothing. One star follows another as
+// far apart as the grid has warps.
+template <class Wanted, class Weighed, class Found>
 __device__ __forceinline__ void over_starts(const GridView& grid_in_memory, const StarArrays& stars, int64_t n,
-                                            int starts, double gate, const Wanted& is_wanted, const Found& found) {
+                                            int starts, double gate, const Wanted& is_wanted, const Weighed& weighed,
+                                            const Found& found) {
     constexpr int k = StartShape::k;
     StartBlock& block = *reinterpret_cast<StartBlock*>(dynamic_shared());
     StartStar& star = block.star[threadIdx.x / LANES];
@@ -387,7 +389,10 @@ __device__ __forceinline__ void over_starts(const GridView& grid_in_memory, cons
         __syncwarp();
         const bool wanted = is_wanted(row, star.factor);
         if (wanted) {
-            star.factor.variance_by_warp([&](int i, float variance) { star.variance[i] = variance; });
+            star.factor.variance_by_warp([&](int i, float variance) {
+                star.variance[i] = variance;
+                weighed(row, i, variance);
+            });
             __syncwarp();
             fill_columns(block.table, grid, star);
             invert_start_squares(star);

@@ -75,7 +75,7 @@ __device__ __forceinline__ void start_searches(const FitArguments& a, int64_t ro
     add_to_queue(a.left, row * a.fit.starts);
 }
 
-// The same by a warp; no queue, as the next stage takes every star up.
+// The same by a warp; no queue, as the next stage takes every star up. Variances are left where residuals will be.
 __device__ __forceinline__ void start_searches_by_warp(const FitArguments& a) {
     constexpr int m = StartShape::m, k = StartShape::k;
     const auto by_one_lane = [](const auto& work) {
@@ -93,6 +93,7 @@ __device__ __forceinline__ void start_searches_by_warp(const FitArguments& a) {
             });
             return false;
         },
+        [&](int64_t row, int i, float variance) { a.out.residual[row * m + i] = variance; },
         [&](int64_t row, int choice, const double* u) {
             by_one_lane([&] {
                 Search& search = searches_of(a, row)[choice];
@@ -102,12 +103,14 @@ __device__ __forceinline__ void start_searches_by_warp(const FitArguments& a) {
         });
 }
 
-// Searches from given parameters, a star a thread: there is hardly anything to do.
+// Searches from given parameters, a star a thread: there is hardly anything to do, but for the variances.
 __device__ __forceinline__ void begin_given_searches(const FitArguments& a) {
     constexpr int m = StartShape::m, k = StartShape::k;
     over_items(a.n, [&](int64_t row) {
         searches_of(a, row)->exists = false;
-        if (!has_data(a.stars.whitener + row * row_start(m), m)) return write_missing(m, k, row, a.out);
+        const float* const factor = a.stars.whitener + row * row_start(m);
+        if (!has_data(factor, m)) return write_missing(m, k, row, a.out);
+        sample_variance(factor, m, a.out.residual + row * m);
         begin_given(a, k, row);
     });
 }
@@ -122,6 +125,7 @@ extern "C" __global__ void __launch_bounds__(kernels::StartBlock::most_threads)
     start(const __grid_constant__ xpkern::StartArguments a) {
     kernels::over_starts(
         a.grid, a.stars, a.n, int(a.starts), a.gate, [](int64_t, const kernels::PaddedFactor&) { return true; },
+        [](int64_t, int, float) {},
         [&](int64_t row, int choice, const double* u) {
             if (kernels::lane_in_warp() == 0) kernels::write_start(a, kernels::StartShape::k, row, choice, u);
         });
