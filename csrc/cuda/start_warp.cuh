@@ -49,6 +49,19 @@ struct alignas(16) StartTable {
     }
 };
 
+// Eight whitened rows, which lanes have as sums and want as right tiles: each half of the columns as FitColumns has its
+// rows.
+struct StartStage {
+    static constexpr int halves = StartShape::columns / FitColumns::width;
+    alignas(16) double number[halves][FitTiles::rows * FitColumns::width];
+    XPKERN_INLINE double& at(int half, int first, int row, int column) {
+        return number[half][FitColumns::place(first, row, column)];
+    }
+    XPKERN_INLINE Pair& pair_at(int half, int row, int column) {
+        return *reinterpret_cast<Pair*>(number[half] + FitColumns::place(0, row, column));
+    }
+};
+
 // The star of a warp.
 struct StartStar {
     PaddedFactor factor;
@@ -62,7 +75,10 @@ struct StartStar {
     };
     float flux[StartShape::m], variance[StartShape::m];
     StartSystem<float> system;
-    StartLine<float> line;
+    union {  // one after the other
+        StartStage stage;
+        StartLine<float> line;
+    };
 
     // By a warp; there after wait_for_copies() and a barrier.
     __device__ __forceinline__ void take_soon(const StarArrays& stars, int64_t row) {
@@ -141,17 +157,18 @@ struct StartTiles {
     static constexpr int count = (StartShape::m + columns - 1) / columns;
     double right[halves][count];
 
-    // Those of 8 rows from `first` on, or of the last ones.
+    // Those of 8 rows from FIRST on, or of the last ones, from the stage.
     template <int FIRST>
-    __device__ __forceinline__ void load(const FitLane& here, const StartStar& star) {
+    __device__ __forceinline__ void load(const FitLane& here, StartStar& star) {
         constexpr int after = (FIRST + FitTiles::rows) / columns, end = after < count ? after : count;
         XPKERN_UNROLL
         for (int at = FIRST / columns; at < end; ++at) {
             const bool exists = at < StartShape::m / columns || here.column < StartShape::m % columns;
-            const float* row = star.column.number[exists ? at * columns + here.column : 0];
             XPKERN_UNROLL
-            for (int h = 0; h < halves; ++h)
-                right[h][at] = convert<double>(exists ? row[h * FitTiles::rows + here.row] : 0.0f);
+            for (int h = 0; h < halves; ++h) {
+                const double number = star.stage.at(h, at * columns - FIRST, here.column, here.row);
+                right[h][at] = exists ? number : 0.0;
+            }
         }
     }
 };
@@ -162,16 +179,16 @@ struct alignas(8) Two {
     float number[2];
 };
 template <int FIRST>
-__device__ __forceinline__ Two& two_of_start(const FitLane& here, StartStar& star, int half) {
-    return *reinterpret_cast<Two*>(&star.column.number[FIRST + here.row][half * FitTiles::rows + 2 * here.column]);
+__device__ __forceinline__ const Two& two_of_start(const FitLane& here, const StartStar& star, int half) {
+    return *reinterpret_cast<const Two*>(
+        &star.column.number[FIRST + here.row][half * FitTiles::rows + 2 * here.column]);
 }
-template <int FIRST>
+// Sums to the stage, of which no lane wants any more what stands there.
 __device__ __forceinline__ void store_start(const FitLane& here, StartStar& star, const StartSums& sums) {
+    __syncwarp();
     XPKERN_UNROLL
-    for (int h = 0; h < StartTiles::halves; ++h) {
-        if (FIRST + here.row < StartShape::m)
-            two_of_start<FIRST>(here, star, h) = {{convert<float>(sums[h][0]), convert<float>(sums[h][1])}};
-    }
+    for (int h = 0; h < StartTiles::halves; ++h)
+        star.stage.pair_at(h, here.row, 2 * here.column) = {sums[h][0], sums[h][1]};
     __syncwarp();
 }
 
@@ -200,7 +217,7 @@ __device__ __forceinline__ void invert_start_squares(StartStar& star) {
     __syncwarp();
 }
 
-// y = G^-1 of the columns, in their place, too, from the rows FIRST on; those before are there.
+// y = G^-1 of the columns, from the rows FIRST on; those before are there.
 template <int FIRST = 0>
 __device__ __forceinline__ void whiten_rows(const FitLane& here, StartStar& star, StartTiles& y) {
     constexpr int halves = StartTiles::halves, before = FIRST / FitTiles::columns;
@@ -235,7 +252,7 @@ __device__ __forceinline__ void whiten_rows(const FitLane& here, StartStar& star
             }
         }
     } else {
-        store_start<FIRST>(here, star, left);
+        store_start(here, star, left);
         y.load<FIRST>(here, star);
         XPKERN_UNROLL
         for (int h = 0; h < halves; ++h) left[h][0] = left[h][1] = 0;
@@ -246,9 +263,8 @@ __device__ __forceinline__ void whiten_rows(const FitLane& here, StartStar& star
             XPKERN_UNROLL
             for (int h = 0; h < halves; ++h) multiply_tiles(inverse, y.right[h][before + t], left[h]);
         }
-        __syncwarp();  // no lane still reads the right-hand sides
     }
-    store_start<FIRST>(here, star, left);
+    store_start(here, star, left);
     y.load<FIRST>(here, star);
     if constexpr (!last) whiten_rows<FIRST + FitTiles::rows>(here, star, y);
 }
