@@ -179,6 +179,7 @@ struct alignas(16) FitStar {
     float last_rows[FitShape::rest][FitShape::n_samples];  // of G
     float difference[FitShape::n_samples];                 // predicted less observed flux, of the evaluation at hand
     bool accepted[LANES];                                  // whether that is the best one; each lane its own
+    int next;                                              // row of the star after this one
 
     __device__ __forceinline__ LastTriangle last_triangle() const {
         constexpr int first = FitShape::whole_strips * LANES;

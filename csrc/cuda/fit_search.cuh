@@ -119,6 +119,33 @@ __device__ __forceinline__ void search_by_warp(const FitArguments& a, int64_t ro
     }
 }
 
+// The next star that no warp has taken, a.n or more where there is none; what is read of it is near when it is begun.
+__device__ __forceinline__ int take_star(const FitArguments& a) {
+    constexpr int m = FitShape::n_samples;
+    int row = 0;
+    if (lane_in_warp() == 0) row = int(atomicAdd(reinterpret_cast<unsigned long long*>(a.begun), 1ull));
+    row = from_lane(row, 0);
+    if (row < a.n) {
+        ask_for<row_start(m)>(a.stars.whitener + int64_t(row) * row_start(m));
+        ask_for<m>(a.stars.flux + int64_t(row) * m);
+    }
+    return row;
+}
+
+// Stars, one after the other. The next one waits in shared memory, where a register would be wanted all along.
+__device__ __forceinline__ void search_stars_by_warp(const FitArguments& a) {
+    int& next = fit_star().next;
+    int row = take_star(a);
+    while (row < a.n) {
+        const int after = take_star(a);
+        if (lane_in_warp() == 0) next = after;
+        search_by_warp(a, row);
+        __syncwarp();
+        row = next;
+        __syncwarp();
+    }
+}
+
 XPKERN_NAMESPACE_END
 
 #if defined(XPKERN_GENERAL)
@@ -138,12 +165,6 @@ extern "C" __global__ void __launch_bounds__(kernels::FitBlock::most_threads)
         for (int p = 0; p < k; ++p) fit_block().lower[p] = box.lower[p], fit_block().upper[p] = box.upper[p];
     }
     __syncthreads();
-    for (;;) {
-        int row = 0;
-        if (kernels::lane_in_warp() == 0) row = int(atomicAdd(reinterpret_cast<unsigned long long*>(a.begun), 1ull));
-        row = kernels::from_lane(row, 0);
-        if (row >= a.n) return;
-        kernels::search_by_warp(a, row);
-    }
+    kernels::search_stars_by_warp(a);
 }
 #endif
