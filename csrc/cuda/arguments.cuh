@@ -121,6 +121,7 @@ struct TrainingState {
     int64_t step;  // the batch to come: those before it are done
     int64_t at;    // the batch at hand; -1 where there is none, and kernels do nothing
     int64_t end;   // TrainingEnd; from another one than TRAINING_GOES_ON on there are no more batches
+    double rate;   // model_rates of the batch at hand
 };
 
 // How many parameters a model has, where R begins among them, and how many are weights.

@@ -197,7 +197,10 @@ __device__ __forceinline__ void gradient_of_tile(const TrainArguments& a, int ti
         constexpr int idle = TOTAL_WARPS - 2;
         const int64_t batch = a.state->at;
         if (batch < 0) return;
-        if (tile == 0 && warp == 2 && lane == 0) a.state->step = batch + 1;  // what follows asks for `at` alone
+        if (tile == 0 && warp == 2 && lane == 0) {
+            a.state->step = batch + 1;                                // what follows asks for `at` alone,
+            if (a.model_rates) a.state->rate = a.model_rates[batch];  // and need not wait for that to know its rate
+        }
         if (batch + 1 == a.steps) return;
         XPKERN_ROLLED
         for (int64_t star = (warp - 2) * tiles + tile; star < a.size; star += idle * tiles)
@@ -251,9 +254,9 @@ __device__ __forceinline__ void step_of_model(const TrainArguments& a) {
         return i < counts.size ? Held{a.gradient[i], a.parameters[i], a.first[i], a.second[i]} : Held{};
     };
     int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
-    const int64_t batch = a.state->at;
     Held now = load(i);
-    const double rate = a.model_rates[batch < 0 ? 0 : batch];
+    const double rate = a.state->rate;
+    const int64_t batch = a.state->at;
     const BatchTotal total(a);
     if (batch < 0) return;
     const bool finite = total.is_finite(), movable = total.norm < infinity<double>(), tells = i == 0;

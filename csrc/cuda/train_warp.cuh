@@ -153,12 +153,12 @@ __device__ __forceinline__ Workspace<float, float> workspace_of_warp(SharedStar&
     return space;
 }
 
-// A star of the batch to its part of the tape; beyond the last star there are zeros.
-__device__ __forceinline__ void record_star_by_warp(const TrainArguments& a, int64_t batch, int64_t item) {
+// A star of the batch to its part of the tape; where there is none, and so no row, there are zeros.
+__device__ __forceinline__ void record_star_by_warp(const TrainArguments& a, int64_t item, int64_t row) {
     constexpr int inputs = WarpShape::inputs(), k = WarpShape::parameters(), m = WarpShape::samples();
     const int lane = lane_in_warp();
     SharedStar& star = star_of_warp();
-    if (item >= a.size) {
+    if (row < 0) {
         for (int l = 0; l < WarpShape::last; ++l) star.hidden[l][lane] = star.adjoint[l][lane] = 0;
         for (int i = lane; i < m; i += LANES) star.back[i] = 0;
         if (lane < inputs) star.input[lane] = 0;
@@ -167,12 +167,13 @@ __device__ __forceinline__ void record_star_by_warp(const TrainArguments& a, int
         __syncthreads();
         return;
     }
-    const int64_t row = row_in_batch(a, batch, item);
-    copy_samples_soon(a.stars, row, star);
-    double wide[k];
+    double given[k];
     float u[k];
-    load_params(a.params + row * k, k, wide);
-    for (int p = 0; p < k; ++p) u[p] = float(wide[p]);
+    for (int p = 0; p < k; ++p) given[p] = a.params[row * k + p];
+    copy_samples_soon(a.stars, row, star);
+    __syncwarp();  // or the compiler has what is given waited for before all copies are on their way
+    for (int p = 0; p < k; ++p) u[p] = float(given[p]);
+    u[k - 1] = log(u[k - 1]);
     if (lane == 0) {
         for (int t = 0; t < inputs; ++t)
             star.input[t] = (u[t] - a.model.in_float.zero_point[t]) * a.model.in_float.inverse_scale[t];
@@ -212,24 +213,25 @@ struct BlockSums {
         for (int s = 0; s < STAR_WARPS; ++s) sum = number(s, sum);
         sums[at] = sum;
     }
-    // An output a lane; warps share the inputs.
+    // An output a lane; a warp has neighbouring inputs, which come four at a time.
     template <int LAYER>
     XPKERN_INLINE void add_narrow_layer(int warp, int lane) const {
-        constexpr int n_in = WarpShape::width(LAYER), start = layer_start(LAYER);
+        constexpr int n_in = WarpShape::width(LAYER), start = layer_start(LAYER), share = n_in / STAR_WARPS;
+        constexpr int whole = share * STAR_WARPS;
         float adjoint[STAR_WARPS];
         const float* input[STAR_WARPS];
         XPKERN_UNROLL
         for (int s = 0; s < STAR_WARPS; ++s) {
             adjoint[s] = adjoints(shared_stars().star[s], LAYER)[lane];
-            input[s] = inputs(shared_stars().star[s], LAYER) + warp;
+            input[s] = inputs(shared_stars().star[s], LAYER);
         }
-        const int own = start + warp * LANES + lane;
         XPKERN_UNROLL
-        for (int i = 0; i + STAR_WARPS <= n_in; i += STAR_WARPS)
-            add(own + i * LANES, [&](int s, float sum) { return fma(adjoint[s], input[s][i], sum); });
-        constexpr int whole = n_in / STAR_WARPS * STAR_WARPS;
+        for (int i = 0; i < share; ++i)
+            add(start + (warp * share + i) * LANES + lane,
+                [&](int s, float sum) { return fma(adjoint[s], input[s][warp * share + i], sum); });
         if (warp < n_in - whole)
-            add(own + whole * LANES, [&](int s, float sum) { return fma(adjoint[s], input[s][whole], sum); });
+            add(start + (whole + warp) * LANES + lane,
+                [&](int s, float sum) { return fma(adjoint[s], input[s][whole + warp], sum); });
         if (warp == STAR_WARPS - 1)
             add(start + n_in * LANES + lane, [&](int s, float sum) { return sum + adjoint[s]; });
         if constexpr (LAYER + 1 < WarpShape::last) add_narrow_layer<LAYER + 1>(warp, lane);
@@ -238,7 +240,7 @@ struct BlockSums {
     // the outputs that are left a thread has one with one input.
     XPKERN_INLINE void add_last_layer(int thread) const {
         constexpr int layer = WarpShape::last, m = WarpShape::samples(), n_in = WarpShape::width(layer);
-        constexpr int rows = n_in + 2;
+        constexpr int rows = n_in + 2, share = n_in / STAR_WARPS;
         const int warp = thread / LANES, lane = thread % LANES;
         float* const of_layer = sums + layer_start(layer);
         const BlockSums of_last{of_layer};
@@ -259,8 +261,8 @@ struct BlockSums {
         };
         static_assert(n_in % STAR_WARPS == 0 && rows - n_in <= STAR_WARPS);
         XPKERN_UNROLL
-        for (int row = 0; row < n_in; row += STAR_WARPS)
-            add_row(row + warp, [&](const SharedTape& tape) { return tape.hidden[layer - 1][row + warp]; });
+        for (int i = 0; i < share; ++i)
+            add_row(warp * share + i, [&](const SharedTape& tape) { return tape.hidden[layer - 1][warp * share + i]; });
         if (warp < rows - n_in)
             add_row(n_in + warp, [&](const SharedTape& tape) { return input_of_last(tape, n_in + warp); });
         static_assert(rows * REST <= STAR_THREADS);
@@ -280,14 +282,16 @@ struct BlockSums {
 
 // The stars of a batch, a chunk a block: its sums of products.
 __device__ __forceinline__ void record_stars_by_warp(const TrainArguments& a) {
-    const int64_t batch = open_batch(a);
-    copy_network_soon(a.floats);  // on its way before a block knows whether it is needed
+    const int64_t batch = open_batch(a), stars = a.chunk_stars, warp = threadIdx.x / LANES;
+    const auto row_of = [&](int64_t item) { return batch >= 0 && item < a.size ? row_in_batch(a, batch, item) : -1; };
+    int64_t row = row_of(blockIdx.x * stars + warp);
+    copy_network_soon(a.floats);  // while the row is on its way, and before a block knows whether it is needed
     if (batch < 0 || blockIdx.x >= a.chunks) return wait_for_copies();
-    const int64_t stars = a.chunk_stars;
     for (int64_t chunk = blockIdx.x; chunk < a.chunks; chunk += gridDim.x) {
         const int64_t begin = chunk * stars, end = begin + stars < a.size ? begin + stars : a.size;
         for (int64_t star = begin; star < end; star += STAR_WARPS) {
-            record_star_by_warp(a, batch, star + threadIdx.x / LANES);
+            record_star_by_warp(a, star + warp, row);
+            row = row_of((star + STAR_WARPS < end ? star + STAR_WARPS : (chunk + gridDim.x) * stars) + warp);
             __syncthreads();
             float* const sums = a.chunk_sums + chunk * SharedNetwork::padded;
             if (star == begin) {

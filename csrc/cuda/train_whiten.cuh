@@ -174,19 +174,25 @@ __device__ __forceinline__ void show_samples(SharedStar& star, const float* mine
 // Two sums a strip, so that one need not wait for the other.
 using StripPairs = float[WHOLE_STRIPS][2];
 
-// sums += M b in the columns of a strip, M being G^-1: a row a lane.
+// sums += M b in the columns of a strip, M being G^-1: a row a lane. All are loaded, then those that exist multiplied:
+// where a load is left out each would wait for the one before.
 template <int STRIP>
 __device__ __forceinline__ void multiply_strip(const SharedStar& star, StripPairs& sums) {
     const int lane = lane_in_warp();
-    XPKERN_ROLLED
+    XPKERN_UNROLL
     for (int begin = 0; begin < LANES; begin += MULTIPLIED) {
         const float* const given = star.given + STRIP * LANES + begin;
         XPKERN_UNROLL
         for (int s = STRIP; s < WHOLE_STRIPS; ++s) {
             const float* const row = star.factor + row_start(lane + s * LANES) + STRIP * LANES + begin;
+            float factor[MULTIPLIED];
             XPKERN_UNROLL
-            for (int c = 0; c < MULTIPLIED; ++c)
-                if (s > STRIP || begin + c <= lane) sums[s][c % 2] = fma(row[c], given[c], sums[s][c % 2]);
+            for (int c = 0; c < MULTIPLIED; ++c) factor[c] = row[c];
+            XPKERN_UNROLL
+            for (int c = 0; c < MULTIPLIED; ++c) {
+                const bool exists = s > STRIP || begin + c <= lane;
+                sums[s][c % 2] = fma(factor[c], exists ? given[c] : 0.0f, sums[s][c % 2]);
+            }
         }
     }
     if constexpr (STRIP + 1 < WHOLE_STRIPS) multiply_strip<STRIP + 1>(star, sums);
@@ -221,17 +227,24 @@ __device__ __forceinline__ void multiply_by_inverse(SharedStar& star, float* min
 template <int STRIP>
 __device__ __forceinline__ void multiply_strip_back(const SharedStar& star, StripPairs& sums) {
     const int lane = lane_in_warp();
-    XPKERN_ROLLED
+    XPKERN_UNROLL
     for (int begin = 0; begin < LANES; begin += MULTIPLIED) {
         const int first = STRIP * LANES + begin;
         const float* row = star.factor + row_start(first) + lane;
+        float factor[MULTIPLIED][STRIP + 1];
         XPKERN_UNROLL
         for (int r = 0; r < MULTIPLIED; ++r) {
-            const float given = star.given[first + r];
             XPKERN_UNROLL
-            for (int s = 0; s <= STRIP; ++s)
-                if (s < STRIP || lane <= begin + r) sums[s][r % 2] = fma(row[s * LANES], given, sums[s][r % 2]);
+            for (int s = 0; s <= STRIP; ++s) factor[r][s] = row[s * LANES];
             row += first + r + 1;  // the next one
+        }
+        XPKERN_UNROLL
+        for (int r = 0; r < MULTIPLIED; ++r) {
+            XPKERN_UNROLL
+            for (int s = 0; s <= STRIP; ++s) {
+                const bool exists = s < STRIP || lane <= begin + r;
+                sums[s][r % 2] = fma(factor[r][s], exists ? star.given[first + r] : 0.0f, sums[s][r % 2]);
+            }
         }
     }
     if constexpr (STRIP + 1 < WHOLE_STRIPS) multiply_strip_back<STRIP + 1>(star, sums);

@@ -336,7 +336,7 @@ void test_train(const Problem& on, bool inverted) {
     const std::vector<double> before = parameters, rates = {1e-4, 1e-4};
     std::vector<int64_t> batches;
     for (int i = 0; i < 2 * on.n; ++i) batches.push_back(on.n - 1 - i % on.n);
-    xpkern::TrainingState state{0, -1, 0};
+    xpkern::TrainingState state{0, -1, 0, 0};
     const Scratch scratch(on.bytes.train, on.n);
     xpkern::TrainArguments a{};
     a.model = on.model.view;

@@ -19,6 +19,7 @@ from xpkern.engine.cuda.arguments import (
     TrainArguments,
     TrainingState,
     WhitenerArguments,
+    parameter,
 )
 from xpkern.engine.cuda.fitting import fill, loss_view
 from xpkern.engine.cuda.launching import Launcher, form
@@ -173,7 +174,7 @@ class Trainer:
             if way is not None:
                 self._allocate(name, 8 * count)
                 self._put(name, np.ascontiguousarray(way.rates[steps], np.float64))
-        self._put("state", np.array([0, -1, 0], np.int64))
+        self._put("state", parameter(TrainingState(0, -1)))
         arguments = self._arguments(stars, params, star_loss, count, size, course)
 
         def queue(batches: int, stream: Any) -> None:
@@ -190,16 +191,17 @@ class Trainer:
         moves_model = course.model_steps is not None and not gradient_alone
         if moves_model:
             self._launcher.launch("train_restore", self._size, arguments, self._stream)
-        state = self._get("state", np.empty(3, np.int64))
-        reached = int(state[0])
+        found = self._get("state", np.empty(ctypes.sizeof(TrainingState), np.uint8))
+        state = TrainingState.from_buffer_copy(found.tobytes())
+        reached = int(state.step)
         if course.model_steps is not None:
             self._get("model_loss", model_loss[steps][:reached] if reached else np.empty(0))
         if moves_model:
             self._count += reached
-        if state[2] == 0:
+        if state.end == 0:
             return None
         chi2 = self._get("chi2", np.empty(size))
-        return _End(int(state[2]), steps.start + reached, chi2)
+        return _End(int(state.end), steps.start + reached, chi2)
 
     def _queue(self, arguments: TrainArguments, course: Course, stream: Any, gradient_alone: bool) -> None:
         """Kernels of one batch; the state on the GPU says which."""
