@@ -17,7 +17,8 @@ __device__ __forceinline__ int64_t open_batch(const TrainArguments& a) {
 
 // The batch at hand, -1 where there is none, for the stars' steps: they are not to be taken if the model's has failed.
 __device__ __forceinline__ int64_t batch_of_stars(const TrainArguments& a) {
-    return a.state->end == TRAINING_GOES_ON ? a.state->at : -1;
+    const int64_t end = a.state->end, at = a.state->at;  // both are on their way before one is looked at
+    return end == TRAINING_GOES_ON ? at : -1;
 }
 
 __device__ __forceinline__ int64_t row_in_batch(const TrainArguments& a, int64_t batch, int64_t item) {

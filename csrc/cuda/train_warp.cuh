@@ -316,27 +316,43 @@ __device__ __forceinline__ void step_star_by_warp(const TrainArguments& a, int64
     for (int p = lane; p < k; p += LANES) a.params[row * k + p] = moved[p];
 }
 
+// A star's constraints, each found by a lane.
+__device__ __forceinline__ void gather_constraints_by_warp(const StarArrays& stars, int64_t row,
+                                                           ThreadStar<float, float>& star) {
+    constexpr int k = WarpShape::parameters();
+    const int mine = lane_in_warp() < k ? lane_in_warp() : 0;
+    const double sigma = stars.sigma[row * k + mine];
+    const auto mean = float(stars.mean[row * k + mine]), weight = float(1.0 / (sigma * sigma));
+    XPKERN_UNROLL
+    for (int p = 0; p < k; ++p) {
+        star.mean[p] = from_lane(mean, p);
+        star.weight[p] = from_lane(weight, p);
+    }
+}
+
 // Steps of the stars of a batch, a star a warp.
 __device__ __forceinline__ void step_stars_by_warp(const TrainArguments& a) {
     const int64_t batch = batch_of_stars(a);
-    copy_network_soon(a.floats);
-    if (batch < 0) return wait_for_copies();
     SharedStar& shared = star_of_warp();
     ThreadStar<float, float> star(shared.flux, shared.factor);
-    int64_t item = int64_t(blockIdx.x) * STAR_WARPS + threadIdx.x / LANES, row = 0;
+    int64_t item = int64_t(blockIdx.x) * STAR_WARPS + threadIdx.x / LANES;
+    const auto is_there = [&] { return batch >= 0 && item < a.size; };
+    int64_t row = is_there() ? row_in_batch(a, batch, item) : 0;
     const auto fetch = [&] {
-        if (item < a.size) {
-            row = row_in_batch(a, batch, item);
+        if (is_there()) {
             copy_samples_soon(a.stars, row, shared);
-            star.gather_constraints(a.stars, row, WarpShape::parameters());  // meanwhile
+            __syncwarp();
+            gather_constraints_by_warp(a.stars, row, star);  // meanwhile
         }
         wait_for_copies();
     };
+    copy_network_soon(a.floats);  // while the row is on its way
     fetch();
     __syncthreads();  // the network is the block's
-    while (item < a.size) {
+    while (is_there()) {
         step_star_by_warp(a, batch, row, star.view());
         item += int64_t(gridDim.x) * STAR_WARPS;
+        row = is_there() ? row_in_batch(a, batch, item) : 0;
         __syncwarp();
         fetch();
     }
