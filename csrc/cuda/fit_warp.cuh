@@ -77,8 +77,7 @@ __device__ __forceinline__ void go_forward(const FitLane& here, const FitNetwork
         double sums[tiles][2] = {}, rest[2] = {};
         multiply_square<tiles / 2>(here, network.to_strips, right, sums);
         XPKERN_UNROLL
-        for (int j = 0; j < FitTiles::across; ++j)
-            multiply_tiles(in_rest ? weights[j * FitTiles::columns] : 0.0, right[j], rest);
+        for (int j = 0; j < FitTiles::across; ++j) multiply_tiles(weights[j * FitTiles::columns], right[j], rest);
         __syncwarp();  // no lane still reads the nodes
         if (here.column < FitNodes::width / 2) {
             XPKERN_UNROLL
@@ -115,7 +114,7 @@ __device__ __forceinline__ void predict_by_warp(const FitLane& here, const Model
         const auto pair_at = [&](int column) -> Pair& { return star.columns.pair_at(s * LANES, row, column); };
         Pair first{}, second{};
         if (exists) first = pair_at(0), second = pair_at(2);
-        const double curve = network.ext_curve[i];
+        const double curve = network.ext_curve[i], observed = convert<double>(star.flux[i]);
         const double flux = exp(fma(-u[inputs], curve, second.at[1] + network.last_bias[i] + twice_ln_plx));
         tape.flux[s] = exists ? flux : 0.0;
         tape.tangent[s][0] = convert<float>(first.at[0]);
@@ -124,7 +123,7 @@ __device__ __forceinline__ void predict_by_warp(const FitLane& here, const Model
         if (!exists) continue;
         pair_at(0) = {flux * first.at[0], flux * first.at[1]};
         pair_at(2) = {flux * second.at[0], flux * -curve};
-        const double difference = flux - convert<double>(star.flux[i]);
+        const double difference = flux - observed;
         pair_at(4) = {flux + flux, difference};
         star.difference[i] = convert<float>(difference);
     }

@@ -198,15 +198,15 @@ __device__ __forceinline__ void multiply_square(const FitLane& here, const Squar
     }
 }
 
-// sum += G of the last rows, from a strip's first column on; below the last row 0.
+// sum += G of the last rows, from a strip's first column on; below the last row what nobody asks for, as a load that is
+// masked would be waited for before the next one.
 template <int STRIP>
 __device__ __forceinline__ void multiply_last_rows(const FitLane& here, const FitStar& star, const double* right,
                                                    double (&sum)[2]) {
-    const bool exists = here.row < FitShape::rest;
-    const float* const row = star.last_rows[exists ? here.row : 0] + STRIP * LANES + here.column;
+    const float* const row = star.last_rows[here.row < FitShape::rest ? here.row : 0] + STRIP * LANES + here.column;
     XPKERN_UNROLL
     for (int j = 0; j < FitTiles::across; ++j)
-        multiply_tiles(convert<double>(exists ? row[j * FitTiles::columns] : 0.0f), right[j], sum);
+        multiply_tiles(convert<double>(row[j * FitTiles::columns]), right[j], sum);
 }
 
 // The whitened columns, as right tiles.

@@ -222,12 +222,12 @@ template <int FIRST = 0>
 __device__ __forceinline__ void whiten_rows(const FitLane& here, StartStar& star, StartTiles& y) {
     constexpr int halves = StartTiles::halves, before = FIRST / FitTiles::columns;
     constexpr bool last = FIRST + FitTiles::rows > StartShape::m;
-    const bool exists = FIRST + here.row < StartShape::m;
+    const bool exists = !last || FIRST + here.row < StartShape::m;
     const float* const row = star.factor.row(exists ? FIRST + here.row : FIRST) + here.column;
     StartSums left, sums[2] = {};  // two, as each product waits for the one before
     XPKERN_UNROLL
     for (int at = 0; at < before; ++at) {
-        const auto factor = convert<double>(exists ? row[at * FitTiles::columns] : 0.0f);
+        const auto factor = convert<double>(row[at * FitTiles::columns]);
         XPKERN_UNROLL
         for (int h = 0; h < halves; ++h) multiply_tiles(factor, y.right[h][at], sums[at % 2][h]);
     }
