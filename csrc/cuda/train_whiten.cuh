@@ -157,7 +157,8 @@ __device__ __forceinline__ void unwhiten_by_warp(const SharedStar& star, float* 
     unwhiten_strip<WHOLE_STRIPS - 1>(star, left);
 }
 
-// Columns of the triangle, or rows on the way back, that are multiplied at a time: few enough to be a loop.
+// Columns of the triangle, or rows on the way back, that are multiplied at a time. None of it is a loop: addresses
+// known to the compiler let all loads be on their way before one is used.
 constexpr int MULTIPLIED = 16;
 
 // What all lanes multiply by: the lane's samples, to shared memory.
@@ -174,8 +175,8 @@ __device__ __forceinline__ void show_samples(SharedStar& star, const float* mine
 // Two sums a strip, so that one need not wait for the other.
 using StripPairs = float[WHOLE_STRIPS][2];
 
-// sums += M b in the columns of a strip, M being G^-1: a row a lane. All are loaded, then those that exist multiplied:
-// where a load is left out each would wait for the one before.
+// sums += M b in the columns of a strip, M being G^-1: a row a lane. What is beyond the row's end is loaded, too, and
+// multiplied by 0: with loads that are left out in some lanes each would wait for the one before.
 template <int STRIP>
 __device__ __forceinline__ void multiply_strip(const SharedStar& star, StripPairs& sums) {
     const int lane = lane_in_warp();
