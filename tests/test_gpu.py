@@ -8,7 +8,7 @@ import pytest
 import xpkern as xk
 from bench.gpu.checks import Sample, check_everything
 from bench.stars import observed
-from xpkern.engine.contract import FitOptions, LossTerms
+from xpkern.engine.contract import FitOptions, LossTerms, StarData
 from xpkern.engine.cuda import device as door
 from xpkern.engine.cuda.engine import CudaEngine
 from xpkern.engine.packed import unpack_factor
@@ -75,6 +75,16 @@ def test_a_sample_that_is_missing_is_dropped_on_the_gpu_as_on_the_host(gpu_engin
     there = xk.Observations.from_arrays(flux=cupy.asarray(flux), packed_factor=cupy.asarray(packed)).on_host()
     np.testing.assert_array_equal(there.status, host.status)
     np.testing.assert_array_equal(there.whitener, host.whitener)
+
+
+def test_training_on_arrays_of_cupy(gpu_engine, sample):
+    """They are solved by their whiteners, those of the host by inverses."""
+    cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
+    there = StarData(**{name: cupy.asarray(array) for name, array in vars(sample.labelled).items()})
+    loss, *gradient = gpu_engine.train_step(sample.model, there, cupy.asarray(sample.truth))
+    expected_loss, *expected = gpu_engine.train_step(sample.model, sample.labelled, sample.truth)
+    assert loss == pytest.approx(expected_loss, rel=1e-5)
+    np.testing.assert_allclose(gradient[-1], expected[-1], rtol=1e-3, atol=1e-3 * np.abs(expected[-1]).max())
 
 
 def test_both_ways_to_the_gpu_lead_to_the_same(gpu_engine, sample, monkeypatch):
