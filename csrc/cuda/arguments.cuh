@@ -143,6 +143,7 @@ struct TrainArguments {
     int64_t inverted;           // whether stars.whitener has inverses, which the usual form alone takes
     double* params;             // (n, k) linear, changed by the stars' steps
     const int64_t* batches;     // (steps, size) rows
+    int64_t* next_rows;         // (size,) those of the batch to come: the first one's when kernels begin
     int64_t steps, size;        // size: stars of a batch
     int64_t chunk_stars;        // stars whose sums are added up in single precision, a multiple of STAR_WARPS
     int64_t chunks;             // of a batch

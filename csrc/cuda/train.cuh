@@ -166,8 +166,8 @@ __device__ __forceinline__ double total_of_chunks(const TrainArguments& a, int t
 constexpr int TILE_SUMS = 3;
 
 // The gradient of a tile's parameters, and its sums, by the first two warps: of no use where there is no batch, but
-// then they need not wait to be told. The others have the stars of the next batch brought near: memory has nothing else
-// to do until that batch begins, and would take as long as a quarter of its work.
+// then they need not wait to be told. The others say which stars are to come and have them brought near: memory has
+// nothing else to do until that batch begins, and would take as long as a quarter of its work.
 __device__ __forceinline__ void gradient_of_tile(const TrainArguments& a, int tile, SharedTotal& shared) {
     const int parameters = int(a.counts.size), warp = int(threadIdx.x) / LANES, lane = lane_in_warp();
     const int own = tile * TILE + lane, parameter = own < parameters ? own : parameters - 1;
@@ -203,8 +203,11 @@ __device__ __forceinline__ void gradient_of_tile(const TrainArguments& a, int ti
         }
         if (batch + 1 == a.steps) return;
         XPKERN_ROLLED
-        for (int64_t star = (warp - 2) * tiles + tile; star < a.size; star += idle * tiles)
-            expect_samples(a, row_in_batch(a, batch + 1, star));
+        for (int64_t star = (warp - 2) * tiles + tile; star < a.size; star += idle * tiles) {
+            const int64_t row = row_in_batch(a, batch + 1, star);
+            if (lane == 0) a.next_rows[star] = row;
+            expect_samples(a, row);
+        }
     }
 }
 

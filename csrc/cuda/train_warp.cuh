@@ -282,10 +282,11 @@ struct BlockSums {
 
 // The stars of a batch, a chunk a block: its sums of products.
 __device__ __forceinline__ void record_stars_by_warp(const TrainArguments& a) {
-    const int64_t batch = open_batch(a), stars = a.chunk_stars, warp = threadIdx.x / LANES;
-    const auto row_of = [&](int64_t item) { return batch >= 0 && item < a.size ? row_in_batch(a, batch, item) : -1; };
-    int64_t row = row_of(blockIdx.x * stars + warp);
-    copy_network_soon(a.floats);  // while the row is on its way, and before a block knows whether it is needed
+    const int64_t stars = a.chunk_stars, warp = threadIdx.x / LANES;
+    const auto row_of = [&](int64_t item) { return item < a.size ? a.next_rows[item] : -1; };
+    int64_t row = row_of(blockIdx.x * stars + warp);  // on its way before it is known whether there is a batch,
+    copy_network_soon(a.floats);                      // and the network, too
+    const int64_t batch = open_batch(a);
     if (batch < 0 || blockIdx.x >= a.chunks) return wait_for_copies();
     for (int64_t chunk = blockIdx.x; chunk < a.chunks; chunk += gridDim.x) {
         const int64_t begin = chunk * stars, end = begin + stars < a.size ? begin + stars : a.size;

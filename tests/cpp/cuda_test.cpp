@@ -359,6 +359,8 @@ void test_train(const Problem& on, bool inverted) {
     }
     a.params = params.data();
     a.batches = batches.data();
+    std::vector<int64_t> next_rows(batches.begin(), batches.begin() + on.n);
+    a.next_rows = next_rows.data();
     a.steps = 2;
     a.size = on.n;
     a.chunk_stars = stars_of_chunk;

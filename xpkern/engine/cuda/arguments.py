@@ -395,6 +395,7 @@ class TrainArguments(ctypes.Structure):
         ("inverted", c_int64),
         ("params", c_void_p),
         ("batches", c_void_p),
+        ("next_rows", c_void_p),
         ("steps", c_int64),
         ("size", c_int64),
         ("chunk_stars", c_int64),

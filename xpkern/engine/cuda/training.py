@@ -168,6 +168,8 @@ class Trainer:
         self._allocate("chi2", 8 * size)
         self._allocate("model_loss", 8 * count)
         self._put("batches", np.ascontiguousarray(batches, np.int64))
+        self._allocate("next_rows", 8 * size)
+        self._put("next_rows", np.ascontiguousarray(batches[0], np.int64))
         memory = max(self._launcher.memory(size, self._needed.train), 1)
         self._allocate("memory", memory)
         for name, way in (("model_rates", course.model_steps), ("star_rates", course.star_steps)):
@@ -242,6 +244,7 @@ class Trainer:
             inverted=isinstance(stars, Residents) and stars.inverted,
             params=self._pointer(params),
             batches=self._at("batches"),
+            next_rows=self._at("next_rows"),
             steps=count,
             size=size,
             chunk_stars=chunk,
