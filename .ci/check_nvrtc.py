@@ -1,13 +1,12 @@
 """Compile the CUDA kernels and every header of ``csrc/core`` with NVRTC; hold what kernels take against a table.
 
-That is what CuPy's RawModule does on a user's machine, minus the driver, with exactly its options. The library comes
-from the wheel ``nvidia-cuda-nvrtc`` and is called through ctypes. A warning is a failure. Of the kernels for the usual
-sizes registers, stack and spills are printed: they are compiled for a GPU, the others no further than PTX, in haste.
+That is what CuPy's RawModule does on a user's machine, minus the driver (``bench/gpu/nvrtc.py``). A warning is a
+failure. Of the kernels for the usual sizes registers, stack and spills are printed: they are compiled for a GPU, the
+others no further than PTX, in haste.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
 import runpy
@@ -18,12 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import nvidia
-
-FLAGS = [*runpy.run_path("xpkern/engine/cuda/compiler_flags.py")["NVRTC_FLAGS"], "-Icsrc"]
-
-#: What CuPy adds by itself.
-CUPY_FLAGS = ["-ftz=true"]
+#: The benchmarks' module, which imports nothing of xpkern.
+NVRTC = runpy.run_path("bench/gpu/nvrtc.py")
 
 #: Kernels that a star passes through most often: no spill at all.
 WITHOUT_SPILLS = {
@@ -85,27 +80,6 @@ def jobs() -> list[Job]:
     return [general, *usual[:2], Job("kernels for compute_80", whole, older), *usual[2:], *alone]
 
 
-def load_nvrtc() -> ctypes.CDLL:
-    """Return libnvrtc from the installed wheel."""
-    found = [path for root in nvidia.__path__ for path in sorted(Path(root).rglob("libnvrtc.so.*"))]
-    return ctypes.CDLL(str(found[0]))
-
-
-def compile_text(nvrtc: ctypes.CDLL, job: Job) -> tuple[int, str]:
-    """Compile a text; return NVRTC's result and its log."""
-    program = ctypes.c_void_p()
-    nvrtc.nvrtcCreateProgram(ctypes.byref(program), job.text.encode(), b"text.cu", 0, None, None)
-    flags = [*FLAGS, *CUPY_FLAGS, *job.flags]
-    options = (ctypes.c_char_p * len(flags))(*(flag.encode() for flag in flags))
-    result = nvrtc.nvrtcCompileProgram(program, len(flags), options)
-    size = ctypes.c_size_t()
-    nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
-    log = ctypes.create_string_buffer(size.value)
-    nvrtc.nvrtcGetProgramLog(program, log)
-    nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
-    return result, log.value.decode()
-
-
 def usages(log: str) -> Iterator[Usage]:
     """What ptxas says of each kernel; below a kernel's name it lists the kernel and then what that calls."""
     for section in re.split(r"Compiling entry function '", log)[1:]:
@@ -123,7 +97,7 @@ def main() -> int:
     """Compile everything; return the number of failures."""
     if len(sys.argv) > 1:  # a process of its own for each text: NVRTC compiles one at a time
         job = jobs()[int(sys.argv[1])]
-        result, log = compile_text(load_nvrtc(), job)
+        result, log, _ = NVRTC["compile_text"](NVRTC["load_nvrtc"](), job.text, job.flags)
         print(log)
         return result
 

@@ -34,6 +34,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
                 *(f"  {name:10s} {function.__doc__}" for name, (function, _) in BENCHMARKS.items()),
                 "",
                 "A GPU has a suite of its own: python -m bench gpu --help.",
+                "What is predicted for one, by the waits in machine code: python -m bench waits --help.",
                 "Accuracy on real stars beside other methods: python -m bench real_stars --help.",
                 "The stars come from xpkern's own simulator, but for real, curve and noise (160 MB, once); simulate,",
                 "atmospheres and confusion download 53 MB of these.",
@@ -56,6 +57,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def main(arguments: list[str]) -> int:
     """Run the benchmarks asked for; those of a GPU and those on real stars have commands of their own."""
+    if arguments[:1] == ["waits"]:
+        from bench.gpu.waits import main as waits
+
+        return waits(arguments[1:])
     if arguments[:1] == ["real_stars"]:
         from bench.real_stars import main as real_stars
 

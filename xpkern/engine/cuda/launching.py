@@ -25,9 +25,9 @@ from xpkern.errors import DeviceFailed
 #: Threads of a block: any multiple of a warp works; this many leave each 255 registers and two blocks a processor.
 BLOCK = 128
 
-#: Threads of a block where there are too few to give every processor one of the above: each warp then has a processor,
-#: and its caches, to itself.
-_WARP = 32
+#: Threads of a warp, and of a block where there are too few to give every processor one of the above: each warp then
+#: has a processor, and its caches, to itself.
+WARP = 32
 
 #: Most warps of a block that have a spectrum each: MOST_SPECTRA of csrc/cuda/spectrum_memory.cuh.
 _MOST_SPECTRA = 8
@@ -81,7 +81,7 @@ class Launcher:
         if bytes_a_thread:
             arguments.scratch = ThreadScratch(memory, bytes_a_thread)
         threads = self.threads(items, bytes_a_thread)
-        block = BLOCK if threads >= BLOCK * self.device.facts.processors else _WARP
+        block = BLOCK if threads >= BLOCK * self.device.facts.processors else WARP
         self.device.launch(kernel, threads // block, block, [parameter(arguments)], stream)
 
     def launch_warps(self, kernel: str, items: int, arguments: Any, stream: Any) -> None:
@@ -91,7 +91,7 @@ class Launcher:
         """
         warps, shared = self.sizes["train_warps"], self.sizes["train_shared"]
         blocks = min(max(1, -(-items // warps)), _BLOCKS_A_PROCESSOR * self.device.facts.processors)
-        self.device.launch(kernel, blocks, warps * _WARP, [parameter(arguments)], stream, shared)
+        self.device.launch(kernel, blocks, warps * WARP, [parameter(arguments)], stream, shared)
 
     def launch_fits(self, kernel: str, stage: str, fits: int, arguments: Any, stream: Any) -> None:
         """Queue a kernel whose warps have a star each: a block a processor, with as many as its shared memory holds.
@@ -102,7 +102,7 @@ class Launcher:
         most, common, star = (sizes[f"{stage}_{name}"] for name in ("warps", "common", "star"))
         warps = max(1, min(most, (facts.shared_memory - common) // star, -(-fits // facts.processors)))
         blocks = min(max(1, -(-fits // warps)), facts.processors)
-        self.device.launch(kernel, blocks, warps * _WARP, [parameter(arguments)], stream, common + warps * star)
+        self.device.launch(kernel, blocks, warps * WARP, [parameter(arguments)], stream, common + warps * star)
 
     def launch_blocks(self, kernel: str, blocks: int, threads: int, arguments: Any, stream: Any) -> None:
         """Queue a kernel of so many blocks of so many threads."""
@@ -119,7 +119,7 @@ class Launcher:
         warps = max(1, min(room, _MOST_SPECTRA, -(-spectra // facts.processors)))
         blocks = max(1, min(-(-spectra // warps), facts.processors))
         shared = needed.design + warps * needed.spectrum
-        self.device.launch(kernel, blocks, warps * _WARP, [parameter(arguments)], stream, shared)
+        self.device.launch(kernel, blocks, warps * WARP, [parameter(arguments)], stream, shared)
 
     @cached_property
     def sizes(self) -> dict[str, int]:

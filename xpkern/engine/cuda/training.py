@@ -22,7 +22,7 @@ from xpkern.engine.cuda.arguments import (
     parameter,
 )
 from xpkern.engine.cuda.fitting import fill, loss_view
-from xpkern.engine.cuda.launching import Launcher, form
+from xpkern.engine.cuda.launching import WARP, Launcher, form
 from xpkern.engine.cuda.residents import Kept, Residents
 from xpkern.engine.cuda.tables import model_sizes, point_model
 from xpkern.engine.groups import GroupedStars
@@ -137,7 +137,7 @@ class Trainer:
         """Stars of the host on the GPU, their whiteners inverted where the kernels' usual form serves."""
 
         def invert(pointer: int, stars: int) -> None:
-            self._launcher.launch("invert_whiteners", 32 * stars, WhitenerArguments(pointer, stars), self._stream)
+            self._launcher.launch("invert_whiteners", WARP * stars, WhitenerArguments(pointer, stars), self._stream)
 
         usual = self._needed.train == 0
         return Residents(
