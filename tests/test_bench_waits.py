@@ -87,6 +87,17 @@ def test_a_route_goes_round_loops_and_over_rare_calls():
         follow(made, route())
     with pytest.raises(LostError, match="'if \\(nowhere\\)'"):
         names(jumps=("if (nowhere)",))
+    with pytest.raises(LostError, match="'if \\(common\\)'"):
+        names(jumps=("if (common)",) * 2)  # it is met once
+
+
+def test_a_line_is_jumped_from_as_often_as_it_is_given():
+    jumps = [
+        [instruction(f"@P0 BRA `(.L_x_{n})", line=5), instruction("FMUL R1, R1, R1"), f".L_x_{n}:\n"] for n in range(3)
+    ]
+    made = code(*(row for jump in jumps for row in jump), instruction("EXIT"))
+    found = follow(made, route(jumps=("if (common)",) * 2))
+    assert [each.name for each in found] == ["BRA", "BRA", "BRA", "FMUL", "EXIT"]
 
 
 def test_a_called_function_is_followed_and_left():
@@ -132,6 +143,11 @@ def test_a_warp_waits_for_a_result_and_for_the_instruction_before():
     assert played(*[instruction("FADD R1, R1, R1", stall=4)] * 5).cycles == 20
 
 
+def test_a_product_of_which_nobody_knows_the_size_is_said():
+    with pytest.raises(LostError, match=r"which tiles\? DMMA R4"):
+        played(instruction("DMMA R4, R8, R12, R4"))
+
+
 def test_copies_are_waited_for_all_together():
     copies = [instruction("LDGSTS.E [R1], [R2]")] * 3
     without = played(*copies, instruction("EXIT")).cycles
@@ -143,6 +159,7 @@ def test_copies_are_waited_for_all_together():
     [
         ("DMMA.16x8x4 R4, R8, R12, R4", 16, False),
         ("DMMA.8x8x4 R4, R8, R12, R4", 8, False),
+        ("DMMA.16x8x16 R4, R8, R12, R4", 64, False),
         ("DFMA R2, R4, R6, R8", 2, False),
         ("F2F.F64.F32 R2, R4", 8, False),
         ("LDS.128 R4, [R2]", 4, True),

@@ -8,6 +8,7 @@ What instructions themselves take to arrive, and what other processors do to mem
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -46,6 +47,11 @@ UNITS = {
 }
 _MEMORY = "memory"
 
+#: Cycles for a product of tiles, 8 by 8 by 4; an instruction has 1 to 8. The result of more than two comes later by
+#: as much as the unit is busy for the others.
+_OF_TILE = 8
+_SHAPE = re.compile(r"^\S*DMMA\.(\d+)x8x(\d+)")
+
 #: Furthest that a jump over a call may go that is there for rare operands.
 _RARE = 12
 
@@ -68,7 +74,8 @@ class Route:
     begins, ends : str
         From the first instruction of a line with that text, and until the first one after it of another.
     jumps : tuple of str
-        Lines whose conditional jumps forward are taken; others are not, but for those over calls for rare operands.
+        Lines whose conditional jumps forward are taken, a line once for each time that it is given; others are not, but
+        for those over calls for rare operands.
     passes : dict
         How often the loop is passed that ends in a line with that text.
     load : int
@@ -101,7 +108,7 @@ def follow(code: MachineCode, route: Route) -> list[Instruction]:
     """
     start, end = _ends_of(code, route)
     passed: list[Instruction] = []
-    met: set[str] = set()
+    met: Counter[str] = Counter()
     returns: list[int] = []
     loops: Counter[int] = Counter()
     at = start
@@ -123,7 +130,9 @@ def follow(code: MachineCode, route: Route) -> list[Instruction]:
             at = _place_of(code, instruction)
         else:
             at += 1
-    if missed := {*route.jumps, *route.passes} - met:
+    if missed := {
+        text for text in (*route.jumps, *route.passes) if met[text] < route.jumps.count(text) or not met[text]
+    }:
         raise LostError(f"{route.name}: nothing on the way is of a line with {', '.join(map(repr, sorted(missed)))}")
     return passed
 
@@ -160,7 +169,7 @@ def _place_of(code: MachineCode, instruction: Instruction) -> int:
     return code.labels[instruction.target]
 
 
-def _is_taken(code: MachineCode, route: Route, at: int, loops: Counter[int], met: set[str]) -> bool:
+def _is_taken(code: MachineCode, route: Route, at: int, loops: Counter[int], met: Counter[str]) -> bool:
     instruction = code.instructions[at]
     to = _place_of(code, instruction)
     if not instruction.predicate and "," not in instruction.text:
@@ -168,7 +177,7 @@ def _is_taken(code: MachineCode, route: Route, at: int, loops: Counter[int], met
     if to <= at:
         for text, passes in route.passes.items():
             if code.is_of(at, text):
-                met.add(text)
+                met[text] += 1
                 loops[at] += 1
                 return loops[at] % passes != 0
         line, _ = code.source_of(at)
@@ -176,9 +185,11 @@ def _is_taken(code: MachineCode, route: Route, at: int, loops: Counter[int], met
     between = code.instructions[at + 1 : to]
     if len(between) <= _RARE and any(each.name == "CALL" for each in between):
         return True
-    taken = {text for text in route.jumps if code.is_of(at, text)}
-    met |= taken
-    return bool(taken)
+    for text in set(route.jumps):
+        if code.is_of(at, text) and met[text] < route.jumps.count(text):
+            met[text] += 1
+            return True
+    return False
 
 
 def _where(instruction: Instruction) -> str:
@@ -188,7 +199,7 @@ def _where(instruction: Instruction) -> str:
 def _unit_of(instruction: Instruction) -> tuple[str, int] | None:
     """Unit, and cycles for which it is busy."""
     if instruction.name == "DMMA":
-        return "tensor", 16 if "16x8x4" in instruction.text else 8
+        return "tensor", _tiles_of(instruction) * _OF_TILE
     unit = UNITS.get(instruction.name)
     if unit is not None and unit[0] == _MEMORY:
         wide = 4 if ".128" in instruction.operation else 2 if ".64" in instruction.operation else 1
@@ -196,9 +207,20 @@ def _unit_of(instruction: Instruction) -> tuple[str, int] | None:
     return unit
 
 
+def _tiles_of(instruction: Instruction) -> int:
+    """Products of tiles, 8 by 8 by 4, in one instruction."""
+    found = _SHAPE.search(instruction.text)
+    if found is None:
+        raise LostError(f"products of which tiles? {instruction.text}")
+    rows, depth = map(int, found.groups())
+    return rows // 8 * depth // 4
+
+
 def _latency_of(instruction: Instruction, load: int) -> int:
     if instruction.name in ("LDG", "LD"):
         return load
+    if instruction.name == "DMMA":
+        return LATENCY["DMMA"] + _OF_TILE * max(_tiles_of(instruction) - 2, 0)
     more = _MORE_OF_WIDE if instruction.operation.startswith("LDS") and ".128" in instruction.operation else 0
     return LATENCY.get(instruction.name, _LATENCY_OF_OTHERS) + more
 

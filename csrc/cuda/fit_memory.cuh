@@ -178,8 +178,10 @@ struct alignas(16) FitStar {
     float flux[FitShape::n_samples];
     float last_rows[FitShape::rest][FitShape::n_samples];  // of G
     float difference[FitShape::n_samples];                 // predicted less observed flux, of the evaluation at hand
-    bool accepted[LANES];                                  // whether that is the best one; each lane its own
-    int next;                                              // row of the star after this one
+    alignas(16) float curvature[row_start(FitShape::coordinates) + 1];  // the Hessian's, of the flux: as found last
+    bool curvature_due;    // whether the next exact evaluation finds it anew
+    bool accepted[LANES];  // whether that is the best one; each lane its own
+    int next;              // row of the star after this one
 
     __device__ __forceinline__ LastTriangle last_triangle() const {
         constexpr int first = FitShape::whole_strips * LANES;

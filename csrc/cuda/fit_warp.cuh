@@ -107,25 +107,40 @@ __device__ __forceinline__ void predict_by_warp(const FitLane& here, const Model
     bend_nodes<0>(here, star.columns, slope, value, tape);
     go_forward<1>(here, network, star.columns, tape);
     const double twice_ln_plx = u[inputs + 1] + u[inputs + 1];
+    // all that is read, then all exponentials, then all that is written: each of them side by side
+    struct Sample {
+        Pair first, second;
+        double curve, observed, ln_flux, flux;
+    };
+    Sample samples[FitShape::strips];
+    const auto exists = [&](int s) { return s < FitShape::whole_strips || lane < FitShape::rest; };
+    const auto pair_at = [&](int s, int column) -> Pair& {
+        return star.columns.pair_at(s * LANES, exists(s) ? lane : 0, column);
+    };
     XPKERN_UNROLL
     for (int s = 0; s < FitShape::strips; ++s) {
-        const bool exists = s < FitShape::whole_strips || lane < FitShape::rest;
-        const int row = exists ? lane : 0, i = s * LANES + row;
-        const auto pair_at = [&](int column) -> Pair& { return star.columns.pair_at(s * LANES, row, column); };
-        Pair first{}, second{};
-        if (exists) first = pair_at(0), second = pair_at(2);
-        const double curve = network.ext_curve[i], observed = convert<double>(star.flux[i]);
-        const double flux = exp(fma(-u[inputs], curve, second.at[1] + network.last_bias[i] + twice_ln_plx));
-        tape.flux[s] = exists ? flux : 0.0;
-        tape.tangent[s][0] = convert<float>(first.at[0]);
-        tape.tangent[s][1] = convert<float>(first.at[1]);
-        tape.tangent[s][2] = convert<float>(second.at[0]);
-        if (!exists) continue;
-        pair_at(0) = {flux * first.at[0], flux * first.at[1]};
-        pair_at(2) = {flux * second.at[0], flux * -curve};
-        const double difference = flux - observed;
-        pair_at(4) = {flux + flux, difference};
-        star.difference[i] = convert<float>(difference);
+        const int i = s * LANES + (exists(s) ? lane : 0);
+        const Pair second = pair_at(s, 2);
+        const double curve = network.ext_curve[i];
+        const double ln_flux = fma(-u[inputs], curve, second.at[1] + network.last_bias[i] + twice_ln_plx);
+        samples[s] = {pair_at(s, 0), second, curve, convert<double>(star.flux[i]), ln_flux, 0};
+    }
+    XPKERN_UNROLL
+    for (int s = 0; s < FitShape::strips; ++s) samples[s].flux = exp(samples[s].ln_flux);
+    __syncwarp();
+    XPKERN_UNROLL
+    for (int s = 0; s < FitShape::strips; ++s) {
+        const Sample& sample = samples[s];
+        const double flux = sample.flux, slope[inputs] = {sample.first.at[0], sample.first.at[1], sample.second.at[0]};
+        tape.flux[s] = exists(s) ? flux : 0.0;
+        XPKERN_UNROLL
+        for (int t = 0; t < inputs; ++t) tape.tangent[s][t] = convert<float>(slope[t]);
+        if (!exists(s)) continue;
+        const double difference = flux - sample.observed;
+        pair_at(s, 0) = {flux * slope[0], flux * slope[1]};
+        pair_at(s, 2) = {flux * slope[2], flux * -sample.curve};
+        pair_at(s, 4) = {flux + flux, difference};
+        star.difference[s * LANES + lane] = convert<float>(difference);
     }
     __syncwarp();
 }
@@ -156,9 +171,8 @@ __device__ __forceinline__ void bend_layers(const FitLane& here, const FitNetwor
     }
 }
 
-// 2 sum_i w_i d2 f_i / du du, added to hessian. The columns are whitened.
-__device__ __forceinline__ void add_curvature_by_warp(const FitLane& here, FitStar& star, const FitTape& tape,
-                                                      float* hessian) {
+// 2 sum_i w_i d2 f_i / du du, to star.curvature. The columns are whitened.
+__device__ __forceinline__ void find_curvature_by_warp(const FitLane& here, FitStar& star, const FitTape& tape) {
     constexpr int inputs = FitShape::n_inputs, bends = row_start(inputs), slopes = inputs + 1;
     constexpr int products = row_start(slopes), first_rest = FitShape::whole_strips * LANES;
     const FitNetwork& network = fit_block().network;
@@ -202,14 +216,19 @@ __device__ __forceinline__ void add_curvature_by_warp(const FitLane& here, FitSt
         adjoint = fma(network.rest[r][lane], columns.at(first_rest, r, GIVEN), adjoint);
     bend_layers<FitShape::last>(here, network, columns, tape, adjoint, bend);
     sum_in_memory(lane, sums, reinterpret_cast<float*>(columns.number));
+    float curvature[row_start(FitShape::coordinates)];
     XPKERN_UNROLL
-    for (int at = 0; at < bends; ++at) hessian[at] = fma(bend[at], -4.0f, hessian[at]);
+    for (int at = 0; at < products; ++at) curvature[at] = product[at] + product[at];
     XPKERN_UNROLL
-    for (int at = 0; at < products; ++at) hessian[at] = fma(product[at], 2.0f, hessian[at]);
-    float* const of_plx = hessian + row_start(slopes);
+    for (int at = 0; at < bends; ++at) curvature[at] = fma(bend[at], -4.0f, curvature[at]);
+    float* const of_plx = curvature + products;
     XPKERN_UNROLL
-    for (int a = 0; a < slopes; ++a) of_plx[a] = fma(sum[a], 4.0f, of_plx[a]);
-    of_plx[slopes] = fma(*total, 8.0f, of_plx[slopes]);
+    for (int a = 0; a < slopes; ++a) of_plx[a] = 4.0f * sum[a];
+    of_plx[slopes] = 8.0f * *total;
+    if (lane == 0) {
+        XPKERN_UNROLL
+        for (int at = 0; at < row_start(FitShape::coordinates); ++at) star.curvature[at] = curvature[at];
+    }
 }
 
 // Y^T Y of the whitened columns, which are right tiles and, turned, left ones: chi^2, and all of it to star.normal.
@@ -254,7 +273,16 @@ __device__ __forceinline__ void evaluate_loss(const ModelView& model, const FitS
         state.gradient[a] = projected + projected;
     }
     const bool exact = EXACT && shape.exact;
-    if (exact) add_curvature_by_warp(here, star, tape, state.hessian);
+    // A search that ends takes a step between two exact evaluations which is too short to change the curvature: it is
+    // found at every other one of them.
+    if (exact) {
+        const bool due = star.curvature_due;
+        if (due) find_curvature_by_warp(here, star, tape);
+        __syncwarp();
+        if (lane_in_warp() == 0) star.curvature_due = !due;
+        XPKERN_UNROLL
+        for (int at = 0; at < squares; ++at) state.hessian[at] += star.curvature[at];
+    }
     add_other_terms(shape, star_view, terms, prior, space, state);
     XPKERN_UNROLL
     for (int at = 0; at < squares; ++at) state.hessian[at] = exact ? state.hessian[at] : state.gauss_newton[at];

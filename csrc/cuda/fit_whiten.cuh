@@ -137,6 +137,7 @@ __device__ __forceinline__ FitStar& gather_fit_star(const StarArrays& stars, int
     }
     for (int at = m * FitColumns::width + lane; at < FitColumns::rows * FitColumns::width; at += LANES)
         star.columns.number[at] = 0;
+    star.curvature_due = true;
     wait_for_copies();
     __syncwarp();
     TriangleInversion{here, staged, star.inverse}.invert();
@@ -171,11 +172,12 @@ __device__ __forceinline__ void multiply_triangle(const FitLane& here, const Tri
                                                   const double* right, StripSums& sums) {
     XPKERN_UNROLL
     for (int p = 0; p < TriangleTiles::pairs_down; ++p) {
+        constexpr int at_once = 2;
         XPKERN_UNROLL
-        for (int j = 0; j < TriangleTiles::whole(p); ++j) {
-            const Pair left = triangle.both[TriangleTiles::before(p) + j][here.lane];
-            multiply_two_tiles(left.at[0], left.at[1], right[j], sums[2 * p], sums[2 * p + 1]);
-        }
+        for (int j = 0; j < TriangleTiles::whole(p); j += at_once)
+            multiply_row_of_tiles<at_once>(
+                [&](int more) { return triangle.both[TriangleTiles::before(p) + j + more][here.lane]; }, right + j,
+                sums[2 * p], sums[2 * p + 1]);
         XPKERN_UNROLL
         for (int j = 0; j < TriangleTiles::alone; ++j)
             multiply_tiles(triangle.lower[TriangleTiles::alone * p + j][here.lane], right[TriangleTiles::whole(p) + j],
@@ -188,13 +190,14 @@ template <int PAIRS_DOWN, int PAIRS>
 __device__ __forceinline__ void multiply_square(const FitLane& here, const SquareTiles<PAIRS>& square,
                                                 const double* right, double (&sums)[2 * PAIRS_DOWN][2]) {
     static_assert(PAIRS_DOWN * FitTiles::across == PAIRS);
+    constexpr int at_once = 4;
     XPKERN_UNROLL
-    for (int j = 0; j < FitTiles::across; ++j) {
+    for (int j = 0; j < FitTiles::across; j += at_once) {
         XPKERN_UNROLL
-        for (int p = 0; p < PAIRS_DOWN; ++p) {
-            const Pair left = square.pair[p * FitTiles::across + j][here.lane];
-            multiply_two_tiles(left.at[0], left.at[1], right[j], sums[2 * p], sums[2 * p + 1]);
-        }
+        for (int p = 0; p < PAIRS_DOWN; ++p)
+            multiply_row_of_tiles<at_once>(
+                [&](int more) { return square.pair[p * FitTiles::across + j + more][here.lane]; }, right + j,
+                sums[2 * p], sums[2 * p + 1]);
     }
 }
 

@@ -97,6 +97,39 @@ __device__ __forceinline__ void multiply_two_tiles(double upper, double lower, d
 #endif
 }
 
+// The same of COUNT such pairs side by side, left(j), and as many right matrices below one another: on GPUs that can,
+// two or four of them at once.
+template <int COUNT, class Left>
+__device__ __forceinline__ void multiply_row_of_tiles(const Left& left, const double* right, double (&upper_sum)[2],
+                                                      double (&lower_sum)[2]) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    if constexpr (COUNT == 4) {
+        const Pair a = left(0), b = left(1), c = left(2), d = left(3);
+        asm volatile(
+            "mma.sync.aligned.m16n8k16.row.col.f64.f64.f64.f64 {%0, %1, %2, %3}, {%4, %5, %6, %7, %8, %9, %10, %11}, "
+            "{%12, %13, %14, %15}, {%0, %1, %2, %3};"
+            : "+d"(upper_sum[0]), "+d"(upper_sum[1]), "+d"(lower_sum[0]), "+d"(lower_sum[1])
+            : "d"(a.at[0]), "d"(a.at[1]), "d"(b.at[0]), "d"(b.at[1]), "d"(c.at[0]), "d"(c.at[1]), "d"(d.at[0]),
+              "d"(d.at[1]), "d"(right[0]), "d"(right[1]), "d"(right[2]), "d"(right[3]));
+        return;
+    }
+    if constexpr (COUNT == 2) {
+        const Pair a = left(0), b = left(1);
+        asm volatile(
+            "mma.sync.aligned.m16n8k8.row.col.f64.f64.f64.f64 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+            "{%0, %1, %2, %3};"
+            : "+d"(upper_sum[0]), "+d"(upper_sum[1]), "+d"(lower_sum[0]), "+d"(lower_sum[1])
+            : "d"(a.at[0]), "d"(a.at[1]), "d"(b.at[0]), "d"(b.at[1]), "d"(right[0]), "d"(right[1]));
+        return;
+    }
+#endif
+    XPKERN_UNROLL
+    for (int j = 0; j < COUNT; ++j) {
+        const Pair pair = left(j);
+        multiply_two_tiles(pair.at[0], pair.at[1], right[j], upper_sum, lower_sum);
+    }
+}
+
 // The same of the tiles from ... TILES of a column of left matrices, left(s), and sums, sum(s).
 template <int TILES, class Left, class Sum>
 __device__ __forceinline__ void multiply_column(int from, const Left& left, double right, const Sum& sum) {
