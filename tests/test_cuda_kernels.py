@@ -116,6 +116,21 @@ def test_fit_from_a_grid(rng, kernels):
     assert close.mean() > 0.8
 
 
+def test_samples_may_be_compared_with_any_neighbours(rng, kernels):
+    """Windows of every length, and samples that are missing in them."""
+    sky = Sky(rng, 33)
+    samples = len(sky.model.wavelength)
+    whole = np.column_stack([np.zeros(samples, int), np.full(samples, samples)])
+    first = rng.integers(0, samples, samples)
+    drawn = np.column_stack([first, rng.integers(first, samples) + 1])
+    grid = start_grid(sky.model, sky.prior)
+    for window in (whole, drawn):
+        compared = replace(grid, window=window.astype(np.int32))
+        starts = kernels.start(compared, sky.stars, FitOptions())[:, 0]
+        expected = REFERENCE.start(compared, sky.stars, FitOptions())[:, 0]
+        assert (np.abs(starts - expected).max(axis=1) < 1e-2).mean() > 0.8  # another type where two are all but equal
+
+
 @pytest.mark.parametrize("stars", [0, 1, 15, 16, 17, 33])
 def test_starts_and_what_is_written_of_a_fit(rng, kernels, stars):
     """By warps: portions of stars that are whole, and are not; stars of any signal-to-noise, and one without data."""

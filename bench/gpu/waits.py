@@ -17,19 +17,19 @@ from bench.gpu.playing import NEAR, Played, Route, follow, play
 #: Processors and clock [Hz] of the GPU that is predicted, an H200's as an H100's.
 _PROCESSORS, _CLOCK = 132, 1.98e9
 
-#: Evaluations of a search, mean of 2,048 simulated stars: rough ones, exact ones that find the curvature, and others.
-_ROUGH, _FINDING, _HAVING = 3.9, 1.0, 1.0
+#: Evaluations of a search, mean of 2,048 simulated stars: without the network's curvature, and with it.
+_ROUGH, _EXACT = 3.9, 2.0
 
 #: Cycles of a star's search around its evaluations: taking it up, leaving it. An estimate from the code's length.
 _AROUND = 3_000
 
-#: How long that code's searches took, measured, for each cycle that was played: 70,200 for 56,000.
-_MEASURED_OF_SEARCH = 1.25
+#: How long the searches in float of that code took, measured, for each cycle that was played: 70,200 for 56,000.
+_MEASURED = 1.25
 
 #: What a step of 512 stars took, measured, beyond the cycles played for its three kernels [s]: 18.2 us for 12.9.
 _BETWEEN_KERNELS = 5.3e-6
 
-#: Passes of a loop that are played, so that how warps meet evens out.
+#: Passes of what follows itself in a kernel that are played, so that how warps meet evens out.
 _PASSES = 12
 
 _NO_CONSTRAINTS = ("if (all(star.weight[k] <= lane<Wide>(0))) continue;",) * 4  # but that of the parallax
@@ -39,12 +39,28 @@ _EVALUATION = Route(
     kernel="fit_search",
     warps=2,
     loop="core/optimise.hpp",
-    jumps=("if (mixed) make_definite", "if (exact) {", *_NO_CONSTRAINTS),
+    jumps=("if (mixed) make_definite", "if (exact) add_curvature_by_warp", *_NO_CONSTRAINTS),
     load=NEAR,
 )
 
 #: Warps of a scheduler are as many as registers and shared memory allow, or as the batch has.
 ROUTES = (
+    Route(
+        "a star's start",
+        part="starts",
+        kernel="fit_start",
+        warps=3,
+        begins="const double sigma = stars.sigma",
+        ends="__syncwarp();  // no lane still reads scores",
+        jumps=("if (sum_over_lanes(present) > 0) return true",),
+        passes={
+            "for (; end - at >= 2 * longest": 1,
+            "for (int square = lane_in_warp()": 2,
+            "for (int j = 0; j < i; ++j) line.factor": 1,
+            "for (int type = lane_in_warp()": 2,
+            "for (int choice = 0;": 1,
+        },
+    ),
     Route(
         "a star's whitener comes and is inverted",
         part="fit_search",
@@ -57,13 +73,8 @@ ROUTES = (
     _EVALUATION,
     replace(
         _EVALUATION,
-        name="an exact one, which finds the curvature",
+        name="one with the network's curvature",
         jumps=("if (mixed) make_definite", *_NO_CONSTRAINTS),
-    ),
-    replace(
-        _EVALUATION,
-        name="an exact one, which has it",
-        jumps=("if (mixed) make_definite", "if (due) find_curvature", *_NO_CONSTRAINTS),
     ),
     Route(
         "train_stars",
@@ -102,15 +113,15 @@ def main(arguments: list[str]) -> int:
     except (ImportError, ValueError) as error:
         print(f"bench waits: {error}", file=sys.stderr)
         return 1
-    gather, rough, finding, having, *kernels = (each.cycles for each in played)
-    star = gather + _ROUGH * rough + _FINDING * finding + _HAVING * having + _AROUND
-    searches = [4 * _PROCESSORS * _CLOCK / star / factor for factor in (_MEASURED_OF_SEARCH, 1.0)]
+    start, gather, rough, exact, *kernels = (each.cycles for each in played)
+    search = gather + _ROUGH * rough + _EXACT * exact + _AROUND
+    rates = [4 * _PROCESSORS * _CLOCK / (start + search) / factor for factor in (_MEASURED, 1.0)]
     step = sum(kernel * route.warps for kernel, route in zip(kernels, ROUTES[-len(kernels) :], strict=True)) / _CLOCK
     print(
         f"\nPREDICTED, not measured, for {_PROCESSORS} processors at {1e-9 * _CLOCK:.2f} GHz:",
-        f"  a star's search: {star:,.0f} cycles of a scheduler",
-        f"  searches: {1e-6 * searches[1]:.1f} M stars/s as played,"
-        f" {1e-6 * searches[0]:.1f} M if as much is missing as was (x {_MEASURED_OF_SEARCH})",
+        f"  a star: {start:,.0f} cycles of a scheduler to start, {search:,.0f} to search",
+        f"  start and fit: {1e-6 * rates[1]:.1f} M stars/s as played,"
+        f" {1e-6 * rates[0]:.1f} M if as much is missing as was (x {_MEASURED})",
         f"  step of 512 stars, model: {1e6 * step:.1f} us as played,"
         f" {1e6 * (step + _BETWEEN_KERNELS):.1f} us if as much is missing as was (+ {1e6 * _BETWEEN_KERNELS:.1f} us)",
         sep="\n",
@@ -128,7 +139,7 @@ def _play_all(lines: int) -> list[Played]:
         if route.part not in listings:
             listings[route.part] = listing_of(route.part)
         passed = follow(read_listing(listings[route.part], route.kernel), route)
-        passes = _PASSES if route.loop else 1
+        passes = 1 if route.part == "train" else _PASSES
         alone = play(passed, 1, route.load, schedulers=1, passes=passes)
         together = play(passed, route.warps, route.load, passes=passes)
         shares = (f"{together.busy.get(unit, 0):8.0%}" for unit in units)

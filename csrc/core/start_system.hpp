@@ -29,28 +29,40 @@ XPKERN_INLINE Real scale_of_spectrum(const Real& cross, const Real& square) {
     return max(quotient(cross, max(square, smallest)), smallest);
 }
 
+// Sums over the samples that a sample is compared with, of those that exist: fluxes, variances, how many.
+template <class Real>
+struct WindowSums {
+    Real flux, variance, present;
+};
+template <class Real>
+XPKERN_INLINE WindowSums<Real> sums_of_window(const GridView& grid, const Real* flux, const Real* variance, int i) {
+    const Real zero = lane<Real>(0);
+    WindowSums<Real> sums = {zero, zero, zero};
+    for (int j = grid.window[2 * i]; j < grid.window[2 * i + 1]; ++j) {
+        const Mask<Real> seen = variance[j] > zero;
+        sums.flux += select(seen, flux[j], zero);
+        sums.variance += variance[j];
+        sums.present += select(seen, lane<Real>(1), zero);
+    }
+    return sums;
+}
+
 // Flux of sample i: the observed one where noise leaves it, else its neighbours' mean, else the grid's mean spectrum; 1
 // where missing.
 template <class Real>
-XPKERN_INLINE Real guess_of_sample(const GridView& grid, const Real* flux, const Real* variance, const Real& scale,
-                                   int i) {
+XPKERN_INLINE Real guess_of_sample(const GridView& grid, const Real& flux, const Real& variance,
+                                   const WindowSums<Real>& around, const Real& scale, int i) {
     const Real zero = lane<Real>(0), one = lane<Real>(1);
-    Real total = zero, total_variance = zero, present = zero;
-    for (int j = grid.window[2 * i]; j < grid.window[2 * i + 1]; ++j) {
-        const Mask<Real> seen = variance[j] > zero;
-        total += select(seen, flux[j], zero);
-        total_variance += variance[j];
-        present += select(seen, one, zero);
-    }
-    const Mask<Real> seen = variance[i] > zero;
-    const Real each = quotient(one, max(present, one)), noise = total_variance * each * each;
+    const Mask<Real> seen = variance > zero;
+    const Real each = quotient(one, max(around.present, one)), noise = around.variance * each * each;
     const Real expected = scale * Real(grid.typical[i]), loose = expected * lane<Real>(START_SPECTRUM_ERROR);
     const Real trusted = quotient(loose * loose, loose * loose + select(seen, noise, one));
-    const Real mean = max(fma(fma(total, each, -expected), trusted, expected), expected * lane<Real>(START_LEAST_FLUX));
+    const Real mean =
+        max(fma(fma(around.flux, each, -expected), trusted, expected), expected * lane<Real>(START_LEAST_FLUX));
     const Real error = mean * lane<Real>(START_NEIGHBOUR_ERROR), of_mean = fma(error, error, noise * trusted);
-    const Real share = quotient(of_mean, select(seen, of_mean + variance[i], one));
-    const Real least = sqrt(variance[i]) * lane<Real>(START_LEAST_FLUX);
-    return select(seen, max(fma(flux[i] - mean, share, mean), least), one);
+    const Real share = quotient(of_mean, select(seen, of_mean + variance, one));
+    const Real least = sqrt(variance) * lane<Real>(START_LEAST_FLUX);
+    return select(seen, max(fma(flux - mean, share, mean), least), one);
 }
 
 // The same of all samples, (m,).
@@ -66,7 +78,8 @@ XPKERN_INLINE void guess_flux(const GridView& grid, const Real* flux, const Real
         square = fma(weight, typical, square);
     }
     const Real scale = scale_of_spectrum(cross, square);
-    for (int i = 0; i < m; ++i) guess[i] = guess_of_sample(grid, flux, variance, scale, i);
+    for (int i = 0; i < m; ++i)
+        guess[i] = guess_of_sample(grid, flux[i], variance[i], sums_of_window(grid, flux, variance, i), scale, i);
 }
 
 // ln flux of sample i to first order around a guess, less the grid's mean.

@@ -42,7 +42,10 @@ __device__ __forceinline__ void finish_star(const FitArguments& a, int64_t row, 
 // The star of a warp.
 struct FinishStar {
     PaddedFactor factor;
-    double value[2][LANES];
+    union {  // one after the other
+        float variance[FitShape::n_samples];
+        double value[2][LANES];
+    };
     float flux[FitShape::n_samples];
 };
 struct FinishBlock {
@@ -60,7 +63,7 @@ __device__ __forceinline__ void write_residual_by_warp(const FitArguments& a, co
     constexpr int strips = FitShape::strips, m = FitShape::n_samples;
     const int lane = lane_in_warp();
     float variance[strips] = {}, flux[strips] = {};
-    star.factor.variance_by_warp([&](int i, float found) {
+    star.factor.variance_by_warp(star.variance, [&](int i, float found) {
         XPKERN_UNROLL
         for (int s = 0; s < strips; ++s) variance[s] = i / LANES == s ? found : variance[s];
     });

@@ -64,10 +64,10 @@ struct SquareTiles {
                    [i % FitTiles::rows * FitTiles::columns + j % FitTiles::columns]
                        .at[i / FitTiles::rows % 2];
     }
-    // What lanes have of a left tile's transpose: of the matrix's columns from 8 * `across` and rows from 4 * `down`
-    // on.
-    __device__ __forceinline__ double turned(const FitLane& here, int across, int down) const {
-        return pair[down / 4 * FitTiles::across + 2 * across + here.further()][here.turned(down % 2)].at[down / 2 % 2];
+    // What lanes have of two left tiles' transposes: of the matrix's columns from 8 * `across` on and rows from
+    // 16 * `down` + 4 * `lower` and 8 further on.
+    __device__ __forceinline__ const Pair& turned(const FitLane& here, int across, int down, int lower) const {
+        return pair[down * FitTiles::across + 2 * across + here.further()][here.turned(lower)];
     }
 };
 
@@ -91,7 +91,11 @@ struct alignas(16) TriangleTiles : TriangleShape {
     XPKERN_INLINE double& of_block(int i, int j, int further, int place) {
         return const_cast<double&>(static_cast<const TriangleTiles&>(*this).of_block(i, j, further, place));
     }
-    // As that of SquareTiles.
+    // As that of SquareTiles, where there are two.
+    __device__ __forceinline__ const Pair& turned(const FitLane& here, int across, int down, int lower) const {
+        return both[before(down) + 2 * across + here.further()][here.turned(lower)];
+    }
+    // Of one tile, from row 4 * `down` on.
     __device__ __forceinline__ double turned(const FitLane& here, int across, int down) const {
         return of_block(down / 2, across, here.further(), here.turned(down % 2));
     }
@@ -178,10 +182,8 @@ struct alignas(16) FitStar {
     float flux[FitShape::n_samples];
     float last_rows[FitShape::rest][FitShape::n_samples];  // of G
     float difference[FitShape::n_samples];                 // predicted less observed flux, of the evaluation at hand
-    alignas(16) float curvature[row_start(FitShape::coordinates) + 1];  // the Hessian's, of the flux: as found last
-    bool curvature_due;    // whether the next exact evaluation finds it anew
-    bool accepted[LANES];  // whether that is the best one; each lane its own
-    int next;              // row of the star after this one
+    bool accepted[LANES];                                  // whether that is the best one; each lane its own
+    int next;                                              // row of the star after this one
 
     __device__ __forceinline__ LastTriangle last_triangle() const {
         constexpr int first = FitShape::whole_strips * LANES;

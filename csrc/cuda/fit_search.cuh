@@ -93,7 +93,6 @@ __device__ __forceinline__ void search_by_warp(const FitArguments& a, int64_t ro
                 if (steps == Steps::fine) rule = fine_rule(most, a.fit.tolerance);
             }
             shape.exact = steps == Steps::fine;
-            fit_star().curvature_due = true;
             optimise<true>(a.fit.model, shape, a.fit.prior, a.fit.terms, star, box, rule, 0, space, progress);
             if (steps == Steps::halfway) {
                 const double between = progress.state.loss;

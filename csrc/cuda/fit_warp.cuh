@@ -165,14 +165,15 @@ __device__ __forceinline__ void bend_layers(const FitLane& here, const FitNetwor
         __syncwarp();
         load_given(here, columns, 0, GIVEN, right);
         StripSums sums = {};
-        multiply_turned<FitTiles::across, false>(here, network.between[LAYER - 2], right, sums);
+        multiply_turned<FitTiles::pairs_down, false>(here, network.between[LAYER - 2], right, sums);
         store_found(here, columns, 0, sums);
         bend_layers<LAYER - 1>(here, network, columns, tape, columns.at(0, here.lane, FOUND), bend);
     }
 }
 
-// 2 sum_i w_i d2 f_i / du du, to star.curvature. The columns are whitened.
-__device__ __forceinline__ void find_curvature_by_warp(const FitLane& here, FitStar& star, const FitTape& tape) {
+// 2 sum_i w_i d2 f_i / du du, added to hessian. The columns are whitened.
+__device__ __forceinline__ void add_curvature_by_warp(const FitLane& here, FitStar& star, const FitTape& tape,
+                                                      float* hessian) {
     constexpr int inputs = FitShape::n_inputs, bends = row_start(inputs), slopes = inputs + 1;
     constexpr int products = row_start(slopes), first_rest = FitShape::whole_strips * LANES;
     const FitNetwork& network = fit_block().network;
@@ -208,7 +209,7 @@ __device__ __forceinline__ void find_curvature_by_warp(const FitLane& here, FitS
     double right[down];
     load_given(here, columns, 0, GIVEN, right);
     StripSums back = {};
-    multiply_turned<down, false>(here, network.to_strips, right, back);
+    multiply_turned<down / 4, false>(here, network.to_strips, right, back);
     store_found(here, columns, 0, back);
     double adjoint = columns.at(0, lane, FOUND);
     XPKERN_UNROLL
@@ -216,19 +217,14 @@ __device__ __forceinline__ void find_curvature_by_warp(const FitLane& here, FitS
         adjoint = fma(network.rest[r][lane], columns.at(first_rest, r, GIVEN), adjoint);
     bend_layers<FitShape::last>(here, network, columns, tape, adjoint, bend);
     sum_in_memory(lane, sums, reinterpret_cast<float*>(columns.number));
-    float curvature[row_start(FitShape::coordinates)];
     XPKERN_UNROLL
-    for (int at = 0; at < products; ++at) curvature[at] = product[at] + product[at];
+    for (int at = 0; at < bends; ++at) hessian[at] = fma(bend[at], -4.0f, hessian[at]);
     XPKERN_UNROLL
-    for (int at = 0; at < bends; ++at) curvature[at] = fma(bend[at], -4.0f, curvature[at]);
-    float* const of_plx = curvature + products;
+    for (int at = 0; at < products; ++at) hessian[at] = fma(product[at], 2.0f, hessian[at]);
+    float* const of_plx = hessian + row_start(slopes);
     XPKERN_UNROLL
-    for (int a = 0; a < slopes; ++a) of_plx[a] = 4.0f * sum[a];
-    of_plx[slopes] = 8.0f * *total;
-    if (lane == 0) {
-        XPKERN_UNROLL
-        for (int at = 0; at < row_start(FitShape::coordinates); ++at) star.curvature[at] = curvature[at];
-    }
+    for (int a = 0; a < slopes; ++a) of_plx[a] = fma(sum[a], 4.0f, of_plx[a]);
+    of_plx[slopes] = fma(*total, 8.0f, of_plx[slopes]);
 }
 
 // Y^T Y of the whitened columns, which are right tiles and, turned, left ones: chi^2, and all of it to star.normal.
@@ -273,16 +269,7 @@ __device__ __forceinline__ void evaluate_loss(const ModelView& model, const FitS
         state.gradient[a] = projected + projected;
     }
     const bool exact = EXACT && shape.exact;
-    // A search that ends takes a step between two exact evaluations which is too short to change the curvature: it is
-    // found at every other one of them.
-    if (exact) {
-        const bool due = star.curvature_due;
-        if (due) find_curvature_by_warp(here, star, tape);
-        __syncwarp();
-        if (lane_in_warp() == 0) star.curvature_due = !due;
-        XPKERN_UNROLL
-        for (int at = 0; at < squares; ++at) state.hessian[at] += star.curvature[at];
-    }
+    if (exact) add_curvature_by_warp(here, star, tape, state.hessian);
     add_other_terms(shape, star_view, terms, prior, space, state);
     XPKERN_UNROLL
     for (int at = 0; at < squares; ++at) state.hessian[at] = exact ? state.hessian[at] : state.gauss_newton[at];

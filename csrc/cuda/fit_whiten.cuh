@@ -137,7 +137,6 @@ __device__ __forceinline__ FitStar& gather_fit_star(const StarArrays& stars, int
     }
     for (int at = m * FitColumns::width + lane; at < FitColumns::rows * FitColumns::width; at += LANES)
         star.columns.number[at] = 0;
-    star.curvature_due = true;
     wait_for_copies();
     __syncwarp();
     TriangleInversion{here, staged, star.inverse}.invert();
@@ -281,21 +280,31 @@ __device__ __forceinline__ void store_found(const FitLane& here, FitColumns& col
     __syncwarp();
 }
 
-// sums += (tiles, turned)^T right, of COUNT rows of tiles; of a triangle those below the diagonal.
+// sums += (tiles, turned)^T right, of COUNT rows of pairs of tiles; of a triangle those below the diagonal.
 template <int COUNT, bool TRIANGLE, class Tiles>
 __device__ __forceinline__ void multiply_turned(const FitLane& here, const Tiles& tiles, const double* right,
                                                 StripSums& sums) {
     XPKERN_UNROLL
     for (int down = 0; down < COUNT; ++down) {
         XPKERN_UNROLL
-        for (int p = 0; p < STRIP_TILES / 2; ++p) {
-            if (TRIANGLE && down < 4 * p) continue;
-            const double left = tiles.turned(here, 2 * p, down);
-            if (TRIANGLE && down < 4 * p + 2)
-                multiply_tiles(left, right[down], sums[2 * p]);
-            else
-                multiply_two_tiles(left, tiles.turned(here, 2 * p + 1, down), right[down], sums[2 * p],
-                                   sums[2 * p + 1]);
+        for (int lower = 0; lower < 2; ++lower) {
+            const double upper_right = right[4 * down + lower], lower_right = right[4 * down + 2 + lower];
+            XPKERN_UNROLL
+            for (int p = 0; p < STRIP_TILES / 2; ++p) {
+                if (TRIANGLE && down < p) continue;
+                const Pair first = tiles.turned(here, 2 * p, down, lower);
+                if constexpr (TRIANGLE) {
+                    if (down == p) {
+                        multiply_tiles(first.at[0], upper_right, sums[2 * p]);
+                        multiply_two_tiles(first.at[1], tiles.turned(here, 2 * p + 1, 4 * down + 2 + lower),
+                                           lower_right, sums[2 * p], sums[2 * p + 1]);
+                        continue;
+                    }
+                }
+                const Pair second = tiles.turned(here, 2 * p + 1, down, lower);
+                multiply_two_tiles(first.at[0], second.at[0], upper_right, sums[2 * p], sums[2 * p + 1]);
+                multiply_two_tiles(first.at[1], second.at[1], lower_right, sums[2 * p], sums[2 * p + 1]);
+            }
         }
     }
 }
@@ -304,6 +313,7 @@ __device__ __forceinline__ void multiply_turned(const FitLane& here, const Tiles
 __device__ __forceinline__ void unwhiten_by_warp(const FitLane& here, FitStar& star, int column,
                                                  double (&w)[FitShape::strips]) {
     constexpr int first_rest = FitShape::whole_strips * LANES, across = FitTiles::across;
+    constexpr int pairs_down = FitTiles::pairs_down;
     const int lane = here.lane;
     FitColumns& columns = star.columns;
     const Pair rest =
@@ -317,15 +327,15 @@ __device__ __forceinline__ void unwhiten_by_warp(const FitLane& here, FitStar& s
     __syncwarp();
     load_given(here, columns, LANES, GIVEN, right);
     StripSums lower = {}, between = {}, upper = {};
-    multiply_turned<across, true>(here, star.inverse[1], right, lower);
+    multiply_turned<pairs_down, true>(here, star.inverse[1], right, lower);
     store_found(here, columns, LANES, lower);
     load_given(here, columns, LANES, FOUND, right);
-    multiply_turned<across, false>(here, star.below, right, between);
+    multiply_turned<pairs_down, false>(here, star.below, right, between);
     store_found(here, columns, 0, between);
     columns.at(0, lane, GIVEN) = without_rest(lane, columns.at(0, lane, column) + columns.at(0, lane, FOUND));
     __syncwarp();
     load_given(here, columns, 0, GIVEN, right);
-    multiply_turned<across, true>(here, star.inverse[0], right, upper);
+    multiply_turned<pairs_down, true>(here, star.inverse[0], right, upper);
     store_found(here, columns, 0, upper);
     w[0] = columns.at(0, lane, FOUND);
     w[1] = columns.at(LANES, lane, FOUND);

@@ -39,45 +39,39 @@ struct alignas(16) PaddedFactor {
         }
     }
 
-    // put(i, variance) by a lane for each sample i; 0 where it is missing. Core: sample_variance().
+    // (rows,) variances, 0 where a sample is missing, for all lanes; put(i, variance) by a lane for each. Core:
+    // sample_variance(). Squares are added up tile by tile, where neighbouring lanes have neighbours.
     template <class Put>
-    __device__ __forceinline__ void variance_by_warp(const Put& put) const {
-        const int lane = lane_in_warp();
-        const auto finish = [&](int i, float sum) {
+    __device__ __forceinline__ void variance_by_warp(float* variance, const Put& put) const {
+        const FitLane here;
+        XPKERN_UNROLL
+        for (int first = 0; first < rows; first += FitTiles::rows) {
+            const int i = first + here.row, on_diagonal = here.row % together;
+            const bool exists = i < rows, lower = here.row >= together;
+            const float* const of_row = row(exists ? i : first) + here.column;
+            float sums[2] = {};
+            XPKERN_UNROLL
+            for (int at = 0; at < first; at += together)
+                sums[at / together % 2] = fma(of_row[at], of_row[at], sums[at / together % 2]);
+            // of the row's last tile the inverse of what is on the diagonal does not count, beyond it are zeros
+            const float last = of_row[first + (exists && lower ? together : 0)], before = of_row[first];
+            const float beside = here.column == on_diagonal ? 0.0f : last, below = lower ? before : 0.0f;
+            float sum = fma(beside, beside, fma(below, below, sums[0] + sums[1]));
+            XPKERN_UNROLL
+            for (int half = together / 2; half > 0; half /= 2) sum += from_lane(sum, here.lane ^ half);
+            if (exists && here.column == 0) variance[i] = sum;
+        }
+        __syncwarp();
+        XPKERN_UNROLL
+        for (int s = 0; s < FitShape::strips; ++s) {
+            const int i = here.lane + s * LANES;
+            if (i >= rows) continue;
             const float reciprocal = row(i)[i], diagonal = 1.0f / (reciprocal > 0 ? reciprocal : 1.0f);
-            put(i, reciprocal > 0 ? fma(diagonal, diagonal, sum) : 0.0f);
-        };
-        XPKERN_UNROLL
-        for (int s = 0; s < FitShape::whole_strips; ++s) {
-            const int i = lane + s * LANES, block = i / together;
-            const Four* of_row = quarters(i);
-            float sum = 0, more = 0;
-            for (int t = 0; t < block; ++t) {
-                const Four four = of_row[t];
-                sum = fma(four.number[0], four.number[0], fma(four.number[1], four.number[1], sum));
-                more = fma(four.number[2], four.number[2], fma(four.number[3], four.number[3], more));
-            }
-            const Four four = of_row[block];
-            XPKERN_UNROLL
-            for (int x = 0; x + 1 < together; ++x)
-                if (x < i % together) sum = fma(four.number[x], four.number[x], sum);
-            finish(i, sum + more);
+            const float found = reciprocal > 0 ? fma(diagonal, diagonal, variance[i]) : 0.0f;
+            variance[i] = found;
+            put(i, found);
         }
-        constexpr int first = FitShape::whole_strips * LANES;
-        float sums[FitShape::rest];
-        XPKERN_UNROLL
-        for (int r = 0; r < FitShape::rest; ++r) {
-            sums[r] = lane < r ? row(first + r)[first + lane] * row(first + r)[first + lane] : 0.0f;
-            XPKERN_UNROLL
-            for (int s = 0; s < FitShape::whole_strips; ++s) {
-                const float g = row(first + r)[lane + s * LANES];
-                sums[r] = fma(g, g, sums[r]);
-            }
-        }
-        sum_over_lanes<LANES / 2>(sums);
-        XPKERN_UNROLL
-        for (int r = 0; r < FitShape::rest; ++r)
-            if (lane == r) finish(first + r, sums[r]);
+        __syncwarp();
     }
 };
 static_assert(PaddedFactor::row_at(FitShape::n_samples) == sizeof(PaddedFactor) / sizeof(float), "the last row's end");

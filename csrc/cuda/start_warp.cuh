@@ -69,6 +69,7 @@ struct StartStar {
         struct alignas(16) {
             float number[StartShape::m][StartShape::apart];
         } column;
+        Four window[StartShape::m][StartShape::apart / 4];  // WindowSums of 1, 2, 4, ... samples from one on
         struct {
             float score[USUAL_TYPES], params[USUAL_TYPES * StartShape::k];
         } rated;
@@ -96,6 +97,56 @@ struct StartBlock {
 };
 static_assert(sizeof(StartBlock) + (StartBlock::most_warps - 1) * sizeof(StartStar) <= 227 * 1024, "shared memory");
 
+// Core: sums_of_window(), of the lane's samples. Sums over twice as many neighbours are made of two, and a window's of
+// those that its length is made of.
+__device__ __forceinline__ void sum_windows(const GridView& grid, StartStar& star,
+                                            WindowSums<float> (&sums)[StartShape::strips]) {
+    constexpr int m = StartShape::m, strips = StartShape::strips, doublings = StartShape::apart / 4 - 1;
+    constexpr int longest = 1 << doublings;
+    const int lane = lane_in_warp();
+    const auto sample = [&](int s) { return lane + s * LANES < m ? lane + s * LANES : m - 1; };
+    const auto add = [](const Four& four, const Four& more) {
+        return Four{
+            {four.number[0] + more.number[0], four.number[1] + more.number[1], four.number[2] + more.number[2]}};
+    };
+    Four mine[strips];
+    XPKERN_UNROLL
+    for (int s = 0; s < strips; ++s) {
+        const float variance = star.variance[sample(s)];
+        const bool seen = variance > 0;
+        mine[s] = {{seen ? star.flux[sample(s)] : 0.0f, variance, seen ? 1.0f : 0.0f}};
+    }
+    XPKERN_UNROLL
+    for (int level = 0; level <= doublings; ++level) {
+        XPKERN_UNROLL
+        for (int s = 0; s < strips; ++s)
+            if (lane + s * LANES < m) star.window[lane + s * LANES][level] = mine[s];
+        __syncwarp();
+        XPKERN_UNROLL
+        for (int s = 0; s < strips; ++s) {  // beyond the last sample what no window has
+            const int next = sample(s) + (1 << level);
+            mine[s] = add(mine[s], star.window[next < m ? next : m - 1][level]);
+        }
+    }
+    XPKERN_UNROLL
+    for (int s = 0; s < strips; ++s) {
+        int at = grid.window[2 * sample(s)];
+        const int end = grid.window[2 * sample(s) + 1];
+        Four sum{};
+        for (; end - at >= 2 * longest; at += longest) sum = add(sum, star.window[at][doublings]);
+        XPKERN_UNROLL
+        for (int level = doublings; level >= 0; --level) {
+            const int length = 1 << level;
+            const Four more = star.window[at < m ? at : m - 1][level];
+            const bool within = end - at >= length;
+            sum = within ? add(sum, more) : sum;
+            at += within ? length : 0;
+        }
+        sums[s] = {sum.number[0], sum.number[1], sum.number[2]};
+    }
+    __syncwarp();  // columns take the place of these
+}
+
 // Core: guess_flux(), and assemble_start() as far as the whitening.
 __device__ __forceinline__ void fill_columns(const StartTable& table, const GridView& grid, StartStar& star) {
     constexpr int c = StartShape::c, strips = StartShape::strips;
@@ -114,9 +165,11 @@ __device__ __forceinline__ void fill_columns(const StartTable& table, const Grid
     });
     sum_over_lanes<LANES / 2>(of_spectrum);
     const float scale = scale_of_spectrum(of_spectrum[0], of_spectrum[1]);
+    WindowSums<float> around[strips];
+    sum_windows(grid, star, around);
     float guess[strips] = {}, left[strips] = {}, level_and_present[2] = {};
     over_samples([&](int s, int i) {
-        guess[s] = guess_of_sample(grid, star.flux, star.variance, scale, i);
+        guess[s] = guess_of_sample(grid, star.flux[i], star.variance[i], around[s], scale, i);
         left[s] = ln_flux_about(grid, guess[s], star.flux[i], i);
         if (star.variance[i] > 0) {
             level_and_present[0] += left[s];
@@ -405,11 +458,7 @@ __device__ __forceinline__ void over_starts(const GridView& grid_in_memory, cons
         __syncwarp();
         const bool wanted = is_wanted(row, star.factor);
         if (wanted) {
-            star.factor.variance_by_warp([&](int i, float variance) {
-                star.variance[i] = variance;
-                weighed(row, i, variance);
-            });
-            __syncwarp();
+            star.factor.variance_by_warp(star.variance, [&](int i, float variance) { weighed(row, i, variance); });
             fill_columns(block.table, grid, star);
             invert_start_squares(star);
             const FitLane here;

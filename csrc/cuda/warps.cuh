@@ -111,22 +111,21 @@ __device__ __forceinline__ void multiply_row_of_tiles(const Left& left, const do
             : "+d"(upper_sum[0]), "+d"(upper_sum[1]), "+d"(lower_sum[0]), "+d"(lower_sum[1])
             : "d"(a.at[0]), "d"(a.at[1]), "d"(b.at[0]), "d"(b.at[1]), "d"(c.at[0]), "d"(c.at[1]), "d"(d.at[0]),
               "d"(d.at[1]), "d"(right[0]), "d"(right[1]), "d"(right[2]), "d"(right[3]));
-        return;
-    }
-    if constexpr (COUNT == 2) {
+    } else if constexpr (COUNT == 2) {
         const Pair a = left(0), b = left(1);
         asm volatile(
             "mma.sync.aligned.m16n8k8.row.col.f64.f64.f64.f64 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
             "{%0, %1, %2, %3};"
             : "+d"(upper_sum[0]), "+d"(upper_sum[1]), "+d"(lower_sum[0]), "+d"(lower_sum[1])
             : "d"(a.at[0]), "d"(a.at[1]), "d"(b.at[0]), "d"(b.at[1]), "d"(right[0]), "d"(right[1]));
-        return;
-    }
+    } else
 #endif
-    XPKERN_UNROLL
-    for (int j = 0; j < COUNT; ++j) {
-        const Pair pair = left(j);
-        multiply_two_tiles(pair.at[0], pair.at[1], right[j], upper_sum, lower_sum);
+    {
+        XPKERN_UNROLL
+        for (int j = 0; j < COUNT; ++j) {
+            const Pair pair = left(j);
+            multiply_two_tiles(pair.at[0], pair.at[1], right[j], upper_sum, lower_sum);
+        }
     }
 }
 
