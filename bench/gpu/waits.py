@@ -17,8 +17,8 @@ from bench.gpu.playing import NEAR, Played, Route, follow, play
 #: Processors and clock [Hz] of the GPU that is predicted, an H200's as an H100's.
 _PROCESSORS, _CLOCK = 132, 1.98e9
 
-#: Evaluations of a search, mean of 2,048 simulated stars: without the network's curvature, and with it.
-_ROUGH, _EXACT = 3.9, 2.0
+#: Evaluations for a star, mean of 2,048 simulated ones: without the network's curvature, and with it.
+_ROUGH, _EXACT = 4.1, 2.0
 
 #: Cycles of a star's search around its evaluations: taking it up, leaving it. An estimate from the code's length.
 _AROUND = 3_000
