@@ -12,7 +12,7 @@ import sys
 from dataclasses import replace
 
 from bench.gpu.machine_code import listing_of, read_listing
-from bench.gpu.playing import NEAR, Played, Route, follow, play
+from bench.gpu.playing import NEAR, SCHEDULERS, Played, Route, follow, play
 
 #: Processors and clock [Hz] of the GPU that is predicted, an H200's as an H100's.
 _PROCESSORS, _CLOCK = 132, 1.98e9
@@ -115,7 +115,7 @@ def main(arguments: list[str]) -> int:
         return 1
     start, gather, rough, exact, *kernels = (each.cycles for each in played)
     search = gather + _ROUGH * rough + _EXACT * exact + _AROUND
-    rates = [4 * _PROCESSORS * _CLOCK / (start + search) / factor for factor in (_MEASURED, 1.0)]
+    rates = [SCHEDULERS * _PROCESSORS * _CLOCK / (start + search) / factor for factor in (_MEASURED, 1.0)]
     step = sum(kernel * route.warps for kernel, route in zip(kernels, ROUTES[-len(kernels) :], strict=True)) / _CLOCK
     print(
         f"\nPREDICTED, not measured, for {_PROCESSORS} processors at {1e-9 * _CLOCK:.2f} GHz:",

@@ -1,5 +1,4 @@
-// The Cholesky factor of a star in shared memory, four rows after four in whole quarters: what lanes read four numbers
-// at a time.
+// The Cholesky factor of a star in shared memory, four rows after four in whole quarters.
 #pragma once
 
 #include "fit_memory.cuh"
@@ -16,7 +15,6 @@ struct alignas(16) PaddedFactor {
     float number[together * blocks * rows - together * together * row_start(blocks - 1)];
 
     XPKERN_INLINE const float* row(int i) const { return number + row_at(i); }
-    XPKERN_INLINE const Four* quarters(int i) const { return reinterpret_cast<const Four*>(number + row_at(i)); }
 
     // By a warp, once: no star's numbers come here.
     __device__ __forceinline__ void clear_padding() {
