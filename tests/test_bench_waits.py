@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from bench.__main__ import main
@@ -178,18 +180,15 @@ def test_units_are_shared_by_the_warps_of_a_scheduler_and_memory_by_all(text, bu
             assert 0.8 < share <= 1
 
 
-def test_without_its_tools_it_says_so(monkeypatch, capsys):
-    def missing():
-        raise ImportError("no libnvrtc: pip install nvidia-cuda-nvrtc")
-
-    monkeypatch.setattr(machine_code, "load_nvrtc", missing)
-    monkeypatch.setattr(machine_code, "_find_disassembler", lambda: "nvdisasm")
+@pytest.mark.parametrize(("missing", "wheel"), [("nvdisasm", "nvdisasm"), ("libnvrtc", "nvrtc")])
+def test_without_its_tools_it_says_so(missing, wheel, monkeypatch, capsys):
+    monkeypatch.setattr(machine_code.shutil, "which", lambda name: None if name == missing else name)
+    monkeypatch.setitem(sys.modules, "nvidia", None)  # no wheel of NVIDIA's is there
     assert main(["waits"]) == 1
-    assert capsys.readouterr().err == "bench waits: no libnvrtc: pip install nvidia-cuda-nvrtc\n"
+    assert capsys.readouterr().err.startswith(f"bench waits: no {missing}: pip install nvidia-cuda-{wheel}")
 
 
 def test_the_kernels_of_this_checkout_are_played(capsys):
-    pytest.importorskip("nvidia", reason="needs NVIDIA's wheels nvidia-cuda-nvrtc and nvidia-cuda-nvdisasm")
     try:
         nvrtc.load_nvrtc()
         machine_code._find_disassembler()

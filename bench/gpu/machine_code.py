@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from bench.gpu.nvrtc import ROOT, compile_text, load_nvrtc
+from bench.gpu.nvrtc import ROOT, compile_text, in_wheels, load_nvrtc
 
 #: Where everything below a kernel is inlined, lines of these files say nothing of which part of it is at work.
 _EVERYWHERE = {"lane.hpp", "math.hpp", "warps.cuh", "threads.cuh", "fit_memory.cuh", "train_memory.cuh"}
@@ -198,12 +198,7 @@ def _lines_of(file: str) -> list[str]:
 
 
 def _find_disassembler() -> str:
-    found = shutil.which("nvdisasm")
-    if found:
-        return found
-    import nvidia
-
-    in_wheels = [str(path) for root in nvidia.__path__ for path in sorted(Path(root).rglob("bin/nvdisasm"))]
-    if not in_wheels:
+    found = shutil.which("nvdisasm") or next(map(str, in_wheels("bin/nvdisasm")), None)
+    if found is None:
         raise ImportError("no nvdisasm: pip install nvidia-cuda-nvdisasm, or have CUDA's on PATH")
-    return in_wheels[0]
+    return found

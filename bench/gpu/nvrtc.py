@@ -29,12 +29,19 @@ def load_nvrtc() -> ctypes.CDLL:
     ImportError
         There is none.
     """
-    import nvidia
-
-    found = [path for root in nvidia.__path__ for path in sorted(Path(root).rglob("libnvrtc.so.*"))]
+    found = in_wheels("libnvrtc.so.*")
     if not found:
         raise ImportError("no libnvrtc: pip install nvidia-cuda-nvrtc")
     return ctypes.CDLL(str(found[0]))
+
+
+def in_wheels(pattern: str) -> list[Path]:
+    """Files of that name in NVIDIA's installed wheels."""
+    try:
+        import nvidia
+    except ImportError:
+        return []
+    return [path for root in nvidia.__path__ for path in sorted(Path(root).rglob(pattern))]
 
 
 def compile_text(nvrtc: ctypes.CDLL, text: str, flags: Sequence[str]) -> tuple[int, str, bytes]:
