@@ -23,8 +23,10 @@ XPKERN_KERNEL void report_evaluation(const LossState<Real, Wide>& state, int k, 
     const Wide one = lane<Wide>(1), extinction = state.u[ext], inverse_parallax = one / exp(state.u[plx]);
     Wide newton[MAX_PARAMETERS];
     report.positive = one > lane<Wide>(0);
+    XPKERN_UNROLL_ON_GPU
     for (int p = 0; p < k; ++p) {
         report.gradient[p] = convert<Wide>(state.gradient[p]) * (p == ext ? extinction : one);
+        XPKERN_UNROLL_ON_GPU
         for (int q = 0; q <= p; ++q) {
             const int at = row_start(p) + q;
             Wide curved = convert<Wide>(state.hessian[at]), information = convert<Wide>(state.normal[at]);
@@ -42,6 +44,7 @@ XPKERN_KERNEL void report_evaluation(const LossState<Real, Wide>& state, int k, 
     report.positive =
         report.positive & solve_damped(k, report.hessian, report.hessian, lane<Wide>(0), report.gradient, newton);
     report.decrement = lane<Wide>(0);
+    XPKERN_UNROLL_ON_GPU
     for (int p = 0; p < k; ++p)
         report.decrement = fma(report.gradient[p] * lane<Wide>(0.5), newton[p], report.decrement);
     report.decrement = select(report.positive, report.decrement, infinity<Wide>());
@@ -54,8 +57,10 @@ XPKERN_INLINE void write_evaluation(const LossState<Real, Wide>& state, const Re
     out.loss[row] = get(state.loss, s);
     out.chi2[row] = get(state.chi2, s);
     out.ln_prior[row] = get(state.ln_prior, s);
+    XPKERN_UNROLL_ON_GPU
     for (int p = 0; p < k; ++p) {
         out.gradient[row * k + p] = get(report.gradient[p], s);
+        XPKERN_UNROLL_ON_GPU
         for (int q = 0; q <= p; ++q) {
             const int at = row_start(p) + q;
             out.hessian[(row * k + p) * k + q] = out.hessian[(row * k + q) * k + p] = get(report.hessian[at], s);

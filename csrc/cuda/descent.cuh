@@ -117,7 +117,8 @@ XPKERN_GENERAL_KERNEL(descend, xpkern::DescendArguments, a.n, kernels::descend_s
 extern "C" __global__ void __launch_bounds__(kernels::FitBlock::most_threads)
     descend(const __grid_constant__ xpkern::DescendArguments a) {
     const kernels::DescentBox<double> box(a.fit, kernels::FitShape::coordinates);
-    kernels::over_stars_by_warps(a.fit.model, a.n, [&](int64_t row) { kernels::descend_by_warp(a, box, row); });
+    kernels::over_stars_by_warps(a.fit.model, a.stars, a.n,
+                                 [&](int64_t row) { kernels::descend_by_warp(a, box, row); });
 }
 #endif
 

@@ -2,14 +2,17 @@
 // all, and a star a warp; all of it in double, in tiles as the tensor cores take them.
 #pragma once
 
+#include "round.cuh"
 #include "train_memory.cuh"
 
 XPKERN_NAMESPACE_BEGIN
 
 struct FitShape : UsualShape {
-    XPKERN_INLINE constexpr explicit FitShape(const ModelView& model) : UsualShape(model), exact(true) {}
-    bool exact;  // whether evaluations that may have the exact Hessian have it: code is what warps wait for, so one
-                 // serves
+    XPKERN_INLINE constexpr explicit FitShape(const ModelView& model)
+        : UsualShape(model), exact(true), in_rounds(false) {}
+    bool exact;      // whether evaluations that may have the exact Hessian have it: code is what warps wait for, so one
+                     // serves
+    bool in_rounds;  // whether the block's warps begin their evaluations together
     static constexpr int n_inputs = UsualShape::inputs(), n_samples = UsualShape::samples();
     static constexpr int last = UsualShape::layers() - 1, coordinates = n_inputs + 2;
     static constexpr int strips = (n_samples + LANES - 1) / LANES, whole_strips = n_samples / LANES;
@@ -183,6 +186,7 @@ struct alignas(16) FitStar {
     float last_rows[FitShape::rest][FitShape::n_samples];  // of G
     float difference[FitShape::n_samples];                 // predicted less observed flux, of the evaluation at hand
     bool accepted[LANES];                                  // whether that is the best one; each lane its own
+    bool in_round;                                         // of its warp's first lane: FitBlock::round
     int next;                                              // row of the star after this one
 
     __device__ __forceinline__ LastTriangle last_triangle() const {
@@ -198,6 +202,7 @@ struct alignas(16) FitBlock {
     static constexpr int most_warps = 8, most_threads = most_warps * LANES;
     FitNetwork network;
     double lower[FitShape::coordinates], upper[FitShape::coordinates];  // box in u
+    Round round;                                                        // of evaluations
     FitStar star[1];
 };
 static_assert(sizeof(FitBlock) + (FitBlock::most_warps - 1) * sizeof(FitStar) <= 227 * 1024, "shared memory");

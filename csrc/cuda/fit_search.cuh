@@ -59,10 +59,16 @@ __device__ __forceinline__ bool describe_by_warp(const FitArguments& a, int64_t 
 // is their code.
 __device__ __forceinline__ void search_by_warp(const FitArguments& a, int64_t row) {
     FitShape shape(a.fit.model);
+    shape.in_rounds = true;
     const int k = shape.parameters(), starts = a.fit.starts, most = a.fit.max_iterations;
     const int scouts = SCOUT_EVALUATIONS < most ? SCOUT_EVALUATIONS : most;
     Search* const searches = searches_of(a, row);
-    if (!searches->exists) return;
+    const auto those_at_work = [&] {  // a bit each, as far as there are bits
+        const int choice = lane_in_warp() < starts ? lane_in_warp() : 0;
+        return sum_over_lanes(lane_in_warp() < starts && at_work(searches[choice]) ? 1u << choice : 0u);
+    };
+    unsigned exist = those_at_work();
+    if ((exist & 1) == 0) return;
     ask_for<FitShape::n_samples>(a.out.residual + row * FitShape::n_samples);  // the variances, for the end
     const FitStar& shared = gather_fit_star(a.stars, row);
     const BoxView<double> box{fit_block().lower, fit_block().upper};
@@ -77,7 +83,7 @@ __device__ __forceinline__ void search_by_warp(const FitArguments& a, int64_t ro
     while (next.choice < starts) {
         const Steps steps = next.steps;
         Search &search = searches[next.choice], &first = searches[0];
-        const bool exists = at_work(search);
+        const bool exists = next.choice < LANES ? (exist >> next.choice & 1) > 0 : at_work(search);
         bool goes_on = false;
         if (exists) {
             Progress<float, double> progress;
@@ -115,32 +121,33 @@ __device__ __forceinline__ void search_by_warp(const FitArguments& a, int64_t ro
                 });
             }
         }
-        next.advance(exists, goes_on, starts, [&] { write([&] { mark_copies(k, starts, searches); }); });
+        next.advance(exists, goes_on, starts, [&] {
+            if (starts <= LANES && (exist & (exist - 1)) == 0) return;
+            write([&] { mark_copies(k, starts, searches); });
+            exist = those_at_work();
+        });
     }
 }
 
 // The next star that no warp has taken, a.n or more where there is none; what is read of it is near when it is begun.
 __device__ __forceinline__ int take_star(const FitArguments& a) {
-    constexpr int m = FitShape::n_samples;
     int row = 0;
     if (lane_in_warp() == 0) row = int(atomicAdd(reinterpret_cast<unsigned long long*>(a.begun), 1ull));
     row = from_lane(row, 0);
-    if (row < a.n) {
-        ask_for<row_start(m)>(a.stars.whitener + int64_t(row) * row_start(m));
-        ask_for<m>(a.stars.flux + int64_t(row) * m);
-    }
+    if (row < a.n) ask_for_fit_star(a.stars, row);
     return row;
 }
 
 // Stars, one after the other. The next one waits in shared memory, where a register would be wanted all along.
 __device__ __forceinline__ void search_stars_by_warp(const FitArguments& a) {
     int& next = fit_star().next;
+    if (lane_in_warp() == 0) fit_star().in_round = false;
     int row = take_star(a);
     while (row < a.n) {
         const int after = take_star(a);
         if (lane_in_warp() == 0) next = after;
         search_by_warp(a, row);
-        __syncwarp();
+        fit_block().round.leave(fit_star().in_round);
         row = next;
         __syncwarp();
     }
@@ -161,6 +168,7 @@ extern "C" __global__ void __launch_bounds__(kernels::FitBlock::most_threads)
     constexpr int k = kernels::FitShape::coordinates;
     fit_block().network.take(a.fit.model.in_double);
     if (threadIdx.x == 0) {
+        fit_block().round.begin();
         const kernels::LaneBox<double> box(a.fit, k);
         for (int p = 0; p < k; ++p) fit_block().lower[p] = box.lower[p], fit_block().upper[p] = box.upper[p];
     }

@@ -251,6 +251,7 @@ __device__ __forceinline__ void evaluate_loss(const ModelView& model, const FitS
                                               const Nothing& = {}) {
     constexpr int k = FitShape::coordinates, squares = row_start(k);
     FitStar& star = fit_star();
+    if (shape.in_rounds) fit_block().round.join(star.in_round);
     const FitLane here;
     FitTape tape;
     predict_by_warp(here, model, state.u, star, tape);
@@ -397,11 +398,15 @@ __device__ __forceinline__ void solve_again(const FitShape&, const float* hessia
 
 // work(row) by a warp for each star, as far apart as the grid has warps. The network is the block's.
 template <class Work>
-__device__ __forceinline__ void over_stars_by_warps(const ModelView& model, int64_t n, const Work& work) {
+__device__ __forceinline__ void over_stars_by_warps(const ModelView& model, const StarArrays& stars, int64_t n,
+                                                    const Work& work) {
     fit_block().network.take(model.in_double);
     __syncthreads();
     const int64_t of_block = blockDim.x / LANES, warps = int64_t(gridDim.x) * of_block;
-    for (int64_t row = int64_t(blockIdx.x) * of_block + threadIdx.x / LANES; row < n; row += warps) work(row);
+    for (int64_t row = int64_t(blockIdx.x) * of_block + threadIdx.x / LANES; row < n; row += warps) {
+        if (row + warps < n) ask_for_fit_star(stars, row + warps);
+        work(row);
+    }
 }
 
 XPKERN_NAMESPACE_END

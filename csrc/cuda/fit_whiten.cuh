@@ -98,6 +98,13 @@ struct TriangleInversion {
     }
 };
 
+// What is read of a star is then near when it is gathered.
+__device__ __forceinline__ void ask_for_fit_star(const StarArrays& stars, int64_t row) {
+    constexpr int m = FitShape::n_samples;
+    ask_for<row_start(m)>(stars.whitener + row * row_start(m));
+    ask_for<m>(stars.flux + row * m);
+}
+
 // A star's arrays from memory to the warp's place.
 __device__ __forceinline__ FitStar& gather_fit_star(const StarArrays& stars, int64_t row) {
     FitStar& star = fit_star();

@@ -61,6 +61,6 @@ XPKERN_GENERAL_KERNEL(evaluate, xpkern::EvaluateArguments, a.n, kernels::evaluat
 #else
 extern "C" __global__ void __launch_bounds__(kernels::FitBlock::most_threads)
     evaluate(const __grid_constant__ xpkern::EvaluateArguments a) {
-    kernels::over_stars_by_warps(a.model, a.n, [&](int64_t row) { kernels::evaluate_by_warp(a, row); });
+    kernels::over_stars_by_warps(a.model, a.stars, a.n, [&](int64_t row) { kernels::evaluate_by_warp(a, row); });
 }
 #endif

@@ -451,7 +451,10 @@ __device__ __forceinline__ void over_starts(const GridView& grid_in_memory, cons
     const int64_t step = int64_t(gridDim.x) * warps;
     int64_t row = int64_t(blockIdx.x) * warps + threadIdx.x / LANES;
     if (row < n) star.take_soon(stars, row);
-    for (; row < n; row += step) {
+    const int64_t end = n + place_among_neighbours();  // as often as those it waits for
+    for (; row < end; row += step) {
+        wait_for_neighbours();
+        if (row >= n) continue;
         const double sigma = stars.sigma[row * k + k - 1];
         const auto mean = float(stars.mean[row * k + k - 1]), weight = float(1.0 / (sigma * sigma));
         wait_for_copies();

@@ -77,7 +77,7 @@ SOON_OPTIMISED = ("csv_test", "parquet_test")
 #: What a test of kernels for GPUs is built with in place of an instruction set, by the name of its form; and the forms
 #: of each such test.
 CUDA_FORMS = {"cuda": [], "cuda_general": ["-DXPKERN_GENERAL"]}
-CUDA_TESTS = {"cuda_test": ["cuda", "cuda_general"], "cuda_freeze_test": ["cuda"]}
+CUDA_TESTS = {"cuda_test": ["cuda", "cuda_general"], "cuda_freeze_test": ["cuda"], "cuda_round_test": ["cuda"]}
 
 
 def build_and_run(machine: Machine, source: Path, isa: str) -> tuple[str, int, str]:

@@ -11,6 +11,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <map>
 #include <memory>
 #include <vector>
 
@@ -157,6 +158,7 @@ struct Warp {
 struct Meeting {
     Barrier block;
     std::vector<Warp> warps;
+    std::map<unsigned, Barrier> numbered;
     explicit Meeting(unsigned threads) : block(threads), warps(threads / WARP) {}
 };
 inline thread_local Meeting* meeting = nullptr;
@@ -260,6 +262,17 @@ inline double rsqrt(double number) {
     return 1 / __builtin_sqrt(number);
 }
 
+inline unsigned atomicCAS(unsigned* address, unsigned compared, unsigned value) {
+    __atomic_compare_exchange_n(address, &compared, value, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+    return compared;
+}
+inline void __barrier_sync_count(unsigned number, unsigned threads) {
+    shim::meeting_here().numbered.try_emplace(number, threads).first->second.wait();
+}
+// Who waits for a change lets the others make it.
+inline void __nanosleep(unsigned) {
+    shim::Team::current->give_way();
+}
 inline unsigned long long atomicAdd(unsigned long long* address, unsigned long long value) {
     return __atomic_fetch_add(address, value, __ATOMIC_RELAXED);
 }
