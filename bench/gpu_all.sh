@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Everything that a borrowed GPU is wanted for, in one command of under ten minutes:
-#   bench/gpu_all.sh [FOLDER]
+#   bench/gpu_all.sh [--built] [FOLDER]
 # builds xpkern in place, runs the GPU benchmarks, the tests that need a GPU, the sanitizers and Nsight Compute, what matters
 # most first, and leaves logs and JSON in FOLDER (default: bench/results/local/gpu); what is cut off leaves what it had. Rates
-# are set beside those that the checkout holds. Works in a plain checkout without network: Python with numpy, scipy,
+# are set beside those that the checkout holds. With --built the extension modules are those that stand in the checkout
+# already: building them takes longer than anything that is measured. Works in a plain checkout without network: Python with numpy, scipy,
 # scikit-learn, h5py, pybind11, pytest, CuPy, and nvcc. Exit code 1 if anything failed, or there is no GPU.
 #
 # XPKERN_TEST_DATA names a folder of test vectors; tests that want them fail where one is missing.
@@ -11,6 +12,8 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 [ -z "${PYTHON:-}" ] && [ -x .venv/bin/python ] && python=$PWD/.venv/bin/python
+built=
+[ "${1:-}" = --built ] && built=1 && shift
 folder=$(realpath -m "${1:-bench/results/local/gpu}")
 mkdir -p "$folder"
 export PYTHONPATH=$PWD PYTHONUNBUFFERED=1 CUPY_CACHE_DIR=${CUPY_CACHE_DIR:-$folder/cupy_cache}
@@ -46,13 +49,16 @@ why=$("$python" -c 'from xpkern.engine.cuda.device import gpu_names; print(*gpu_
 echo "$why"
 # the compiled CPU engine, without which nothing can be compared; beside it NVRTC compiles what CuPy will launch
 if "$python" -c 'import cupy' 2>/dev/null; then
-    step kernels 300 "$python" -c "$load" usual &
     step general 300 "$python" -c "$load" general &
+    general=$!
+    step kernels 300 "$python" -c "$load" usual &
+    kernels=$!
 fi
 export XPKERN_CUDA_ARCH=native # the extension module, for this GPU alone, beside what runs through CuPy
 command -v nvcc >/dev/null && export XPKERN_CUDA=1
-step build 300 "$python" setup.py build_ext --inplace || { echo "gpu_all: xpkern cannot be built here"; exit 1; }
-wait
+[ -n "$built" ] || step build 300 "$python" setup.py build_ext --inplace ||
+    { echo "gpu_all: xpkern cannot be built here"; exit 1; }
+wait ${kernels:-}
 "$python" -m xpkern doctor | tee "$folder/doctor.log"
 why=$("$python" -c 'from xpkern.engine.cuda.device import open_device; open_device()' 2>&1) || no_gpu "$why"
 
@@ -60,6 +66,7 @@ step bench 150 "$python" -m bench gpu --output "$folder"
 sed -n '/times as fast:$/,$p' "$folder/bench.log"
 step paper 120 "$python" -m bench gpu --paper --output "$folder"
 cat "$folder/paper.log"
+wait ${general:-}
 # only the files that need nothing else than what is listed above
 step tests 200 "$python" -m pytest -q -m gpu -p no:cacheprovider -W default tests/test_engine_*.py tests/test_gpu.py \
     tests/test_learned_noise.py tests/test_second_pass.py tests/test_type_prior.py

@@ -81,7 +81,8 @@ def test_the_suite_on_a_simulated_gpu(monkeypatch, tmp_path, capsys):
         "_BLOCKS_A_PROCESSOR": 1,
     }.items():
         monkeypatch.setattr(roof, name, value)
-    for name, value in {"_RUNS": 1, "_STREAMED": 10, "_PASSES": 2, "_STEPS": 2, "_BATCH": 8, "FEW_STARS": 16}.items():
+    small = {"_RUNS": 1, "_EPOCHS": 1, "_STREAMED": 10, "_PASSES": 2, "_STEPS": 2, "_BATCH": 8, "FEW_STARS": 16}
+    for name, value in small.items():
         monkeypatch.setattr(suite, name, value)
     monkeypatch.setattr(suite, "host_copy_rate", lambda: 1e9)
     monkeypatch.setattr(suite, "_peer", _no_peer)

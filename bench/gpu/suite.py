@@ -59,6 +59,9 @@ _STREAMS, _STREAMED, _PASSES = 3, 65536, 16
 #: Runs of which the median counts, and the share of an earlier rate below which one is said to be slower.
 _RUNS, _SLOWER = 5, 0.95
 
+#: Runs of an epoch, of which the median counts: what it costs besides its steps varies by what a few of them take.
+_EPOCHS = 40
+
 #: Where this checkout holds results.
 RESULTS = Path(__file__).parents[1] / "results"
 
@@ -286,7 +289,7 @@ def _training(engine: Any, roof: Roof, n_stars: int) -> dict[str, Any]:
         few = max(steps // 4, 1)
         epoch(steps)  # brings the stars
         # the time of fewer steps is subtracted: what an epoch costs besides its steps cancels
-        took = [(epoch(steps) - epoch(few)) / max(steps - few, 1) for _ in range(_RUNS)]
+        took = [(epoch(steps) - epoch(few)) / max(steps - few, 1) for _ in range(_EPOCHS)]
         step = statistics.median(took)
         figures[f"step of {_BATCH} stars, {name} [us]"] = 1e6 * step
         figures[f"step of {_BATCH} stars, {name}, share of the multiply-adds' roof"] = (
