@@ -213,20 +213,3 @@ def test_arguments_pass_by_value_as_cupy_does_it(rng):
     arguments = rng.integers(0, 256, 832, dtype=np.uint8)
     CupyDevice(cupy).launch("fit_start", 3, 128, [arguments], nullcontext(), 64)
     assert taken == [((3,), (128,), [arguments.tobytes()], 64)]
-
-
-def test_kernels_of_a_batch_of_training_divide_fast_memory_alike():
-    """What follows every few microseconds need not wait until a processor is idle; others have the cache they want."""
-    kernels, cupy = {}, pretend_cupy()
-
-    class Kernel(SimpleNamespace):
-        def __call__(self, *_, **__):
-            pass
-
-    cupy.RawModule = lambda **_: SimpleNamespace(get_function=lambda name: kernels.setdefault(name, Kernel()))
-    device = CupyDevice(cupy)
-    for name in ("train_stars", "train_gradient", "train_step", "train_star_steps", "predict"):
-        device.launch(name, 1, 32, [], nullcontext())
-    assert {name for name, kernel in kernels.items() if vars(kernel) == {"preferred_shared_memory_carveout": 100}} == {
-        *("train_stars", "train_gradient", "train_step", "train_star_steps")
-    }

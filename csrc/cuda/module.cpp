@@ -123,7 +123,7 @@ class Kernels {
     Kernels& operator=(const Kernels&) = delete;
 
     void launch(const std::string& name, unsigned grid, unsigned block, const std::vector<py::buffer>& parameters,
-                const Stream& stream, size_t shared, bool all_shared) {
+                const Stream& stream, size_t shared) {
         std::vector<py::buffer_info> values;
         std::vector<void*> pointers;
         for (const py::buffer& parameter : parameters) values.push_back(parameter.request());
@@ -132,10 +132,6 @@ class Kernels {
         if (shared > SHARED_WITHOUT_ASKING) {
             check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                        cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)));
-        }
-        if (all_shared) {
-            check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                       cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared));
         }
         check(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(grid), dim3(block), pointers.data(), shared,
                                stream.get()));
@@ -264,7 +260,7 @@ PYBIND11_MODULE(_cuda, module) {
     py::class_<Kernels>(module, "Kernels")
         .def(py::init<const py::bytes&>(), py::arg("image"))
         .def("launch", &Kernels::launch, py::arg("name"), py::arg("grid"), py::arg("block"), py::arg("parameters"),
-             py::arg("stream"), py::arg("shared") = 0, py::arg("all_shared") = false)
+             py::arg("stream"), py::arg("shared") = 0)
         .def("attributes", &Kernels::attributes, py::arg("name"));
     module.def("to_device", &to_device, py::arg("pointer"), py::arg("array"), py::arg("stream"));
     module.def("to_host", &to_host, py::arg("array"), py::arg("pointer"), py::arg("stream"));

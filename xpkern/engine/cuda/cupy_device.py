@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xpkern.engine.cuda.device import DIVIDED_ALIKE, Device, DeviceFacts, Memory, failure, version_text
+from xpkern.engine.cuda.device import Device, DeviceFacts, Memory, failure, version_text
 from xpkern.engine.cuda.sources import UNIT, is_general, nvrtc_options, source_folder
 from xpkern.errors import DeviceFailed, DeviceOutOfMemory, DeviceUnavailable
 
@@ -209,8 +209,6 @@ class CupyDevice:
         with self._lock:
             if name not in self._kernels:
                 self._kernels[name] = self._module(is_general(name)).get_function(name)
-                if name in DIVIDED_ALIKE:
-                    self._kernels[name].preferred_shared_memory_carveout = 100
         kernel = self._kernels[name]
         if shared > _SHARED_WITHOUT_ASKING and kernel.max_dynamic_shared_size_bytes < shared:
             kernel.max_dynamic_shared_size_bytes = shared

@@ -23,10 +23,6 @@ from xpkern.errors import DeviceFailed, DeviceUnavailable
 #: Environment variable: which library to use, by its name below (for tests, and where one of them is broken).
 DOOR_VARIABLE = "XPKERN_CUDA_DOOR"
 
-#: Kernels of a batch of training, which follow one another every few microseconds. A processor whose fast memory is to
-#: be divided otherwise between cache and shared memory has to be idle first: these have all of it as shared memory.
-DIVIDED_ALIKE = frozenset({"train_stars", "train_gradient", "train_step", "train_star_steps"})
-
 #: Oldest CUDA driver API that can run what CUDA 12 and 13 compile.
 _OLDEST_DRIVER = 12000
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xpkern.engine.cuda.device import DIVIDED_ALIKE, Device, DeviceFacts, Memory, failure, version_text
+from xpkern.engine.cuda.device import Device, DeviceFacts, Memory, failure, version_text
 from xpkern.engine.cuda.sources import is_general
 from xpkern.errors import DeviceOutOfMemory, DeviceUnavailable
 
@@ -139,7 +139,7 @@ class ExtensionDevice:
         """Run a kernel."""
         with self._failures():
             kernels = self._general if is_general(kernel) else self._usual
-            kernels.launch(kernel, grid, block, list(parameters), stream, shared, kernel in DIVIDED_ALIKE)
+            kernels.launch(kernel, grid, block, list(parameters), stream, shared)
 
     def record(self, work: Callable[[Any], None]) -> Callable[[Any], None]:
         """A CUDA graph of what a function queues."""
