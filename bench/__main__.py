@@ -34,6 +34,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
                 *(f"  {name:10s} {function.__doc__}" for name, (function, _) in BENCHMARKS.items()),
                 "",
                 "A GPU has a suite of its own: python -m bench gpu --help.",
+                "What code costs that a GPU's processors have no room for: python -m bench code --help.",
                 "What is predicted for one, by the waits in machine code: python -m bench waits --help.",
                 "Accuracy on real stars beside other methods: python -m bench real_stars --help.",
                 "The stars come from xpkern's own simulator, but for real, curve and noise (160 MB, once); simulate,",
@@ -65,6 +66,10 @@ def main(arguments: list[str]) -> int:
         from bench.real_stars import main as real_stars
 
         return real_stars(arguments[1:])
+    if arguments[:1] == ["code"]:
+        from bench.gpu.code import main as code
+
+        return code(arguments[1:])
     if arguments[:1] == ["gpu"]:
         from bench.gpu.suite import main as gpu
 

@@ -64,6 +64,7 @@ why=$("$python" -c 'from xpkern.engine.cuda.device import open_device; open_devi
 
 step bench 150 "$python" -m bench gpu --output "$folder"
 sed -n '/times as fast:$/,$p' "$folder/bench.log"
+step code 30 "$python" -m bench code --output "$folder"
 step paper 120 "$python" -m bench gpu --paper --output "$folder"
 cat "$folder/paper.log"
 wait ${general:-}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from types import SimpleNamespace
 
@@ -14,18 +15,28 @@ import xpkern.engine
 from bench.__main__ import main
 from bench.gpu import catalogue, paper, roof, suite
 from bench.gpu.checks import Check
+from bench.gpu.code import text_of_kernels
 from xpkern.engine.cuda import device as door
 from xpkern.engine.cuda.engine import CudaEngine
 from xpkern.errors import DeviceUnavailable
 
 
-def test_without_a_gpu_it_says_so(monkeypatch, capsys):
+@pytest.mark.parametrize("benchmark", ["gpu", "code"])
+def test_without_a_gpu_it_says_so(benchmark, monkeypatch, capsys):
     def no_driver():
         raise DeviceUnavailable("no NVIDIA driver")
 
     monkeypatch.setattr(door, "gpu_names", no_driver)
-    assert main(["gpu"]) == 1
-    assert "bench gpu: there is no GPU to measure: " in capsys.readouterr().err
+    assert main([benchmark]) == 1
+    assert f"bench {benchmark}: there is no GPU to measure: " in capsys.readouterr().err
+
+
+def test_code_is_as_long_as_it_says():
+    """An instruction is 16 bytes, and the loop's own are few."""
+    kernels = text_of_kernels().split('extern "C"')[1:]
+    found = [kernel.count("fma.rn.f32") * 16 / 1024 for kernel in kernels]
+    asked_for = [int(re.search(r"code_(\d+)\(", kernel)[1]) for kernel in kernels]
+    np.testing.assert_allclose(found, asked_for, atol=0.3)
 
 
 @pytest.mark.parametrize(("found", "passed"), [(0.9, True), (1.0, True), (1.1, False), (np.nan, False)])

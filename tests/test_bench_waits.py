@@ -197,5 +197,6 @@ def test_the_kernels_of_this_checkout_are_played(capsys):
     assert main(["waits", "--lines", "1"]) == 0
     found = capsys.readouterr().out
     assert "PREDICTED, not measured" in found
+    assert "MEASURED of" in found
     for kernel in ("an evaluation with its step", "train_stars", "train_gradient", "train_step"):
         assert kernel in found

@@ -78,10 +78,8 @@ def main(arguments: list[str]) -> int:
         "--paper", action="store_true", help=f"the paper's training instead: {PAPERS_STARS:,} stars, 20 GB, two minutes"
     )
     options = parser.parse_args(arguments)
-    try:
-        engine = xk.get_engine("cuda")
-    except xk.InputError as error:
-        print(f"bench gpu: there is no GPU to measure: {error}", file=sys.stderr)
+    engine = open_engine("gpu")
+    if engine is None:
         return 1
     if options.only_run:
         run_everything(engine, Sample(options.stars or 96))
@@ -93,9 +91,26 @@ def main(arguments: list[str]) -> int:
     return _suite(engine, options)
 
 
+def open_engine(benchmark: str) -> Any:
+    """The CUDA engine, or nothing but words where there is no GPU."""
+    try:
+        return xk.get_engine("cuda")
+    except xk.InputError as error:
+        print(f"bench {benchmark}: there is no GPU to measure: {error}", file=sys.stderr)
+        return None
+
+
+def folder_of(engine: Any, output: Path) -> Path:
+    """Where results of this GPU go; it is made."""
+    name_of_gpu = re.sub(r"[^a-z0-9]+", "-", engine.device.facts.name.lower()).strip("-")
+    folder = output / name_of_gpu
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def _paper(engine: Any, options: argparse.Namespace) -> int:
     """Add the figures of the paper's training to those that the suite has left."""
-    path = _path(engine, options)
+    path = folder_of(engine, options.output) / "gpu.json"
     record = json.loads(path.read_text()) if path.exists() else {"gpu": asdict(engine.device.facts), "figures": {}}
     found = measure_paper(engine, options.stars or PAPERS_STARS)
     record["figures"] |= found
@@ -103,13 +118,6 @@ def _paper(engine: Any, options: argparse.Namespace) -> int:
     for name, value in found.items():
         print(f"{name:84s} {value:>14,.4g}")
     return 0
-
-
-def _path(engine: Any, options: argparse.Namespace) -> Path:
-    name_of_gpu = re.sub(r"[^a-z0-9]+", "-", engine.device.facts.name.lower()).strip("-")
-    path: Path = options.output / name_of_gpu / "gpu.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
 
 
 def _suite(engine: Any, options: argparse.Namespace) -> int:
@@ -131,7 +139,7 @@ def _suite(engine: Any, options: argparse.Namespace) -> int:
         "checks": {check.name: {"found": check.found, "allowed": check.allowed} for check in checks},
         "figures": figures,
     }
-    path = _path(engine, options)
+    path = folder_of(engine, options.output) / "gpu.json"
     held = _held(path.parent.name)  # before it is written anew
 
     def write() -> None:

@@ -1,15 +1,18 @@
 """What the waits in the kernels' machine code add up to: predictions, for when there is no GPU to measure on.
 
 Stretches of the kernels of this checkout are compiled by NVRTC and played (`bench.gpu.playing`). Nothing of this is a
-measurement, and no figure of it may be called one. How much more a GPU took than was played, when there was one, is
-known for the code of then (commit 383ba03 on an H200); that is set beside what is played now.
+measurement, and no figure of it may be called one. What is not in the play is that code has to come, that warps wait
+for one another, and what lies between kernels: how much that was, when there was a GPU, is in the results that the
+checkout holds (`kernels.json`: what was measured, and what the same code was in the play), and is set beside it.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from bench.gpu.machine_code import listing_of, read_listing
 from bench.gpu.playing import NEAR, SCHEDULERS, Played, Route, follow, play
@@ -23,11 +26,8 @@ _ROUGH, _EXACT = 4.1, 2.0
 #: Cycles of a star's search around its evaluations: taking it up, leaving it. An estimate from the code's length.
 _AROUND = 3_000
 
-#: How long the searches in float of that code took, measured, for each cycle that was played: 70,200 for 56,000.
-_MEASURED = 1.25
-
-#: What a step of 512 stars took, measured, beyond the cycles played for its three kernels [s]: 18.2 us for 12.9.
-_BETWEEN_KERNELS = 5.3e-6
+#: What was measured, and what was played of the same code.
+_RESULTS = Path(__file__).parents[1] / "results" / "nvidia-h200" / "kernels.json"
 
 #: Passes of what follows itself in a kernel that are played, so that how warps meet evens out.
 _PASSES = 12
@@ -40,6 +40,7 @@ _EVALUATION = Route(
     warps=2,
     loop="core/optimise.hpp",
     jumps=("if (mixed) make_definite", "if (exact) add_curvature_by_warp", *_NO_CONSTRAINTS),
+    passes={"} while (before != found);": 1, "while (!is_next(before)) __nanosleep": 1},
     load=NEAR,
 )
 
@@ -115,18 +116,43 @@ def main(arguments: list[str]) -> int:
         return 1
     start, gather, rough, exact, *kernels = (each.cycles for each in played)
     search = gather + _ROUGH * rough + _EXACT * exact + _AROUND
-    rates = [SCHEDULERS * _PROCESSORS * _CLOCK / (start + search) / factor for factor in (_MEASURED, 1.0)]
     step = sum(kernel * route.warps for kernel, route in zip(kernels, ROUTES[-len(kernels) :], strict=True)) / _CLOCK
+    now = Prediction(_stars_a_second(start), _stars_a_second(start + search), 1e6 * step)
+    record = json.loads(_RESULTS.read_text())["played and measured"]
+    then, measured = (Prediction(**record[which]) for which in ("played", "measured"))
+    gpu_took = "if a GPU adds as much as it did"
     print(
         f"\nPREDICTED, not measured, for {_PROCESSORS} processors at {1e-9 * _CLOCK:.2f} GHz:",
         f"  a star: {start:,.0f} cycles of a scheduler to start, {search:,.0f} to search",
-        f"  start and fit: {1e-6 * rates[1]:.1f} M stars/s as played,"
-        f" {1e-6 * rates[0]:.1f} M if as much is missing as was (x {_MEASURED})",
-        f"  step of 512 stars, model: {1e6 * step:.1f} us as played,"
-        f" {1e6 * (step + _BETWEEN_KERNELS):.1f} us if as much is missing as was (+ {1e6 * _BETWEEN_KERNELS:.1f} us)",
+        *(
+            f"  {name}: {1e-6 * mine:.1f} M stars/s as played, {1e-6 * mine * was / of_then:.1f} M {gpu_took}"
+            for name, mine, of_then, was in (
+                ("start", now.start, then.start, measured.start),
+                ("start and fit", now.fit, then.fit, measured.fit),
+            )
+        ),
+        f"  step of 512 stars, model: {now.step:.1f} us as played,"
+        f" {now.step - then.step + measured.step:.1f} us {gpu_took}",
+        f"MEASURED of {record['commit']} on {record['gpu']}: {measured}; as played then: {then}",
         sep="\n",
     )
     return 0
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Stars a second that are started, and that are started and fitted; a step of training [us]."""
+
+    start: float
+    fit: float
+    step: float
+
+    def __str__(self) -> str:
+        return f"{1e-6 * self.start:.1f} M, {1e-6 * self.fit:.1f} M, {self.step:.1f} us"
+
+
+def _stars_a_second(cycles_of_scheduler: float) -> float:
+    return SCHEDULERS * _PROCESSORS * _CLOCK / cycles_of_scheduler
 
 
 def _play_all(lines: int) -> list[Played]:
