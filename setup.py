@@ -34,9 +34,8 @@ PARQUET_SOURCES = ["csrc/cpu/parquet_module.cpp"]
 _CUDA = runpy.run_path("xpkern/engine/cuda/compiler_flags.py")
 NVCC_FLAGS, GENERAL_FLAG = [*_CUDA["NVCC_FLAGS"], "-Icsrc"], _CUDA["GENERAL_FLAG"]
 
-#: GPUs for which nvcc compiles: an image for every major architecture that it knows, which runs on all later ones of
-#: the same major version, and an intermediate form of the last for those to come.
-CUDA_ARCHITECTURES = "all-major"
+#: Compute capability of the oldest GPUs whose kernels can be compiled: nvcc 12 knows older ones.
+OLDEST_GPU = 70
 
 #: How nvcc builds the module that launches them. The runtime is linked statically, the driver not at all.
 NVCC_MODULE_FLAGS = [
@@ -55,6 +54,21 @@ def sources_of_csv(machine: str) -> list[str]:
     """Return the sources of ``xpkern.observe._csv`` for a machine."""
     wide = ["csrc/cpu/isa_avx512_csv.cpp"] if "avx512" in ISAS.get(machine.lower(), []) else []
     return ["csrc/cpu/csv_module.cpp", *wide]
+
+
+def flags_of_architectures(known: str) -> list[str]:
+    """Return nvcc's flags for GPUs from OLDEST_GPU on, of those that ``nvcc --list-gpu-arch`` names.
+
+    An image for the first architecture of every major version, which runs on all later ones of that version, and an
+    intermediate form of the last one for those to come.
+    """
+    first: dict[int, int] = {}
+    for number in sorted(int(word.removeprefix("compute_")) for word in known.split() if word[-1].isdigit()):
+        if number >= OLDEST_GPU:
+            first.setdefault(number // 10, number)
+    images = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in first.values()]
+    newest = max(first.values())
+    return [*images, f"-gencode=arch=compute_{newest},code=compute_{newest}"]
 
 
 def flags_of_source(source: str) -> list[str]:
@@ -136,11 +150,13 @@ class BuildExtensions(build_ext):
             raise PlatformError("XPKERN_CUDA=1 needs nvcc: put it on PATH, set NVCC, or unset XPKERN_CUDA")
         root = Path("." if self.inplace else self.build_lib)
         engine = root / "xpkern" / "engine"
-        architectures = os.environ.get("XPKERN_CUDA_ARCH") or CUDA_ARCHITECTURES
+        chosen = os.environ.get("XPKERN_CUDA_ARCH")
+        known = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout
+        architectures = [f"-arch={chosen}"] if chosen else flags_of_architectures(known)
         includes = [f"-I{folder}" for folder in (pybind11.get_include(), sysconfig.get_paths()["include"])]
         module = engine / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
         (engine / "cuda").mkdir(parents=True, exist_ok=True)
-        of_kernels = [*NVCC_FLAGS, f"-arch={architectures}", "--fatbin"]
+        of_kernels = [*NVCC_FLAGS, *architectures, "--fatbin"]
         parts = (
             ("csrc/cuda/kernels.cu", of_kernels, engine / "cuda" / "kernels.fatbin"),
             ("csrc/cuda/kernels.cu", [*of_kernels, GENERAL_FLAG], engine / "cuda" / "kernels_general.fatbin"),

@@ -77,7 +77,10 @@ def jobs() -> list[Job]:
     general = Job("general kernels for compute_80", whole, (*older, "-DXPKERN_GENERAL"))
     headers = [path.name for path in sorted(Path("csrc/core").glob("*.hpp"))]
     alone = [Job(f"core/{name}", f'#include "core/{name}"\n', older) for name in headers]
-    return [general, *usual[:2], Job("kernels for compute_80", whole, older), *usual[2:], *alone]
+    oldest = Job(
+        "kernels for compute_75", whole, ("-arch=compute_75", "--Ofast-compile=max")
+    )  # no tensor cores' double
+    return [general, oldest, *usual[:2], Job("kernels for compute_80", whole, older), *usual[2:], *alone]
 
 
 def usages(log: str) -> Iterator[Usage]:

@@ -91,6 +91,15 @@ def test_every_source_of_the_kernels_is_in_their_hash(tmp_path, monkeypatch):
     assert hashes[0] == sources.source_hash()
 
 
+def test_kernels_are_built_for_every_major_version_that_can_run_them(build):
+    """nvcc 12 knows GPUs for which they cannot be compiled."""
+    known = "\n".join(f"compute_{number}" for number in (50, 52, 60, 61, 70, 72, 75, 80, 86, 90, 100, 101, 120))
+    assert build.flags_of_architectures(known) == [
+        *(f"-gencode=arch=compute_{number},code=sm_{number}" for number in (70, 80, 90, 100, 120)),
+        "-gencode=arch=compute_120,code=compute_120",
+    ]
+
+
 def test_cuda_without_nvcc_is_a_clear_error(tmp_path):
     environment = {key: value for key, value in os.environ.items() if key != "NVCC"}
     code = (

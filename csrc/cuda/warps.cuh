@@ -69,6 +69,22 @@ struct alignas(16) Pair {
     double at[2];
 };
 
+#if defined(__CUDACC__)
+// multiply_tiles() where there are no tensor cores for it: called, because it is needed hundreds of times.
+struct TileSums {
+    double first, second;
+};
+__device__ __noinline__ TileSums multiply_tiles_without_cores(double left, double right, TileSums sum) {
+    const int lane = lane_in_warp(), column = lane % 4 * 2;
+    for (int k = 0; k < 4; ++k) {
+        const double factor = from_lane(left, lane / 4 * 4 + k);
+        sum.first = fma(factor, from_lane(right, column * 4 + k), sum.first);
+        sum.second = fma(factor, from_lane(right, (column + 1) * 4 + k), sum.second);
+    }
+    return sum;
+}
+#endif
+
 // sum += left right, of matrices 8 by 4 and 4 by 8 that a warp holds together. A lane has element (lane / 4, lane % 4)
 // of the left one, (lane % 4, lane / 4) of the right one, and of the sum the two from (lane / 4, 2 (lane % 4)) on.
 __device__ __forceinline__ void multiply_tiles(double left, double right, double (&sum)[2]) {
