@@ -107,7 +107,13 @@ ROUTES = (
 def main(arguments: list[str]) -> int:
     """Print what is predicted; the exit code is 1 where it cannot be."""
     parser = argparse.ArgumentParser(prog="python -m bench waits", description=__doc__)
-    parser.add_argument("--lines", type=int, default=0, metavar="N", help="and the N lines that take a warp longest")
+    parser.add_argument(
+        "--lines",
+        type=int,
+        default=0,
+        metavar="N",
+        help="and the N lines, and what is waited for, that take a warp longest",
+    )
     options = parser.parse_args(arguments)
     try:
         played = _play_all(options.lines)
@@ -170,7 +176,8 @@ def _play_all(lines: int) -> list[Played]:
         together = play(passed, route.warps, route.load, passes=passes)
         shares = (f"{together.busy.get(unit, 0):8.0%}" for unit in units)
         print(f"{route.name:42} {len(passed):12,} {alone.cycles:7,.0f}  {together.cycles:8,.0f}", *shares, flush=True)
-        for line, cycles in alone.spent.most_common(lines):
-            print(f"    {cycles:7,} {line}")
+        for what, cycles in (("line", alone.spent), ("cause of a wait", alone.waited)):
+            for name, count in cycles.most_common(lines):
+                print(f"    {what} {count:7,} {name}")
         all_played.append(together)
     return all_played

@@ -75,44 +75,56 @@ __device__ __forceinline__ void start_searches(const FitArguments& a, int64_t ro
     add_to_queue(a.left, row * a.fit.starts);
 }
 
-// The same by a warp; no queue, as the next stage takes every star up. Variances are left where residuals will be.
+// By a warp: whether a star has any sample. Of one that has none everything is written.
+__device__ __forceinline__ bool begin_by_warp(const FitArguments& a, int64_t row, const PaddedFactor& factor) {
+    constexpr int m = StartShape::m, k = StartShape::k;
+    float present = 0;
+    for (int i = lane_in_warp(); i < m; i += LANES) present += factor.row(i)[i] > 0 ? 1.0f : 0.0f;
+    if (sum_over_lanes(present) > 0) return true;
+    if (lane_in_warp() == 0) {
+        for (int choice = 0; choice < a.fit.starts; ++choice) searches_of(a, row)[choice].exists = false;
+        write_missing(m, k, row, a.out);
+    }
+    return false;
+}
+
+// start_searches() by a warp; no queue, as the next stage takes every star up. Variances are left where residuals will
+// be.
 __device__ __forceinline__ void start_searches_by_warp(const FitArguments& a) {
     constexpr int m = StartShape::m, k = StartShape::k;
-    const auto by_one_lane = [](const auto& work) {
-        if (lane_in_warp() == 0) work();
-    };
     over_starts(
         a.fit.grid, a.stars, a.n, a.fit.starts, a.fit.gate,
-        [&](int64_t row, const PaddedFactor& factor) {
-            float present = 0;
-            for (int i = lane_in_warp(); i < m; i += LANES) present += factor.row(i)[i] > 0 ? 1.0f : 0.0f;
-            if (sum_over_lanes(present) > 0) return true;
-            by_one_lane([&] {
-                for (int choice = 0; choice < a.fit.starts; ++choice) searches_of(a, row)[choice].exists = false;
-                write_missing(m, k, row, a.out);
-            });
-            return false;
-        },
+        [&](int64_t row, const PaddedFactor& factor) { return begin_by_warp(a, row, factor); },
         [&](int64_t row, int i, float variance) { a.out.residual[row * m + i] = variance; },
         [&](int64_t row, int choice, const double* u) {
-            by_one_lane([&] {
+            if (lane_in_warp() == 0) {
                 Search& search = searches_of(a, row)[choice];
                 search.exists = false;
                 if (u) begin_search(k, u, search);
-            });
+            }
         });
 }
 
-// Searches from given parameters, a star a thread: there is hardly anything to do, but for the variances.
+// The same from given parameters: there is nothing to do but for the variances.
 __device__ __forceinline__ void begin_given_searches(const FitArguments& a) {
     constexpr int m = StartShape::m, k = StartShape::k;
-    over_items(a.n, [&](int64_t row) {
-        searches_of(a, row)->exists = false;
-        const float* const factor = a.stars.whitener + row * row_start(m);
-        if (!has_data(factor, m)) return write_missing(m, k, row, a.out);
-        sample_variance(factor, m, a.out.residual + row * m);
-        begin_given(a, k, row);
-    });
+    StartStar& star = reinterpret_cast<StartBlock*>(dynamic_shared())->star[threadIdx.x / LANES];
+    star.factor.clear_padding();
+    const int64_t warps = blockDim.x / LANES, step = int64_t(gridDim.x) * warps;
+    const auto take_soon = [&](int64_t row) { star.factor.take_soon(a.stars.whitener + row * row_start(m)); };
+    int64_t row = int64_t(blockIdx.x) * warps + threadIdx.x / LANES;
+    if (row < a.n) take_soon(row);
+    for (; row < a.n; row += step) {
+        wait_for_copies();
+        __syncwarp();
+        const bool wanted = begin_by_warp(a, row, star.factor);
+        if (wanted)
+            star.factor.variance_by_warp(star.variance,
+                                         [&](int i, float variance) { a.out.residual[row * m + i] = variance; });
+        __syncwarp();  // no lane still reads the whitener
+        if (row + step < a.n) take_soon(row + step);
+        if (wanted && lane_in_warp() == 0) begin_given(a, k, row);
+    }
 }
 
 XPKERN_NAMESPACE_END
@@ -134,7 +146,8 @@ extern "C" __global__ void __launch_bounds__(kernels::StartBlock::most_threads)
     fit_start(const __grid_constant__ xpkern::FitArguments a) {
     kernels::start_searches_by_warp(a);
 }
-extern "C" __global__ void fit_begin(const __grid_constant__ xpkern::FitArguments a) {
+extern "C" __global__ void __launch_bounds__(kernels::StartBlock::most_threads)
+    fit_begin(const __grid_constant__ xpkern::FitArguments a) {
     kernels::begin_given_searches(a);
 }
 #endif

@@ -244,8 +244,8 @@ void test_fit(const Problem& on) {
         a.begun = counts.data() + counts.size() - 1;
         shim::launch(kernel, on.in_turns ? 1 : 2, warps * kernels::LANES, a, true, common + warps * of_star);
     };
-    using kernels::FinishBlock, kernels::FinishStar;
-    stage(fit_begin, 0);
+    using kernels::FinishBlock, kernels::FinishStar, kernels::StartBlock, kernels::StartStar;
+    by_warps(fit_begin, bytes_beside_stars<StartBlock, StartStar>(), sizeof(StartStar));
     by_warps(fit_search, bytes_beside_stars<kernels::FitBlock, kernels::FitStar>(), sizeof(kernels::FitStar));
 #endif
     stage(fit_select, 0);

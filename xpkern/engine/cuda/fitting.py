@@ -168,7 +168,7 @@ class Fitter:
             if self._from_grid:
                 launch("fit_start", "start", stars, arguments, batch.stream)
             else:
-                stage("fit_begin", stars, fills=False, takes=False)
+                launch("fit_begin", "start", stars, arguments, batch.stream)
             arguments.begun = queues.counter()
             launch("fit_search", "search", stars, arguments, batch.stream)
         stage("fit_select", stars, fills=True, takes=False)
