@@ -437,8 +437,8 @@ __device__ __forceinline__ float take_by_warp(const GridView& grid, StartStar& s
 // where a star has no such start; for a star that is_wanted(row, factor) refuses, nothing. One star follows another as
 // far apart as the grid has warps.
 template <class Wanted, class Weighed, class Found>
-__device__ __forceinline__ void over_starts(const GridView& grid_in_memory, const StarArrays& stars, int64_t n,
-                                            int starts, double gate, const Wanted& is_wanted, const Weighed& weighed,
+__device__ __forceinline__ void over_starts(const GridView& grid_in_memory, const StarArrays& stars, int n, int starts,
+                                            double gate, const Wanted& is_wanted, const Weighed& weighed,
                                             const Found& found) {
     constexpr int k = StartShape::k;
     StartBlock& block = *reinterpret_cast<StartBlock*>(dynamic_shared());
@@ -447,11 +447,10 @@ __device__ __forceinline__ void over_starts(const GridView& grid_in_memory, cons
     star.factor.clear_padding();
     __syncthreads();
     const GridView grid = block.table.view(grid_in_memory);
-    const int warps = int(blockDim.x) / LANES;
-    const int64_t step = int64_t(gridDim.x) * warps;
-    int64_t row = int64_t(blockIdx.x) * warps + threadIdx.x / LANES;
+    const int warps = int(blockDim.x) / LANES, step = int(gridDim.x) * warps;
+    int row = int(blockIdx.x) * warps + int(threadIdx.x) / LANES;
     if (row < n) star.take_soon(stars, row);
-    const int64_t end = n + place_among_neighbours();  // as often as those it waits for
+    const int end = n + place_among_neighbours();  // as often as those it waits for
     for (; row < end; row += step) {
         wait_for_neighbours();
         if (row >= n) continue;

@@ -93,7 +93,7 @@ __device__ __forceinline__ bool begin_by_warp(const FitArguments& a, int64_t row
 __device__ __forceinline__ void start_searches_by_warp(const FitArguments& a) {
     constexpr int m = StartShape::m, k = StartShape::k;
     over_starts(
-        a.fit.grid, a.stars, a.n, a.fit.starts, a.fit.gate,
+        a.fit.grid, a.stars, int(a.n), a.fit.starts, a.fit.gate,
         [&](int64_t row, const PaddedFactor& factor) { return begin_by_warp(a, row, factor); },
         [&](int64_t row, int i, float variance) { a.out.residual[row * m + i] = variance; },
         [&](int64_t row, int choice, const double* u) {
@@ -136,7 +136,7 @@ XPKERN_GENERAL_KERNEL(fit_start, xpkern::FitArguments, a.n, kernels::start_searc
 extern "C" __global__ void __launch_bounds__(kernels::StartBlock::most_threads)
     start(const __grid_constant__ xpkern::StartArguments a) {
     kernels::over_starts(
-        a.grid, a.stars, a.n, int(a.starts), a.gate, [](int64_t, const kernels::PaddedFactor&) { return true; },
+        a.grid, a.stars, int(a.n), int(a.starts), a.gate, [](int64_t, const kernels::PaddedFactor&) { return true; },
         [](int64_t, int, float) {},
         [&](int64_t row, int choice, const double* u) {
             if (kernels::lane_in_warp() == 0) kernels::write_start(a, kernels::StartShape::k, row, choice, u);
