@@ -246,6 +246,19 @@ def test_the_best_optimum_is_found(engine, optimum, optimum_model, optimum_obser
     assert distance.max() < 0.05
 
 
+def test_more_starts_than_a_warp_has_lanes(engine, rng):
+    """Each is searched from, as few are: the lowest minimum is the same, or lower."""
+    model, prior = load_model()
+    stars = random_stars(rng, model, random_params(rng, prior, 4), snr=30.0)
+    box, grid = default_box(prior), start_grid(model, prior)
+    few, many = (
+        engine.fit(model, prior, stars, grid, LossTerms(), box, FitOptions(starts=starts, gate=1e6))
+        for starts in (4, 40)
+    )
+    assert (many.loss <= few.loss + 1e-3).all()
+    assert (many.iterations > few.iterations + 36).all()  # one evaluation of each start at least
+
+
 def test_more_starts_find_lower_minima_and_say_what_they_found(engine, rng):
     """Without a parallax, giants and dwarfs of the real model look alike: more searches may only lower the loss."""
     model, prior = load_model()
