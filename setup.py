@@ -150,9 +150,11 @@ class BuildExtensions(build_ext):
             raise PlatformError("XPKERN_CUDA=1 needs nvcc: put it on PATH, set NVCC, or unset XPKERN_CUDA")
         root = Path("." if self.inplace else self.build_lib)
         engine = root / "xpkern" / "engine"
-        chosen = os.environ.get("XPKERN_CUDA_ARCH")
-        known = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout
-        architectures = [f"-arch={chosen}"] if chosen else flags_of_architectures(known)
+        if chosen := os.environ.get("XPKERN_CUDA_ARCH"):
+            architectures = [f"-arch={chosen}"]
+        else:
+            known = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout
+            architectures = flags_of_architectures(known)
         includes = [f"-I{folder}" for folder in (pybind11.get_include(), sysconfig.get_paths()["include"])]
         module = engine / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
         (engine / "cuda").mkdir(parents=True, exist_ok=True)

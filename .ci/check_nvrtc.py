@@ -77,9 +77,8 @@ def jobs() -> list[Job]:
     general = Job("general kernels for compute_80", whole, (*older, "-DXPKERN_GENERAL"))
     headers = [path.name for path in sorted(Path("csrc/core").glob("*.hpp"))]
     alone = [Job(f"core/{name}", f'#include "core/{name}"\n', older) for name in headers]
-    oldest = Job(
-        "kernels for compute_75", whole, ("-arch=compute_75", "--Ofast-compile=max")
-    )  # no tensor cores' double
+    without_tensor_cores = ("-arch=compute_75", "--Ofast-compile=max")  # for double
+    oldest = Job("kernels for compute_75", whole, without_tensor_cores)
     return [general, oldest, *usual[:2], Job("kernels for compute_80", whole, older), *usual[2:], *alone]
 
 

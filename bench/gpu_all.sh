@@ -4,8 +4,8 @@
 # builds xpkern in place, runs the GPU benchmarks, the tests that need a GPU, the sanitizers and Nsight Compute, what matters
 # most first, and leaves logs and JSON in FOLDER (default: bench/results/local/gpu); what is cut off leaves what it had. Rates
 # are set beside those that the checkout holds. With --built the extension modules are those that stand in the checkout
-# already: building them takes longer than anything that is measured. Works in a plain checkout without network: Python with numpy, scipy,
-# scikit-learn, h5py, pybind11, pytest, CuPy, and nvcc. Exit code 1 if anything failed, or there is no GPU.
+# already: building them takes longer than anything that is measured. Works in a plain checkout without network: Python
+# with numpy, scipy, scikit-learn, h5py, pybind11, pytest, CuPy, and nvcc. Exit code 1 if anything failed, or there is no GPU.
 #
 # XPKERN_TEST_DATA names a folder of test vectors; tests that want them fail where one is missing.
 set -uo pipefail
