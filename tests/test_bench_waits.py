@@ -123,6 +123,16 @@ def test_a_pass_of_an_endless_loop_and_a_stretch():
     )
     assert [each.name for each in follow(made, route(loop="core/made.hpp"))] == ["FADD", "FMUL"]
     assert [each.name for each in follow(made, route(begins="if (common)", ends="more()"))] == ["FADD"]
+    longer = code(
+        ".L_x_0:\n",
+        instruction("FADD R1, R1, R1"),
+        ".L_x_1:\n",
+        instruction("FMUL R1, R1, R1"),
+        instruction("BRA `(.L_x_1)"),
+        instruction("EXIT"),
+        instruction("BRA `(.L_x_0)"),  # where lanes come together again: no loop
+    )
+    assert [each.name for each in follow(longer, route(loop="core/made.hpp"))] == ["FMUL"]
     with pytest.raises(LostError, match="no end after"):
         follow(made, route())
     with pytest.raises(LostError, match=r"no endless loop of core/other\.hpp"):

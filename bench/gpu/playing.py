@@ -139,9 +139,13 @@ def follow(code: MachineCode, route: Route) -> list[Instruction]:
 
 def _ends_of(code: MachineCode, route: Route) -> tuple[int, int]:
     if route.loop:
+        # behind the last way out is what lanes do that come apart where they should not, and it leads back
+        last = max(
+            (at for at, each in enumerate(code.instructions) if each.text == "EXIT"), default=len(code.instructions)
+        )
         found = [
             (at - code.labels[each.target], code.labels[each.target], at)
-            for at, each in enumerate(code.instructions)
+            for at, each in enumerate(code.instructions[:last])
             if each.operation == "BRA" and not each.predicate and each.target and each.file == route.loop
         ]
         if not found or max(found)[0] <= 0:

@@ -32,14 +32,14 @@ _RESULTS = Path(__file__).parents[1] / "results" / "nvidia-h200" / "kernels.json
 #: Passes of what follows itself in a kernel that are played, so that how warps meet evens out.
 _PASSES = 12
 
-_NO_CONSTRAINTS = ("if (all(star.weight[k] <= lane<Wide>(0))) continue;",) * 4  # but that of the parallax
+_EVERY_EVALUATION = ("if (begins) {", "if (const unsigned held", "if (!positive)")
 _EVALUATION = Route(
     "an evaluation with its step",
     part="fit_search",
     kernel="fit_search",
     warps=2,
-    loop="core/optimise.hpp",
-    jumps=("if (mixed) make_definite", "if (exact) add_curvature_by_warp", *_NO_CONSTRAINTS),
+    loop="cuda/fit_steps.cuh",
+    jumps=(*_EVERY_EVALUATION, "const float curvature = shape.exact"),
     passes={"} while (before != found);": 1, "while (!is_next(before)) __nanosleep": 1},
     load=NEAR,
 )
@@ -72,11 +72,7 @@ ROUTES = (
         passes={"for (int i = 0; i < LANES; ++i)": 8, "for (int at = m * FitColumns::width": 1},
     ),
     _EVALUATION,
-    replace(
-        _EVALUATION,
-        name="one with the network's curvature",
-        jumps=("if (mixed) make_definite", *_NO_CONSTRAINTS),
-    ),
+    replace(_EVALUATION, name="one with the network's curvature", jumps=_EVERY_EVALUATION),
     Route(
         "train_stars",
         part="train",

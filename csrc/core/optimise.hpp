@@ -59,43 +59,76 @@ XPKERN_INLINE void accept(const Shape& shape, const Mask<Real>& better, const Lo
     }
 }
 
-// A parameter on the edge of the box whose gradient points outward takes no part in the step.
+// Whether a parameter is on the edge of the box and its gradient points outward.
 template <class Real, class Wide>
-XPKERN_INLINE void hold_at_edges(int k, const LossState<Real, Wide>& state, const BoxView<Wide>& box, Real* gradient,
-                                 Real* definite, Real* hessian) {
-    for (int p = 0; p < k; ++p) {
-        const Mask<Real> pushed_down =
-            convert_mask<Real>(state.u[p] <= box.lower[p]) & (state.gradient[p] > lane<Real>(0));
-        const Mask<Real> pushed_up =
-            convert_mask<Real>(state.u[p] >= box.upper[p]) & (state.gradient[p] < lane<Real>(0));
-        const Mask<Real> held = pushed_down | pushed_up;
-        if (!any(held)) continue;
-        gradient[p] = select(held, lane<Real>(0), gradient[p]);
-        for (int q = 0; q < k; ++q) {
-            const int at = packed_index(p, q);
-            if (q == p) {
-                hessian[at] = select(held, definite[at], hessian[at]);
-            } else {
-                definite[at] = select(held, lane<Real>(0), definite[at]);
-                hessian[at] = select(held, lane<Real>(0), hessian[at]);
-            }
+XPKERN_INLINE Mask<Real> pushes_out(const Wide& u, const Real& gradient, const Wide& lower, const Wide& upper) {
+    return (convert_mask<Real>(u <= lower) & (gradient > lane<Real>(0))) |
+           (convert_mask<Real>(u >= upper) & (gradient < lane<Real>(0)));
+}
+
+// Such a parameter takes no part in the step.
+template <class Real>
+XPKERN_INLINE void hold(int k, int p, const Mask<Real>& held, Real* gradient, Real* definite, Real* hessian) {
+    gradient[p] = select(held, lane<Real>(0), gradient[p]);
+    for (int q = 0; q < k; ++q) {
+        const int at = packed_index(p, q);
+        if (q == p) {
+            hessian[at] = select(held, definite[at], hessian[at]);
+        } else {
+            definite[at] = select(held, lane<Real>(0), definite[at]);
+            hessian[at] = select(held, lane<Real>(0), hessian[at]);
         }
     }
 }
 
-// From u a step down: inside the box, never moving ln plx by more than 2, and never more than halving E where the loss
-// has -2 ln E, which no parabola foresees. Where it has not, the edge at E = 0 is one step away for a star without
-// dust.
+// A parameter's step from u: inside the box, never moving ln plx by more than 2, and never more than halving E where
+// the loss has -2 ln E, which no parabola foresees. Where it has not, the edge at E = 0 is one step away for a star
+// without dust.
+template <class Wide>
+XPKERN_INLINE Wide bounded(int k, int p, const LossView& terms, const Wide& u, const Wide& step, const Wide& lower,
+                           const Wide& upper) {
+    const int ext = k - 2, plx = k - 1;
+    Wide at = u - step;
+    if (p == ext && terms.jacobian_ext) at = max(at, u * lane<Wide>(0.5));
+    if (p == plx) at = clamp(at, u - lane<Wide>(2), u + lane<Wide>(2));
+    return clamp(at, lower, upper);
+}
 template <class Real, class Wide>
 XPKERN_INLINE void bounded_step(int k, const LossView& terms, const Wide* u, const Real* step, const BoxView<Wide>& box,
                                 Wide* to) {
-    const int ext = k - 2, plx = k - 1;
+    for (int p = 0; p < k; ++p) to[p] = bounded(k, p, terms, u[p], convert<Wide>(step[p]), box.lower[p], box.upper[p]);
+}
+
+// The drop that a quadratic form predicts of a move.
+template <class Real>
+XPKERN_INLINE Real predicted_drop(int k, const Real* gradient, const Real* hessian, const Real* moved) {
+    Real drop = lane<Real>(0);
     for (int p = 0; p < k; ++p) {
-        Wide at = u[p] - convert<Wide>(step[p]);
-        if (p == ext && terms.jacobian_ext) at = max(at, u[p] * lane<Wide>(0.5));
-        if (p == plx) at = clamp(at, u[p] - lane<Wide>(2), u[p] + lane<Wide>(2));
-        to[p] = clamp(at, box.lower[p], box.upper[p]);
+        Real half_curved = lane<Real>(0);
+        for (int q = 0; q < k; ++q) half_curved = fma(hessian[packed_index(p, q)], moved[q], half_curved);
+        drop -= moved[p] * fma(half_curved, lane<Real>(0.5), gradient[p]);
     }
+    return drop;
+}
+// The drop that an undamped step would bring.
+template <class Real>
+XPKERN_INLINE Real newton_decrement(int k, const Real* gradient, const Real* newton) {
+    Real decrement = lane<Real>(0);
+    for (int p = 0; p < k; ++p) decrement = fma(gradient[p], newton[p], decrement);
+    return decrement * lane<Real>(0.5);
+}
+// Whether so little is left that a search has converged.
+template <class Real>
+XPKERN_INLINE Mask<Real> ends(const StopRule& rule, const Real& decrement, const Real& loss) {
+    const Real limit = lane<Real>(rule.drop) * max(lane<Real>(1), lane<Real>(rule.drop_per_loss) * loss);
+    return (decrement <= limit) & (decrement >= lane<Real>(0));
+}
+
+// Damping after a step that was good, dropping by more than half of what was predicted, or worse, not dropping at all.
+template <class Real>
+XPKERN_INLINE Real damping_after(const Real& damping, const Mask<Real>& good, const Mask<Real>& worse) {
+    const Real eased = select(good, damping * lane<Real>(0.2), damping);
+    return select(worse, max(damping * lane<Real>(8), lane<Real>(1e-4)), eased);
 }
 
 // Where a Hessian is not positive definite, as much of its definite part is mixed in as makes it so. The definite part
@@ -141,18 +174,17 @@ XPKERN_INLINE bool propose_step(const Shape& shape, const LossView& terms, const
         definite[packed] = state.gauss_newton[packed];
         hessian[packed] = state.hessian[packed];
     }
-    hold_at_edges(k, state, box, gradient, definite, hessian);
+    for (int p = 0; p < k; ++p) {
+        const Mask<Real> held = pushes_out(state.u[p], state.gradient[p], box.lower[p], box.upper[p]);
+        if (any(held)) hold(k, p, held, gradient, definite, hessian);
+    }
 
     // Undamped first: it decides on convergence. Where the exact Hessian is not definite, its definite part serves.
     Real newton[MAX_PARAMETERS], step[MAX_PARAMETERS];
     const Mask<Real> definite_hessian =
         solve_undamped(shape, hessian, definite, progress.damping, gradient, newton, step);
-    Real decrement = lane<Real>(0);
-    for (int p = 0; p < k; ++p) decrement = fma(gradient[p], newton[p], decrement);
-    decrement = decrement * lane<Real>(0.5);
-    const Real loss_now = convert<Real>(state.loss);
-    const Real limit = lane<Real>(rule.drop) * max(lane<Real>(1), lane<Real>(rule.drop_per_loss) * loss_now);
-    const Mask<Real> converged = definite_hessian & (decrement <= limit) & (decrement >= lane<Real>(0));
+    const Real decrement = newton_decrement(k, gradient, newton);
+    const Mask<Real> converged = definite_hessian & ends(rule, decrement, convert<Real>(state.loss));
     progress.converged = (converged & progress.active) | (progress.converged & !progress.active);
     if (rule.step_on) {
         bounded_step(k, terms, state.u, newton, box, to);
@@ -166,14 +198,9 @@ XPKERN_INLINE bool propose_step(const Shape& shape, const LossView& terms, const
     if (mixed) make_definite(k, definite_hessian, definite, hessian);
     solve_again(shape, hessian, definite, progress.damping, gradient, mixed, step);
     bounded_step(k, terms, state.u, step, box, to);
-    predicted = lane<Real>(0);
-    for (int p = 0; p < k; ++p) {
-        const Real moved = convert<Real>(to[p] - state.u[p]);
-        Real half_curved = lane<Real>(0);
-        for (int q = 0; q < k; ++q)
-            half_curved = fma(hessian[packed_index(p, q)], convert<Real>(to[q] - state.u[q]), half_curved);
-        predicted -= moved * fma(half_curved, lane<Real>(0.5), gradient[p]);
-    }
+    Real moved[MAX_PARAMETERS];
+    for (int p = 0; p < k; ++p) moved[p] = convert<Real>(to[p] - state.u[p]);
+    predicted = predicted_drop(k, gradient, hessian, moved);
     return true;
 }
 
@@ -213,9 +240,7 @@ XPKERN_STEP void optimise(const ModelView& model, const Shape& shape, const Prio
         accept(shape, better, trial, state);
         const Mask<Wide> flux_better = convert_mask<Wide>(better);
         for (int i = 0; i < kept; ++i) space.kept_flux[i] = select(flux_better, space.flux[i], space.kept_flux[i]);
-        progress.damping = select(good, progress.damping * lane<Real>(0.2), progress.damping);
-        progress.damping = select(progress.active & !better, max(progress.damping * lane<Real>(8), lane<Real>(1e-4)),
-                                  progress.damping);
+        progress.damping = damping_after(progress.damping, good, progress.active & !better);
     }
 }
 

@@ -266,6 +266,22 @@ XPKERN_INLINE void add_flux_curvature(const ModelView& model, const Shape& shape
     });
 }
 
+// A constraint on a parameter, weight (value - mean)^2, and halves of its derivatives by u. slope, bend: of the value
+// by u, first and second.
+template <class Wide>
+struct Constraint {
+    Wide difference, weighted, gradient, definite, exact;
+
+    XPKERN_INLINE Constraint(const Wide& weight, const Wide& mean, const Wide& value, const Wide& slope,
+                             const Wide& bend)
+        : difference(value - mean),
+          weighted(weight * difference),
+          gradient(weighted * slope),
+          definite(weight * slope * slope),
+          exact(definite + weighted * bend) {}
+    XPKERN_INLINE Wide added_to(const Wide& loss) const { return fma(weighted, difference, loss); }
+};
+
 // Everything but chi^2: constraints, prior, Jacobian terms.
 template <class Real, class Wide, class Factor, class Shape>
 XPKERN_INLINE void add_other_terms(const Shape& shape, const StarView<Real, Wide, Factor>& star, const LossView& terms,
@@ -275,17 +291,13 @@ XPKERN_INLINE void add_other_terms(const Shape& shape, const StarView<Real, Wide
     const Wide parallax = exp(state.u[plx]);
     for (int k = 0; k <= plx; ++k) {
         if (all(star.weight[k] <= lane<Wide>(0))) continue;  // most have one of the parallax alone
-        const Wide value = k == plx ? parallax : state.u[k];
-        const Wide difference = value - star.mean[k];
-        const Wide weighted = star.weight[k] * difference;
-        state.loss = fma(weighted, difference, state.loss);
+        const Constraint<Wide> constraint(star.weight[k], star.mean[k], k == plx ? parallax : state.u[k],
+                                          k == plx ? parallax : lane<Wide>(1), k == plx ? parallax : lane<Wide>(0));
         const int at = row_start(k) + k;
-        const Wide jacobian = k == plx ? parallax : lane<Wide>(1);  // d value / du
-        const Wide squared = star.weight[k] * jacobian * jacobian;
-        state.gradient[k] += convert<Real>(weighted * jacobian * lane<Wide>(2));
-        state.gauss_newton[at] += convert<Real>(squared * lane<Wide>(2));
-        const Wide bend = k == plx ? weighted * parallax : lane<Wide>(0);
-        state.hessian[at] += convert<Real>((squared + bend) * lane<Wide>(2));
+        state.loss = constraint.added_to(state.loss);
+        state.gradient[k] += convert<Real>(constraint.gradient * lane<Wide>(2));
+        state.gauss_newton[at] += convert<Real>(constraint.definite * lane<Wide>(2));
+        state.hessian[at] += convert<Real>(constraint.exact * lane<Wide>(2));
     }
     const PriorValue<Wide> density = evaluate_prior(shape, prior, static_cast<const Wide*>(state.u), space.prior);
     state.ln_prior = density.ln_density;

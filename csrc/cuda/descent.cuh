@@ -4,7 +4,7 @@
 
 #include "core/descent.hpp"
 #include "core/grid_search.hpp"
-#include "fit_warp.cuh"
+#include "fit_terms.cuh"
 
 XPKERN_NAMESPACE_BEGIN
 

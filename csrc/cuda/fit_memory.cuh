@@ -67,11 +67,6 @@ struct SquareTiles {
                    [i % FitTiles::rows * FitTiles::columns + j % FitTiles::columns]
                        .at[i / FitTiles::rows % 2];
     }
-    // What lanes have of two left tiles' transposes: of the matrix's columns from 8 * `across` on and rows from
-    // 16 * `down` + 4 * `lower` and 8 further on.
-    __device__ __forceinline__ const Pair& turned(const FitLane& here, int across, int down, int lower) const {
-        return pair[down * FitTiles::across + 2 * across + here.further()][here.turned(lower)];
-    }
 };
 
 // Pairs of tiles of a triangle whose rows of pairs are as long as they must be. Of the two tiles over which the
@@ -94,11 +89,8 @@ struct alignas(16) TriangleTiles : TriangleShape {
     XPKERN_INLINE double& of_block(int i, int j, int further, int place) {
         return const_cast<double&>(static_cast<const TriangleTiles&>(*this).of_block(i, j, further, place));
     }
-    // As that of SquareTiles, where there are two.
-    __device__ __forceinline__ const Pair& turned(const FitLane& here, int across, int down, int lower) const {
-        return both[before(down) + 2 * across + here.further()][here.turned(lower)];
-    }
-    // Of one tile, from row 4 * `down` on.
+    // What lanes have of a left tile's transpose: of the matrix's columns from 8 * `across` on and rows from 4 *
+    // `down`.
     __device__ __forceinline__ double turned(const FitLane& here, int across, int down) const {
         return of_block(down / 2, across, here.further(), here.turned(down % 2));
     }
@@ -174,18 +166,42 @@ struct FitColumns {
     }
 };
 
+// Which derivative a lane has, as every one finds it for itself: element (row, column) of the coordinates' triangle,
+// or, as the next row, of the gradient. Lanes beyond have what nobody asks for.
+struct FitElement {
+    static constexpr int k = FitShape::coordinates, squares = row_start(k), count = squares + k;
+    int at, row, column;  // at: its place, packed
+
+    __device__ __forceinline__ explicit FitElement(const FitLane& here)
+        : at(here.lane < count ? here.lane : count - 1), row(0) {
+        XPKERN_UNROLL
+        for (int r = 1; r <= k; ++r) row += at >= row_start(r) ? 1 : 0;
+        column = at - row_start(row);
+    }
+    __device__ __forceinline__ bool of_gradient() const { return row == k; }
+    __device__ __forceinline__ bool on_diagonal() const { return row == column; }
+};
+
+// Derivatives of a star's loss, and the whitened slopes' products, at the best place that a search has come to.
+struct alignas(16) FitDerivatives {
+    static constexpr int squares = (FitElement::squares + 3) / 4 * 4;
+    float definite[FitElement::count];  // behind the definite part of the Hessian the gradient
+    float hessian[squares], normal[squares];
+};
+static_assert(FitElement::count % 4 == 0);
+
 // The star of a warp.
 struct alignas(16) FitStar {
     TriangleTiles inverse[FitShape::whole_strips];  // of each strip's own triangle
     SquareTiles<FitTiles::pairs> below;             // -G between the second strip's samples and the first one's
     FitColumns columns;
     double mean[FitShape::coordinates], weight[FitShape::coordinates];  // of the constraints
-    // Y^T Y, the residual among the columns: of the evaluation at hand, and of the best one.
-    alignas(16) float normal[FitColumns::width * FitColumns::width], kept_normal[FitColumns::width * FitColumns::width];
+    double u[FitShape::coordinates], trial[FitShape::coordinates];      // the best place, and the one that is looked at
+    FitDerivatives best;
+    float normal[FitColumns::width * FitColumns::width];  // Y^T Y of the latter, the residual among the columns
     float flux[FitShape::n_samples];
     float last_rows[FitShape::rest][FitShape::n_samples];  // of G
     float difference[FitShape::n_samples];                 // predicted less observed flux, of the evaluation at hand
-    bool accepted[LANES];                                  // whether that is the best one; each lane its own
     bool in_round;                                         // of its warp's first lane: FitBlock::round
     int next;                                              // row of the star after this one
 
@@ -230,10 +246,10 @@ __device__ __forceinline__ void sum_over_lanes(Real (&values)[COUNT]) {
     }
 }
 
-// values[i] becomes its sum over all lanes, for which one lane each adds up; memory: (LANES, COUNT | 1), of which
-// nothing is wanted any more.
+// memory[i] becomes the sum of values[i] over all lanes, for which one lane each adds up; memory: (LANES, COUNT | 1),
+// of which nothing is wanted any more.
 template <int COUNT, class Real>
-__device__ __forceinline__ void sum_in_memory(int lane, Real (&values)[COUNT], Real* memory) {
+__device__ __forceinline__ void sum_in_memory(int lane, const Real (&values)[COUNT], Real* memory) {
     static_assert(COUNT <= LANES);
     constexpr int stride = COUNT | 1;  // odd: neighbouring rows begin in neighbouring banks
     __syncwarp();
@@ -249,8 +265,6 @@ __device__ __forceinline__ void sum_in_memory(int lane, Real (&values)[COUNT], R
     __syncwarp();
     if (lane < COUNT) memory[lane] = (sum[0] + sum[1]) + (sum[2] + sum[3]);
     __syncwarp();
-    XPKERN_UNROLL
-    for (int i = 0; i < COUNT; ++i) values[i] = memory[i];
 }
 
 XPKERN_NAMESPACE_END

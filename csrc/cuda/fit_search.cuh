@@ -2,7 +2,7 @@
 #pragma once
 
 #include "fit_stages.cuh"
-#include "fit_warp.cuh"
+#include "fit_steps.cuh"
 
 XPKERN_NAMESPACE_BEGIN
 
@@ -37,12 +37,12 @@ struct NextSteps {
     }
 };
 
-// Residuals of the search that has ended, if the last of its evaluations is its best one and no search of its star has
-// written any: these have the place of the variances (FitArguments::out). The others are left to fit_finish.
+// Residuals of the search that has ended with its best evaluation, if no search of its star has written any: these have
+// the place of the variances (FitArguments::out). The others are left to fit_finish.
 __device__ __forceinline__ bool describe_by_warp(const FitArguments& a, int64_t row, const Search* searches, int choice,
                                                  const FitStar& star) {
     constexpr int m = FitShape::n_samples;
-    bool first = star.accepted[lane_in_warp()];
+    bool first = true;
     for (int before = 0; before < choice; ++before) first = first && !searches[before].described;
     if (!first) return false;
     float* const residual = a.out.residual + row * m;
@@ -57,7 +57,7 @@ __device__ __forceinline__ bool describe_by_warp(const FitArguments& a, int64_t 
 // All searches of a star one after the other, each looked at on its way but for the first; then Newton steps of those
 // that are no copies. All of it is one loop around one evaluation, as what warps wait for, more than for anything else,
 // is their code.
-__device__ __forceinline__ void search_by_warp(const FitArguments& a, int64_t row) {
+__device__ __forceinline__ void search_by_warp(const FitArguments& a, const FitGaussian& gaussian, int64_t row) {
     FitShape shape(a.fit.model);
     shape.in_rounds = true;
     const int k = shape.parameters(), starts = a.fit.starts, most = a.fit.max_iterations;
@@ -65,15 +65,12 @@ __device__ __forceinline__ void search_by_warp(const FitArguments& a, int64_t ro
     Search* const searches = searches_of(a, row);
     const auto those_at_work = [&] {  // a bit each, as far as there are bits
         const int choice = lane_in_warp() < starts ? lane_in_warp() : 0;
-        return sum_over_lanes(lane_in_warp() < starts && at_work(searches[choice]) ? 1u << choice : 0u);
+        return lanes_of_which(lane_in_warp() < starts && at_work(searches[choice]));
     };
     unsigned exist = those_at_work();
     if ((exist & 1) == 0) return;
     ask_for<FitShape::n_samples>(a.out.residual + row * FitShape::n_samples);  // the variances, for the end
-    const FitStar& shared = gather_fit_star(a.stars, row);
-    const BoxView<double> box{fit_block().lower, fit_block().upper};
-    const StarView<float, double> star{shared.flux, nullptr, shared.mean, shared.weight};
-    const Workspace<float, double> space{};
+    FitStar& star = gather_fit_star(a.stars, row);
     const auto write = [&](const auto& change) {
         __syncwarp();
         if (lane_in_warp() == 0) change();
@@ -86,22 +83,25 @@ __device__ __forceinline__ void search_by_warp(const FitArguments& a, int64_t ro
         const bool exists = next.choice < LANES ? (exist >> next.choice & 1) > 0 : at_work(search);
         bool goes_on = false;
         if (exists) {
-            Progress<float, double> progress;
+            FitProgress progress;
             StopRule rule = rough_rule(steps == Steps::scout ? scouts : most);
             if (steps == Steps::halfway) {
-                for (int p = 0; p < k; ++p) progress.state.u[p] = (search.state.u[p] + first.state.u[p]) * 0.5;
-                progress.active = true;
+                __syncwarp();
+                if (lane_in_warp() < k)
+                    star.u[lane_in_warp()] = (search.state.u[lane_in_warp()] + first.state.u[lane_in_warp()]) * 0.5;
+                __syncwarp();
                 progress.evaluated = progress.converged = false;
-                progress.damping = progress.spent = 0;
+                progress.damping = 0;
+                progress.spent = 0;
                 rule.max_evaluations = 1;
             } else {
-                take_up(k, 1, [&](int) -> const Search& { return search; }, box, progress);
+                take_up(search, star, progress);
                 if (steps == Steps::fine) rule = fine_rule(most, a.fit.tolerance);
             }
             shape.exact = steps == Steps::fine;
-            optimise<true>(a.fit.model, shape, a.fit.prior, a.fit.terms, star, box, rule, 0, space, progress);
+            optimise(a.fit, shape, gaussian, rule, star, progress);
             if (steps == Steps::halfway) {
-                const double between = progress.state.loss;
+                const double between = progress.loss;
                 const bool copy = first.state.loss < between && between < search.state.loss;
                 goes_on = !search.converged && scouts < most && !copy;
                 write([&] {
@@ -110,11 +110,10 @@ __device__ __forceinline__ void search_by_warp(const FitArguments& a, int64_t ro
                 });
             } else {
                 const bool unfinished = steps == Steps::scout && !progress.converged && scouts < most;
-                recall_normal(shared.kept_normal, progress.state);
-                const bool described =
-                    shape.exact && progress.converged && describe_by_warp(a, row, searches, next.choice, shared);
+                const bool described = shape.exact && progress.converged && progress.accepted &&
+                                       describe_by_warp(a, row, searches, next.choice, star);
+                leave(star, progress, starts > 1, unfinished || shape.exact, search);
                 write([&] {
-                    leave(k, progress, 0, starts > 1, unfinished || shape.exact, search);
                     search.described = described;
                     if (shape.exact) search.offered = search.converged;
                     if (steps == Steps::rough) enter_stage(0, search);
@@ -141,12 +140,13 @@ __device__ __forceinline__ int take_star(const FitArguments& a) {
 // Stars, one after the other. The next one waits in shared memory, where a register would be wanted all along.
 __device__ __forceinline__ void search_stars_by_warp(const FitArguments& a) {
     int& next = fit_star().next;
+    const FitGaussian gaussian(a.fit.prior);
     if (lane_in_warp() == 0) fit_star().in_round = false;
     int row = take_star(a);
     while (row < a.n) {
         const int after = take_star(a);
         if (lane_in_warp() == 0) next = after;
-        search_by_warp(a, row);
+        search_by_warp(a, gaussian, row);
         fit_block().round.leave(fit_star().in_round);
         row = next;
         __syncwarp();

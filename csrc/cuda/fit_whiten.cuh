@@ -269,84 +269,90 @@ __device__ __forceinline__ void whiten_by_warp(const FitLane& here, FitStar& sta
     y.right[2 * across] = columns.at(first_rest, here.column, here.row);
 }
 
-// Columns of FitColumns in which lanes show one another a number a sample.
-constexpr int GIVEN = 6, FOUND = 7;
+// matrix^T v, of 32 numbers: a lane has one of v and gets one. Of a matrix of tiles it reads what it reads for products
+// with columns, as for a single one the tensor cores would find seven more that nobody wants. Lanes show one another
+// floats: this is for the Hessian.
+class TurnedProduct {
+  public:
+    __device__ __forceinline__ explicit TurnedProduct(const FitLane& here) : here_(here), sums_{} {}
 
-// A column that all lanes have as each of a right tile's.
-template <int COUNT>
-__device__ __forceinline__ void load_given(const FitLane& here, FitColumns& columns, int row, int column,
-                                           double (&right)[COUNT]) {
-    XPKERN_UNROLL
-    for (int j = 0; j < COUNT; ++j) right[j] = columns.at(row + j * FitTiles::columns, here.column, column);
-}
-// Sums that are the same in all columns, to the column FOUND from a row on.
-__device__ __forceinline__ void store_found(const FitLane& here, FitColumns& columns, int row, const StripSums& sums) {
-    XPKERN_UNROLL
-    for (int s = 0; s < STRIP_TILES; ++s)
-        if (here.column == 0) columns.at(row + s * FitTiles::rows, here.row, FOUND) = sums[s][0];
-    __syncwarp();
-}
-
-// sums += (tiles, turned)^T right, of COUNT rows of pairs of tiles; of a triangle those below the diagonal.
-template <int COUNT, bool TRIANGLE, class Tiles>
-__device__ __forceinline__ void multiply_turned(const FitLane& here, const Tiles& tiles, const double* right,
-                                                StripSums& sums) {
-    XPKERN_UNROLL
-    for (int down = 0; down < COUNT; ++down) {
+    // Adds a square's rows of pairs from `first` on, as many as v has.
+    template <int PAIRS>
+    __device__ __forceinline__ void add(const SquareTiles<PAIRS>& square, int first, float v) {
         XPKERN_UNROLL
-        for (int lower = 0; lower < 2; ++lower) {
-            const double upper_right = right[4 * down + lower], lower_right = right[4 * down + 2 + lower];
+        for (int p = 0; p < FitTiles::pairs_down; ++p)
+            add_pairs<FitTiles::across>(square.pair + (first + p) * FitTiles::across, row_of(v, 2 * p),
+                                        row_of(v, 2 * p + 1));
+    }
+    __device__ __forceinline__ void add(const TriangleTiles& triangle, float v) {
+        add_rows<0>(triangle, v);
+        add_rows<1>(triangle, v);
+        static_assert(TriangleTiles::pairs_down == 2);
+    }
+    // A lane has sums over every eighth row, of every fourth column; halves of the lanes with the same columns exchange
+    // what the other half goes on with, until a lane is left with its own column.
+    __device__ __forceinline__ float sum() const {
+        static_assert(FitTiles::across == LANES / FitTiles::columns);
+        float sums[FitTiles::across];
+        XPKERN_UNROLL
+        for (int j = 0; j < FitTiles::across; ++j) sums[j] = convert<float>(sums_[j]);
+        XPKERN_UNROLL
+        for (int half = FitTiles::across / 2; half > 0; half /= 2) {
+            const bool upper = (here_.row & half) > 0;
             XPKERN_UNROLL
-            for (int p = 0; p < STRIP_TILES / 2; ++p) {
-                if (TRIANGLE && down < p) continue;
-                const Pair first = tiles.turned(here, 2 * p, down, lower);
-                if constexpr (TRIANGLE) {
-                    if (down == p) {
-                        multiply_tiles(first.at[0], upper_right, sums[2 * p]);
-                        multiply_two_tiles(first.at[1], tiles.turned(here, 2 * p + 1, 4 * down + 2 + lower),
-                                           lower_right, sums[2 * p], sums[2 * p + 1]);
-                        continue;
-                    }
-                }
-                const Pair second = tiles.turned(here, 2 * p + 1, down, lower);
-                multiply_two_tiles(first.at[0], second.at[0], upper_right, sums[2 * p], sums[2 * p + 1]);
-                multiply_two_tiles(first.at[1], second.at[1], lower_right, sums[2 * p], sums[2 * p + 1]);
+            for (int j = 0; j < half; ++j) {
+                const float kept = upper ? sums[j + half] : sums[j], given = upper ? sums[j] : sums[j + half];
+                sums[j] = kept + from_lane(given, here_.lane ^ (half * FitTiles::columns));
             }
         }
+        return sums[0];
     }
-}
+
+  private:
+    const FitLane& here_;
+    double sums_[FitTiles::across];
+
+    __device__ __forceinline__ double row_of(float v, int tile) const {
+        return convert<double>(from_lane(v, tile * FitTiles::rows + here_.row));
+    }
+    template <int COUNT>
+    __device__ __forceinline__ void add_pairs(const TilePair* pairs, double upper, double lower) {
+        XPKERN_UNROLL
+        for (int j = 0; j < COUNT; ++j) {
+            const Pair two = pairs[j][here_.lane];
+            sums_[j] = fma(two.at[1], lower, fma(two.at[0], upper, sums_[j]));
+        }
+    }
+    template <int P>
+    __device__ __forceinline__ void add_rows(const TriangleTiles& triangle, float v) {
+        constexpr int whole = TriangleTiles::whole(P);
+        const double lower = row_of(v, 2 * P + 1);
+        add_pairs<whole>(triangle.both + TriangleTiles::before(P), row_of(v, 2 * P), lower);
+        XPKERN_UNROLL
+        for (int j = 0; j < TriangleTiles::alone; ++j)
+            sums_[whole + j] = fma(triangle.lower[TriangleTiles::alone * P + j][here_.lane], lower, sums_[whole + j]);
+    }
+};
 
 // w = G^-T y of one of the whitened columns: a lane's samples.
 __device__ __forceinline__ void unwhiten_by_warp(const FitLane& here, FitStar& star, int column,
-                                                 double (&w)[FitShape::strips]) {
-    constexpr int first_rest = FitShape::whole_strips * LANES, across = FitTiles::across;
-    constexpr int pairs_down = FitTiles::pairs_down;
+                                                 float (&w)[FitShape::strips]) {
+    constexpr int first_rest = FitShape::whole_strips * LANES;
     const int lane = here.lane;
     FitColumns& columns = star.columns;
     const Pair rest =
         star.last_triangle().solve_back(columns.at(first_rest, 0, column), columns.at(first_rest, 1, column));
-    const auto without_rest = [&](int i, double number) {
-        return fma(convert<double>(-star.last_rows[0][i]), rest.at[0],
-                   fma(convert<double>(-star.last_rows[1][i]), rest.at[1], number));
+    const float first = convert<float>(rest.at[0]), second = convert<float>(rest.at[1]);
+    const auto without_rest = [&](int i, float number) {
+        return fma(-star.last_rows[0][i], first, fma(-star.last_rows[1][i], second, number));
     };
-    double right[across];
-    columns.at(LANES, lane, GIVEN) = without_rest(LANES + lane, columns.at(LANES, lane, column));
-    __syncwarp();
-    load_given(here, columns, LANES, GIVEN, right);
-    StripSums lower = {}, between = {}, upper = {};
-    multiply_turned<pairs_down, true>(here, star.inverse[1], right, lower);
-    store_found(here, columns, LANES, lower);
-    load_given(here, columns, LANES, FOUND, right);
-    multiply_turned<pairs_down, false>(here, star.below, right, between);
-    store_found(here, columns, 0, between);
-    columns.at(0, lane, GIVEN) = without_rest(lane, columns.at(0, lane, column) + columns.at(0, lane, FOUND));
-    __syncwarp();
-    load_given(here, columns, 0, GIVEN, right);
-    multiply_turned<pairs_down, true>(here, star.inverse[0], right, upper);
-    store_found(here, columns, 0, upper);
-    w[0] = columns.at(0, lane, FOUND);
-    w[1] = columns.at(LANES, lane, FOUND);
-    w[2] = lane < FitShape::rest ? (lane == 0 ? rest.at[0] : rest.at[1]) : 0.0;
+    TurnedProduct lower(here), between(here), upper(here);
+    lower.add(star.inverse[1], without_rest(LANES + lane, convert<float>(columns.at(LANES, lane, column))));
+    w[1] = lower.sum();
+    between.add(star.below, 0, w[1]);
+    upper.add(star.inverse[0], without_rest(lane, convert<float>(columns.at(0, lane, column)) + between.sum()));
+    w[0] = upper.sum();
+    w[2] = lane < FitShape::rest ? (lane == 0 ? first : second) : 0.0f;
 }
 
 XPKERN_NAMESPACE_END

@@ -1,7 +1,7 @@
 // Predictions, a star a thread, and evaluations of the loss, a star a warp where the model is of the usual shape.
 #pragma once
 
-#include "fit_warp.cuh"
+#include "fit_terms.cuh"
 
 XPKERN_NAMESPACE_BEGIN
 
@@ -37,17 +37,27 @@ __device__ __forceinline__ void evaluate_star(const EvaluateArguments& a, int64_
     write_evaluation(state, report, 0, k, row, a.out);
 }
 
-__device__ __forceinline__ void evaluate_by_warp(const EvaluateArguments& a, int64_t row) {
-    constexpr int k = FitShape::coordinates;
-    const FitShape shape(a.model);
-    const FitStar& shared = gather_fit_star(a.stars, row);
-    const StarView<float, double> star{shared.flux, nullptr, shared.mean, shared.weight};
+__device__ __forceinline__ void report_by_warp(const EvaluateArguments& a, const FitGaussian& gaussian, int64_t row) {
+    constexpr int k = FitShape::coordinates, squares = FitElement::squares;
+    FitStar& star = gather_fit_star(a.stars, row);
+    double u[k];
+    load_params(a.params + row * k, k, u);
+    if (lane_in_warp() == 0) {
+        XPKERN_UNROLL
+        for (int p = 0; p < k; ++p) star.trial[p] = u[p];
+    }
+    __syncwarp();
+    const FitEvaluation found = evaluate_by_warp(a.model, FitShape(a.model), gaussian, a.terms, star);
+    accept(found, star);
     LossState<float, double> state;
-    load_params(a.params + row * k, k, state.u);
-    evaluate_loss<true>(a.model, shape, a.prior, a.terms, star, Workspace<float, double>{}, state);
-    recall_normal(shared.normal, state);
+    state.loss = found.loss, state.chi2 = found.chi2, state.ln_prior = found.ln_prior;
+    XPKERN_UNROLL
+    for (int p = 0; p < k; ++p) state.u[p] = u[p], state.gradient[p] = star.best.definite[squares + p];
+    XPKERN_UNROLL
+    for (int at = 0; at < squares; ++at)
+        state.hessian[at] = star.best.hessian[at], state.normal[at] = star.best.normal[at];
     Report<double> report;
-    report_evaluation(state, k, shared.weight, report);
+    report_evaluation(state, k, star.weight, report);
     if (lane_in_warp() == 0) write_evaluation(state, report, 0, k, row, a.out);
 }
 
@@ -61,6 +71,8 @@ XPKERN_GENERAL_KERNEL(evaluate, xpkern::EvaluateArguments, a.n, kernels::evaluat
 #else
 extern "C" __global__ void __launch_bounds__(kernels::FitBlock::most_threads)
     evaluate(const __grid_constant__ xpkern::EvaluateArguments a) {
-    kernels::over_stars_by_warps(a.model, a.stars, a.n, [&](int64_t row) { kernels::evaluate_by_warp(a, row); });
+    const kernels::FitGaussian gaussian(a.prior);
+    kernels::over_stars_by_warps(a.model, a.stars, a.n,
+                                 [&](int64_t row) { kernels::report_by_warp(a, gaussian, row); });
 }
 #endif

@@ -23,6 +23,11 @@ __device__ __forceinline__ Number sum_over_lanes(Number number) {
     return number;
 }
 
+// A bit for each lane of which something holds, the same in all of them.
+__device__ __forceinline__ unsigned lanes_of_which(bool holds) {
+    return __ballot_sync(0xffffffffu, holds);
+}
+
 // COUNT neighbouring numbers, dealt out to so many THREADS. All loads are on their way before one is waited for.
 template <int COUNT, int THREADS, class Number>
 struct Taken {

@@ -245,6 +245,16 @@ Number __shfl_sync(unsigned, Number number, int lane) {
     return static_cast<Number>(shown[lane]);
 }
 
+inline unsigned __ballot_sync(unsigned, bool yes) {
+    shim::Warp& warp = shim::meeting_here().warps[threadIdx.x / shim::WARP];
+    double* const shown = warp.shown[warp.barrier.round() % 2][0];
+    shown[threadIdx.x % shim::WARP] = yes;
+    warp.barrier.wait();
+    unsigned lanes = 0;
+    for (unsigned lane = 0; lane < shim::WARP; ++lane) lanes |= unsigned(shown[lane]) << lane;
+    return lanes;
+}
+
 // The tensor cores' product of csrc/cuda/warps.cuh.
 inline void multiply_shown_tiles(double left, double right, double (&sum)[2]) {
     shim::Warp& warp = shim::meeting_here().warps[threadIdx.x / shim::WARP];
