@@ -53,7 +53,6 @@ ROUTES = (
         warps=3,
         begins="const double sigma = stars.sigma",
         ends="__syncwarp();  // no lane still reads scores",
-        jumps=("if (sum_over_lanes(present) > 0) return true",),
         passes={
             "for (; end - at >= 2 * longest": 1,
             "for (int square = lane_in_warp()": 2,

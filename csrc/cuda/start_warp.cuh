@@ -49,19 +49,6 @@ struct alignas(16) StartTable {
     }
 };
 
-// Eight whitened rows, which lanes have as sums and want as right tiles: each half of the columns as FitColumns has its
-// rows.
-struct StartStage {
-    static constexpr int halves = StartShape::columns / FitColumns::width;
-    alignas(16) double number[halves][FitTiles::rows * FitColumns::width];
-    XPKERN_INLINE double& at(int half, int first, int row, int column) {
-        return number[half][FitColumns::place(first, row, column)];
-    }
-    XPKERN_INLINE Pair& pair_at(int half, int row, int column) {
-        return *reinterpret_cast<Pair*>(number[half] + FitColumns::place(0, row, column));
-    }
-};
-
 // The star of a warp.
 struct StartStar {
     PaddedFactor factor;
@@ -76,10 +63,7 @@ struct StartStar {
     };
     float flux[StartShape::m], variance[StartShape::m];
     StartSystem<float> system;
-    union {  // one after the other
-        StartStage stage;
-        StartLine<float> line;
-    };
+    StartLine<float> line;
 
     // By a warp; there after wait_for_copies() and a barrier.
     __device__ __forceinline__ void take_soon(const StarArrays& stars, int64_t row) {
@@ -103,7 +87,7 @@ __device__ __forceinline__ void sum_windows(const GridView& grid, StartStar& sta
                                             WindowSums<float> (&sums)[StartShape::strips]) {
     constexpr int m = StartShape::m, strips = StartShape::strips, doublings = StartShape::apart / 4 - 1;
     constexpr int longest = 1 << doublings;
-    const int lane = lane_in_warp();
+    const int lane = FitLane().lane;
     const auto sample = [&](int s) { return lane + s * LANES < m ? lane + s * LANES : m - 1; };
     const auto add = [](const Four& four, const Four& more) {
         return Four{
@@ -150,7 +134,7 @@ __device__ __forceinline__ void sum_windows(const GridView& grid, StartStar& sta
 // Core: guess_flux(), and assemble_start() as far as the whitening.
 __device__ __forceinline__ void fill_columns(const StartTable& table, const GridView& grid, StartStar& star) {
     constexpr int c = StartShape::c, strips = StartShape::strips;
-    const int lane = lane_in_warp();
+    const int lane = FitLane().lane;
     const auto over_samples = [&](const auto& work) {
         XPKERN_UNROLL
         for (int s = 0; s < strips; ++s)
@@ -204,46 +188,20 @@ __device__ __forceinline__ void fill_columns(const StartTable& table, const Grid
     __syncwarp();
 }
 
-// The whitened columns as right tiles, 8 columns after the other 8.
-struct StartTiles {
-    static constexpr int halves = StartShape::columns / FitTiles::rows, columns = FitTiles::columns;
-    static constexpr int count = (StartShape::m + columns - 1) / columns;
-    double right[halves][count];
-
-    // Those of 8 rows from FIRST on, or of the last ones, from the stage.
-    template <int FIRST>
-    __device__ __forceinline__ void load(const FitLane& here, StartStar& star) {
-        constexpr int after = (FIRST + FitTiles::rows) / columns, end = after < count ? after : count;
-        XPKERN_UNROLL
-        for (int at = FIRST / columns; at < end; ++at) {
-            const bool exists = at < StartShape::m / columns || here.column < StartShape::m % columns;
-            XPKERN_UNROLL
-            for (int h = 0; h < halves; ++h) {
-                const double number = star.stage.at(h, at * columns - FIRST, here.column, here.row);
-                right[h][at] = exists ? number : 0.0;
-            }
-        }
-    }
+// The whitened columns, turned: 16 by 8 samples a block. A lane has columns row and row + 8 of the samples 2 column and
+// 2 column + 1 of each block, where products leave them. As any four samples may be the first that are summed over, the
+// even ones are one left matrix of 16 by 4 and the odd ones another: what is found is multiplied where it is.
+struct StartRows {
+    static constexpr int halves = StartShape::columns / FitTiles::rows, turns = FitTiles::rows / FitTiles::columns;
+    static constexpr int blocks = StartShape::m / FitTiles::rows, rest = StartShape::m % FitTiles::rows;
+    Pair number[blocks][turns];  // of even and of odd samples
+    double last[halves];         // of the samples behind the last whole block, one after the other
 };
-using StartSums = double[StartTiles::halves][2];
+static_assert(StartRows::turns == 2 && StartRows::halves == 2, "even and odd samples, two left tiles");
 
-// The lane's two neighbours in each half of the columns of one of 8 rows, or of the last ones, if it has any.
 struct alignas(8) Two {
     float number[2];
 };
-template <int FIRST>
-__device__ __forceinline__ const Two& two_of_start(const FitLane& here, const StartStar& star, int half) {
-    return *reinterpret_cast<const Two*>(
-        &star.column.number[FIRST + here.row][half * FitTiles::rows + 2 * here.column]);
-}
-// Sums to the stage, of which no lane wants any more what stands there.
-__device__ __forceinline__ void store_start(const FitLane& here, StartStar& star, const StartSums& sums) {
-    __syncwarp();
-    XPKERN_UNROLL
-    for (int h = 0; h < StartTiles::halves; ++h)
-        star.stage.pair_at(h, here.row, 2 * here.column) = {sums[h][0], sums[h][1]};
-    __syncwarp();
-}
 
 // The squares of 8 by 8 on the whitener's diagonal become their inverses, four at a time, a column a lane.
 __device__ __forceinline__ void invert_start_squares(StartStar& star) {
@@ -272,72 +230,79 @@ __device__ __forceinline__ void invert_start_squares(StartStar& star) {
 
 // y = G^-1 of the columns, from the rows FIRST on; those before are there.
 template <int FIRST = 0>
-__device__ __forceinline__ void whiten_rows(const FitLane& here, StartStar& star, StartTiles& y) {
-    constexpr int halves = StartTiles::halves, before = FIRST / FitTiles::columns;
+__device__ __forceinline__ void whiten_rows(const FitLane& here, const StartStar& star, StartRows& y) {
+    constexpr int halves = StartRows::halves, turns = StartRows::turns, block = FIRST / FitTiles::rows;
     constexpr bool last = FIRST + FitTiles::rows > StartShape::m;
     const bool exists = !last || FIRST + here.row < StartShape::m;
-    const float* const row = star.factor.row(exists ? FIRST + here.row : FIRST) + here.column;
-    StartSums left, sums[2] = {};  // two, as each product waits for the one before
+    const float* const row = star.factor.row(exists ? FIRST + here.row : FIRST) + turns * here.column;
+    const auto two_from = [&](int sample) { return *reinterpret_cast<const Two*>(row + sample); };
+    double sums[halves][2] = {};
     XPKERN_UNROLL
-    for (int at = 0; at < before; ++at) {
-        const auto factor = convert<double>(row[at * FitTiles::columns]);
-        XPKERN_UNROLL
-        for (int h = 0; h < halves; ++h) multiply_tiles(factor, y.right[h][at], sums[at % 2][h]);
+    for (int before = 0; before < block; ++before) {
+        const Two factor = two_from(before * FitTiles::rows);
+        const double right[turns] = {convert<double>(factor.number[0]), convert<double>(factor.number[1])};
+        multiply_row_of_tiles<turns>([&](int e) { return y.number[before][e]; }, right, sums[0], sums[1]);
     }
+    const bool given = !last || here.column == 0;
+    const float* const column = star.column.number[FIRST + (given ? turns * here.column : 0)] + here.row;
+    double left[halves][turns];
     XPKERN_UNROLL
     for (int h = 0; h < halves; ++h) {
-        const Two given = exists ? two_of_start<FIRST>(here, star, h) : Two{};
         XPKERN_UNROLL
-        for (int e = 0; e < 2; ++e) left[h][e] = convert<double>(given.number[e]) - (sums[0][h][e] + sums[1][h][e]);
+        for (int e = 0; e < turns; ++e)
+            left[h][e] = convert<double>(column[e * StartShape::apart + h * FitTiles::rows]) - sums[h][e];
     }
     if constexpr (last) {
-        static_assert(StartShape::m - FIRST == 2);
+        static_assert(StartRows::rest == turns, "one lane's samples");
         const LastTriangle triangle = {convert<double>(star.factor.row(FIRST)[FIRST]),
                                        convert<double>(star.factor.row(FIRST + 1)[FIRST]),
                                        convert<double>(star.factor.row(FIRST + 1)[FIRST + 1])};
         XPKERN_UNROLL
         for (int h = 0; h < halves; ++h) {
-            XPKERN_UNROLL
-            for (int e = 0; e < 2; ++e) {
-                const Pair both = triangle.solve(from_lane(left[h][e], here.column),
-                                                 from_lane(left[h][e], FitTiles::columns + here.column));
-                left[h][e] = here.row == 0 ? both.at[0] : both.at[1];
-            }
+            const Pair both = triangle.solve(left[h][0], left[h][1]);
+            const double second = from_lane(both.at[1], here.lane - here.column);
+            y.last[h] = here.column == 0 ? both.at[0] : here.column == 1 ? second : 0.0;
         }
     } else {
-        store_start(here, star, left);
-        y.load<FIRST>(here, star);
+        // of the inverse square's upper rows the right half is not there
+        const bool is_there = here.row >= PaddedFactor::together || turns * here.column < PaddedFactor::together;
+        const Two inverse = is_there ? two_from(FIRST) : Two{};
+        double found[halves][2] = {};
         XPKERN_UNROLL
-        for (int h = 0; h < halves; ++h) left[h][0] = left[h][1] = 0;
+        for (int e = 0; e < turns; ++e)
+            multiply_two_tiles(left[0][e], left[1][e], convert<double>(inverse.number[e]), found[0], found[1]);
         XPKERN_UNROLL
-        for (int t = 0; t < FitTiles::rows / FitTiles::columns; ++t) {
-            const bool is_there = t == 0 || here.row >= PaddedFactor::together;
-            const auto inverse = convert<double>(is_there ? row[(before + t) * FitTiles::columns] : 0.0f);
+        for (int e = 0; e < turns; ++e) {
             XPKERN_UNROLL
-            for (int h = 0; h < halves; ++h) multiply_tiles(inverse, y.right[h][before + t], left[h]);
+            for (int h = 0; h < halves; ++h) y.number[block][e].at[h] = found[h][e];
         }
+        whiten_rows<FIRST + FitTiles::rows>(here, star, y);
     }
-    store_start(here, star, left);
-    y.load<FIRST>(here, star);
-    if constexpr (!last) whiten_rows<FIRST + FitTiles::rows>(here, star, y);
 }
 
-// Normal matrix and right-hand side: products of the tiles and these, turned.
-__device__ __forceinline__ void multiply_start(const FitLane& here, const StartTiles& y, StartStar& star) {
-    constexpr int c = StartShape::c;
+// Normal matrix and right-hand side: products of the rows and these, which are right tiles where they are.
+__device__ __forceinline__ void multiply_start(const FitLane& here, const StartRows& y, StartStar& star) {
+    constexpr int c = StartShape::c, halves = StartRows::halves, turns = StartRows::turns;
+    double sums[halves][halves][2] = {};  // of halves of the columns, left and right, the right one not the further
     XPKERN_UNROLL
-    for (int row_half = 0; row_half < StartTiles::halves; ++row_half) {
+    for (int block = 0; block < StartRows::blocks; ++block) {
+        const Pair(&of_block)[turns] = y.number[block];
+        const double right[turns] = {of_block[0].at[0], of_block[1].at[0]};
+        multiply_row_of_tiles<turns>([&](int e) { return of_block[e]; }, right, sums[0][0], sums[1][0]);
+        XPKERN_UNROLL
+        for (int e = 0; e < turns; ++e) multiply_tiles(of_block[e].at[1], of_block[e].at[1], sums[1][1]);
+    }
+    multiply_two_tiles(y.last[0], y.last[1], y.last[0], sums[0][0], sums[1][0]);
+    multiply_tiles(y.last[1], y.last[1], sums[1][1]);
+    XPKERN_UNROLL
+    for (int row_half = 0; row_half < halves; ++row_half) {
         XPKERN_UNROLL
         for (int column_half = 0; column_half <= row_half; ++column_half) {
-            double sums[2][2] = {};
-            XPKERN_UNROLL
-            for (int at = 0; at < StartTiles::count; ++at)
-                multiply_tiles(y.right[row_half][at], y.right[column_half][at], sums[at % 2]);
             const int i = row_half * FitTiles::rows + here.row;
             XPKERN_UNROLL
-            for (int e = 0; e < 2; ++e) {
-                const int j = column_half * FitTiles::rows + 2 * here.column + e;
-                const float sum = convert<float>(sums[0][e] + sums[1][e]);
+            for (int at = 0; at < 2; ++at) {
+                const int j = column_half * FitTiles::rows + 2 * here.column + at;
+                const auto sum = convert<float>(sums[row_half][column_half][at]);
                 if (i < c && j <= i) star.system.normal[row_start(i) + j] = i == j ? with_ridge(sum) : sum;
                 if (i == c && j < c) star.system.right[j] = sum;
             }
@@ -349,7 +314,7 @@ __device__ __forceinline__ void multiply_start(const FitLane& here, const StartT
 // Core: reduce_start(). A lane has a row of the factor, one more lane the right-hand side.
 __device__ __forceinline__ void reduce_by_warp(StartStar& star) {
     constexpr int c = StartShape::c, rest = c - 2;
-    const int row = lane_in_warp();
+    const int row = FitLane().lane;
     float* const mine = row < c ? star.system.normal + row_start(row) : star.system.right;
     float element[c];
     XPKERN_UNROLL
@@ -396,7 +361,7 @@ __device__ __forceinline__ void rate_by_warp(const GridView& grid, float mean, f
 // Core: take_start(). Of equal scores the first type's counts.
 __device__ __forceinline__ float take_by_warp(const GridView& grid, StartStar& star, float* u) {
     constexpr int inputs = StartShape::inputs, k = StartShape::k;
-    const int lane = lane_in_warp();
+    const int lane = FitLane().lane;
     auto& rated = star.rated;
     float least = infinity<float>();
     int best = 0;
@@ -423,7 +388,8 @@ __device__ __forceinline__ float take_by_warp(const GridView& grid, StartStar& s
         u[inputs + 1] = 0;
     }
     XPKERN_UNROLL
-    for (int type = lane; type < USUAL_TYPES; type += LANES) {
+    for (int first = 0; first < USUAL_TYPES; first += LANES) {
+        const int type = first + lane;
         bool similar = type < grid.n_types;
         XPKERN_UNROLL
         for (int i = 0; i < inputs; ++i) similar = similar && abs(rated.params[type * k + i] - u[i]) <= grid.apart[i];
@@ -464,7 +430,7 @@ __device__ __forceinline__ void over_starts(const GridView& grid_in_memory, cons
             fill_columns(block.table, grid, star);
             invert_start_squares(star);
             const FitLane here;
-            StartTiles y;
+            StartRows y;
             whiten_rows(here, star, y);
             multiply_start(here, y, star);
         }

@@ -78,9 +78,14 @@ __device__ __forceinline__ void start_searches(const FitArguments& a, int64_t ro
 // By a warp: whether a star has any sample. Of one that has none everything is written.
 __device__ __forceinline__ bool begin_by_warp(const FitArguments& a, int64_t row, const PaddedFactor& factor) {
     constexpr int m = StartShape::m, k = StartShape::k;
-    float present = 0;
-    for (int i = lane_in_warp(); i < m; i += LANES) present += factor.row(i)[i] > 0 ? 1.0f : 0.0f;
-    if (sum_over_lanes(present) > 0) return true;
+    const int lane = FitLane().lane;
+    bool present = false;
+    XPKERN_UNROLL
+    for (int s = 0; s < StartShape::strips; ++s) {
+        const int i = lane + s * LANES < m ? lane + s * LANES : m - 1;
+        present = factor.row(i)[i] > 0 || present;
+    }
+    if (lanes_of_which(present) > 0) return true;
     if (lane_in_warp() == 0) {
         for (int choice = 0; choice < a.fit.starts; ++choice) searches_of(a, row)[choice].exists = false;
         write_missing(m, k, row, a.out);
