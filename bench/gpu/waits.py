@@ -68,7 +68,6 @@ ROUTES = (
         warps=2,
         begins="copy_by_lane_soon<m>(star.flux",
         ends="while (next.choice < starts)",
-        passes={"for (int i = 0; i < LANES; ++i)": 8, "for (int at = m * FitColumns::width": 1},
     ),
     _EVALUATION,
     replace(_EVALUATION, name="one with the network's curvature", jumps=_EVERY_EVALUATION),

@@ -56,8 +56,10 @@ __device__ __forceinline__ bool describe_by_warp(const FitArguments& a, int64_t 
 
 // All searches of a star one after the other, each looked at on its way but for the first; then Newton steps of those
 // that are no copies. All of it is one loop around one evaluation, as what warps wait for, more than for anything else,
-// is their code.
-__device__ __forceinline__ void search_by_warp(const FitArguments& a, const FitGaussian& gaussian, int64_t row) {
+// is their code. meanwhile(): while the star is on its way.
+template <class Meanwhile>
+__device__ __forceinline__ void search_by_warp(const FitArguments& a, const FitGaussian& gaussian, int64_t row,
+                                               const Meanwhile& meanwhile) {
     FitShape shape(a.fit.model);
     shape.in_rounds = true;
     const int k = shape.parameters(), starts = a.fit.starts, most = a.fit.max_iterations;
@@ -68,6 +70,7 @@ __device__ __forceinline__ void search_by_warp(const FitArguments& a, const FitG
         return lanes_of_which(lane_in_warp() < starts && at_work(searches[choice]));
     };
     unsigned exist = those_at_work();
+    meanwhile();
     if ((exist & 1) == 0) return;
     ask_for<FitShape::n_samples>(a.out.residual + row * FitShape::n_samples);  // the variances, for the end
     FitStar& star = gather_fit_star(a.stars, row);
@@ -128,13 +131,21 @@ __device__ __forceinline__ void search_by_warp(const FitArguments& a, const FitG
     }
 }
 
-// The next star that no warp has taken, a.n or more where there is none; what is read of it is near when it is begun.
+// Takes a star that no warp has taken yet: its row, a.n or more where there is none, in the first lane, which waits for
+// it where it is asked for.
 __device__ __forceinline__ int take_star(const FitArguments& a) {
     int row = 0;
     if (lane_in_warp() == 0) row = int(atomicAdd(reinterpret_cast<unsigned long long*>(a.begun), 1ull));
-    row = from_lane(row, 0);
-    if (row < a.n) ask_for_fit_star(a.stars, row);
     return row;
+}
+// Has what is read of a star come near.
+__device__ __forceinline__ void ask_for_star(const FitArguments& a, int64_t row) {
+    if (row >= a.n) return;
+    ask_for_fit_star(a.stars, row);
+    if (lane_in_warp() >= a.fit.starts) return;
+    const Search& search = searches_of(a, row)[lane_in_warp()];
+    expect(search.state.u);
+    expect(&search.exists);
 }
 
 // Stars, one after the other. The next one waits in shared memory, where a register would be wanted all along.
@@ -142,11 +153,15 @@ __device__ __forceinline__ void search_stars_by_warp(const FitArguments& a) {
     int& next = fit_star().next;
     const FitGaussian gaussian(a.fit.prior);
     if (lane_in_warp() == 0) fit_star().in_round = false;
-    int row = take_star(a);
+    int row = from_lane(take_star(a), 0);
+    ask_for_star(a, row);
     while (row < a.n) {
-        const int after = take_star(a);
-        if (lane_in_warp() == 0) next = after;
-        search_by_warp(a, gaussian, row);
+        const int taken = take_star(a);
+        search_by_warp(a, gaussian, row, [&] {
+            const int after = from_lane(taken, 0);
+            if (lane_in_warp() == 0) next = after;
+            ask_for_star(a, after);
+        });
         fit_block().round.leave(fit_star().in_round);
         row = next;
         __syncwarp();

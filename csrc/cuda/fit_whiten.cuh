@@ -100,9 +100,20 @@ struct TriangleInversion {
 
 // What is read of a star is then near when it is gathered.
 __device__ __forceinline__ void ask_for_fit_star(const StarArrays& stars, int64_t row) {
-    constexpr int m = FitShape::n_samples;
+    constexpr int m = FitShape::n_samples, k = FitShape::coordinates;
     ask_for<row_start(m)>(stars.whitener + row * row_start(m));
     ask_for<m>(stars.flux + row * m);
+    if (lane_in_warp() < 2) expect((lane_in_warp() == 0 ? stars.mean : stars.sigma) + row * k);
+}
+
+// The triangle from row and column FIRST on of a packed one, to be packed itself; `to` and `from` are the lane's first
+// numbers of both.
+template <int FIRST, int ROW = 0>
+__device__ __forceinline__ void copy_triangle_soon(float* to, const float* from) {
+    if constexpr (ROW < LANES) {
+        if (lane_in_warp() <= ROW) copy_soon<4, row_start(ROW), row_start(FIRST + ROW) + FIRST>(to, from);
+        copy_triangle_soon<FIRST, ROW + 1>(to, from);
+    }
 }
 
 // A star's arrays from memory to the warp's place.
@@ -118,18 +129,10 @@ __device__ __forceinline__ FitStar& gather_fit_star(const StarArrays& stars, int
     __syncwarp();  // no lane is still at the star before
     copy_by_lane_soon<m>(star.flux + lane, stars.flux + row * m + lane);
     copy_by_lane_soon<row_start(LANES)>(staged + lane, packed + lane);
-    XPKERN_UNROLL_FOUR
-    for (int i = 0; i < LANES; ++i)
-        if (lane <= i)
-            copy_soon<4>(staged + row_start(LANES) + row_start(i) + lane, packed + row_start(LANES + i) + LANES + lane);
-    XPKERN_UNROLL
-    for (int r = 0; r < FitShape::rest; ++r) {
-        XPKERN_UNROLL
-        for (int s = 0; s < FitShape::strips; ++s) {
-            const int i = lane + s * LANES;
-            if (i <= first_rest + r) copy_soon<4>(star.last_rows[r] + i, packed + row_start(first_rest + r) + i);
-        }
-    }
+    copy_triangle_soon<LANES>(staged + row_start(LANES) + lane, packed + lane);
+    static_assert(FitShape::whole_strips == 2 && FitShape::rest == 2);
+    copy_by_lane_soon<first_rest + 1>(star.last_rows[0] + lane, packed + row_start(first_rest) + lane);
+    copy_by_lane_soon<first_rest + 2>(star.last_rows[1] + lane, packed + row_start(first_rest + 1) + lane);
     XPKERN_UNROLL
     for (int pair = 0; pair < FitTiles::pairs; ++pair) {
         const int i = LANES + pair / FitTiles::across * 2 * FitTiles::rows + here.row;
@@ -142,8 +145,8 @@ __device__ __forceinline__ FitStar& gather_fit_star(const StarArrays& stars, int
         star.mean[lane] = stars.mean[row * k + lane];
         star.weight[lane] = 1.0 / (sigma * sigma);
     }
-    for (int at = m * FitColumns::width + lane; at < FitColumns::rows * FitColumns::width; at += LANES)
-        star.columns.number[at] = 0;
+    static_assert((FitColumns::rows - m) * FitColumns::width <= LANES);
+    if (lane < (FitColumns::rows - m) * FitColumns::width) star.columns.number[m * FitColumns::width + lane] = 0;
     wait_for_copies();
     __syncwarp();
     TriangleInversion{here, staged, star.inverse}.invert();
