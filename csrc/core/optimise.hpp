@@ -99,14 +99,15 @@ XPKERN_INLINE void bounded_step(int k, const LossView& terms, const Wide* u, con
     for (int p = 0; p < k; ++p) to[p] = bounded(k, p, terms, u[p], convert<Wide>(step[p]), box.lower[p], box.upper[p]);
 }
 
-// The drop that a quadratic form predicts of a move.
-template <class Real>
-XPKERN_INLINE Real predicted_drop(int k, const Real* gradient, const Real* hessian, const Real* moved) {
+// The drop that a quadratic form predicts of a move, moved(p) of each parameter.
+template <class Real, class Moved>
+XPKERN_INLINE Real predicted_drop(int k, const Real* gradient, const Real* hessian, const Moved& moved) {
     Real drop = lane<Real>(0);
     for (int p = 0; p < k; ++p) {
+        const Real here = moved(p);
         Real half_curved = lane<Real>(0);
-        for (int q = 0; q < k; ++q) half_curved = fma(hessian[packed_index(p, q)], moved[q], half_curved);
-        drop -= moved[p] * fma(half_curved, lane<Real>(0.5), gradient[p]);
+        for (int q = 0; q < k; ++q) half_curved = fma(hessian[packed_index(p, q)], moved(q), half_curved);
+        drop -= here * fma(half_curved, lane<Real>(0.5), gradient[p]);
     }
     return drop;
 }
@@ -198,9 +199,7 @@ XPKERN_INLINE bool propose_step(const Shape& shape, const LossView& terms, const
     if (mixed) make_definite(k, definite_hessian, definite, hessian);
     solve_again(shape, hessian, definite, progress.damping, gradient, mixed, step);
     bounded_step(k, terms, state.u, step, box, to);
-    Real moved[MAX_PARAMETERS];
-    for (int p = 0; p < k; ++p) moved[p] = convert<Real>(to[p] - state.u[p]);
-    predicted = predicted_drop(k, gradient, hessian, moved);
+    predicted = predicted_drop(k, gradient, hessian, [&](int p) { return convert<Real>(to[p] - state.u[p]); });
     return true;
 }
 

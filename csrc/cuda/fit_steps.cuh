@@ -70,7 +70,7 @@ __device__ __forceinline__ bool propose_step(const LossView& terms, const StopRu
     float moved[k];
     XPKERN_UNROLL
     for (int q = 0; q < k; ++q) moved[q] = from_lane(to_move, half + q);
-    predicted = predicted_drop(k, gradient, hessian, moved);
+    predicted = predicted_drop(k, gradient, hessian, [&](int q) { return moved[q]; });
     return true;
 }
 
