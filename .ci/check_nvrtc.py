@@ -22,7 +22,7 @@ NVRTC = runpy.run_path("bench/gpu/nvrtc.py")
 
 #: Kernels that a star passes through most often: no spill at all.
 WITHOUT_SPILLS = {
-    *("calibrate", "freeze_noise", "evaluate", "start", "fit_start", "fit_search", "fit_finish", "descend"),
+    *("calibrate", "freeze_noise", "predict", "evaluate", "start", "fit_start", "fit_search", "fit_finish", "descend"),
     *("train_stars", "train_products", "train_gradient", "train_step", "train_star_steps"),
 }
 
@@ -31,7 +31,7 @@ WITHOUT_SPILLS = {
 CEILINGS = {"fit_rescue": 372}
 
 #: Largest stack of a thread [bytes], callees included: the GPU reserves as much for every thread that it can hold.
-LARGEST_STACK = {"predict": 13_500, "fit_rescue": 34_500}
+LARGEST_STACK = {"fit_rescue": 34_500}
 LARGEST_STACK_OF_OTHERS = 1_300
 
 #: Files of ``csrc/cuda`` that are compiled side by side; what is in no one of them takes little.

@@ -72,6 +72,16 @@ ROUTES = (
     _EVALUATION,
     replace(_EVALUATION, name="one with the network's curvature", jumps=_EVERY_EVALUATION),
     Route(
+        "fluxes of eight stars",
+        part="stars",
+        kernel="predict",
+        warps=2,
+        begins="load_params(a.params + (row",
+        ends="int64_t first = (warp",
+        jumps=("if (layer > 0)",),
+        passes={"for (int layer = 0; layer < FitShape::last": 3},
+    ),
+    Route(
         "train_stars",
         part="train",
         kernel="train_stars",
@@ -114,7 +124,7 @@ def main(arguments: list[str]) -> int:
     except (ImportError, ValueError) as error:
         print(f"bench waits: {error}", file=sys.stderr)
         return 1
-    start, gather, rough, exact, *kernels = (each.cycles for each in played)
+    start, gather, rough, exact, eight, *kernels = (each.cycles for each in played)
     search = gather + _ROUGH * rough + _EXACT * exact + _AROUND
     step = sum(kernel * route.warps for kernel, route in zip(kernels, ROUTES[-len(kernels) :], strict=True)) / _CLOCK
     now = Prediction(_stars_a_second(start), _stars_a_second(start + search), 1e6 * step)
@@ -131,6 +141,7 @@ def main(arguments: list[str]) -> int:
                 ("start and fit", now.fit, then.fit, measured.fit),
             )
         ),
+        f"  predict: {8e-6 * _stars_a_second(eight):,.0f} M stars/s as played",
         f"  step of 512 stars, model: {now.step:.1f} us as played,"
         f" {now.step - then.step + measured.step:.1f} us {gpu_took}",
         f"MEASURED of {record['commit']} on {record['gpu']}: {measured}; as played then: {then}",

@@ -1,7 +1,8 @@
-// Predictions, a star a thread, and evaluations of the loss, a star a warp where the model is of the usual shape.
+// Predictions and evaluations of the loss, eight stars or one a warp where the model is of the usual shape.
 #pragma once
 
 #include "fit_terms.cuh"
+#include "predict_warp.cuh"
 
 XPKERN_NAMESPACE_BEGIN
 
@@ -63,12 +64,21 @@ __device__ __forceinline__ void report_by_warp(const EvaluateArguments& a, const
 
 XPKERN_NAMESPACE_END
 
-XPKERN_STAR_KERNEL(predict, xpkern::PredictArguments, a.n,
-                   kernels::predict_bytes(kernels::UsualShape(xpkern::ModelView{})), kernels::predict_star)
-
 #if defined(XPKERN_GENERAL)
+XPKERN_GENERAL_KERNEL(predict, xpkern::PredictArguments, a.n, kernels::predict_star)
 XPKERN_GENERAL_KERNEL(evaluate, xpkern::EvaluateArguments, a.n, kernels::evaluate_star)
 #else
+// Few stars are shared out to blocks before they are to a block's warps.
+extern "C" __global__ void __launch_bounds__(kernels::FitBlock::most_threads)
+    predict(const __grid_constant__ xpkern::PredictArguments a) {
+    constexpr int together = kernels::FitColumns::width;
+    kernels::fit_block().network.take(a.model.in_double);
+    __syncthreads();
+    const int64_t warp = threadIdx.x / kernels::LANES, warps = blockDim.x / kernels::LANES;
+    for (int64_t first = (warp * gridDim.x + blockIdx.x) * together; first < a.n; first += warps * gridDim.x * together)
+        kernels::predict_eight(a, first);
+}
+
 extern "C" __global__ void __launch_bounds__(kernels::FitBlock::most_threads)
     evaluate(const __grid_constant__ xpkern::EvaluateArguments a) {
     const kernels::FitGaussian gaussian(a.prior);

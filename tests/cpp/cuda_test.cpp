@@ -112,11 +112,30 @@ struct Problem {
     }
 };
 
+template <class Block, class Star>
+constexpr int64_t bytes_beside_stars() {
+    return int64_t(sizeof(Block) - sizeof(Star));
+}
+
+#if !defined(XPKERN_GENERAL)
+// Two blocks of two warps, each of which takes star after star.
+template <class Arguments>
+void launch_fits(void (*kernel)(Arguments), const Arguments& a) {
+    using kernels::FitBlock, kernels::FitStar;
+    shim::launch(kernel, 2, 2 * kernels::LANES, a, true,
+                 bytes_beside_stars<FitBlock, FitStar>() + 2 * int64_t(sizeof(FitStar)));
+}
+#endif
+
 void test_predict(const Problem& on) {
     std::vector<double> flux = filled<double>(on.n * on.m);
     const Scratch scratch(on.bytes.predict, on.n);
     const xpkern::PredictArguments a{on.model.view, on.params.data(), flux.data(), on.n, scratch.view};
-    shim::launch(XPKERN_FORM(predict), on.blocks(on.n), BLOCK, a, false);
+#if defined(XPKERN_GENERAL)
+    shim::launch(predict_any, on.blocks(on.n), BLOCK, a, false);
+#else
+    launch_fits(predict, a);
+#endif
     for (int star = 0; star < on.n; ++star) {
         const std::vector<double> expected = on.model.flux(on.u_of(on.params, star));
         for (int i = 0; i < on.m; ++i) CHECK_CLOSE(flux[star * on.m + i], expected[i], 1e-11 * expected[i]);
@@ -136,21 +155,6 @@ struct Evaluation {
         return {loss.data(), chi2.data(), ln_prior.data(), gradient.data(), hessian.data(), fisher.data()};
     }
 };
-
-template <class Block, class Star>
-constexpr int64_t bytes_beside_stars() {
-    return int64_t(sizeof(Block) - sizeof(Star));
-}
-
-#if !defined(XPKERN_GENERAL)
-// Two blocks of two warps, each of which takes star after star.
-template <class Arguments>
-void launch_fits(void (*kernel)(Arguments), const Arguments& a) {
-    using kernels::FitBlock, kernels::FitStar;
-    shim::launch(kernel, 2, 2 * kernels::LANES, a, true,
-                 bytes_beside_stars<FitBlock, FitStar>() + 2 * int64_t(sizeof(FitStar)));
-}
-#endif
 
 void test_evaluate(const Problem& on) {
     Evaluation out(on.n, on.k);

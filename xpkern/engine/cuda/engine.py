@@ -207,7 +207,7 @@ class CudaEngine:
 
         def queue(batch: Batch) -> None:
             at = PredictArguments(model=of_model.view, params=batch["params"], flux=batch["predicted"], n=batch.size)
-            self._launch("predict", batch, at, needed)
+            self._launch_fits("predict", batch, at, needed)
             arguments = FreezeArguments(
                 noise=of_noise.view,
                 n=batch.size,
@@ -254,7 +254,7 @@ class CudaEngine:
 
         def queue(batch: Batch) -> None:
             arguments = PredictArguments(model=table.view, params=batch["params"], flux=batch["flux"], n=batch.size)
-            self._launch("predict", batch, arguments, needed)
+            self._launch_fits("predict", batch, arguments, needed)
 
         return self._lanes.run(
             len(params),
