@@ -66,6 +66,7 @@ XPKERN_KERNEL void add_chunks(const ModelView& model, const Scalar<Lane>* chunks
 // Slopes of the mean of chi^2 over n_stars plus the penalty, from sums over these stars.
 struct MeanSlope {
     double scale, decay;
+    MeanSlope() = default;
     XPKERN_INLINE MeanSlope(int64_t n_stars, int64_t n_weights)
         : scale(2.0 / double(n_stars < 1 ? 1 : n_stars)), decay(2.0 / double(n_weights)) {}
     XPKERN_INLINE double of_weight(double sum, double weight) const { return fma(sum, scale, decay * weight); }

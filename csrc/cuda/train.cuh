@@ -132,26 +132,31 @@ __device__ __forceinline__ double sum_over_warp(double mine) {
 
 // The sum over all chunks for a lane's parameter of a tile, of every TOTAL_WARPS-th chunk by a warp, in double. Chunks
 // go through shared memory: there all of them are on their way before one is waited for, while of loads to registers
-// the compiler makes few at a time.
-__device__ __forceinline__ double total_of_chunks(const TrainArguments& a, int tile, SharedTotal& shared) {
+// the compiler makes few at a time. meanwhile(): while the first ones are.
+template <class Meanwhile>
+__device__ __forceinline__ double total_of_chunks(const TrainArguments& a, int tile, SharedTotal& shared,
+                                                  const Meanwhile& meanwhile) {
     constexpr int quarters = TILE / 4, at_once = TOTAL_THREADS / quarters;
     const int thread = int(threadIdx.x), warp = thread / LANES, lane = lane_in_warp();
     const int row = thread / quarters, column = thread % quarters * 4;
     const int chunks = int(a.chunks), stride = int(padded(a.counts.size));
     double sum = 0;
-    for (int first = 0; first < chunks; first += SharedTotal::chunks) {
+    int first = 0;
+    do {  // once where there are none
         const float* const from = a.chunk_sums + int64_t(first + row) * stride + (tile * TILE + column);
         XPKERN_UNROLL
         for (int more = 0; more < SharedTotal::chunks; more += at_once)
             if (first + row + more < chunks)
                 copy_soon<16>(&shared.sum[row + more][column], from + int64_t(more) * stride);
+        if (first == 0) meanwhile();
         wait_for_copies();
         __syncthreads();
         XPKERN_UNROLL
         for (int chunk = 0; chunk < SharedTotal::chunks; chunk += TOTAL_WARPS)
             sum += first + chunk + warp < chunks ? double(shared.sum[chunk + warp][lane]) : 0.0;
         __syncthreads();
-    }
+        first += SharedTotal::chunks;
+    } while (first < chunks);
     shared.of_warp[warp][lane] = sum;
     __syncthreads();
     double total = 0;
@@ -174,11 +179,15 @@ __device__ __forceinline__ void gradient_of_tile(const TrainArguments& a, int ti
     const int tiles = int(padded(parameters) / TILE);
     const double now = a.parameters[parameter];
     double chi2 = warp == 1 && own < a.size ? a.chi2[own] : 0;
-    const double total = total_of_chunks(a, tile, shared);
+    ParameterPlace::Kind kind{};
+    MeanSlope slope{};
+    const double total = total_of_chunks(a, tile, shared, [&] {
+        if (warp > 0) return;
+        kind = kind_of(a.model, parameter);
+        slope = MeanSlope(a.size, a.counts.n_weights);
+    });
     double* const sums = a.tile_sums + tile * TILE_SUMS;
     if (warp == 0) {
-        const ParameterPlace::Kind kind = kind_of(a.model, parameter);
-        const MeanSlope slope(a.size, a.counts.n_weights);
         const double gradient = kind == ParameterPlace::WEIGHT ? slope.of_weight(total, now)
                                 : kind == ParameterPlace::BIAS ? slope.of_bias(total)
                                                                : slope.of_ln_curve(total, now);
@@ -257,13 +266,14 @@ __device__ __forceinline__ void step_of_model(const TrainArguments& a) {
         return i < counts.size ? Held{a.gradient[i], a.parameters[i], a.first[i], a.second[i]} : Held{};
     };
     int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+    const bool is_last = i + 1 == int64_t(gridDim.x) * blockDim.x;
     Held now = load(i);
     const double rate = a.state->rate;
     const int64_t batch = a.state->at;
     const BatchTotal total(a);
     if (batch < 0) return;
-    const bool finite = total.is_finite(), movable = total.norm < infinity<double>(), tells = i == 0;
-    if (tells && !(finite && movable)) {
+    const bool finite = total.is_finite(), movable = total.norm < infinity<double>();
+    if (i == 0 && !(finite && movable)) {
         a.state->end = finite ? MODEL_NOT_FINITE : LOSS_NOT_FINITE;
         a.state->step = batch;
     }
@@ -288,7 +298,8 @@ __device__ __forceinline__ void step_of_model(const TrainArguments& a) {
         }
         i += int64_t(gridDim.x) * blockDim.x;
     }
-    if (tells && finite && movable) a.model_loss[batch] = total.loss(a);  // two divisions that nobody waits for
+    // two divisions, by a thread that mostly has no parameter: others need not wait for them
+    if (is_last && finite && movable) a.model_loss[batch] = total.loss(a);
 }
 
 template <class Shape>
