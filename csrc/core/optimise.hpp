@@ -104,10 +104,9 @@ template <class Real, class Moved>
 XPKERN_INLINE Real predicted_drop(int k, const Real* gradient, const Real* hessian, const Moved& moved) {
     Real drop = lane<Real>(0);
     for (int p = 0; p < k; ++p) {
-        const Real here = moved(p);
         Real half_curved = lane<Real>(0);
         for (int q = 0; q < k; ++q) half_curved = fma(hessian[packed_index(p, q)], moved(q), half_curved);
-        drop -= here * fma(half_curved, lane<Real>(0.5), gradient[p]);
+        drop -= moved(p) * fma(half_curved, lane<Real>(0.5), gradient[p]);
     }
     return drop;
 }

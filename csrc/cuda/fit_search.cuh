@@ -86,16 +86,13 @@ __device__ __forceinline__ void search_by_warp(const FitArguments& a, const FitG
         const bool exists = next.choice < LANES ? (exist >> next.choice & 1) > 0 : at_work(search);
         bool goes_on = false;
         if (exists) {
-            FitProgress progress;
+            FitProgress progress{};
             StopRule rule = rough_rule(steps == Steps::scout ? scouts : most);
             if (steps == Steps::halfway) {
                 __syncwarp();
                 if (lane_in_warp() < k)
                     star.u[lane_in_warp()] = (search.state.u[lane_in_warp()] + first.state.u[lane_in_warp()]) * 0.5;
                 __syncwarp();
-                progress.evaluated = progress.converged = false;
-                progress.damping = 0;
-                progress.spent = 0;
                 rule.max_evaluations = 1;
             } else {
                 take_up(search, star, progress);
