@@ -147,19 +147,6 @@ XPKERN_STEP void make_definite(int k, Mask<Real> done, const Real* definite, Rea
     }
 }
 
-// The undamped step, in newton; damped has room for what solve_again() is asked for, of who finds it along with that.
-template <class Shape, class Real>
-XPKERN_INLINE Mask<Real> solve_undamped(const Shape& shape, const Real* hessian, const Real* definite, const Real&,
-                                        const Real* gradient, Real* newton, Real*) {
-    return solve_damped(shape.parameters(), hessian, definite, lane<Real>(0), gradient, newton);
-}
-// The damped step. changed: whether the Hessian is another than solve_undamped() was given.
-template <class Shape, class Real>
-XPKERN_INLINE void solve_again(const Shape& shape, const Real* hessian, const Real* definite, const Real& damping,
-                               const Real* gradient, [[maybe_unused]] bool changed, Real* damped) {
-    solve_damped(shape.parameters(), hessian, definite, damping, gradient, damped);
-}
-
 // What follows from an evaluation: which stars have converged, and for those that go on where to step and the drop that
 // is predicted. Returns whether more than leave_at go on.
 template <bool EXACT, class Real, class Wide, class Shape>
@@ -181,8 +168,7 @@ XPKERN_INLINE bool propose_step(const Shape& shape, const LossView& terms, const
 
     // Undamped first: it decides on convergence. Where the exact Hessian is not definite, its definite part serves.
     Real newton[MAX_PARAMETERS], step[MAX_PARAMETERS];
-    const Mask<Real> definite_hessian =
-        solve_undamped(shape, hessian, definite, progress.damping, gradient, newton, step);
+    const Mask<Real> definite_hessian = solve_damped(k, hessian, definite, lane<Real>(0), gradient, newton);
     const Real decrement = newton_decrement(k, gradient, newton);
     const Mask<Real> converged = definite_hessian & ends(rule, decrement, convert<Real>(state.loss));
     progress.converged = (converged & progress.active) | (progress.converged & !progress.active);
@@ -194,9 +180,8 @@ XPKERN_INLINE bool propose_step(const Shape& shape, const LossView& terms, const
     progress.active = progress.active & !progress.converged & (progress.spent < lane<Real>(rule.max_evaluations));
     if (count(progress.active) <= leave_at) return false;
 
-    const bool mixed = EXACT && any(progress.active & !definite_hessian);
-    if (mixed) make_definite(k, definite_hessian, definite, hessian);
-    solve_again(shape, hessian, definite, progress.damping, gradient, mixed, step);
+    if (EXACT && any(progress.active & !definite_hessian)) make_definite(k, definite_hessian, definite, hessian);
+    solve_damped(k, hessian, definite, progress.damping, gradient, step);
     bounded_step(k, terms, state.u, step, box, to);
     predicted = predicted_drop(k, gradient, hessian, [&](int p) { return convert<Real>(to[p] - state.u[p]); });
     return true;

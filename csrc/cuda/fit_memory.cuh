@@ -184,9 +184,9 @@ struct FitElement {
 
 // Derivatives of a star's loss, and the whitened slopes' products, at the best place that a search has come to.
 struct alignas(16) FitDerivatives {
-    static constexpr int squares = (FitElement::squares + 3) / 4 * 4;
+    static constexpr int padded = (FitElement::squares + 3) / 4 * 4;
     float definite[FitElement::count];  // behind the definite part of the Hessian the gradient
-    float hessian[squares], normal[squares];
+    float hessian[padded], normal[padded];
 };
 static_assert(FitElement::count % 4 == 0);
 

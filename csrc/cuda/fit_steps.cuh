@@ -36,7 +36,7 @@ __device__ __forceinline__ bool propose_step(const LossView& terms, const StopRu
     const FitBlock& block = fit_block();
     const int lane = lane_in_warp(), p = lane % half < k ? lane % half : k - 1;
     const bool steps = lane % half < k, undamped = lane < half;
-    float definite[FitElement::count], hessian[FitDerivatives::squares];
+    float definite[FitElement::count], hessian[FitDerivatives::padded];
     float* const gradient = definite + FitElement::squares;
     load_fours(star.best.definite, definite);
     load_fours(star.best.hessian, hessian);
