@@ -32,7 +32,7 @@ from xpkern.cli import (
     star,
     train,
 )
-from xpkern.cli.stopping import Interrupted, forget_signals, interrupt
+from xpkern.cli.stopping import Interrupted, stopped_by_signals
 from xpkern.errors import XpkernError
 from xpkern.version import __version__
 
@@ -135,10 +135,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return WRONG_OPTIONS
     debug = getattr(options, "debug", False)
-    forget_signals()
-    previous = {number: signal.signal(number, interrupt) for number in _stopping_signals()}
     try:
-        with _logging(getattr(options, "verbose", False)):
+        with stopped_by_signals(), _logging(getattr(options, "verbose", False)):
             code: int = options.run(options)
         sys.stdout.flush()
         return code
@@ -150,9 +148,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug or isinstance(error, SystemExit):
             raise
         return _report(error)
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _open_closed_streams() -> None:
@@ -179,12 +174,6 @@ def _logging(verbose: bool) -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
-
-
-def _stopping_signals() -> list[int]:
-    """Return Ctrl-C and the signal that batch systems send before they kill; one that is ignored stays ignored."""
-    wanted = (signal.SIGINT, signal.SIGTERM)
-    return [number for number in wanted if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 def _report(error: BaseException) -> int:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xpkern.cli.catalog import positive_integer
-from xpkern.cli.stopping import stop_if_asked, stopping
 from xpkern.errors import about_file
 from xpkern.processes import server_of_processes
 
@@ -252,7 +251,6 @@ def _run(options: argparse.Namespace) -> int:
             say(f"{len(units):,} of {len(ledger.units):,} files to do{whole}: {settings.output_folder}")
 
         def on_unit(outcome: Outcome) -> None:
-            stop_if_asked()
             progress.set_postfix(files=f"{len(summary.done) + len(summary.failed)}/{to_do}")
             if outcome.error:
                 say(f"failed: {about_file(outcome.unit.spectra, outcome.error)}")
@@ -280,7 +278,7 @@ def _run(options: argparse.Namespace) -> int:
                 processes=options.processes,
                 again=again,
                 on_start=on_start,
-                on_progress=stopping(progress.update),
+                on_progress=progress.update,
                 on_unit=on_unit,
                 attempts=attempts,
                 summary=summary,

@@ -1,16 +1,21 @@
-"""What Ctrl-C and SIGTERM do: their handler raises, and a long task asks whether that was lost.
+"""What Ctrl-C and SIGTERM do to a command: their handler raises, and again where that was lost.
 
-An exception that a handler raises while Python is in a callback of its own (of a weak reference, say, or a destructor)
-is printed and forgotten.
+What a handler raises while Python is in a callback of its own (of a weak reference, a destructor, a C library) is
+printed and forgotten. A command that then waits for a pipe would wait for ever.
 """
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
-_received: list[int] = []
+#: How long [s] to wait before the signal is sent again: the callback is over by then, and nobody has waited.
+_PATIENCE = 0.05
 
 
 class Interrupted(KeyboardInterrupt):
@@ -21,28 +26,44 @@ class Interrupted(KeyboardInterrupt):
         super().__init__(signal.Signals(number).name)
 
 
-def interrupt(number: int, frame: FrameType | None) -> None:
-    """Handle a signal that asks to stop."""
-    _received.append(number)
+@contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """Let Ctrl-C, and the signal that batch systems send before they kill, end what is done within.
+
+    One that is ignored stays ignored. Only the main thread can ask for this.
+
+    Raises
+    ------
+    Interrupted
+        When such a signal has come.
+    """
+    wanted = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN]
+    reminders: list[threading.Timer] = []
+    main_thread, other_hook = threading.get_ident(), sys.unraisablehook
+
+    def hook(lost: Any) -> None:
+        if not isinstance(lost.exc_value, Interrupted):
+            other_hook(lost)
+            return
+        reminder = threading.Timer(_PATIENCE, signal.pthread_kill, (main_thread, lost.exc_value.number))
+        reminder.daemon = True
+        reminders.append(reminder)
+        reminder.start()
+
+    previous = {number: signal.signal(number, _interrupt) for number in wanted}
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = other_hook
+        try:
+            for reminder in reminders:
+                reminder.cancel()
+                reminder.join()
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
     raise Interrupted(number)
-
-
-def forget_signals() -> None:
-    """Begin anew: nobody has asked to stop."""
-    _received.clear()
-
-
-def stop_if_asked() -> None:
-    """Raise :class:`Interrupted` if a signal asked to stop, whatever has become of what its handler raised."""
-    if _received:
-        raise Interrupted(_received[0])
-
-
-def stopping(progress: Callable[[int], object]) -> Callable[[int], object]:
-    """A function that is told of progress, and stops if it was asked to."""
-
-    def told(count: int) -> None:
-        stop_if_asked()
-        progress(count)
-
-    return told
