@@ -63,6 +63,10 @@ RECIPE = NoiseRecipe(groups=1, iterations=25, most_stars=2000, outlier=np.inf, p
 #: And in any direction, of the whole variance there: four to five times sqrt(2 / 2000).
 KNOWN_OF_WHOLE = 0.15
 
+#: And in half of the directions. How much of the whole S is there depends on the network that is drawn, whose slopes
+#: decide what the labels' errors do; how well S is known, relative to S alone, with it.
+KNOWN_IN_HALF = 3 * np.sqrt(2 / 2000)
+
 
 def relative_error(found, truth):
     """Relative deviations of the variance in the directions in which the truth has its axes."""
@@ -86,8 +90,9 @@ def test_known_covariance_and_factor(rng, small):
     truth = one_group(rng)
     stars = labelled_stars(rng, model, prior, truth, 2000)
     found = learn_model_error(model, prior, stars, None, RECIPE)
-    assert np.median(relative_error(found.covariance[0], truth.covariance[0])) < KNOWN_TO
-    assert error_of_whole(found, truth, model, prior, stars).max() < KNOWN_OF_WHOLE
+    deviation = error_of_whole(found, truth, model, prior, stars)
+    assert np.median(deviation) < KNOWN_IN_HALF
+    assert deviation.max() < KNOWN_OF_WHOLE
     assert abs(found.archive_factor / truth.archive_factor - 1.0) < 0.15
     # as if the labels were true: what their errors do to the spectra is then taken for errors of the model
     certain = replace(stars, sigma=np.where(np.isfinite(stars.sigma), 1e-6, np.inf))
