@@ -62,11 +62,12 @@ def test_coordinates_of_one_layer_cost_what_the_loss_does(rng):
         penalty = sum(float((weight**2).sum()) for weight in at.weights) / sum(weight.size for weight in at.weights)
         return reference.train_step(at, stars, params)[0] - penalty
 
+    # smaller steps would be lost in what fluxes are rounded to, larger ones in their curvature
     rank = len(even.ln_ext_curve)  # types are all the same: one direction of the inputs for each output
     for _ in range(3):
         u = np.zeros(even.size)
-        u[-rank:] = 1e-4 * rng.standard_normal(rank)
-        assert chi2(even.moved(model, u)) == pytest.approx(u @ u, rel=0.02)
+        u[-rank:] = 1e-3 * rng.standard_normal(rank)
+        assert chi2(even.moved(model, u)) == pytest.approx(u @ u, rel=0.005)
 
 
 def test_a_regression_starts_closer_than_the_median(labelled, ours):
