@@ -23,7 +23,7 @@ NVRTC = runpy.run_path("bench/gpu/nvrtc.py")
 #: Kernels that a star passes through most often: no spill at all.
 WITHOUT_SPILLS = {
     *("calibrate", "freeze_noise", "predict", "evaluate", "start", "fit_start", "fit_search", "fit_finish", "descend"),
-    *("train_stars", "train_products", "train_gradient", "train_step", "train_star_steps"),
+    *("train_stars", "train_products", "train_model", "train_star_steps"),
 }
 
 #: Bytes of spills that another kernel may have: they may not grow; one that is not named may have none. Few stars are

@@ -208,5 +208,5 @@ def test_the_kernels_of_this_checkout_are_played(capsys):
     found = capsys.readouterr().out
     assert "PREDICTED, not measured" in found
     assert "MEASURED of" in found
-    for kernel in ("an evaluation with its step", "train_stars", "train_gradient", "train_step"):
+    for kernel in ("an evaluation with its step", "train_stars", "train_model"):
         assert kernel in found

@@ -139,6 +139,16 @@ def test_clip_is_of_the_models_whole_norm(engine, mock):
     np.testing.assert_allclose(clipped, 0.1 * free, rtol=1e-3, atol=1e-5 * np.abs(free).max())
 
 
+def test_a_gradient_that_would_lead_to_no_model_is_clipped_first(engine, mock):
+    batches = mock.batches(20, 3)
+    gradient = gradient_of(REFERENCE, mock.model, mock.stars[batches[0]], mock.params[batches[0]])
+    rate = 1e6 / np.abs(gradient).max()  # of ln R, too
+    steps = Steps("sgd", np.full(3, rate), 0.5, clip=1e-9 * np.linalg.norm(gradient) / rate)
+    found, expected = (flat(train(each, mock, batches, model_steps=steps).model) for each in (engine, REFERENCE))
+    way = expected - flat(mock.model)
+    np.testing.assert_allclose(found - flat(mock.model), way, rtol=1e-3, atol=1e-5 * np.abs(way).max())
+
+
 def test_star_step_is_the_gradient_of_its_loss(engine, mock):
     """The gradient of the evaluated loss without a prior, scaled to a norm, times the rate."""
     batches, rate = mock.batches(20, 2), 1e-5
@@ -362,11 +372,11 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_what_was_reached(engine, rng,
     np.testing.assert_array_equal(np.isnan(error.reached.model_loss), [False, False, True, True])
 
 
-@pytest.mark.parametrize("method", ["sgd", "adam"])
-def test_a_step_too_far_stops_before_it(engine, mock, method):
+@pytest.mark.parametrize(("method", "clip"), [("sgd", np.inf), ("adam", np.inf), ("sgd", 1.0)])
+def test_a_step_too_far_stops_before_it(engine, mock, method, clip):
     batches = mock.batches(16, 2)
     with pytest.raises(TrainingDiverged, match=r"batch 0: the model after its step is not finite$") as caught:
-        train(engine, mock, batches, model_steps=Steps(method, [1e306, 1e306]))
+        train(engine, mock, batches, model_steps=Steps(method, [1e306, 1e306], clip=clip))
     assert len(caught.value.rows) == 0
     np.testing.assert_array_equal(flat(caught.value.reached.model), flat(mock.model))
 

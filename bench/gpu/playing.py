@@ -31,8 +31,12 @@ _LATENCY_OF_OTHERS = 12
 NEAR, ASKED_FOR = 45, 350
 
 #: More of them where a load has 16 bytes a lane; until operands have been read; of a copy to shared memory, which a
-#: wait for all copies waits for; of a barrier of the block.
-_MORE_OF_WIDE, _READING, _COPY, _BLOCK_BARRIER = 6, 14, 650, 30
+#: wait for all copies waits for.
+_MORE_OF_WIDE, _READING, _COPY = 6, 14, 650
+
+#: Cycles for which instructions hold up the next one that do not say so: a barrier of the block, and one that lets
+#: everyone see what has been written, which has to get to the second-level cache and back.
+_HELD = {"BAR": 30, "MEMBAR": 600}
 
 #: Unit and the cycles that an instruction of a warp keeps it busy. All schedulers share `memory`; of the others each
 #: has its own.
@@ -335,4 +339,4 @@ def _leave(warp: _Warp, instruction: Instruction, issued: int, latency: int) -> 
         if barrier is not None:
             warp.clear[barrier] = max(warp.clear[barrier], issued + after)
             warp.cause[barrier] = instruction.name
-    warp.ready = issued + instruction.stall + (_BLOCK_BARRIER if instruction.name == "BAR" else 0)
+    warp.ready = issued + instruction.stall + _HELD.get(instruction.name, 0)

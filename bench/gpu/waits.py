@@ -90,21 +90,18 @@ ROUTES = (
         passes={"for (int64_t star = begin;": 1, "for (int64_t chunk = blockIdx.x": 1},
     ),
     Route(
-        "train_gradient",
+        "train_model",
         part="train",
-        kernel="train_gradient",
+        kernel="train_model",
         warps=4,
-        jumps=("if (warp == 0) { const double gradient",),
-        passes={"} while (first < chunks);": 1, "for (int layer = 0;": 4},
-    ),
-    Route(
-        "train_step",
-        part="train",
-        kernel="train_step",
-        warps=2,
-        ends="if (is_last && finite",
-        jumps=("if (!how.adam) return;", "const double by = a.how.adam", "return is_curve ?"),
-        passes={"for (int64_t tile = thread;": 1, "for (; i < counts.size": 1},
+        ends="if (threadIdx.x + 1 == TOTAL_THREADS)",
+        jumps=(
+            *("if (!how.adam) return;", "if (warp == 0) { const double gradient", "const double way = a.how.adam"),
+            "return is_curve ?",
+            "if (first >= chunks) break;",
+            *("if (finite && total.norm", "if (!is_step) take_back"),
+        ),
+        passes={"for (int layer = 0;": 4, "for (int tile = thread;": 1},
     ),
 )
 
@@ -132,6 +129,7 @@ def main(arguments: list[str]) -> int:
     record = json.loads(_RESULTS.read_text())["played and measured"]
     then, measured = (Prediction(**record[which]) for which in ("played", "measured"))
     gpu_took = "if a GPU adds as much as it did"
+    between = (measured.step - then.step) / record["kernels of a step"]
     print(
         f"\nPREDICTED, not measured, for {_PROCESSORS} processors at {1e-9 * _CLOCK:.2f} GHz:",
         f"  a star: {start:,.0f} cycles of a scheduler to start, {search:,.0f} to search",
@@ -144,7 +142,7 @@ def main(arguments: list[str]) -> int:
         ),
         f"  predict: {8e-6 * _stars_a_second(eight):,.0f} M stars/s as played",
         f"  step of 512 stars, model: {now.step:.1f} us as played,"
-        f" {now.step - then.step + measured.step:.1f} us {gpu_took}",
+        f" {now.step + len(kernels) * between:.1f} us {gpu_took} to each of its kernels",
         f"MEASURED of {record['commit']} on {record['gpu']}: {measured}; as played then: {then}",
         sep="\n",
     )

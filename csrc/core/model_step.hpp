@@ -99,12 +99,18 @@ struct Moments {
     double *first, *second;
 };
 
-// A step of the optimiser, a parameter at a time. The gradient is scaled down to a norm of `clip`. count: steps taken,
-// this one included.
+// A step of the optimiser, a parameter at a time. count: steps taken, this one included.
 struct ModelMove {
     double shrink, scale, momentum;
+    ModelMove() = default;
+    // The gradient is scaled down to a norm of `clip`.
     XPKERN_INLINE ModelMove(const ModelStepView& how, double rate, int64_t count, double norm)
-        : shrink(min(how.clip / max(norm, 1e-15), 1.0)), scale(-rate), momentum(how.momentum) {
+        : ModelMove(how, rate, count) {
+        shrink = min(how.clip / max(norm, 1e-15), 1.0);
+    }
+    // The gradient is as it is.
+    XPKERN_INLINE ModelMove(const ModelStepView& how, double rate, int64_t count)
+        : shrink(1.0), scale(-rate), momentum(how.momentum) {
         if (!how.adam) return;
         const double forgotten1 = 1 - exp(double(count) * log(double(ADAM_BETA1)));
         const double forgotten2 = 1 - exp(double(count) * log(double(ADAM_BETA2)));

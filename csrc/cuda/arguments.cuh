@@ -116,12 +116,12 @@ struct DescendArguments {
 // How a run of training ended, or that it goes on.
 enum TrainingEnd : int64_t { TRAINING_GOES_ON = 0, LOSS_NOT_FINITE = 1, MODEL_NOT_FINITE = 2 };
 
-// Where a run of training stands, on the device. No kernel reads what it writes itself: its blocks meet nowhere.
+// Where a run of training stands, on the device. No kernel reads what it writes itself, but for who has arrived.
 struct TrainingState {
-    int64_t step;  // the batch to come: those before it are done
-    int64_t at;    // the batch at hand; -1 where there is none, and kernels do nothing
-    int64_t end;   // TrainingEnd; from another one than TRAINING_GOES_ON on there are no more batches
-    double rate;   // model_rates of the batch at hand
+    int64_t step;                // the batch to come: those before it are done
+    int64_t at;                  // the batch at hand; -1 where there is none, and kernels do nothing
+    int64_t end;                 // TrainingEnd; from another one than TRAINING_GOES_ON on there are no more batches
+    unsigned long long arrived;  // blocks of a kernel whose last one ends the batch
 };
 
 // How many parameters a model has, where R begins among them, and how many are weights.
@@ -147,7 +147,7 @@ struct TrainArguments {
     int64_t steps, size;        // size: stars of a batch
     int64_t chunk_stars;        // stars whose sums are added up in single precision, a multiple of STAR_WARPS
     int64_t chunks;             // of a batch
-    const double* model_rates;  // (steps,), null where the model takes no steps
+    const double* model_rates;  // (steps,), null where the model takes no steps, but has a gradient at most
     ModelStepView how;
     int64_t count;             // steps of the model in runs before
     const double* star_rates;  // (steps,), null where stars take none
@@ -160,7 +160,7 @@ struct TrainArguments {
     double* gradient;                                          // (p,) out
     float* tape;         // (size, elements) scratch of the general form: what the products are made of
     float* chunk_sums;   // (chunks, p rounded up to whole tiles) scratch
-    double* tile_sums;   // (tiles, 3) scratch
+    double* tile_sums;   // (4, tiles) scratch
     double* chi2;        // (size,) of the batch at hand, out
     double* model_loss;  // (steps,) out: Eq. 12 before each step
     double* star_loss;   // (n,) out: the star's loss before its last step

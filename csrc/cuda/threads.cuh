@@ -33,6 +33,33 @@ __device__ __forceinline__ void over_items_in(const ThreadScratch& scratch, int6
     over_items(n, [&](int64_t item) { work(item, Arena{memory, 0}); });
 }
 
+// Counts one more, and returns how many there were; these have left what they wrote before it for this one to read.
+__device__ __forceinline__ unsigned long long arrive(unsigned long long& arrived) {
+#if defined(__CUDA_ARCH__)
+    unsigned long long before;
+    asm volatile("atom.acq_rel.gpu.global.add.u64 %0, [%1], 1;"
+                 : "=l"(before)
+                 : "l"(__cvta_generic_to_global(&arrived))
+                 : "memory");
+    return before;
+#else
+    return atomicAdd(&arrived, 1ull);
+#endif
+}
+
+// Whether all other blocks have been here before, by every thread of a block. arrived: 0 when the kernel begins, and
+// again when it ends.
+__device__ __forceinline__ bool is_last_of_grid(unsigned long long& arrived) {
+    __shared__ bool is_last;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        is_last = arrive(arrived) + 1 == gridDim.x;
+        if (is_last) arrived = 0;
+    }
+    __syncthreads();
+    return is_last;
+}
+
 // What a kernel's usual form has room for, besides UsualShape.
 constexpr int USUAL_COMPONENTS = 16, USUAL_TYPES = 64;
 

@@ -3,7 +3,8 @@
 //
 // Stars leave on a tape what the products of the model's gradient are made of: a warp a star in shared memory where the
 // model is of the usual shape, else a thread a star. Sums over the stars of a chunk are taken in their order, and
-// chunks are added up in an order of theirs, in double: the same bytes whatever the grid.
+// chunks are added up in an order of theirs, in double: the same bytes whatever the grid. Two kernels a batch, three
+// where its stars go steps, too: what lies between kernels takes as long as a third of one.
 #pragma once
 
 #include "train_warp.cuh"
@@ -140,23 +141,29 @@ __device__ __forceinline__ double total_of_chunks(const TrainArguments& a, int t
     const int thread = int(threadIdx.x), warp = thread / LANES, lane = lane_in_warp();
     const int row = thread / quarters, column = thread % quarters * 4;
     const int chunks = int(a.chunks), stride = int(padded(a.counts.size));
-    double sum = 0;
-    int first = 0;
-    do {  // once where there are none
+    const auto copy_from = [&](int first) {
         const float* const from = a.chunk_sums + int64_t(first + row) * stride + (tile * TILE + column);
         XPKERN_UNROLL
         for (int more = 0; more < SharedTotal::chunks; more += at_once)
             if (first + row + more < chunks)
                 copy_soon<16>(&shared.sum[row + more][column], from + int64_t(more) * stride);
-        if (first == 0) meanwhile();
+    };
+    copy_from(0);
+    meanwhile();
+    double sum = 0;
+    for (int first = 0;;) {  // once where there are none
         wait_for_copies();
         __syncthreads();
         XPKERN_UNROLL
-        for (int chunk = 0; chunk < SharedTotal::chunks; chunk += TOTAL_WARPS)
-            sum += first + chunk + warp < chunks ? double(shared.sum[chunk + warp][lane]) : 0.0;
+        for (int chunk = 0; chunk < SharedTotal::chunks; chunk += TOTAL_WARPS) {
+            const float mine = shared.sum[chunk + warp][lane];
+            sum += double(first + chunk + warp < chunks ? mine : 0.0f);
+        }
         __syncthreads();
         first += SharedTotal::chunks;
-    } while (first < chunks);
+        if (first >= chunks) break;
+        copy_from(first);
+    }
     shared.of_warp[warp][lane] = sum;
     __syncthreads();
     double total = 0;
@@ -167,50 +174,86 @@ __device__ __forceinline__ double total_of_chunks(const TrainArguments& a, int t
     return total;  // of the first warp
 }
 
-// Sums over a tile: of the squares of its gradient, of the squares of its weights, and of chi^2 of every so many stars.
-constexpr int TILE_SUMS = 3;
+// A parameter and what the optimiser remembers of it.
+struct HeldParameter {
+    double value, first, second;
+    XPKERN_INLINE HeldParameter(const double* values, const double* firsts, const double* seconds, int64_t i)
+        : value(values[i]), first(firsts[i]), second(seconds[i]) {}
+    __device__ __forceinline__ void put(const TrainArguments& a, int64_t i) const {
+        a.parameters[i] = value;
+        a.floats[i] = float(value);
+        a.first[i] = first;
+        a.second[i] = second;
+    }
+    // Goes its step; false where that leads to no model.
+    __device__ __forceinline__ bool move(const TrainArguments& a, const ModelMove& by, double gradient, int64_t i) {
+        const bool is_curve = i >= a.counts.curve;
+        const double way = a.how.adam ? by.by<true>(gradient, first, second) : by.by<false>(gradient, first, second);
+        value = moved_parameter(value, way, is_curve);
+        return is_usable(value, is_curve);
+    }
+};
 
-// The gradient of a tile's parameters, and its sums, by the first two warps: of no use where there is no batch, but
-// then they need not wait to be told. The others say which stars are to come and have them brought near: memory has
-// nothing else to do until that batch begins, and would take as long as a quarter of its work.
-__device__ __forceinline__ void gradient_of_tile(const TrainArguments& a, int tile, SharedTotal& shared) {
+// Sums over a tile: of the squares of its gradient, of the squares of its weights, of chi^2 of every so many stars, and
+// of parameters whose step led to no model.
+constexpr int TILE_SUMS = 4;
+
+// The gradient of a tile's parameters, their step, and the tile's sums, by the first two warps. Whether the gradient is
+// to be scaled down no tile knows: the step is that of a gradient that is not, and what was before it is kept for
+// end_batch. The other warps say which stars are to come and have them brought near: memory has nothing else to do
+// until that batch begins, and would take as long as a quarter of its work. Where there is no batch no step is gone,
+// but nobody waits to be told before it is time for one.
+__device__ __forceinline__ void step_of_tile(const TrainArguments& a, int64_t batch, int tile, SharedTotal& shared) {
     const int parameters = int(a.counts.size), warp = int(threadIdx.x) / LANES, lane = lane_in_warp();
     const int own = tile * TILE + lane, parameter = own < parameters ? own : parameters - 1;
     const int tiles = int(padded(parameters) / TILE);
-    const double now = a.parameters[parameter];
+    HeldParameter held(a.parameters, a.first, a.second, parameter);
     double chi2 = warp == 1 && own < a.size ? a.chi2[own] : 0;
     ParameterPlace::Kind kind{};
     MeanSlope slope{};
+    ModelMove move{};
+    const bool moves = a.model_rates && batch >= 0;
     const double total = total_of_chunks(a, tile, shared, [&] {
-        if (warp > 0) return;
+        if (warp > 1) return;
+        const double rate = moves ? a.model_rates[batch] : 0;
         kind = kind_of(a.model, parameter);
+        if (warp > 0) return;
         slope = MeanSlope(a.size, a.counts.n_weights);
+        if (moves) move = ModelMove(a.how, rate, a.count + batch + 1);
     });
-    double* const sums = a.tile_sums + tile * TILE_SUMS;
+    double* const sums = a.tile_sums + tile;
     if (warp == 0) {
-        const double gradient = kind == ParameterPlace::WEIGHT ? slope.of_weight(total, now)
+        const double gradient = kind == ParameterPlace::WEIGHT ? slope.of_weight(total, held.value)
                                 : kind == ParameterPlace::BIAS ? slope.of_bias(total)
-                                                               : slope.of_ln_curve(total, now);
-        if (own < parameters) a.gradient[own] = gradient;
+                                                               : slope.of_ln_curve(total, held.value);
+        bool usable = true;
+        if (own < parameters) {
+            a.gradient[own] = gradient;
+            if (moves) {
+                a.parameters_before[own] = held.value;
+                a.first_before[own] = held.first;
+                a.second_before[own] = held.second;
+                usable = held.move(a, move, gradient, own);
+                held.put(a, own);
+            }
+        }
         const double squares = sum_over_warp(own < parameters ? gradient * gradient : 0);
-        const double penalty = sum_over_warp(own < parameters && kind == ParameterPlace::WEIGHT ? now * now : 0);
+        const unsigned unusable = lanes_of_which(!usable);
         if (lane == 0) {
             sums[0] = squares;
-            sums[1] = penalty;
+            sums[3 * tiles] = unusable ? 1 : 0;
         }
     } else if (warp == 1) {
+        const bool is_weight = own < parameters && kind == ParameterPlace::WEIGHT;
+        const double penalty = sum_over_warp(is_weight ? held.value * held.value : 0);
         for (int64_t star = own + tiles * TILE; star < a.size; star += tiles * TILE) chi2 += a.chi2[star];
         chi2 = sum_over_warp(chi2);
-        if (lane == 0) sums[2] = chi2;
-    } else {
-        constexpr int idle = TOTAL_WARPS - 2;
-        const int64_t batch = a.state->at;
-        if (batch < 0) return;
-        if (tile == 0 && warp == 2 && lane == 0) {
-            a.state->step = batch + 1;                                // what follows asks for `at` alone,
-            if (a.model_rates) a.state->rate = a.model_rates[batch];  // and need not wait for that to know its rate
+        if (lane == 0) {
+            sums[tiles] = penalty;
+            sums[2 * tiles] = chi2;
         }
-        if (batch + 1 == a.steps) return;
+    } else if (batch >= 0 && batch + 1 < a.steps) {
+        constexpr int idle = TOTAL_WARPS - 2;
         XPKERN_ROLLED
         for (int64_t star = (warp - 2) * tiles + tile; star < a.size; star += idle * tiles) {
             const int64_t row = row_in_batch(a, batch + 1, star);
@@ -220,33 +263,37 @@ __device__ __forceinline__ void gradient_of_tile(const TrainArguments& a, int ti
     }
 }
 
-// Threads of a block of the step: most models have no more tiles.
-constexpr int STEP_THREADS = 256, STEP_WARPS = STEP_THREADS / LANES;
+// Warps that add up the sums of tiles: most models have no more tiles than these have lanes.
+constexpr int ADDING_WARPS = 8, ADDING_THREADS = ADDING_WARPS * LANES;
 
-// Norm of the gradient, and the terms of Eq. 12 of the batch at hand: in every thread.
+// Norm of the gradient, the terms of Eq. 12, and whether all steps lead to a model, of the batch at hand: in every
+// thread of a block.
 struct BatchTotal {
     double norm, chi2, penalty;
+    bool usable;
     __device__ __forceinline__ explicit BatchTotal(const TrainArguments& a) {
-        __shared__ double shared[STEP_WARPS][TILE_SUMS];
-        const int thread = int(threadIdx.x);
-        const int64_t tiles = padded(a.counts.size) / TILE;
+        __shared__ double of_warp[ADDING_WARPS][TILE_SUMS];
+        const int thread = int(threadIdx.x), tiles = int(padded(a.counts.size) / TILE);
         double sum[TILE_SUMS] = {};
-        XPKERN_ROLLED
-        for (int64_t tile = thread; tile < tiles; tile += STEP_THREADS)
-            for (int part = 0; part < TILE_SUMS; ++part) sum[part] += a.tile_sums[tile * TILE_SUMS + part];
-        for (int part = 0; part < TILE_SUMS; ++part) {
-            sum[part] = sum_over_warp(sum[part]);
-            if (lane_in_warp() == 0) shared[thread / LANES][part] = sum[part];
+        if (thread < ADDING_THREADS) {
+            XPKERN_ROLLED
+            for (int tile = thread; tile < tiles; tile += ADDING_THREADS)
+                for (int part = 0; part < TILE_SUMS; ++part) sum[part] += a.tile_sums[part * tiles + tile];
+            for (int part = 0; part < TILE_SUMS; ++part) {
+                sum[part] = sum_over_warp(sum[part]);
+                if (lane_in_warp() == 0) of_warp[thread / LANES][part] = sum[part];
+            }
         }
         __syncthreads();
         for (int part = 0; part < TILE_SUMS; ++part) {
             sum[part] = 0;
             XPKERN_UNROLL
-            for (int warp = 0; warp < STEP_WARPS; ++warp) sum[part] += shared[warp][part];
+            for (int warp = 0; warp < ADDING_WARPS; ++warp) sum[part] += of_warp[warp][part];
         }
         norm = sqrt(sum[0]);
         penalty = sum[1];
         chi2 = sum[2];
+        usable = sum[3] == 0;
     }
     // Whether Eq. 12 is a number, without its divisions.
     __device__ __forceinline__ bool is_finite() const { return abs(chi2 + penalty) < infinity<double>(); }
@@ -255,51 +302,54 @@ struct BatchTotal {
     }
 };
 
-// One step of the model, a parameter a thread. Threads cannot know whether that of another leads to no model: what was
-// before is kept, for train_restore. Whether there is a batch is asked when all that is loaded is on its way.
-__device__ __forceinline__ void step_of_model(const TrainArguments& a) {
-    struct Held {
-        double gradient, parameter, first, second;
-    };
-    const ParameterCounts& counts = a.counts;
-    const auto load = [&](int64_t i) {
-        return i < counts.size ? Held{a.gradient[i], a.parameters[i], a.first[i], a.second[i]} : Held{};
-    };
-    int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
-    const bool is_last = i + 1 == int64_t(gridDim.x) * blockDim.x;
-    Held now = load(i);
-    const double rate = a.state->rate;
-    const int64_t batch = a.state->at;
+// The step anew, from what was before it, by a block: false where it leads to no model.
+__device__ __forceinline__ bool step_again(const TrainArguments& a, const ModelMove& move) {
+    __shared__ int unusable;
+    if (threadIdx.x == 0) unusable = 0;
+    __syncthreads();
+    XPKERN_ROLLED
+    for (int64_t i = threadIdx.x; i < a.counts.size; i += TOTAL_THREADS) {
+        HeldParameter held(a.parameters_before, a.first_before, a.second_before, i);
+        if (!held.move(a, move, a.gradient[i], i)) unusable = 1;
+        held.put(a, i);
+    }
+    __syncthreads();
+    return unusable == 0;
+}
+
+// A step that led to no model is taken back.
+__device__ __forceinline__ void take_back(const TrainArguments& a) {
+    XPKERN_ROLLED
+    for (int64_t i = threadIdx.x; i < a.counts.size; i += TOTAL_THREADS)
+        HeldParameter(a.parameters_before, a.first_before, a.second_before, i).put(a, i);
+}
+
+// Whether the model's step is one, and what has to be done about it if not or if the gradient is to be scaled down.
+__device__ __forceinline__ TrainingEnd check_step(const TrainArguments& a, int64_t batch, const BatchTotal& total) {
+    const bool finite = total.is_finite();
+    bool is_step = finite && total.norm < infinity<double>() && total.usable;
+    if (finite && total.norm < infinity<double>() && total.norm > a.how.clip)
+        is_step = step_again(a, ModelMove(a.how, a.model_rates[batch], a.count + batch + 1, total.norm));
+    if (!is_step) take_back(a);
+    return is_step ? TRAINING_GOES_ON : finite ? MODEL_NOT_FINITE : LOSS_NOT_FINITE;
+}
+
+// What is left to do of a batch when all tiles have gone their step, by one block.
+__device__ __forceinline__ void end_batch(const TrainArguments& a, int64_t batch) {
     const BatchTotal total(a);
-    if (batch < 0) return;
-    const bool finite = total.is_finite(), movable = total.norm < infinity<double>();
-    if (i == 0 && !(finite && movable)) {
-        a.state->end = finite ? MODEL_NOT_FINITE : LOSS_NOT_FINITE;
-        a.state->step = batch;
+    const TrainingEnd end = a.model_rates ? check_step(a, batch, total) : TRAINING_GOES_ON;
+    if (threadIdx.x == 0) {
+        a.state->end = end;
+        a.state->step = batch + (end == TRAINING_GOES_ON);
     }
-    const ModelMove move(a.how, rate, a.count + batch + 1, total.norm);
-    for (; i < counts.size; now = load(i)) {
-        const bool is_curve = i >= counts.curve;
-        a.parameters_before[i] = now.parameter;
-        a.first_before[i] = now.first;
-        a.second_before[i] = now.second;
-        if (finite && movable) {
-            const double by = a.how.adam ? move.by<true>(now.gradient, now.first, now.second)
-                                         : move.by<false>(now.gradient, now.first, now.second);
-            const double moved = moved_parameter(now.parameter, by, is_curve);
-            a.parameters[i] = moved;
-            a.floats[i] = float(moved);
-            a.first[i] = now.first;
-            a.second[i] = now.second;
-            if (!is_usable(moved, is_curve)) {
-                a.state->end = MODEL_NOT_FINITE;
-                a.state->step = batch;
-            }
-        }
-        i += int64_t(gridDim.x) * blockDim.x;
-    }
-    // two divisions, by a thread that mostly has no parameter: others need not wait for them
-    if (is_last && finite && movable) a.model_loss[batch] = total.loss(a);
+    if (threadIdx.x + 1 == TOTAL_THREADS) a.model_loss[batch] = total.loss(a);  // others need not wait for divisions
+}
+
+// The gradient of the batch at hand, and where the model has a rate its step.
+__device__ __forceinline__ void step_of_model(const TrainArguments& a, SharedTotal& shared) {
+    const int64_t batch = a.state->at;
+    step_of_tile(a, batch, int(blockIdx.x), shared);
+    if (batch >= 0 && is_last_of_grid(a.state->arrived)) end_batch(a, batch);
 }
 
 template <class Shape>
@@ -338,33 +388,9 @@ extern "C" __global__ void train_products(const __grid_constant__ xpkern::TrainA
 
 // Blocks of TOTAL_THREADS threads, one for each tile.
 extern "C" __global__ void __launch_bounds__(kernels::TOTAL_THREADS)
-    train_gradient(const __grid_constant__ xpkern::TrainArguments a) {
+    train_model(const __grid_constant__ xpkern::TrainArguments a) {
     __shared__ kernels::SharedTotal shared;
-    kernels::gradient_of_tile(a, blockIdx.x, shared);
-}
-
-// One block of STEP_THREADS threads.
-extern "C" __global__ void __launch_bounds__(kernels::STEP_THREADS)
-    train_loss(const __grid_constant__ xpkern::TrainArguments a) {
-    const kernels::BatchTotal total(a);
-    if (threadIdx.x == 0) a.model_loss[a.state->at] = total.loss(a);
-}
-
-// Blocks of STEP_THREADS threads.
-extern "C" __global__ void __launch_bounds__(kernels::STEP_THREADS)
-    train_step(const __grid_constant__ xpkern::TrainArguments a) {
-    kernels::step_of_model(a);
-}
-
-// After the last batch: a step that led to no model is taken back.
-extern "C" __global__ void train_restore(const __grid_constant__ xpkern::TrainArguments a) {
-    if (a.state->end == xpkern::TRAINING_GOES_ON) return;
-    kernels::over_items(a.counts.size, [&](int64_t i) {
-        a.parameters[i] = a.parameters_before[i];
-        a.floats[i] = float(a.parameters[i]);
-        a.first[i] = a.first_before[i];
-        a.second[i] = a.second_before[i];
-    });
+    kernels::step_of_model(a, shared);
 }
 
 // What begins with a batch that leaves the model as it is.

@@ -386,11 +386,9 @@ void test_train(const Problem& on, bool inverted) {
 #if defined(XPKERN_GENERAL)
         shim::launch(train_products, on.blocks(p * chunks), BLOCK, a, false);
 #endif
-        shim::launch(train_gradient, padded / kernels::TILE, kernels::TOTAL_THREADS, a, true);
-        shim::launch(train_step, on.blocks(p), kernels::STEP_THREADS, a, true);
+        shim::launch(train_model, padded / kernels::TILE, kernels::TOTAL_THREADS, a, true);
         launch_over_stars(XPKERN_FORM(train_star_steps), on.blocks(on.n), a);
     }
-    shim::launch(train_restore, on.blocks(p), BLOCK, a, false);
     shim::launch(train_advance, 1, 1, a, false);  // finds nothing either
     CHECK(state.step == 2 && state.at == -1 && state.end == xpkern::TRAINING_GOES_ON);
     CHECK(on.n == 0 || parameters != before);

@@ -9,7 +9,7 @@
 static bool has_barriers(const char* name) {
     for (const char* one : {"calibrate", "freeze_noise", "predict", "descend", "evaluate", "start", "fit_begin",
                             "fit_start", "fit_search", "fit_finish", "roof_tiles", "invert_whiteners", "train_stars",
-                            "train_gradient", "train_loss", "train_step", "train_star_steps"})
+                            "train_model", "train_star_steps"})
         if (std::strcmp(name, one) == 0) return true;
     return false;
 }

@@ -370,7 +370,7 @@ class DescendArguments(ctypes.Structure):
 class TrainingState(ctypes.Structure):
     """Where a run of training stands."""
 
-    _fields_ = (("step", c_int64), ("at", c_int64), ("end", c_int64), ("rate", c_double))
+    _fields_ = (("step", c_int64), ("at", c_int64), ("end", c_int64), ("arrived", c_int64))
 
 
 class ParameterCounts(ctypes.Structure):

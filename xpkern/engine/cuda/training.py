@@ -34,8 +34,8 @@ from xpkern.model.flux_model import FluxModel
 #: chunk may have beyond that: many blocks have work, but few sums go through memory. No sum depends on the GPU.
 _CHUNKS, _MOST_STARS_OF_CHUNK = 512, 64
 
-#: Parameters of a block of the total, its threads, and those of a block of the step, as in csrc/cuda/train.cuh.
-_TILE, _TOTAL_THREADS, _STEP_THREADS = 32, 512, 256
+#: Parameters of a block of the model's step, its threads, and its sums, as in csrc/cuda/train.cuh.
+_TILE, _TOTAL_THREADS, _TILE_SUMS = 32, 512, 4
 
 #: Batches of a graph: its launch from Python must take less than its batches. Beyond the last batch kernels do nothing.
 _REPLAYED = 8
@@ -49,12 +49,26 @@ _LOSS_NOT_FINITE, _MODEL_NOT_FINITE = 1, 2
 
 @dataclass(frozen=True)
 class Course:
-    """What an epoch is told, but for its stars and batches."""
+    """What an epoch is told, but for its stars and batches.
+
+    Attributes
+    ----------
+    terms : LossTerms
+    box : Box
+    model_steps : Steps, optional
+        Without rates where its gradient is all that is asked for.
+    star_steps : Steps, optional
+    """
 
     terms: LossTerms
     box: Box
     model_steps: Steps | None
     star_steps: Steps | None
+
+    @property
+    def moves_model(self) -> bool:
+        """Whether the model goes steps."""
+        return self.model_steps is not None and len(self.model_steps.rates) > 0
 
 
 class Trainer:
@@ -85,7 +99,7 @@ class Trainer:
         for name in _OF_PARAMETERS:
             self._allocate(name, 8 * self._size)
         self._tiles = -(-self._size // _TILE)
-        self._allocate("tile_sums", 8 * 3 * self._tiles)
+        self._allocate("tile_sums", 8 * _TILE_SUMS * self._tiles)
         self._allocate("floats", 4 * self._size)
         self._allocate("state", ctypes.sizeof(TrainingState))
         self._put("parameters", numbers)
@@ -124,13 +138,13 @@ class Trainer:
     def gradient(self, stars: StarData, params: Any) -> tuple[float, ModelArrays]:
         """Eq. 12 averaged over all stars, and its gradient."""
         batch = np.arange(len(stars), dtype=np.int64)[None]
-        course = Course(LossTerms(prior=False), _no_box(params.shape[1]), Steps("sgd", np.zeros(1)), None)
+        course = Course(LossTerms(prior=False), _no_box(params.shape[1]), Steps("sgd", np.empty(0)), None)
         some: Any = stars
         if not on_device(stars.flux):
             some = self._bring(stars, params, np.empty(len(stars)), batch)
             params, batch = some.params, some.batches
         loss = np.full(1, np.nan)
-        self._run(some, params, None, batch, course, slice(0, 1), loss, gradient_alone=True)
+        self._run(some, params, None, batch, course, slice(0, 1), loss)
         return float(loss[0]), ModelArrays.unflatten(self._get("gradient", np.empty(self._size)), self._model)
 
     def _bring(self, stars: StarData | GroupedStars, params: Float64, star_loss: Float64, batches: Int64) -> Residents:
@@ -153,7 +167,6 @@ class Trainer:
         course: Course,
         steps: slice,
         model_loss: Float64,
-        gradient_alone: bool = False,
     ) -> _End | None:
         """Some batches, one after the other; how they ended, if not as they should."""
         count, size = batches.shape
@@ -173,7 +186,7 @@ class Trainer:
         memory = max(self._launcher.memory(size, self._needed.train), 1)
         self._allocate("memory", memory)
         for name, way in (("model_rates", course.model_steps), ("star_rates", course.star_steps)):
-            if way is not None:
+            if way is not None and len(way.rates):
                 self._allocate(name, 8 * count)
                 self._put(name, np.ascontiguousarray(way.rates[steps], np.float64))
         self._put("state", parameter(TrainingState(0, -1)))
@@ -181,7 +194,7 @@ class Trainer:
 
         def queue(batches: int, stream: Any) -> None:
             for _ in range(batches):
-                self._queue(arguments, course, stream, gradient_alone)
+                self._queue(arguments, course, stream)
 
         if count <= _REPLAYED:
             queue(count, self._stream)
@@ -190,22 +203,19 @@ class Trainer:
             some = self._device.record(lambda stream: queue(_REPLAYED, stream))
             for _ in range(1, count, _REPLAYED):
                 some(self._stream)
-        moves_model = course.model_steps is not None and not gradient_alone
-        if moves_model:
-            self._launcher.launch("train_restore", self._size, arguments, self._stream)
         found = self._get("state", np.empty(ctypes.sizeof(TrainingState), np.uint8))
         state = TrainingState.from_buffer_copy(found.tobytes())
         reached = int(state.step)
         if course.model_steps is not None:
             self._get("model_loss", model_loss[steps][:reached] if reached else np.empty(0))
-        if moves_model:
+        if course.moves_model:
             self._count += reached
         if state.end == 0:
             return None
         chi2 = self._get("chi2", np.empty(size))
         return _End(int(state.end), steps.start + reached, chi2)
 
-    def _queue(self, arguments: TrainArguments, course: Course, stream: Any, gradient_alone: bool) -> None:
+    def _queue(self, arguments: TrainArguments, course: Course, stream: Any) -> None:
         """Kernels of one batch; the state on the GPU says which."""
         launcher = self._launcher
         if course.model_steps is None:
@@ -214,12 +224,7 @@ class Trainer:
             self._queue_stars("train_stars", arguments, stream)
             if self._needed.train:
                 launcher.launch("train_products", self._size * int(arguments.chunks), arguments, stream)
-            launcher.launch_blocks("train_gradient", self._tiles, _TOTAL_THREADS, arguments, stream)
-            if gradient_alone:
-                launcher.launch_blocks("train_loss", 1, _STEP_THREADS, arguments, stream)
-            else:
-                blocks = -(-self._size // _STEP_THREADS)
-                launcher.launch_blocks("train_step", blocks, _STEP_THREADS, arguments, stream)
+            launcher.launch_blocks("train_model", self._tiles, _TOTAL_THREADS, arguments, stream)
         if course.star_steps is not None:
             self._queue_stars("train_star_steps", arguments, stream)
 
@@ -249,7 +254,7 @@ class Trainer:
             size=size,
             chunk_stars=chunk,
             chunks=-(-size // chunk),
-            model_rates=None if course.model_steps is None else self._at("model_rates"),
+            model_rates=self._at("model_rates") if course.moves_model else None,
             how=ModelStepView(how.method == "adam", how.momentum, how.clip),
             count=self._count,
             star_rates=None if course.star_steps is None else self._at("star_rates"),
