@@ -44,6 +44,20 @@ _EVALUATION = Route(
     load=NEAR,
 )
 
+_EVERY_STEP = (
+    *("if (!how.adam) return;", "if (warp == 0) { const double gradient", "a.how.adam ? held.move<true>"),
+    *("return is_curve ?", "if (first >= chunks) break;", "if (!is_step) take_back"),
+)
+_STEP = Route(
+    "train_model",
+    part="train",
+    kernel="train_model",
+    warps=4,
+    ends="if (threadIdx.x + 1 == TOTAL_THREADS)",
+    jumps=(*_EVERY_STEP, "if (finite && total.norm"),
+    passes={"for (int layer = 0;": 4, "for (int tile = thread;": 1},
+)
+
 #: Warps of a scheduler are as many as registers and shared memory allow, or as the batch has.
 ROUTES = (
     Route(
@@ -81,6 +95,12 @@ ROUTES = (
         jumps=("if (layer > 0)",),
         passes={"for (int layer = 0; layer < FitShape::last": 3},
     ),
+    replace(
+        _STEP,
+        name="train_model, its gradient scaled down",
+        jumps=(*_EVERY_STEP, "if (!how.adam) return;", "is_step = a.how.adam ?"),
+        passes={**_STEP.passes, "for (int first = begin": 1},
+    ),
     Route(
         "train_stars",
         part="train",
@@ -89,20 +109,7 @@ ROUTES = (
         jumps=("if (star == begin)",),
         passes={"for (int64_t star = begin;": 1, "for (int64_t chunk = blockIdx.x": 1},
     ),
-    Route(
-        "train_model",
-        part="train",
-        kernel="train_model",
-        warps=4,
-        ends="if (threadIdx.x + 1 == TOTAL_THREADS)",
-        jumps=(
-            *("if (!how.adam) return;", "if (warp == 0) { const double gradient", "const double way = a.how.adam"),
-            "return is_curve ?",
-            "if (first >= chunks) break;",
-            *("if (finite && total.norm", "if (!is_step) take_back"),
-        ),
-        passes={"for (int layer = 0;": 4, "for (int tile = thread;": 1},
-    ),
+    _STEP,
 )
 
 
@@ -122,9 +129,10 @@ def main(arguments: list[str]) -> int:
     except (ImportError, ValueError) as error:
         print(f"bench waits: {error}", file=sys.stderr)
         return 1
-    start, gather, rough, exact, eight, *kernels = (each.cycles for each in played)
+    start, gather, rough, exact, eight, scaled, *kernels = (each.cycles for each in played)
     search = gather + _ROUGH * rough + _EXACT * exact + _AROUND
     step = sum(kernel * route.warps for kernel, route in zip(kernels, ROUTES[-len(kernels) :], strict=True)) / _CLOCK
+    more = 1e6 * (scaled - kernels[-1]) * _STEP.warps / _CLOCK
     now = Prediction(_stars_a_second(start), _stars_a_second(start + search), 1e6 * step)
     record = json.loads(_RESULTS.read_text())["played and measured"]
     then, measured = (Prediction(**record[which]) for which in ("played", "measured"))
@@ -142,7 +150,8 @@ def main(arguments: list[str]) -> int:
         ),
         f"  predict: {8e-6 * _stars_a_second(eight):,.0f} M stars/s as played",
         f"  step of 512 stars, model: {now.step:.1f} us as played,"
-        f" {now.step + len(kernels) * between:.1f} us {gpu_took} to each of its kernels",
+        f" {now.step + len(kernels) * between:.1f} us {gpu_took} to each of its kernels;"
+        f" {more:.1f} more where gradients are scaled down",
         f"MEASURED of {record['commit']} on {record['gpu']}: {measured}; as played then: {then}",
         sep="\n",
     )

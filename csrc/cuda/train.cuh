@@ -174,22 +174,34 @@ __device__ __forceinline__ double total_of_chunks(const TrainArguments& a, int t
     return total;  // of the first warp
 }
 
-// A parameter and what the optimiser remembers of it.
+// A parameter and what the optimiser remembers of it: a gradient's square is Adam's alone.
 struct HeldParameter {
     double value, first, second;
-    XPKERN_INLINE HeldParameter(const double* values, const double* firsts, const double* seconds, int64_t i)
-        : value(values[i]), first(firsts[i]), second(seconds[i]) {}
+    HeldParameter() = default;
+    __device__ __forceinline__ HeldParameter(const TrainArguments& a, int64_t i)
+        : value(a.parameters[i]), first(a.first[i]), second(a.how.adam ? a.second[i] : 0) {}
+    __device__ __forceinline__ static HeldParameter before(const TrainArguments& a, int64_t i) {
+        HeldParameter held;
+        held.value = a.parameters_before[i];
+        held.first = a.first_before[i];
+        held.second = a.how.adam ? a.second_before[i] : 0;
+        return held;
+    }
+    __device__ __forceinline__ void keep_before(const TrainArguments& a, int64_t i) const {
+        a.parameters_before[i] = value;
+        a.first_before[i] = first;
+        if (a.how.adam) a.second_before[i] = second;
+    }
     __device__ __forceinline__ void put(const TrainArguments& a, int64_t i) const {
         a.parameters[i] = value;
         a.floats[i] = float(value);
         a.first[i] = first;
-        a.second[i] = second;
+        if (a.how.adam) a.second[i] = second;
     }
     // Goes its step; false where that leads to no model.
-    __device__ __forceinline__ bool move(const TrainArguments& a, const ModelMove& by, double gradient, int64_t i) {
-        const bool is_curve = i >= a.counts.curve;
-        const double way = a.how.adam ? by.by<true>(gradient, first, second) : by.by<false>(gradient, first, second);
-        value = moved_parameter(value, way, is_curve);
+    template <bool ADAM>
+    __device__ __forceinline__ bool move(const ModelMove& by, double gradient, bool is_curve) {
+        value = moved_parameter(value, by.by<ADAM>(gradient, first, second), is_curve);
         return is_usable(value, is_curve);
     }
 };
@@ -207,7 +219,7 @@ __device__ __forceinline__ void step_of_tile(const TrainArguments& a, int64_t ba
     const int parameters = int(a.counts.size), warp = int(threadIdx.x) / LANES, lane = lane_in_warp();
     const int own = tile * TILE + lane, parameter = own < parameters ? own : parameters - 1;
     const int tiles = int(padded(parameters) / TILE);
-    HeldParameter held(a.parameters, a.first, a.second, parameter);
+    HeldParameter held(a, parameter);
     double chi2 = warp == 1 && own < a.size ? a.chi2[own] : 0;
     ParameterPlace::Kind kind{};
     MeanSlope slope{};
@@ -230,10 +242,10 @@ __device__ __forceinline__ void step_of_tile(const TrainArguments& a, int64_t ba
         if (own < parameters) {
             a.gradient[own] = gradient;
             if (moves) {
-                a.parameters_before[own] = held.value;
-                a.first_before[own] = held.first;
-                a.second_before[own] = held.second;
-                usable = held.move(a, move, gradient, own);
+                held.keep_before(a, own);
+                const bool is_curve = kind == ParameterPlace::CURVE;
+                usable =
+                    a.how.adam ? held.move<true>(move, gradient, is_curve) : held.move<false>(move, gradient, is_curve);
                 held.put(a, own);
             }
         }
@@ -302,17 +314,45 @@ struct BatchTotal {
     }
 };
 
-// The step anew, from what was before it, by a block: false where it leads to no model.
+// The step anew, from what was before it, of a thread's share of parameters: false where one leads to no model. So many
+// at once are on their way before one is waited for.
+template <bool ADAM, int AT_ONCE>
+__device__ __forceinline__ bool step_again(const TrainArguments& a, const ModelMove& move, int begin, int end,
+                                           bool is_curve) {
+    bool usable = true;
+    XPKERN_ROLLED
+    for (int first = begin + int(threadIdx.x); first < end; first += AT_ONCE * TOTAL_THREADS) {
+        HeldParameter held[AT_ONCE];
+        double gradient[AT_ONCE];
+        const auto place = [&](int some) {
+            return first + some * TOTAL_THREADS < end ? first + some * TOTAL_THREADS : first;
+        };
+        XPKERN_UNROLL
+        for (int some = 0; some < AT_ONCE; ++some) {
+            held[some] = HeldParameter::before(a, place(some));
+            gradient[some] = a.gradient[place(some)];
+        }
+        XPKERN_UNROLL
+        for (int some = 0; some < AT_ONCE; ++some) {
+            HeldParameter& one = held[some];
+            usable = one.move<ADAM>(move, gradient[some], is_curve) & usable;
+            one.put(a, place(some));
+        }
+    }
+    return usable;
+}
+
+// That of all parameters, by a block.
+template <bool ADAM>
 __device__ __forceinline__ bool step_again(const TrainArguments& a, const ModelMove& move) {
+    // gradients that are scaled down are those of descent: a network's usual parameters all at once
+    constexpr int at_once = ADAM ? 1 : 9;
+    const int curve = int(a.counts.curve), parameters = int(a.counts.size);
     __shared__ int unusable;
     if (threadIdx.x == 0) unusable = 0;
     __syncthreads();
-    XPKERN_ROLLED
-    for (int64_t i = threadIdx.x; i < a.counts.size; i += TOTAL_THREADS) {
-        HeldParameter held(a.parameters_before, a.first_before, a.second_before, i);
-        if (!held.move(a, move, a.gradient[i], i)) unusable = 1;
-        held.put(a, i);
-    }
+    const bool usable = step_again<ADAM, at_once>(a, move, 0, curve, false);
+    if (!(step_again<ADAM, 1>(a, move, curve, parameters, true) & usable)) unusable = 1;
     __syncthreads();
     return unusable == 0;
 }
@@ -320,24 +360,27 @@ __device__ __forceinline__ bool step_again(const TrainArguments& a, const ModelM
 // A step that led to no model is taken back.
 __device__ __forceinline__ void take_back(const TrainArguments& a) {
     XPKERN_ROLLED
-    for (int64_t i = threadIdx.x; i < a.counts.size; i += TOTAL_THREADS)
-        HeldParameter(a.parameters_before, a.first_before, a.second_before, i).put(a, i);
+    for (int64_t i = threadIdx.x; i < a.counts.size; i += TOTAL_THREADS) HeldParameter::before(a, i).put(a, i);
 }
 
 // Whether the model's step is one, and what has to be done about it if not or if the gradient is to be scaled down.
-__device__ __forceinline__ TrainingEnd check_step(const TrainArguments& a, int64_t batch, const BatchTotal& total) {
+__device__ __forceinline__ TrainingEnd check_step(const TrainArguments& a, int64_t batch, double rate,
+                                                  const BatchTotal& total) {
     const bool finite = total.is_finite();
     bool is_step = finite && total.norm < infinity<double>() && total.usable;
-    if (finite && total.norm < infinity<double>() && total.norm > a.how.clip)
-        is_step = step_again(a, ModelMove(a.how, a.model_rates[batch], a.count + batch + 1, total.norm));
+    if (finite && total.norm < infinity<double>() && total.norm > a.how.clip) {
+        const ModelMove move(a.how, rate, a.count + batch + 1, total.norm);
+        is_step = a.how.adam ? step_again<true>(a, move) : step_again<false>(a, move);
+    }
     if (!is_step) take_back(a);
     return is_step ? TRAINING_GOES_ON : finite ? MODEL_NOT_FINITE : LOSS_NOT_FINITE;
 }
 
 // What is left to do of a batch when all tiles have gone their step, by one block.
 __device__ __forceinline__ void end_batch(const TrainArguments& a, int64_t batch) {
+    const double rate = a.model_rates ? a.model_rates[batch] : 0;
     const BatchTotal total(a);
-    const TrainingEnd end = a.model_rates ? check_step(a, batch, total) : TRAINING_GOES_ON;
+    const TrainingEnd end = a.model_rates ? check_step(a, batch, rate, total) : TRAINING_GOES_ON;
     if (threadIdx.x == 0) {
         a.state->end = end;
         a.state->step = batch + (end == TRAINING_GOES_ON);
