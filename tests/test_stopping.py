@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import pytest
 
-from xpkern.cli.stopping import Interrupted, stopped_by_signals
+from xpkern.stopping import Interrupted, stopped_by_signals
 
 
 class Thing:

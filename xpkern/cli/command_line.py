@@ -32,8 +32,8 @@ from xpkern.cli import (
     star,
     train,
 )
-from xpkern.cli.stopping import Interrupted, stopped_by_signals
 from xpkern.errors import XpkernError
+from xpkern.stopping import Interrupted, stopped_by_signals
 from xpkern.version import __version__
 
 DESCRIPTION = "Stellar parameters from Gaia XP spectra by a learned forward model of the spectrum."

@@ -16,6 +16,7 @@ from xpkern.errors import InputError, XpkernError
 from xpkern.processes import server_of_processes
 from xpkern.shards.ledger import State, state_of
 from xpkern.shards.work import Unit, claimed, make_shard
+from xpkern.stopping import stopped_by_signals
 
 
 @dataclass(frozen=True)
@@ -157,31 +158,15 @@ def _work(connection: Connection, settings_digest: str, environment: dict[str, s
     os.environ.clear()
     os.environ.update(environment)  # that of now, not of when the server was started
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the one who deals the units out decides
-    signal.signal(signal.SIGTERM, _stop)
-
-    def progress(stars: int) -> None:
-        if _stopped:  # Python forgets what a handler raises while it is in a callback of its own
-            raise KeyboardInterrupt
-        connection.send(stars)
-
     try:
-        while True:
-            unit = connection.recv()
-            connection.send(attempt(unit, settings_digest, progress))
+        with stopped_by_signals():
+            while True:
+                unit = connection.recv()
+                connection.send(attempt(unit, settings_digest, connection.send))
     except (EOFError, ConnectionError, KeyboardInterrupt):
         return
     finally:
         connection.close()
-
-
-#: Whether this process was asked to stop.
-_stopped = False
-
-
-def _stop(number: int, frame: object) -> None:
-    global _stopped
-    _stopped = True
-    raise KeyboardInterrupt
 
 
 def process_number() -> str:

@@ -1,4 +1,4 @@
-"""What Ctrl-C and SIGTERM do to a command: their handler raises, and again where that was lost.
+"""What Ctrl-C and SIGTERM do to a command and its workers: their handler raises, and again where that was lost.
 
 What a handler raises while Python is in a callback of its own (of a weak reference, a destructor, a C library) is
 printed and forgotten. A command that then waits for a pipe would wait for ever.
