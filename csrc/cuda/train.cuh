@@ -348,11 +348,11 @@ __device__ __forceinline__ bool step_again(const TrainArguments& a, const ModelM
     // gradients that are scaled down are those of descent: a network's usual parameters all at once
     constexpr int at_once = ADAM ? 1 : 9;
     const int curve = int(a.counts.curve), parameters = int(a.counts.size);
-    __shared__ int unusable;
+    __shared__ unsigned long long unusable;
     if (threadIdx.x == 0) unusable = 0;
     __syncthreads();
     const bool usable = step_again<ADAM, at_once>(a, move, 0, curve, false);
-    if (!(step_again<ADAM, 1>(a, move, curve, parameters, true) & usable)) unusable = 1;
+    if (!(step_again<ADAM, 1>(a, move, curve, parameters, true) & usable)) atomicAdd(&unusable, 1ull);
     __syncthreads();
     return unusable == 0;
 }
