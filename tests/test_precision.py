@@ -39,10 +39,6 @@ def fit(engine, model, prior, stars, start):
     return engine.fit(model, prior, stars, start, LossTerms(), default_box(prior), FitOptions())
 
 
-def to_x(params):
-    return np.column_stack([params[:, :-2], np.log(params[:, -2:])])
-
-
 @pytest.fixture(params=cpu.instruction_sets())
 def compiled(request):
     return cpu.CpuEngine(request.param)
@@ -108,15 +104,16 @@ def test_pulls_of_stars_that_the_data_determine(rng):
 
 @pytest.mark.parametrize("parallax", [True, False])
 def test_faint_stars_end_where_float64_ends(compiled, rng, parallax):
-    """Where pulls cannot be normal, the optimum is that of the reference engine from the same start."""
+    """Where pulls cannot be normal, each ends in an optimum of float64, most in the reference engine's."""
     model, prior = load_model()
     stars = random_stars(rng, model, random_params(rng, prior, 60), snr=6.0, parallax=parallax)
     start = compiled.start(start_grid(model, prior), stars, FitOptions())[:, 0]
     found, expected = (fit(engine, model, prior, stars, start) for engine in (compiled, REFERENCE))
     inside = (found.status | expected.status) == 0
-    same = np.abs(found.loss - expected.loss) < 0.01
-    offset = (to_x(found.params) - to_x(expected.params))[inside & same]
-    distance = np.sqrt(np.einsum("na,nab,nb->n", offset, 0.5 * expected.hessian[inside & same], offset))
     assert inside.mean() > 0.8
-    assert same[inside].mean() > 0.9  # two paths from one start may part at a watershed
-    assert distance.max() < 0.02
+    # two paths from one start may part at a watershed, and two minima may be as low
+    assert (np.abs(found.loss - expected.loss) < 0.01)[inside].mean() > 0.9
+    exact = REFERENCE.evaluate(model, prior, stars, found.params, LossTerms())
+    gradient, hessian = exact.gradient[inside], exact.hessian[inside]
+    step = np.linalg.solve(hessian, gradient[:, :, None])[:, :, 0]
+    assert np.sqrt(0.5 * np.einsum("na,na->n", gradient, step)).max() < 0.01
