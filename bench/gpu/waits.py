@@ -53,7 +53,6 @@ _STEP = Route(
     part="train",
     kernel="train_model",
     warps=4,
-    ends="if (threadIdx.x + 1 == TOTAL_THREADS)",
     jumps=(*_EVERY_STEP, "if (finite && total.norm"),
     passes={"for (int layer = 0;": 4, "for (int tile = thread;": 1},
 )
@@ -98,7 +97,7 @@ ROUTES = (
     replace(
         _STEP,
         name="train_model, its gradient scaled down",
-        jumps=(*_EVERY_STEP, "if (!how.adam) return;", "is_step = a.how.adam ?"),
+        jumps=(*_EVERY_STEP, "if (!how.adam) return;", "is_step = a.how.adam ?", "atomicAdd(&unusable"),
         passes={**_STEP.passes, "for (int first = begin": 1},
     ),
     Route(

@@ -177,15 +177,11 @@ __device__ __forceinline__ double total_of_chunks(const TrainArguments& a, int t
 // A parameter and what the optimiser remembers of it: a gradient's square is Adam's alone.
 struct HeldParameter {
     double value, first, second;
-    HeldParameter() = default;
-    __device__ __forceinline__ HeldParameter(const TrainArguments& a, int64_t i)
-        : value(a.parameters[i]), first(a.first[i]), second(a.how.adam ? a.second[i] : 0) {}
+    __device__ __forceinline__ static HeldParameter now(const TrainArguments& a, int64_t i) {
+        return {a.parameters[i], a.first[i], a.how.adam ? a.second[i] : 0};
+    }
     __device__ __forceinline__ static HeldParameter before(const TrainArguments& a, int64_t i) {
-        HeldParameter held;
-        held.value = a.parameters_before[i];
-        held.first = a.first_before[i];
-        held.second = a.how.adam ? a.second_before[i] : 0;
-        return held;
+        return {a.parameters_before[i], a.first_before[i], a.how.adam ? a.second_before[i] : 0};
     }
     __device__ __forceinline__ void keep_before(const TrainArguments& a, int64_t i) const {
         a.parameters_before[i] = value;
@@ -207,7 +203,7 @@ struct HeldParameter {
 };
 
 // Sums over a tile: of the squares of its gradient, of the squares of its weights, of chi^2 of every so many stars, and
-// of parameters whose step led to no model.
+// 1 where a parameter's step led to no model.
 constexpr int TILE_SUMS = 4;
 
 // The gradient of a tile's parameters, their step, and the tile's sums, by the first two warps. Whether the gradient is
@@ -219,7 +215,7 @@ __device__ __forceinline__ void step_of_tile(const TrainArguments& a, int64_t ba
     const int parameters = int(a.counts.size), warp = int(threadIdx.x) / LANES, lane = lane_in_warp();
     const int own = tile * TILE + lane, parameter = own < parameters ? own : parameters - 1;
     const int tiles = int(padded(parameters) / TILE);
-    HeldParameter held(a, parameter);
+    HeldParameter held = HeldParameter::now(a, parameter);
     double chi2 = warp == 1 && own < a.size ? a.chi2[own] : 0;
     ParameterPlace::Kind kind{};
     MeanSlope slope{};
@@ -278,12 +274,13 @@ __device__ __forceinline__ void step_of_tile(const TrainArguments& a, int64_t ba
 // Warps that add up the sums of tiles: most models have no more tiles than these have lanes.
 constexpr int ADDING_WARPS = 8, ADDING_THREADS = ADDING_WARPS * LANES;
 
-// Norm of the gradient, the terms of Eq. 12, and whether all steps lead to a model, of the batch at hand: in every
-// thread of a block.
+// Norm of the gradient, Eq. 12, and whether all steps lead to a model, of the batch at hand: in every thread.
 struct BatchTotal {
-    double norm, chi2, penalty;
+    double norm, loss;
     bool usable;
     __device__ __forceinline__ explicit BatchTotal(const TrainArguments& a) {
+        // found while sums are on their way: at the end all would wait for them
+        const double of_star = 1.0 / double(a.size < 1 ? 1 : a.size), of_weight = 1.0 / double(a.counts.n_weights);
         __shared__ double of_warp[ADDING_WARPS][TILE_SUMS];
         const int thread = int(threadIdx.x), tiles = int(padded(a.counts.size) / TILE);
         double sum[TILE_SUMS] = {};
@@ -303,14 +300,8 @@ struct BatchTotal {
             for (int warp = 0; warp < ADDING_WARPS; ++warp) sum[part] += of_warp[warp][part];
         }
         norm = sqrt(sum[0]);
-        penalty = sum[1];
-        chi2 = sum[2];
+        loss = sum[2] * of_star + sum[1] * of_weight;
         usable = sum[3] == 0;
-    }
-    // Whether Eq. 12 is a number, without its divisions.
-    __device__ __forceinline__ bool is_finite() const { return abs(chi2 + penalty) < infinity<double>(); }
-    __device__ __forceinline__ double loss(const TrainArguments& a) const {
-        return chi2 / double(a.size < 1 ? 1 : a.size) + penalty / double(a.counts.n_weights);
     }
 };
 
@@ -366,7 +357,7 @@ __device__ __forceinline__ void take_back(const TrainArguments& a) {
 // Whether the model's step is one, and what has to be done about it if not or if the gradient is to be scaled down.
 __device__ __forceinline__ TrainingEnd check_step(const TrainArguments& a, int64_t batch, double rate,
                                                   const BatchTotal& total) {
-    const bool finite = total.is_finite();
+    const bool finite = abs(total.loss) < infinity<double>();
     bool is_step = finite && total.norm < infinity<double>() && total.usable;
     if (finite && total.norm < infinity<double>() && total.norm > a.how.clip) {
         const ModelMove move(a.how, rate, a.count + batch + 1, total.norm);
@@ -384,8 +375,8 @@ __device__ __forceinline__ void end_batch(const TrainArguments& a, int64_t batch
     if (threadIdx.x == 0) {
         a.state->end = end;
         a.state->step = batch + (end == TRAINING_GOES_ON);
+        a.model_loss[batch] = total.loss;
     }
-    if (threadIdx.x + 1 == TOTAL_THREADS) a.model_loss[batch] = total.loss(a);  // others need not wait for divisions
 }
 
 // The gradient of the batch at hand, and where the model has a rate its step.
